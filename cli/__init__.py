@@ -1,0 +1,1 @@
+"""The command line: parse, call p2pnode, print."""

@@ -1,0 +1,235 @@
+"""Every setting and limit of a node, in one page: named, bounded, validated once.
+
+Values come, in rising order of precedence, from the defaults below, a TOML file, environment
+variables (`P2PNODE_<SECTION>_<FIELD>`) and command-line flags. A section below is a table of the
+file. Sizes are bytes and durations seconds, unless a name says otherwise.
+"""
+
+import dataclasses
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from p2pnode.errors import ConfigError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """Who this node is, where it listens, and what it joins."""
+
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
+    announce: tuple[str, ...] = ()  # told to others instead of the listen addresses
+    bootstrap: tuple[str, ...] = ()
+    run: str = ""
+    invite: str = ""
+    experts: tuple[str, ...] = ()
+    shutdown_grace: float = 10.0  # how long SIGTERM lets running calls finish
+    bootstrap_timeout: float = 15.0
+    control_request_limit: int = 64 * KIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """Limits of connections and streams."""
+
+    dial_timeout: float = 10.0
+    dial_attempts_at_once: int = 4  # addresses of one peer tried in parallel
+    handshake_timeout: float = 10.0
+    negotiation_timeout: float = 10.0
+    max_handshakes: int = 64  # inbound handshakes under way, node-wide
+    max_connections: int = 1024
+    max_connections_per_peer: int = 8
+    max_streams_per_connection: int = 1024
+    max_inbound_streams_per_peer: int = 1024
+    max_inbound_streams_per_protocol_per_peer: int = 512
+    yamux_initial_window: int = 256 * KIB  # the specification's fixed starting point
+    yamux_max_window: int = 16 * MIB
+    yamux_max_frame: int = 64 * KIB  # what every implementation takes
+    yamux_accept_backlog: int = 256  # unanswered inbound streams, as go-libp2p enforces
+    keepalive_interval: float = 30.0
+    keepalive_timeout: float = 10.0
+    idle_timeout: float = 300.0  # an unused connection without protection is closed after this
+    identify_timeout: float = 10.0
+    max_peerstore_peers: int = 10_000
+    max_addresses_per_peer: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DhtSettings:
+    """Limits and intervals of the Kademlia DHT."""
+
+    protocol: str = "/p2pnode/kad/1.0.0"
+    server: bool = True
+    bucket_size: int = 20  # k of the specification
+    parallelism: int = 10  # alpha
+    query_timeout: float = 5.0  # one request to one peer
+    lookup_timeout: float = 30.0
+    refresh_interval: float = 600.0
+    record_ttl: float = 48 * 3600.0
+    provider_ttl: float = 48 * 3600.0
+    max_records: int = 65_536
+    max_record_bytes: int = 64 * KIB
+    max_providers_per_key: int = 256
+    max_message_bytes: int = 1 * MIB
+    max_streams_per_peer: int = 32
+    ban_time: float = 5.0  # of a silent peer, doubled at each further silence
+    max_ban_time: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcSettings:
+    """Limits of tensor calls."""
+
+    max_header_bytes: int = 64 * KIB
+    max_call_bytes: int = 256 * MIB  # tensors of one request
+    max_bytes_in_flight: int = 1024 * MIB  # node-wide, requests and replies
+    max_bytes_in_flight_per_peer: int = 512 * MIB
+    max_calls_per_peer: int = 256
+    max_deadline: float = 600.0
+    default_timeout: float = 30.0
+    token_cache_size: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostingSettings:
+    """How experts are hosted."""
+
+    layer: str = "ffn"
+    hidden_dim: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    clip_grad_norm: float = 0.0  # 0 turns clipping off
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 0  # torch's threads for one operation; 0 leaves torch's default
+    max_batch_rows: int = 16_384
+    batch_window: float = 0.0  # how long a batch waits for company when the device is idle
+    max_queued_calls: int = 1024  # per expert
+    replay_window_calls: int = 4096  # backward ids remembered per expert
+    replay_window_bytes: int = 64 * MIB  # backward answers kept for replay, per daemon
+    update_period: float = 5.0  # between announcements of the hosted experts
+    checkpoint_interval: float = 60.0
+    checkpoints_kept: int = 2
+    max_experts: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of a node."""
+
+    node: NodeSettings = field(default_factory=NodeSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    dht: DhtSettings = field(default_factory=DhtSettings)
+    rpc: RpcSettings = field(default_factory=RpcSettings)
+    hosting: HostingSettings = field(default_factory=HostingSettings)
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        file: Path | None = None,
+        environ: Mapping[str, str] = os.environ,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """Read the settings from all their sources.
+
+        Args:
+            file: a TOML file, or None.
+            environ: where `P2PNODE_<SECTION>_<FIELD>` is looked up.
+            overrides: values by section and field, as command-line flags give them.
+
+        Raises:
+            ConfigError: a file cannot be read, a name is unknown, or a value does not fit.
+        """
+        layers = [_read_file(file) if file else {}, _from_environ(cls, environ), overrides or {}]
+        sections = {each.name: each.type for each in dataclasses.fields(cls)}
+        values: dict[str, dict[str, Any]] = {name: {} for name in sections}
+        for layer in layers:
+            for section, table in layer.items():
+                _check_known(section, sections, "section")
+                if not isinstance(table, Mapping):
+                    raise ConfigError(f"[{section}] must be a table of settings")
+                values[section] |= table
+        return cls(**{name: _build(kind, name, values[name]) for name, kind in sections.items()})
+
+    def replace(self, **sections: Mapping[str, Any]) -> Self:
+        """Return a copy in which some fields of some sections differ."""
+        changed = {
+            name: dataclasses.replace(getattr(self, name), **table)
+            for name, table in sections.items()
+        }
+        return dataclasses.replace(self, **changed)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the config file {path} is not valid TOML: {error}") from error
+
+
+def _from_environ(cls: type, environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for section in dataclasses.fields(cls):
+        for each in dataclasses.fields(typing.cast("Any", section.type)):
+            text = environ.get(f"P2PNODE_{section.name}_{each.name}".upper())
+            if text is not None:
+                found.setdefault(section.name, {})[each.name] = _from_text(text, each.type)
+    return found
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind is bool and text.lower() in {"1", "true", "yes", "0", "false", "no"}:
+        return text.lower() in {"1", "true", "yes"}
+    for number in (int, float):
+        if kind is number:
+            try:
+                return number(text)
+            except ValueError:
+                return text  # refused by name where the section is built
+    return text
+
+
+def _check_known(name: str, known: Mapping[str, Any], what: str) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"unknown {what} {name!r} in the configuration{hint}")
+
+
+def _build(kind: Any, section: str, values: Mapping[str, Any]) -> Any:
+    fields = {each.name: each.type for each in dataclasses.fields(kind)}
+    checked = {}
+    for name, value in values.items():
+        _check_known(name, fields, f"setting of [{section}]")
+        checked[name] = _check(f"{section}.{name}", value, fields[name])
+    return kind(**checked)
+
+
+def _check(name: str, value: Any, kind: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not all(isinstance(each, str) for each in items):
+            raise ConfigError(f"{name} must be a list of texts")
+        return tuple(items)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        expected = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+        raise ConfigError(f"{name} must be {expected[kind]}, not {value!r}")
+    if isinstance(value, int | float) and not 0 <= value < float("inf"):
+        raise ConfigError(f"{name} must be a finite number that is not negative")
+    return value

@@ -1,0 +1,1 @@
+"""Assembly: the node that opens its parts in order, and its control socket."""

@@ -1,0 +1,212 @@
+"""Every public exception, in one tree.
+
+The first cut says who erred: `LocalError` is ours to mend (a bad argument, a bad file, a port in
+use), `RemoteError` is about a peer or the path to it. An error with a numeric `code` can cross the
+wire; `from_code` turns the number back into the class on the other side. The message of each is
+one sentence that says what to do, and the command line prints it as it is.
+"""
+
+from typing import ClassVar, Final
+
+
+class P2PNodeError(Exception):
+    """The base of every error this package raises on purpose."""
+
+    code: ClassVar[int | None] = None
+
+
+# --- ours to mend -------------------------------------------------------------------------------
+
+
+class LocalError(P2PNodeError):
+    """Something on this side must change before trying again."""
+
+
+class ConfigError(LocalError):
+    """A setting is missing, unknown or out of range."""
+
+
+class InvalidAddressError(LocalError, ValueError):
+    """A multiaddr cannot be read or names a transport this node does not have."""
+
+
+class InvalidKeyError(LocalError, ValueError):
+    """Key material or a peer id is malformed."""
+
+
+class KeyFileError(LocalError):
+    """The identity file is unreadable, corrupt, or open to other users."""
+
+
+class DataDirInUseError(LocalError):
+    """Another daemon runs on the same data directory."""
+
+
+class DaemonNotRunningError(LocalError):
+    """No daemon runs on this data directory."""
+
+
+class AddressInUseError(LocalError):
+    """A listen address is taken by another program."""
+
+
+class CheckpointError(LocalError):
+    """A checkpoint cannot be read or written; what is on disk is left as it is."""
+
+
+class InvalidUidError(LocalError, ValueError):
+    """An expert uid or pattern cannot be read."""
+
+
+class InvalidTokenError(LocalError, ValueError):
+    """An invite or token cannot be read, or was not signed by its run."""
+
+
+# --- about a peer or the path to it -------------------------------------------------------------
+
+
+class RemoteError(P2PNodeError):
+    """A peer, or the path to it, failed."""
+
+
+class DialError(RemoteError):
+    """No address of the peer could be reached."""
+
+
+class NoPeersError(RemoteError):
+    """The node knows no peer that could answer; give it a reachable bootstrap address."""
+
+
+class NotFoundError(RemoteError):
+    """The DHT holds no such record."""
+
+
+class ConnectionClosedError(RemoteError):
+    """The connection ended."""
+
+
+class StreamResetError(RemoteError):
+    """The stream was reset by the peer, or by this side."""
+
+
+class ProtocolError(RemoteError):
+    """The peer broke the rules of a protocol."""
+
+
+class HandshakeError(ProtocolError):
+    """The secure handshake failed: wrong identity, bad signature or broken messages."""
+
+
+class NegotiationError(ProtocolError):
+    """No protocol could be agreed on."""
+
+
+class ProtocolNotSupportedError(NegotiationError):
+    """The peer speaks none of the protocols asked for."""
+
+
+class ResourceLimitError(RemoteError):
+    """A budget of this node or of the peer is used up; try again later or elsewhere."""
+
+    code = 429
+
+
+class CallError(RemoteError):
+    """A tensor call failed; the subclasses say why, and their codes cross the wire."""
+
+    code = 500
+
+
+class BadRequestError(CallError):
+    """The request cannot be understood."""
+
+    code = 400
+
+
+class NotAMemberError(CallError):
+    """The caller has not shown that it may do this in the run."""
+
+    code = 401
+
+
+class PermissionDeniedError(NotAMemberError):
+    """The caller's token does not allow this operation."""
+
+    code = 403
+
+
+class TokenExpiredError(NotAMemberError):
+    """The caller's token has expired; ask the run's owner for a new invite."""
+
+    code = 410
+
+
+class WrongRunError(NotAMemberError):
+    """The token belongs to another run than the expert."""
+
+    code = 421
+
+
+class UnknownExpertError(CallError):
+    """The host does not serve this expert."""
+
+    code = 404
+
+
+class SchemaError(CallError, TypeError):
+    """A tensor's shape or dtype is not what the expert takes."""
+
+    code = 422
+
+
+class TensorTooLargeError(CallError):
+    """A call's tensors are larger than the host takes in one call."""
+
+    code = 413
+
+
+class OverloadedError(CallError):
+    """The host's queue or the caller's budget is full; try again later or elsewhere."""
+
+    code = 503
+
+
+class DeadlineExceededError(CallError, TimeoutError):
+    """The deadline passed before the answer came."""
+
+    code = 504
+
+
+class AlreadyAppliedError(CallError):
+    """This backward call was applied earlier, and its answer is no longer kept."""
+
+    code = 409
+
+
+class ExpertFailedError(CallError):
+    """The expert itself failed while computing."""
+
+    code = 520
+
+
+class HostLostError(CallError):
+    """The host died or became unreachable during the call."""
+
+
+class NoLiveExpertError(RemoteError):
+    """No live host was found for an expert, or none of those chosen answered."""
+
+
+def _coded(kind: type[P2PNodeError]) -> dict[int, type[P2PNodeError]]:
+    found = {kind.code: kind} if kind.code is not None and "code" in vars(kind) else {}
+    for child in kind.__subclasses__():
+        found |= _coded(child)
+    return found
+
+
+_BY_CODE: Final = _coded(P2PNodeError)
+
+
+def from_code(code: int, message: str) -> P2PNodeError:
+    """Build the error that `code` names; an unknown code gives a plain `CallError`."""
+    return _BY_CODE.get(code, CallError)(message)

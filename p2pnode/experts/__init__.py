@@ -1,0 +1,1 @@
+"""Hosting experts: modules, optimisers, batching, the device loop and checkpoints."""

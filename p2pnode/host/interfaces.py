@@ -1,0 +1,225 @@
+"""What protocols see of the network: hosts, connections and streams.
+
+Protocol services are written against these three classes alone. `p2pnode.host.node` implements
+them over real transports, Noise and Yamux; `p2pnode.testing.light` implements them directly over
+memory, so that the same services run by the thousand in a simulation.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+from multiaddr import Multiaddr
+
+from p2pnode.errors import ProtocolError
+from p2pnode.events import Event, EventBus
+from p2pnode.wire import varint
+from p2pnode.wire.keys import PublicKey
+from p2pnode.wire.peer_id import PeerId
+
+Direction = Literal["inbound", "outbound"]
+
+
+class Stream(trio.abc.HalfCloseableStream):
+    """One bidirectional stream of a connection.
+
+    `send_all` takes any bytes-like object and returns when its bytes are accepted by the muxer's
+    flow control. A cancelled `send_all` resets the stream, since part of it may be on its way.
+    `aclose` ends our side gracefully: what was sent is still delivered, what still arrives is
+    discarded. All operations raise `StreamResetError` once either side has reset the stream, and
+    `ConnectionClosedError` once the connection is gone.
+    """
+
+    protocol: str
+    connection: "Connection"
+
+    @property
+    def peer_id(self) -> PeerId:
+        """The peer at the other end."""
+        return self.connection.peer_id
+
+    @abstractmethod
+    def reset(self, code: int = 0) -> None:
+        """Abort both directions at once; what has not been read or sent is lost. Never blocks."""
+
+    async def receive_exactly(self, size: int) -> bytes:
+        """Read exactly `size` bytes.
+
+        Raises:
+            ProtocolError: the stream ended before.
+        """
+        buffer = bytearray(size)
+        await self.receive_into(memoryview(buffer))
+        return bytes(buffer)
+
+    async def receive_into(self, buffer: memoryview) -> None:
+        """Fill `buffer` with the stream's next bytes.
+
+        Raises:
+            ProtocolError: the stream ended before.
+        """
+        filled = 0
+        while filled < len(buffer):
+            data = await self.receive_some(len(buffer) - filled)
+            if not data:
+                raise ProtocolError(f"the stream ended after {filled} of {len(buffer)} bytes")
+            buffer[filled : filled + len(data)] = data
+            filled += len(data)
+
+    async def receive_prefixed(self, limit: int) -> bytes | None:
+        """Read one message behind its uvarint length; None at the clean end of the stream.
+
+        Raises:
+            ProtocolError: the message is longer than `limit`, or the stream ended inside it.
+        """
+        head = bytearray()
+        while (size := varint.decode(head)) is None:
+            byte = await self.receive_some(1)
+            if not byte and not head:
+                return None
+            if not byte:
+                raise ProtocolError("the stream ended inside a length prefix")
+            head += byte
+        if size[0] > limit:
+            raise ProtocolError(f"a message of {size[0]} bytes exceeds the limit of {limit}")
+        return await self.receive_exactly(size[0])
+
+
+class Connection(ABC):
+    """One authenticated connection to a peer, shared by all streams to it."""
+
+    peer_id: PeerId
+    public_key: PublicKey
+    direction: Direction
+    local_address: Multiaddr
+    remote_address: Multiaddr
+    opened_at: float  # trio's clock
+
+    @property
+    @abstractmethod
+    def is_closed(self) -> bool:
+        """Whether the connection has ended."""
+
+    @abstractmethod
+    async def open_stream(self, protocols: Sequence[str]) -> Stream:
+        """Open a stream and propose `protocols`, the most wanted first.
+
+        With a single protocol the negotiation is optimistic: it travels with the first data
+        written, and a refusal appears as `ProtocolNotSupportedError` when the answer is read.
+
+        Raises:
+            ProtocolNotSupportedError: the peer takes none of several protocols.
+            ResourceLimitError: a budget of this side refuses another stream.
+            ConnectionClosedError: the connection has ended.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close the connection and all its streams."""
+
+
+StreamHandler = Callable[[Stream], Awaitable[None]]
+
+
+class Host(ABC):
+    """A node's network side."""
+
+    peer_id: PeerId
+    events: EventBus
+
+    @property
+    @abstractmethod
+    def addresses(self) -> list[Multiaddr]:
+        """The addresses others can dial, without their `/p2p` part."""
+
+    @abstractmethod
+    def set_handler(self, protocol: str, handler: StreamHandler) -> None:
+        """Serve `protocol`: run `handler` for each inbound stream, one task each.
+
+        The host closes the stream when the handler returns, and resets it when the handler raises
+        a `P2PNodeError`, which ends that stream alone.
+        """
+
+    @abstractmethod
+    def remove_handler(self, protocol: str) -> None:
+        """Stop serving `protocol`; streams under way go on."""
+
+    @abstractmethod
+    def add_addresses(self, peer_id: PeerId, addresses: Sequence[Multiaddr], ttl: float) -> None:
+        """Remember `addresses` of a peer for `ttl` seconds."""
+
+    @abstractmethod
+    def addresses_of(self, peer_id: PeerId) -> list[Multiaddr]:
+        """The addresses known of a peer, without their `/p2p` part."""
+
+    @abstractmethod
+    def protocols_of(self, peer_id: PeerId) -> frozenset[str]:
+        """The protocols the peer last said it serves, by identify."""
+
+    @abstractmethod
+    def connection_to(self, peer_id: PeerId) -> Connection | None:
+        """The open connection to a peer, if there is one."""
+
+    @abstractmethod
+    def connections(self) -> list[Connection]:
+        """All open connections."""
+
+    @abstractmethod
+    async def connect(
+        self, peer_id: PeerId, addresses: Sequence[Multiaddr] = (), *, timeout: float | None = None
+    ) -> Connection:
+        """Return the connection to a peer, dialling it (once for all callers) when needed.
+
+        Args:
+            peer_id: who must answer; anyone else is a `HandshakeError`.
+            addresses: tried in addition to those already known.
+            timeout: seconds, or None for the configured dial timeout.
+
+        Raises:
+            DialError: no address is known, or none could be reached; it lists each attempt.
+            ResourceLimitError: a budget of this side refuses another connection.
+        """
+
+    async def open_stream(
+        self, peer_id: PeerId, protocols: Sequence[str], addresses: Sequence[Multiaddr] = ()
+    ) -> Stream:
+        """Connect to a peer if needed, and open a stream on the connection."""
+        connection = await self.connect(peer_id, addresses)
+        return await connection.open_stream(protocols)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionOpened(Event):
+    """A connection passed its handshakes."""
+
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionEnded(Event):
+    """A connection ended."""
+
+    connection: Connection
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerIdentified(Event):
+    """Identify, or an identify push, told about a peer."""
+
+    peer_id: PeerId
+    protocols: frozenset[str]
+    addresses: tuple[Multiaddr, ...]
+    agent: str
+    observed_address: Multiaddr | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerMisbehaved(Event):
+    """A peer broke a rule: the one canonical line about misbehaviour."""
+
+    peer_id: PeerId | None
+    address: Multiaddr | None
+    reason: str

@@ -1,0 +1,1 @@
+"""Many streams on one channel: multistream-select and Yamux."""

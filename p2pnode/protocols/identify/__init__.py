@@ -1,0 +1,1 @@
+"""Identify: each side tells the other its key, addresses and protocols."""

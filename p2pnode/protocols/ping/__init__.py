@@ -1,0 +1,1 @@
+"""Ping: is the peer alive, and how far away."""

@@ -1,0 +1,1 @@
+"""Authenticated tensor calls between a trainer and a host."""

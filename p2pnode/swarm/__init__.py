@@ -1,0 +1,1 @@
+"""The peers of one layer: how experts are announced, found and searched."""

@@ -1,0 +1,1 @@
+"""Virtual networks and node factories, for tests and simulations alike."""

@@ -1,0 +1,1 @@
+"""The thin client: remote experts as ordinary PyTorch modules."""

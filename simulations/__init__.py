@@ -1,0 +1,1 @@
+"""Scenarios that run the real node code under virtual time."""
