@@ -18,6 +18,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+# multiaddr asks for trio-typing, which nothing imports and whose old stubs hide trio's own types.
+	$(BIN)/python -m pip uninstall --quiet --yes trio-typing
 	@touch $@
 
 demo: setup ## train on four local daemons, kill one, bring it back
