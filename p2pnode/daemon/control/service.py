@@ -46,7 +46,9 @@ class ControlServer:
                 ) from error
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(raw))
             try:
-                await trio.serve_listeners(self._serve, [listener], task_status=task_status)
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(trio.serve_listeners, self._serve, [listener])
+                    task_status.started()
             finally:
                 self._path.unlink(missing_ok=True)
 
