@@ -1,11 +1,12 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the settings they amount to."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
+from p2pnode.config import Settings
 from p2pnode.daemon.data_dir import DataDir, default_data_dir
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,3 +29,69 @@ def data_dir_option(command: F) -> F:
 def json_option(command: F) -> F:
     """Add `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(command)
+
+
+# flag, setting, whether it may be repeated, help
+_NODE_FLAGS: Final = (
+    ("--bootstrap", "node.bootstrap", "ADDR", True, "A node to join through: /ip4/…/p2p/…"),
+    ("--listen", "node.listen", "MULTIADDR", True, "Where to listen.  [/ip4/0.0.0.0/tcp/4001]"),
+    ("--announce", "node.announce", "MULTIADDR", True, "Told to others instead of --listen."),
+    ("--run", "node.run", "NAME", False, "The training run to take part in."),
+    ("--invite", "node.invite", "TOKEN", False, "What the run's owner gave you."),
+    ("--experts", "node.experts", "PATTERN", True, "Experts to host: 'digits/ffn.[0:4].[0:4]'."),
+    ("--layer", "hosting.layer", "NAME", False, "Kind of expert, or module:Class.  [ffn]"),
+    ("--hidden-dim", "hosting.hidden_dim", "N", False, "Width of the experts.  [64]"),
+    ("--device", "hosting.device", "NAME", False, "Where to compute: cpu, cuda:0.  [cpu]"),
+)
+
+
+def node_options(command: F) -> F:
+    """Add the flags that describe a node; `settings_from` reads them."""
+    command = click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="SECTION.FIELD=VALUE",
+        help="Any other setting, as in the config file. Repeatable.",
+    )(command)
+    command = click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="A TOML file with any of these settings.",
+    )(command)
+    for flag, setting, metavar, many, text in reversed(_NODE_FLAGS):
+        name = setting.replace(".", "__")
+        note = " Repeatable." if many else ""
+        command = click.option(flag, name, multiple=many, metavar=metavar, help=text + note)(
+            command
+        )
+    return command
+
+
+def settings_from(
+    flags: dict[str, Any], assignments: tuple[str, ...], config_file: Path | None
+) -> Settings:
+    """Combine defaults, config file, environment and flags.
+
+    Raises:
+        ConfigError: one of them does not fit.
+        click.UsageError: an assignment has no `=` or no section.
+    """
+    texts: dict[str, dict[str, str]] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        section, dot, setting = name.partition(".")
+        if not (equals and dot):
+            raise click.UsageError(f"--set takes SECTION.FIELD=VALUE, not {assignment!r}")
+        texts.setdefault(section, {})[setting] = value
+    lists: dict[str, dict[str, list[str]]] = {}
+    for _, setting, _, many, _ in _NODE_FLAGS:
+        value = flags[setting.replace(".", "__")]
+        section, _, name = setting.partition(".")
+        if many and value:
+            lists.setdefault(section, {})[name] = list(value)
+        elif not many and value is not None:
+            texts.setdefault(section, {})[name] = value
+    return Settings.load(file=config_file, texts=texts, overrides=lists)

@@ -17,6 +17,8 @@ from typing import Any, Self
 
 from p2pnode.errors import ConfigError
 
+_Texts = Mapping[str, Mapping[str, str]]
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -137,6 +139,7 @@ class Settings:
         *,
         file: Path | None = None,
         environ: Mapping[str, str] = os.environ,
+        texts: Mapping[str, Mapping[str, str]] | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Self:
         """Read the settings from all their sources.
@@ -144,13 +147,19 @@ class Settings:
         Args:
             file: a TOML file, or None.
             environ: where `P2PNODE_<SECTION>_<FIELD>` is looked up.
-            overrides: values by section and field, as command-line flags give them.
+            texts: values by section and field, written as text, as command-line flags give them.
+            overrides: values by section and field, of the field's own type.
 
         Raises:
             ConfigError: a file cannot be read, a name is unknown, or a value does not fit.
         """
-        layers = [_read_file(file) if file else {}, _from_environ(cls, environ), overrides or {}]
         sections = {each.name: each.type for each in dataclasses.fields(cls)}
+        layers = [
+            _read_file(file) if file else {},
+            _from_texts(sections, _from_environ(sections, environ)),
+            _from_texts(sections, texts or {}),
+            overrides or {},
+        ]
         values: dict[str, dict[str, Any]] = {name: {} for name in sections}
         for layer in layers:
             for section, table in layer.items():
@@ -179,14 +188,25 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the config file {path} is not valid TOML: {error}") from error
 
 
-def _from_environ(cls: type, environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for section in dataclasses.fields(cls):
-        for each in dataclasses.fields(typing.cast("Any", section.type)):
-            text = environ.get(f"P2PNODE_{section.name}_{each.name}".upper())
+def _from_environ(sections: Mapping[str, Any], environ: Mapping[str, str]) -> _Texts:
+    found: dict[str, dict[str, str]] = {}
+    for section, kind in sections.items():
+        for each in dataclasses.fields(kind):
+            text = environ.get(f"P2PNODE_{section}_{each.name}".upper())
             if text is not None:
-                found.setdefault(section.name, {})[each.name] = _from_text(text, each.type)
+                found.setdefault(section, {})[each.name] = text
     return found
+
+
+def _from_texts(sections: Mapping[str, Any], texts: _Texts) -> dict[str, dict[str, Any]]:
+    values: dict[str, dict[str, Any]] = {}
+    for section, table in texts.items():
+        _check_known(section, sections, "section")
+        kinds = {each.name: each.type for each in dataclasses.fields(sections[section])}
+        values[section] = {
+            name: _from_text(text, kinds.get(name, str)) for name, text in table.items()
+        }
+    return values
 
 
 def _from_text(text: str, kind: Any) -> Any:

@@ -18,14 +18,16 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from p2pnode.errors import DataDirInUseError, InvalidKeyError, KeyFileError, LocalError
+from p2pnode.errors import DataDirInUseError, DeadlineExceededError, InvalidKeyError, KeyFileError, LocalError
 from p2pnode.wire.keys import PrivateKey
 
 MAX_SECRET_BYTES: Final = 64 * 1024  # the largest secret file, a membership, needs under 4 KiB
+_LOCK_POLL: Final = 0.05
 
 
 def default_data_dir() -> Path:
@@ -122,6 +124,24 @@ class DataDir:
             yield
         finally:
             os.close(descriptor)
+
+    def wait_unlocked(self, timeout: float) -> None:
+        """Block until no daemon holds the directory.
+
+        Raises:
+            DeadlineExceededError: one still does after `timeout` seconds.
+        """
+        until = time.monotonic() + timeout
+        while True:
+            try:
+                with self.lock():
+                    return
+            except DataDirInUseError as error:
+                if time.monotonic() > until:
+                    raise DeadlineExceededError(
+                        f"the daemon on {self.path} is still running after {timeout:g} s"
+                    ) from error
+            time.sleep(_LOCK_POLL)
 
 
 def read_secret(path: Path) -> bytes:

@@ -1,0 +1,151 @@
+"""Commands that ask the running daemon something: id, status, peers, experts, ping, stop."""
+
+from typing import Any, Final
+
+import click
+
+from cli.options import data_dir_option, json_option
+from cli.output import print_facts, print_json, print_note, print_table
+from p2pnode.daemon.control.client import call_daemon
+from p2pnode.daemon.data_dir import DataDir
+STOP_MARGIN: Final = 20.0  # for saving experts once their calls have ended
+
+
+@click.command("id")
+@data_dir_option
+@json_option
+def show_id(data_dir: DataDir, as_json: bool) -> None:
+    """Show this node's peer id, making its identity on first use."""
+    peer_id = str(data_dir.load_or_create_identity().peer_id)
+    if as_json:
+        print_json({"peer_id": peer_id, "data_dir": str(data_dir.path)})
+    else:
+        click.echo(peer_id)
+
+
+@click.command()
+@data_dir_option
+@json_option
+def status(data_dir: DataDir, as_json: bool) -> None:
+    """Show what the running daemon is doing."""
+    found = call_daemon(data_dir.control_socket, "status")
+    if as_json:
+        print_json(found)
+        return
+    facts: dict[str, Any] = {
+        "peer id": found["peer_id"],
+        "version": found["version"],
+        "up": f"{found['uptime']:.0f} s (process {found['pid']})",
+        "addresses": "\n".join(found["addresses"]),
+        "peers": f"{found['connections']} connected, {found['dht']['peers']} in the DHT table",
+        "DHT": f"{found['dht']['mode']}, {found['dht']['records']} records",
+        "experts": f"{found['experts']} hosted",
+        "calls": ", ".join(f"{count} {name}" for name, count in found["calls"].items()) or None,
+    }
+    for run in found["runs"]:
+        facts[f"run {run['name']}"] = describe_run(run)
+    print_facts("Status", facts)
+
+
+def describe_run(run: dict[str, Any]) -> str:
+    """Say in a few words what a membership allows."""
+    if run["open"]:
+        return "open: anyone who finds it may train it and change its experts"
+    return f"{' and '.join(run['scopes'])}, until {run['expires']}; run id {run['run_id']}"
+
+
+@click.command()
+@data_dir_option
+@json_option
+def peers(data_dir: DataDir, as_json: bool) -> None:
+    """List the peers the daemon is connected to."""
+    found = call_daemon(data_dir.control_socket, "peers")
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        f"{len(found)} peers",
+        ("peer id", "address", "direction", "streams", "sent", "received", "agent"),
+        [
+            (
+                peer["peer_id"],
+                peer["address"],
+                peer["direction"],
+                peer["streams"],
+                _size(peer["bytes_sent"]),
+                _size(peer["bytes_received"]),
+                peer["agent"],
+            )
+            for peer in found
+        ],
+    )
+
+
+def _size(count: float | None) -> str | None:
+    if count is None:
+        return None
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+@click.command()
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@data_dir_option
+@json_option
+def experts(patterns: tuple[str, ...], data_dir: DataDir, as_json: bool) -> None:
+    r"""List the experts hosted here; with a PATTERN, find in the DHT who hosts those.
+
+    \b
+    p2pnode experts
+    p2pnode experts 'digits/ffn0.[0:4].[0:4]'
+    """
+    if patterns:
+        found = call_daemon(data_dir.control_socket, "find", patterns=list(patterns))
+        columns = ("expert", "hosts", "peer ids")
+        rows = [
+            (each["uid"], len(each["hosts"]), "\n".join(host["peer_id"] for host in each["hosts"]))
+            for each in found
+        ]
+    else:
+        found = call_daemon(data_dir.control_socket, "experts")
+        columns = ("expert", "layer", "steps", "rows", "queue", "checkpoint at step")
+        rows = [
+            tuple(each[name] for name in ("uid", "layer", "steps", "rows", "queued", "saved_step"))
+            for each in found
+        ]
+    if as_json:
+        print_json(found)
+    else:
+        print_table(f"{len(found)} experts", columns, rows)
+
+
+@click.command()
+@click.argument("peer")
+@click.option("--count", default=3, type=click.IntRange(1, 100), show_default=True)
+@data_dir_option
+@json_option
+def ping(peer: str, count: int, data_dir: DataDir, as_json: bool) -> None:
+    """Measure the round trip to PEER: a peer id, or an address that ends in /p2p/ID."""
+    times = call_daemon(data_dir.control_socket, "ping", peer=peer, count=count)["seconds"]
+    if as_json:
+        print_json({"peer": peer, "seconds": times})
+        return
+    for number, seconds in enumerate(times, 1):
+        click.echo(f"{number}: {seconds * 1000:.2f} ms")
+    click.echo(f"fastest {min(times) * 1000:.2f} ms, slowest {max(times) * 1000:.2f} ms")
+
+
+@click.command()
+@data_dir_option
+@json_option
+def stop(data_dir: DataDir, as_json: bool) -> None:
+    """Stop the running daemon: it withdraws its experts, saves them, and exits."""
+    grace = call_daemon(data_dir.control_socket, "stop")["grace"]
+    data_dir.wait_unlocked(grace + STOP_MARGIN)
+    if as_json:
+        print_json({"stopped": True})
+    else:
+        print_note("stopped")

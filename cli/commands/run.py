@@ -1,0 +1,94 @@
+"""`run create | invite | inspect`: training runs and who may take part in them."""
+
+import datetime as dt
+import re
+
+import click
+
+from cli.commands.inspect import describe_run
+from cli.options import data_dir_option, json_option
+from cli.output import print_facts, print_json, print_note
+from p2pnode.clock import wall_time
+from p2pnode.daemon.data_dir import DataDir
+from p2pnode.daemon.runs import RunStore
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class Duration(click.ParamType):
+    """A number with a unit: 90m, 12h, 7d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d{1,9})([smhdw])", value)
+        if match is None or match[1].strip("0") == "":
+            self.fail(f"{value!r} is not a duration such as 90m, 12h or 7d", param, ctx)
+        return int(match[1]) * float(_UNITS[match[2]])
+
+
+@click.group()
+def run() -> None:
+    """Create a training run, invite others to it, read invites."""
+
+
+@run.command()
+@click.argument("name")
+@data_dir_option
+@json_option
+def create(name: str, data_dir: DataDir, as_json: bool) -> None:
+    """Create the run NAME: its key stays here, and this node becomes its first member."""
+    membership = RunStore(data_dir).create(name)
+    if as_json:
+        print_json(membership.summary())
+        return
+    print_note(f"created run {name} with id {membership.run_id}")
+    print_note(f"invite others with: p2pnode run invite {name}")
+
+
+@run.command()
+@click.argument("name")
+@click.option(
+    "--scope",
+    default="host,train",
+    show_default=True,
+    help="What the holder may do: host, train, or both.",
+)
+@click.option("--expires", default="7d", show_default=True, type=Duration(), help="For how long.")
+@click.option("--peer", help="Only for the node with this peer id.")
+@data_dir_option
+@json_option
+def invite(
+    *, name: str, scope: str, expires: float, peer: str | None, data_dir: DataDir, as_json: bool
+) -> None:
+    """Print an invite to the run NAME; whoever holds it may use it until it expires."""
+    scopes = [each.strip() for each in scope.split(",") if each.strip()]
+    expires_at = wall_time() + expires
+    text = RunStore(data_dir).invite(name, scopes=scopes, expires_at=expires_at, peer=peer)
+    if as_json:
+        print_json({"invite": text, "scopes": scopes, "expires": expires_at})
+    else:
+        click.echo(text)
+
+
+@run.command()
+@click.argument("name_or_invite")
+@data_dir_option
+@json_option
+def inspect(name_or_invite: str, data_dir: DataDir, as_json: bool) -> None:
+    """Show what an invite, or our membership of a run, allows."""
+    summary = RunStore(data_dir).inspect(name_or_invite)
+    if as_json:
+        print_json(summary)
+        return
+    if summary["expires"] is not None:
+        moment = dt.datetime.fromtimestamp(summary["expires"], dt.UTC)
+        summary["expires"] = moment.strftime("%Y-%m-%d %H:%M UTC")
+    print_facts(
+        f"Run {summary['name']}", {"id": summary["run_id"], "allows": describe_run(summary)}
+    )

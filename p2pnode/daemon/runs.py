@@ -1,0 +1,143 @@
+"""The runs this node takes part in, and those it owns, as files of the data directory."""
+
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Final
+
+from p2pnode.daemon.data_dir import DataDir, read_secret, write_secret
+from p2pnode.errors import ConfigError, InvalidKeyError, KeyFileError, LocalError
+from p2pnode.security.tokens import Membership, RunKey, issue_invite, read_invite
+from p2pnode.wire.peer_id import PeerId
+
+FOREVER: Final = 253_402_300_799.0  # the last second of the year 9999: an owner's own membership
+SCOPES: Final = ("host", "train")
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
+
+
+class RunStore:
+    """Reads and writes `runs/`; the files are small, so nothing is cached."""
+
+    def __init__(self, data_dir: DataDir) -> None:
+        self._data_dir = data_dir
+
+    def create(self, name: str) -> Membership:
+        """Make a key for a new run, and become its first member.
+
+        Raises:
+            ConfigError: the name is not one, or the run exists here.
+        """
+        _check_name(name)
+        peer_id = self._data_dir.load_or_create_identity().peer_id
+        key = RunKey.generate()
+        try:
+            write_secret(self._key_file(name), key.to_bytes(), replace=False)
+        except FileExistsError:
+            raise ConfigError(
+                f"this node already owns a run called {name}; choose another name"
+            ) from None
+        text = issue_invite(key, name, scopes=SCOPES, expires_at=FOREVER)
+        return self._keep(Membership.accept(text, peer_id))
+
+    def invite(
+        self, name: str, *, scopes: Collection[str], expires_at: float, peer: str | None
+    ) -> str:
+        """Sign an invite to a run this node owns.
+
+        Raises:
+            ConfigError: a scope is unknown, or the run is not ours.
+            KeyFileError: the run's key cannot be read.
+        """
+        _check_name(name)
+        if not scopes or set(scopes) - set(SCOPES):
+            raise ConfigError(f"an invite's scopes are {' and '.join(SCOPES)}, or one of them")
+        if not self._key_file(name).exists():
+            raise ConfigError(
+                f"this node does not own a run called {name}; `p2pnode run create {name}` makes one"
+            )
+        try:
+            key = RunKey.from_bytes(read_secret(self._key_file(name)))
+        except InvalidKeyError as error:
+            raise KeyFileError(f"the key file {self._key_file(name)} is corrupt") from error
+        holder = None if peer is None else PeerId.from_text(peer)
+        return issue_invite(key, name, scopes=scopes, expires_at=expires_at, peer=holder)
+
+    def accept(self, invite: str) -> Membership:
+        """Bind an invite to this node and keep it.
+
+        Raises:
+            InvalidTokenError: it is not an invite, or not for this node.
+            ConfigError: this node is a member of another run of that name.
+        """
+        peer_id = self._data_dir.load_or_create_identity().peer_id
+        membership = Membership.accept(invite, peer_id)
+        _check_name(membership.name)
+        known = self.get(membership.name)
+        if known is not None and known.run_id != membership.run_id:
+            raise ConfigError(
+                f"this node is a member of another run called {membership.name} "
+                f"({known.run_id}); use another --data-dir for this one"
+            )
+        return self._keep(membership)
+
+    def get(self, name: str) -> Membership | None:
+        """Return our membership of a run, if we have one.
+
+        Raises:
+            KeyFileError: its file cannot be read.
+        """
+        path = self._membership_file(name)
+        if not path.exists():
+            return None
+        try:
+            return Membership.from_json(json.loads(read_secret(path)))
+        except (ValueError, LookupError, TypeError) as error:
+            raise KeyFileError(
+                f"the membership file {path} is corrupt; move it away and use the invite again"
+            ) from error
+
+    def get_or_open(self, name: str) -> Membership:
+        """Return our membership of a run, or that of the open run of this name."""
+        _check_name(name)
+        return self.get(name) or Membership.open(name)
+
+    def all(self) -> list[Membership]:
+        """Return all memberships kept here."""
+        found = (self.get(path.stem) for path in sorted(self._data_dir.runs.glob("*.json")))
+        return [membership for membership in found if membership is not None]
+
+    def inspect(self, name_or_invite: str) -> dict[str, Any]:
+        """Describe an invite, or our membership of a run.
+
+        Raises:
+            InvalidTokenError: it looks like an invite and is none.
+            LocalError: we have no membership of that name.
+        """
+        if _NAME.fullmatch(name_or_invite):
+            membership = self.get(name_or_invite)
+            if membership is None:
+                raise LocalError(
+                    f"this node is not a member of a run called {name_or_invite}; join it with "
+                    "`p2pnode join --invite TOKEN`"
+                )
+            return membership.summary()
+        return read_invite(name_or_invite).summary()
+
+    def _keep(self, membership: Membership) -> Membership:
+        data = json.dumps(membership.to_json(), indent=1).encode()
+        write_secret(self._membership_file(membership.name), data, replace=True)
+        return membership
+
+    def _key_file(self, name: str) -> Path:
+        return self._data_dir.runs / f"{name}.key"
+
+    def _membership_file(self, name: str) -> Path:
+        return self._data_dir.runs / f"{name}.json"
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is not a run name: use up to 64 small letters, digits, '-' and '_'"
+        )

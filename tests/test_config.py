@@ -1,0 +1,65 @@
+import pytest
+
+from p2pnode.config import Settings
+from p2pnode.errors import ConfigError
+
+
+def load(**arguments):
+    return Settings.load(environ=arguments.pop("environ", {}), **arguments)
+
+
+def test_defaults_are_valid():
+    assert load() == Settings()
+
+
+def test_flags_win_over_environment_over_file(tmp_path):
+    file = tmp_path / "node.toml"
+    file.write_text(
+        '[hosting]\nhidden_dim = 1\nthreads = 2\n[node]\nlisten = ["/ip4/1.2.3.4/tcp/1"]'
+    )
+    environ = {"P2PNODE_HOSTING_HIDDEN_DIM": "3", "P2PNODE_NODE_BOOTSTRAP": "/a, /b"}
+    settings = load(file=file, environ=environ, texts={"hosting": {"threads": "4"}})
+    assert (settings.hosting.hidden_dim, settings.hosting.threads) == (3, 4)
+    assert settings.node.listen == ("/ip4/1.2.3.4/tcp/1",)
+    assert settings.node.bootstrap == ("/a", "/b")
+
+
+def test_a_whole_number_serves_where_a_number_is_asked():
+    assert load(overrides={"hosting": {"learning_rate": 1}}).hosting.learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"hostin": {}}, "did you mean 'hosting'"),
+        ({"hosting": {"hiden_dim": 1}}, "did you mean 'hidden_dim'"),
+        ({"hosting": {"hidden_dim": "wide"}}, "must be a whole number"),
+        ({"hosting": {"hidden_dim": True}}, "must be a whole number"),
+        ({"hosting": {"hidden_dim": -1}}, "not negative"),
+        ({"hosting": {"learning_rate": float("nan")}}, "finite"),
+        ({"node": {"listen": [1]}}, "list of texts"),
+        ({"dht": {"server": "maybe"}}, "true or false"),
+        ({"dht": 3}, "table"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_with_its_name(overrides, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        load(overrides=overrides)
+
+
+@pytest.mark.parametrize("text", ["[node", "\x00"])
+def test_a_broken_file_is_refused(tmp_path, text):
+    file = tmp_path / "node.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load(file=file)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        load(file=tmp_path / "absent.toml")
+
+
+def test_text_that_is_no_number_is_refused_by_its_setting():
+    with pytest.raises(ConfigError, match=r"hosting\.hidden_dim must be a whole number, not 'x'"):
+        load(environ={"P2PNODE_HOSTING_HIDDEN_DIM": "x"})

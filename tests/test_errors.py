@@ -1,0 +1,21 @@
+from p2pnode import errors
+
+
+def test_codes_are_unique_and_turn_back_into_their_class():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    coded = [kind for kind in kinds if "code" in vars(kind) and kind.code is not None]
+    assert len({kind.code for kind in coded}) == len(coded) > 10
+    for kind in coded:
+        assert type(errors.from_code(kind.code, "why")) is kind
+        assert str(errors.from_code(kind.code, "why")) == "why"
+
+
+def test_an_unknown_code_is_a_plain_call_error():
+    assert type(errors.from_code(999, "why")) is errors.CallError
+
+
+def test_every_error_has_a_sentence_and_a_side():
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and kind is not errors.P2PNodeError:
+            assert kind.__doc__
+            assert issubclass(kind, errors.LocalError | errors.RemoteError)
