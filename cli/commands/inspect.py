@@ -8,6 +8,7 @@ from cli.options import data_dir_option, json_option
 from cli.output import print_facts, print_json, print_note, print_table
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
+
 STOP_MARGIN: Final = 20.0  # for saving experts once their calls have ended
 
 

@@ -1,57 +1,47 @@
-"""The node: everything above and below put together, opened in order and closed in reverse.
+"""The node: everything put together, opened in order and closed in reverse.
 
 ```
-lock, identity -> host (listen) -> identify, ping -> DHT -> bootstrap -> hosting -> control socket
+lock, identity -> host, listen -> identify, ping -> DHT -> bootstrap -> experts -> control socket
 ```
 
-Each part is a task of one of two nurseries: `network`, which carries connections, outlives
-`services`, so that a service can still say goodbye while it shuts down. Torch is imported only
-when the node hosts its first expert.
+Two nurseries hold its tasks: `network`, which carries connections, outlives `services`, so that
+services can still say goodbye while they shut down. Torch is imported only when the node hosts
+its first expert.
 """
 
-import functools
+import dataclasses
 import importlib
 import os
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from multiaddr import Multiaddr
 
 from p2pnode import __version__
-from p2pnode.config import NodeSettings, Settings
+from p2pnode.config import HostingSettings, NodeSettings, Settings
 from p2pnode.daemon.control.service import ControlServer
 from p2pnode.daemon.data_dir import DataDir
+from p2pnode.daemon.network import Network
 from p2pnode.daemon.runs import RunStore
-from p2pnode.errors import AddressInUseError, BadRequestError, ConfigError, NoPeersError
+from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError, NoPeersError
 from p2pnode.events import EventBus
-from p2pnode.host.node import NetworkHost
-from p2pnode.protocols.kad.service import KadDht
-from p2pnode.protocols.kad.validators import PublicKeyValidator
-from p2pnode.protocols.ping.service import PingService
-from p2pnode.security.tokens import Membership, verify_token
-from p2pnode.swarm.index import NAMESPACE, IndexValidator
-from p2pnode.swarm.lookup import ExpertDirectory
+from p2pnode.security.tokens import Membership
 from p2pnode.transport.base import Transport
-from p2pnode.transport.tcp import TcpTransport
-from p2pnode.wire.addresses import parse_address, peer_address, with_p2p
-from p2pnode.wire.peer_id import PeerId
-from p2pnode.wire.uids import Uid, expand
+from p2pnode.wire.uids import Uid, expand_all
 
 if TYPE_CHECKING:
     from p2pnode.daemon.hosting import Hosting
 
-REJOIN_INTERVAL = 30.0  # how often a node without peers tries its bootstrap addresses again
-MAX_PINGS = 100
+MAX_PINGS: Final = 100
+MAX_FOUND: Final = 1024  # experts looked up by one `find`
 
 
 class Node:
     """One volunteer's daemon.
 
-    `run` is the only way to have one running: `await nursery.start(node.run)` returns when it is
-    ready to serve, and cancelling it, or `request_stop`, ends everything it started.
+    `await nursery.start(node.run)` returns when the node is ready to serve. It ends when it is
+    cancelled, or in good order after `request_stop`.
     """
 
     def __init__(
@@ -67,8 +57,188 @@ class Node:
         self._data_dir = data_dir
         self._runs = RunStore(data_dir)
         self._rng = rng or random.Random()
-        self._transports = transports if transports is not None else [TcpTransport()]
+        self._transports = transports
         self._stop = trio.Event()
+        self._started_at = 0.0
+        self._network: Network | None = None
         self._hosting: Hosting | None = None
         self._hosting_lock = trio.Lock()
-        self._joined: dict[str, Membership] = {}
+
+    @property
+    def network(self) -> Network:
+        """The node's network side; only while the node runs."""
+        assert self._network is not None, "the node is not running"
+        return self._network
+
+    def request_stop(self) -> None:
+        """Ask the node to withdraw its experts, finish running calls, save, and end."""
+        self._stop.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the node until it is stopped.
+
+        Raises:
+            DataDirInUseError: another daemon runs on the data directory.
+            KeyFileError: the identity cannot be read.
+            AddressInUseError: a listen address is taken.
+            InvalidAddressError: an address cannot be read.
+            NoPeersError: none of the bootstrap addresses answers.
+            InvalidUidError, InvalidTokenError, CheckpointError: an expert cannot be hosted.
+        """
+        with self._data_dir.lock():
+            node = self.settings.node
+            membership = self._accept_invite(node)
+            uids = self._expand(node.experts, node.run or (membership and membership.name))
+            if uids:
+                await _load_hosting()  # before anything listens: importing torch takes seconds
+            async with trio.open_nursery() as nursery:
+                self._network = await Network.open(
+                    nursery, self._data_dir, self.settings, self._transports, self._rng, self.events
+                )
+                await self._serve(uids, task_status)
+                nursery.cancel_scope.cancel()
+
+    async def _serve(self, uids: Sequence[Uid], task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as services:
+            self._services = services
+            await services.start(self.network.keep_joined)
+            if uids:
+                await self.host_experts(uids, self.settings.hosting)
+            control = ControlServer(
+                self._data_dir.control_socket,
+                {
+                    "status": self._status,
+                    "peers": self._peers,
+                    "experts": self._experts,
+                    "find": self._find,
+                    "ping": self._ping,
+                    "host": self._host,
+                    "stop": self._stop_now,
+                },
+                request_limit=self.settings.node.control_request_limit,
+            )
+            await services.start(control.run)
+            self._started_at = trio.current_time()
+            task_status.started()
+            await self._stop.wait()
+            if self._hosting is not None:
+                await self._hosting.drain(self.settings.node.shutdown_grace)
+            services.cancel_scope.cancel()
+
+    # --- runs and experts -----------------------------------------------------------------------
+
+    def _accept_invite(self, node: NodeSettings) -> Membership | None:
+        if not node.invite:
+            return None
+        membership = self._runs.accept(node.invite)
+        if node.run and node.run != membership.name:
+            raise ConfigError(f"the invite is for the run {membership.name}, not {node.run}")
+        return membership
+
+    def _expand(self, patterns: Sequence[str], run: str | None) -> list[Uid]:
+        return expand_all(patterns, run or None, limit=self.settings.hosting.max_experts)
+
+    def membership_of(self, run: str) -> Membership:
+        """Return this node's membership of a run; a run without one is open."""
+        return self._runs.get_or_open(run)
+
+    async def host_experts(self, uids: Sequence[Uid], settings: HostingSettings) -> list[Uid]:
+        """Host more experts, restored from their checkpoints where there are any.
+
+        Returns:
+            Those that were not hosted before.
+
+        Raises:
+            PermissionDeniedError: our invite to a run does not allow hosting.
+            CheckpointError: an expert has checkpoints, and none can be read.
+            ConfigError: the layer or another setting does not fit.
+        """
+        async with self._hosting_lock:
+            if self._hosting is None:
+                await _load_hosting()
+                from p2pnode.daemon.hosting import Hosting  # noqa: PLC0415  # imports torch
+
+                hosting = Hosting(self.network, self._data_dir, self.settings, self._rng)
+                await self._services.start(hosting.run)
+                self._hosting = hosting
+        by_run: dict[str, list[Uid]] = {}
+        for uid in uids:
+            by_run.setdefault(uid.run, []).append(uid)
+        added = []
+        for run, members in by_run.items():
+            added += await self._hosting.add(self.membership_of(run), members, settings)
+        return added
+
+    def hosted(self) -> list[dict[str, Any]]:
+        """Describe each hosted expert."""
+        return self._hosting.describe() if self._hosting else []
+
+    # --- commands of the control socket ---------------------------------------------------------
+
+    async def _status(self, _params: Mapping[str, Any]) -> Any:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime": trio.current_time() - self._started_at,
+            **self.network.describe(),
+            "experts": len(self.hosted()),
+            "calls": self._hosting.calls() if self._hosting else {},
+            "runs": [membership.summary() for membership in self._memberships()],
+        }
+
+    def _memberships(self) -> list[Membership]:
+        known = {membership.name: membership for membership in self._runs.all()}
+        hosted = self._hosting.memberships() if self._hosting else []
+        return list(({membership.name: membership for membership in hosted} | known).values())
+
+    async def _peers(self, _params: Mapping[str, Any]) -> Any:
+        return self.network.describe_peers()
+
+    async def _experts(self, _params: Mapping[str, Any]) -> Any:
+        return self.hosted()
+
+    async def _find(self, params: Mapping[str, Any]) -> Any:
+        uids = expand_all(_texts(params, "patterns"), self.settings.node.run or None)
+        if len(uids) > MAX_FOUND:
+            raise InvalidUidError(f"at most {MAX_FOUND} experts can be looked up at once")
+        memberships = {run: self.membership_of(run) for run in {uid.run for uid in uids}}
+        return await self.network.find_experts(uids, memberships)
+
+    async def _ping(self, params: Mapping[str, Any]) -> Any:
+        count = params.get("count", 1)
+        if not isinstance(count, int) or not 1 <= count <= MAX_PINGS:
+            raise BadRequestError(f"the count of pings is a number from 1 to {MAX_PINGS}")
+        return {"seconds": await self.network.ping(_text(params, "peer"), count)}
+
+    async def _host(self, params: Mapping[str, Any]) -> Any:
+        node = Settings.load(environ={}, overrides={"node": params.get("node", {})}).node
+        hosting = dataclasses.asdict(self.settings.hosting) | params.get("hosting", {})
+        settings = Settings.load(environ={}, overrides={"hosting": hosting}).hosting
+        membership = self._accept_invite(node)
+        uids = self._expand(node.experts, node.run or (membership and membership.name))
+        added = await self.host_experts(uids, settings)
+        fresh = {str(uid) for uid in added}
+        return [expert for expert in self.hosted() if expert["uid"] in fresh]
+
+    async def _stop_now(self, _params: Mapping[str, Any]) -> Any:
+        self.request_stop()
+        return {"grace": self.settings.node.shutdown_grace}
+
+
+async def _load_hosting() -> None:
+    """Import torch without stalling the event loop."""
+    await trio.to_thread.run_sync(importlib.import_module, "p2pnode.daemon.hosting")
+
+
+def _text(params: Mapping[str, Any], name: str) -> str:
+    value = params.get(name)
+    if not isinstance(value, str):
+        raise BadRequestError(f"{name} must be a text")
+    return value
+
+
+def _texts(params: Mapping[str, Any], name: str) -> list[str]:
+    values = params.get(name)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise BadRequestError(f"{name} must be a list of texts")
+    return values

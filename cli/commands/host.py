@@ -1,0 +1,66 @@
+"""`host`: host experts, in the running daemon or in a new one."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from cli.options import data_dir_option, json_option, node_options, settings_from
+from cli.output import print_event, print_note
+from p2pnode.config import Settings
+from p2pnode.daemon.control.client import call_daemon
+from p2pnode.daemon.data_dir import DataDir
+from p2pnode.errors import DaemonNotRunningError
+
+START_TIMEOUT: Final = 300.0  # importing torch and building many experts on a slow disk
+
+
+@click.command()
+@node_options
+@data_dir_option
+@json_option
+def host(
+    *,
+    data_dir: DataDir,
+    as_json: bool,
+    assignments: tuple[str, ...],
+    config_file: Path | None,
+    **flags: Any,
+) -> None:
+    r"""Host experts: asks the running daemon of the data directory, or starts one.
+
+    Experts are named run/block.i.j, and [a:b] stands for the coordinates from a up to, but not
+    including, b.
+
+    \b
+    p2pnode host --experts 'digits/ffn0.[0:4].[0:4]' --bootstrap ADDR --invite TOKEN
+    """
+    settings = settings_from(flags, assignments, config_file)
+    if not settings.node.experts:
+        raise click.UsageError("say what to host, as in --experts 'digits/ffn0.[0:4].[0:4]'")
+    try:
+        added = call_daemon(
+            data_dir.control_socket, "host", timeout=START_TIMEOUT, **changed(settings)
+        )
+    except DaemonNotRunningError:
+        from cli.daemon import run_daemon  # noqa: PLC0415  # `host --help` need not load the node
+
+        run_daemon(data_dir, settings, as_json=as_json)
+        return
+    if as_json:
+        print_event("hosting", experts=added)
+    else:
+        restored = sum(expert["restored"] for expert in added)
+        print_note(f"the running daemon hosts {len(added)} more experts, {restored} restored")
+
+
+def changed(settings: Settings) -> dict[str, Any]:
+    """Return the sections a running daemon can take over, without their default values."""
+    defaults = Settings()
+    found = {}
+    for section in ("node", "hosting"):
+        values = dataclasses.asdict(getattr(settings, section))
+        usual = dataclasses.asdict(getattr(defaults, section))
+        found[section] = {name: value for name, value in values.items() if value != usual[name]}
+    return found

@@ -1,0 +1,36 @@
+"""`join`: start the daemon."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import data_dir_option, json_option, node_options, settings_from
+from p2pnode.daemon.data_dir import DataDir
+
+
+@click.command()
+@node_options
+@data_dir_option
+@json_option
+def join(
+    *,
+    data_dir: DataDir,
+    as_json: bool,
+    assignments: tuple[str, ...],
+    config_file: Path | None,
+    **flags: Any,
+) -> None:
+    r"""Start this node's daemon, in the foreground, and join the network.
+
+    Without --bootstrap it is the first node of a new network; it prints the line that lets the
+    next machine join.
+
+    \b
+    p2pnode join
+    p2pnode join --bootstrap /ip4/203.0.113.5/tcp/4001/p2p/12D3KooW…
+    """
+    settings = settings_from(flags, assignments, config_file)
+    from cli.daemon import run_daemon  # noqa: PLC0415  # `join --help` need not load the node
+
+    run_daemon(data_dir, settings, as_json=as_json)

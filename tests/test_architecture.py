@@ -1,0 +1,68 @@
+"""Rules of the house that no linter knows."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import p2pnode
+
+PACKAGE = Path(p2pnode.__file__).parent
+TESTS = Path(__file__).parent
+IMPURE = {"trio", "socket", "time", "random", "torch", "os", "threading", "asyncio"}
+CORES = sorted(PACKAGE.rglob("*core*.py"))
+
+
+def imported_roots(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+
+
+def test_there_are_cores_to_check():
+    assert len(CORES) >= 5
+
+
+@pytest.mark.parametrize("path", CORES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_core_has_no_clock_no_chance_and_no_sockets(path):
+    assert not IMPURE & set(imported_roots(path))
+
+
+@pytest.mark.parametrize(
+    "module", ["cli.main", "p2pnode", "p2pnode.daemon.node", "p2pnode.swarm.lookup"]
+)
+def test_nodes_that_host_nothing_never_import_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def sleeps(path):
+    """Yield the functions in `path` that sleep in real time."""
+    tree = ast.parse(path.read_text())
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        arguments = {each.arg for each in function.args.args + function.args.kwonlyargs}
+        marks = " ".join(ast.unparse(each) for each in function.decorator_list)
+        for call in ast.walk(function):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "time.sleep":
+                yield function.name
+            virtual = "clock" in " ".join(arguments) or "real" in marks
+            if (
+                isinstance(call, ast.Call)
+                and ast.unparse(call.func) in {"trio.sleep", "trio.sleep_until"}
+                and function.name.startswith("test_")
+                and not virtual
+            ):
+                yield function.name
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: path.name)
+def test_no_test_sleeps_in_real_time(path):
+    if "real" in path.read_text().partition("pytestmark")[2][:80]:
+        return
+    assert list(sleeps(path)) == []
