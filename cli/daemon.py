@@ -1,11 +1,10 @@
 """Running a daemon in the foreground: signals, the ready line, and its log."""
 
-import dataclasses
 import signal
-from typing import Any
 
 import trio
 
+from cli.event_log import EventLog
 from cli.output import print_event, print_note
 from p2pnode.config import Settings
 from p2pnode.daemon.data_dir import DataDir
@@ -13,23 +12,24 @@ from p2pnode.daemon.node import Node
 from p2pnode.events import Event
 
 
-def run_daemon(data_dir: DataDir, settings: Settings, *, as_json: bool) -> None:
+def run_daemon(data_dir: DataDir, settings: Settings, *, log_level: str, as_json: bool) -> None:
     """Run a node until SIGINT, SIGTERM or `p2pnode stop`.
 
     Raises:
         P2PNodeError: the node cannot start.
     """
-    trio.run(_run, Node(data_dir, settings), as_json, strict_exception_groups=True)
+    node = Node(data_dir, settings)
+    trio.run(_run, node, EventLog(log_level, as_json=as_json), as_json)
 
 
-async def _run(node: Node, as_json: bool) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, node)
-        node.events.on(Event, _JsonLog().write if as_json else _write_line)
+async def _run(node: Node, log: EventLog, as_json: bool) -> None:
+    async with trio.open_nursery() as signals:
+        signals.start_soon(_stop_on_signal, node)
         async with trio.open_nursery() as daemon:
             await daemon.start(node.run)
             print_ready(node, as_json=as_json)
-        nursery.cancel_scope.cancel()
+            node.events.on(Event, log.write)
+        signals.cancel_scope.cancel()
     if as_json:
         print_event("stopped")
     else:

@@ -48,6 +48,13 @@ _NODE_FLAGS: Final = (
 def node_options(command: F) -> F:
     """Add the flags that describe a node; `settings_from` reads them."""
     command = click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning"]),
+        default="info",
+        show_default=True,
+        help="Which events the daemon reports.",
+    )(command)
+    command = click.option(
         "--set",
         "assignments",
         multiple=True,

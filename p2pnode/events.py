@@ -9,7 +9,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import trio
 
@@ -18,7 +18,13 @@ MAX_PENDING_EVENTS: Final = 1024  # per subscription; a slow reader loses the ol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A fact about the node, named by its class."""
+    """A fact about the node, named by its class.
+
+    `level` says who should see it without asking: nobody (`debug`), the log (`info`), or a person
+    who may have to act (`warning`).
+    """
+
+    level: ClassVar[Literal["debug", "info", "warning"]] = "debug"
 
 
 E = TypeVar("E", bound=Event)

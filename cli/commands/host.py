@@ -26,6 +26,7 @@ def host(
     as_json: bool,
     assignments: tuple[str, ...],
     config_file: Path | None,
+    log_level: str,
     **flags: Any,
 ) -> None:
     r"""Host experts: asks the running daemon of the data directory, or starts one.
@@ -46,7 +47,7 @@ def host(
     except DaemonNotRunningError:
         from cli.daemon import run_daemon  # noqa: PLC0415  # `host --help` need not load the node
 
-        run_daemon(data_dir, settings, as_json=as_json)
+        run_daemon(data_dir, settings, log_level=log_level, as_json=as_json)
         return
     if as_json:
         print_event("hosting", experts=added)

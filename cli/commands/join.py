@@ -19,6 +19,7 @@ def join(
     as_json: bool,
     assignments: tuple[str, ...],
     config_file: Path | None,
+    log_level: str,
     **flags: Any,
 ) -> None:
     r"""Start this node's daemon, in the foreground, and join the network.
@@ -33,4 +34,4 @@ def join(
     settings = settings_from(flags, assignments, config_file)
     from cli.daemon import run_daemon  # noqa: PLC0415  # `join --help` need not load the node
 
-    run_daemon(data_dir, settings, as_json=as_json)
+    run_daemon(data_dir, settings, log_level=log_level, as_json=as_json)
