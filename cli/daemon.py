@@ -26,8 +26,13 @@ async def _run(node: Node, log: EventLog, as_json: bool) -> None:
     async with trio.open_nursery() as signals:
         signals.start_soon(_stop_on_signal, node)
         async with trio.open_nursery() as daemon:
+            held: list[Event] = []  # machines are promised the ready line first
+            stop_holding = node.events.on(Event, held.append)
             await daemon.start(node.run)
+            stop_holding()
             print_ready(node, as_json=as_json)
+            for event in held:
+                log.write(event)
             node.events.on(Event, log.write)
         signals.cancel_scope.cancel()
     if as_json:
