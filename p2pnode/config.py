@@ -72,16 +72,27 @@ class DhtSettings:
     server: bool = True
     bucket_size: int = 20  # k of the specification
     parallelism: int = 10  # alpha
+    resiliency: int = 3  # beta: so many of the closest must answer before slow ones are left out
+    quorum: int = 5  # holders of a value that one search merges at most
+    patience: float = 1.0  # a query that takes longer frees its slot for another one
     query_timeout: float = 5.0  # one request to one peer
     lookup_timeout: float = 30.0
+    lookup_reuse: float = 30.0  # how long the peers closest to a key are remembered
     refresh_interval: float = 600.0
+    liveness_interval: float = 60.0  # a peer not heard of for so long is asked for a sign of life
+    rejoin_interval: float = 5.0  # between tries of lost peers when none is left
     record_ttl: float = 48 * 3600.0
     provider_ttl: float = 48 * 3600.0
+    address_ttl: float = 1800.0  # of addresses that other peers told
     max_records: int = 65_536
-    max_record_bytes: int = 64 * KIB
+    max_record_bytes: int = 512 * KIB
+    max_store_bytes: int = 256 * MIB
+    max_provider_keys: int = 16_384
     max_providers_per_key: int = 256
     max_message_bytes: int = 1 * MIB
     max_streams_per_peer: int = 32
+    max_requests_per_peer: int = 8  # of ours, to one peer at once
+    stream_idle_timeout: float = 60.0
     ban_time: float = 5.0  # of a silent peer, doubled at each further silence
     max_ban_time: float = 600.0
 
@@ -124,6 +135,19 @@ class HostingSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmSettings:
+    """How experts are looked up."""
+
+    refresh_interval: float = 5.0  # a prefix in use is asked for again at least this often
+    absent_time: float = 0.5  # of a prefix found empty, doubled each further time
+    max_absent_time: float = 10.0
+    ban_time: float = 2.0  # of a host whose calls fail, doubled at each further failure
+    max_ban_time: float = 60.0
+    max_cached_prefixes: int = 16_384
+    lookups_at_once: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of a node."""
 
@@ -132,6 +156,7 @@ class Settings:
     dht: DhtSettings = field(default_factory=DhtSettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     hosting: HostingSettings = field(default_factory=HostingSettings)
+    swarm: SwarmSettings = field(default_factory=SwarmSettings)
 
     @classmethod
     def load(
