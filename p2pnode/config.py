@@ -74,7 +74,7 @@ class DhtSettings:
     parallelism: int = 10  # alpha
     resiliency: int = 3  # beta: so many of the closest must answer before slow ones are left out
     quorum: int = 5  # holders of a value that one search merges at most
-    patience: float = 1.0  # a query that takes longer frees its slot for another one
+    patience: float = 1.5  # a query that takes longer frees its slot for another one
     query_timeout: float = 5.0  # one request to one peer
     lookup_timeout: float = 30.0
     lookup_reuse: float = 30.0  # how long the peers closest to a key are remembered
