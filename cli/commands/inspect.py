@@ -1,5 +1,6 @@
 """Commands that ask the running daemon something: id, status, peers, experts, ping, stop."""
 
+import datetime as dt
 from typing import Any, Final
 
 import click
@@ -8,6 +9,7 @@ from cli.options import data_dir_option, json_option
 from cli.output import print_facts, print_json, print_note, print_table
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
+from p2pnode.daemon.runs import FOREVER
 
 STOP_MARGIN: Final = 20.0  # for saving experts once their calls have ended
 
@@ -44,15 +46,22 @@ def status(data_dir: DataDir, as_json: bool) -> None:
         "calls": ", ".join(f"{count} {name}" for name, count in found["calls"].items()) or None,
     }
     for run in found["runs"]:
-        facts[f"run {run['name']}"] = describe_run(run)
+        facts[f"run {run['run']}"] = describe_run(run)
     print_facts("Status", facts)
 
 
 def describe_run(run: dict[str, Any]) -> str:
     """Say in a few words what a membership allows."""
-    if run["open"]:
+    if run["expires_at"] is None:
         return "open: anyone who finds it may train it and change its experts"
-    return f"{' and '.join(run['scopes'])}, until {run['expires']}; run id {run['run_id']}"
+    return f"{' and '.join(run['scopes'])}, {until(run['expires_at'])}"
+
+
+def until(moment: float) -> str:
+    """Say when something ends, in seconds since the epoch."""
+    if moment >= FOREVER:
+        return "for ever"
+    return dt.datetime.fromtimestamp(moment, dt.UTC).strftime("until %Y-%m-%d %H:%M UTC")
 
 
 @click.command()
@@ -105,8 +114,8 @@ def experts(patterns: tuple[str, ...], data_dir: DataDir, as_json: bool) -> None
     """
     if patterns:
         found = call_daemon(data_dir.control_socket, "find", patterns=list(patterns))
-        columns = ("expert", "hosts", "peer ids")
-        rows = [
+        columns: tuple[str, ...] = ("expert", "hosts", "peer ids")
+        rows: list[tuple[Any, ...]] = [
             (each["uid"], len(each["hosts"]), "\n".join(host["peer_id"] for host in each["hosts"]))
             for each in found
         ]

@@ -1,6 +1,5 @@
 """`run create | invite | inspect`: training runs and who may take part in them."""
 
-import datetime as dt
 import re
 
 import click
@@ -15,7 +14,7 @@ from p2pnode.daemon.runs import RunStore
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """A number with a unit: 90m, 12h, 7d."""
 
     name = "duration"
@@ -86,9 +85,7 @@ def inspect(name_or_invite: str, data_dir: DataDir, as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
-    if summary["expires"] is not None:
-        moment = dt.datetime.fromtimestamp(summary["expires"], dt.UTC)
-        summary["expires"] = moment.strftime("%Y-%m-%d %H:%M UTC")
     print_facts(
-        f"Run {summary['name']}", {"id": summary["run_id"], "allows": describe_run(summary)}
+        f"Run {summary['run']}",
+        {"id": summary["run_id"], "allows": describe_run(summary), "only for": summary.get("peer")},
     )

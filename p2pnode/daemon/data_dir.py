@@ -23,7 +23,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from p2pnode.errors import DataDirInUseError, DeadlineExceededError, InvalidKeyError, KeyFileError, LocalError
+from p2pnode.errors import (
+    DataDirInUseError,
+    DeadlineExceededError,
+    InvalidKeyError,
+    KeyFileError,
+    LocalError,
+)
 from p2pnode.wire.keys import PrivateKey
 
 MAX_SECRET_BYTES: Final = 64 * 1024  # the largest secret file, a membership, needs under 4 KiB

@@ -24,7 +24,7 @@ from p2pnode.daemon.control.service import ControlServer
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.network import Network
 from p2pnode.daemon.runs import RunStore
-from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError, NoPeersError
+from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError
 from p2pnode.events import EventBus
 from p2pnode.security.tokens import Membership
 from p2pnode.transport.base import Transport
@@ -88,7 +88,7 @@ class Node:
         with self._data_dir.lock():
             node = self.settings.node
             membership = self._accept_invite(node)
-            uids = self._expand(node.experts, node.run or (membership and membership.name))
+            uids = self._expand(node.experts, membership.name if membership else node.run)
             if uids:
                 await _load_hosting()  # before anything listens: importing torch takes seconds
             async with trio.open_nursery() as nursery:
@@ -215,7 +215,7 @@ class Node:
         hosting = dataclasses.asdict(self.settings.hosting) | params.get("hosting", {})
         settings = Settings.load(environ={}, overrides={"hosting": hosting}).hosting
         membership = self._accept_invite(node)
-        uids = self._expand(node.experts, node.run or (membership and membership.name))
+        uids = self._expand(node.experts, membership.name if membership else node.run)
         added = await self.host_experts(uids, settings)
         fresh = {str(uid) for uid in added}
         return [expert for expert in self.hosted() if expert["uid"] in fresh]

@@ -8,11 +8,10 @@ from typing import Any, Final
 
 from p2pnode.daemon.data_dir import DataDir, read_secret, write_secret
 from p2pnode.errors import ConfigError, InvalidKeyError, KeyFileError, LocalError
-from p2pnode.security.tokens import Membership, RunKey, issue_invite, read_invite
+from p2pnode.security.tokens import SCOPES, Membership, RunKey, issue_invite, read_invite
 from p2pnode.wire.peer_id import PeerId
 
 FOREVER: Final = 253_402_300_799.0  # the last second of the year 9999: an owner's own membership
-SCOPES: Final = ("host", "train")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 
 
@@ -46,12 +45,11 @@ class RunStore:
         """Sign an invite to a run this node owns.
 
         Raises:
-            ConfigError: a scope is unknown, or the run is not ours.
+            InvalidTokenError: a scope is unknown.
+            ConfigError: the run is not ours.
             KeyFileError: the run's key cannot be read.
         """
         _check_name(name)
-        if not scopes or set(scopes) - set(SCOPES):
-            raise ConfigError(f"an invite's scopes are {' and '.join(SCOPES)}, or one of them")
         if not self._key_file(name).exists():
             raise ConfigError(
                 f"this node does not own a run called {name}; `p2pnode run create {name}` makes one"
