@@ -125,6 +125,8 @@ def is_loopback(address: Multiaddr) -> bool:
 def _checked(address: Multiaddr) -> Multiaddr:
     """Return `address` in canonical form, or raise ValueError when it has none."""
     parts = [part.to_bytes() for part in address.split()]
+    if b"".join(parts) != address.to_bytes():
+        raise ValueError("its numbers are not in minimal form")
     address = Multiaddr(b"".join(map(_canonical_part, parts)))
     text = "".join(map(str, address.split()))
     # py-multiaddr's two readers disagree about truncated parts and about zones of IPv6.
