@@ -44,6 +44,8 @@ class NetworkSettings:
 
     dial_timeout: float = 10.0
     dial_attempts_at_once: int = 4  # addresses of one peer tried in parallel
+    dial_stagger: float = 0.25  # head start of each address over the next, as RFC 8305 has it
+    max_dials: int = 128  # peers dialled at once, node-wide
     handshake_timeout: float = 10.0
     negotiation_timeout: float = 10.0
     max_handshakes: int = 64  # inbound handshakes under way, node-wide
@@ -58,10 +60,19 @@ class NetworkSettings:
     yamux_accept_backlog: int = 256  # unanswered inbound streams, as go-libp2p enforces
     keepalive_interval: float = 30.0
     keepalive_timeout: float = 10.0
-    idle_timeout: float = 300.0  # an unused connection without protection is closed after this
+    idle_timeout: float = 300.0  # a connection without streams is closed after this
+    trim_grace: float = 10.0  # a connection idle for longer may be closed to make room for another
+    duplicate_linger: float = 5.0  # an idle second connection to a peer is closed after this
+    close_timeout: float = 2.0  # for saying goodbye before a connection is cut
     identify_timeout: float = 10.0
+    identify_max_message: int = 8 * KIB
+    identify_max_messages: int = 10  # go-libp2p splits what exceeds 2 KiB over several
+    identify_push_delay: float = 0.1  # changes within it are told together
+    ping_timeout: float = 10.0
     max_peerstore_peers: int = 10_000
     max_addresses_per_peer: int = 32
+    address_ttl: float = 3600.0  # how long a peer's addresses are kept after it was connected
+    peerstore_save_interval: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
