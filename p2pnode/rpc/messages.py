@@ -1,0 +1,201 @@
+"""The headers of tensor calls, protocol `/p2pnode/tensor/1.0.0`: bytes to values and back, pure.
+
+A call is one stream. Each side sends one message:
+
+    u32 big-endian length of the header | header: a msgpack map | the tensors' raw elements
+
+Request:  {v: 1, op: "info" | "forward" | "backward", uid: "<run id>/<block.i.j>", ms: deadline in
+          milliseconds from now, token?: biscuit, id?: 16 bytes (backward), grads?: how many of the
+          tensors, at the end, are gradients of outputs, tensors: [[dtype, shape, codec, bytes]…]}
+Reply:    {v: 1, tensors: […]} | {v: 1, info: {…}} | {v: 1, error: [code, sentence]}
+
+Elements are little-endian in row-major order, tensor after tensor without padding. The only codec
+of version 1 is `none`. Keys a reader does not know are skipped; a change that cannot be skipped
+raises `v`. The `token` stands in the first call of a connection for each run, and again when the
+server answers 401 to a call without one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+import msgpack
+
+from p2pnode.errors import (
+    BadRequestError,
+    CallError,
+    InvalidUidError,
+    P2PNodeError,
+    ProtocolError,
+    from_code,
+)
+from p2pnode.rpc.schema import MAX_TENSORS, ExpertInfo, TensorMeta, read_meta
+from p2pnode.wire.uids import Uid
+
+PROTOCOL: Final = "/p2pnode/tensor/1.0.0"
+VERSION: Final = 1
+PREFIX_BYTES: Final = 4
+CALL_ID_BYTES: Final = 16
+CODEC: Final = "none"
+
+_MAX_SENTENCE: Final = 500  # characters of an error message, sent or received
+_MAX_MILLISECONDS: Final = 2**40
+
+Operation = Literal["info", "forward", "backward"]
+OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One call's header; `uid.run` is the run's id, not its name."""
+
+    operation: Operation
+    uid: Uid
+    milliseconds: int  # until the caller gives up
+    tensors: tuple[TensorMeta, ...] = ()
+    gradients: int = 0  # so many of `tensors`, the last ones, are gradients of outputs
+    call_id: bytes = b""
+    token: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One answer's header."""
+
+    tensors: tuple[TensorMeta, ...] = ()
+    info: ExpertInfo | None = None
+    error: P2PNodeError | None = None
+
+
+def encode_request(request: Request) -> bytes:
+    """Return the request's header behind its length."""
+    header: dict[str, Any] = {
+        "v": VERSION,
+        "op": request.operation,
+        "uid": str(request.uid),
+        "ms": request.milliseconds,
+    }
+    if request.token is not None:
+        header["token"] = request.token
+    if request.operation == "backward":
+        header["id"] = request.call_id
+        header["grads"] = request.gradients
+    if request.tensors:
+        header["tensors"] = _pack_metas(request.tensors)
+    return _prefixed(header)
+
+
+def decode_request(data: bytes) -> Request:
+    """Read a request's header, without its length.
+
+    Raises:
+        BadRequestError: it is malformed, or of another version.
+    """
+    try:
+        header = _unpack(data)
+        operation = header.get("op")
+        if operation not in OPERATIONS:
+            raise BadRequestError(f"the operation {str(operation)[:32]!r} is not one of a call")
+        tensors = _unpack_metas(header.get("tensors", []))
+        gradients = header.get("grads", 0)
+        call_id = header.get("id", b"")
+        if operation == "backward":
+            if not isinstance(call_id, bytes) or len(call_id) != CALL_ID_BYTES:
+                raise BadRequestError(f"a backward call needs an id of {CALL_ID_BYTES} bytes")
+            if type(gradients) is not int or not 0 <= gradients <= len(tensors):
+                raise BadRequestError("the number of gradients does not fit the tensors")
+        milliseconds = header.get("ms")
+        if type(milliseconds) is not int or not 0 <= milliseconds <= _MAX_MILLISECONDS:
+            raise BadRequestError("the deadline must be in milliseconds")
+        token = header.get("token")
+        if token is not None and not isinstance(token, bytes):
+            raise BadRequestError("the token must be bytes")
+        uid = header.get("uid")
+        if not isinstance(uid, str):
+            raise BadRequestError("the uid must be a text")
+        return Request(
+            operation=operation,
+            uid=Uid.parse(uid),
+            milliseconds=milliseconds,
+            tensors=tensors,
+            gradients=gradients if operation == "backward" else 0,
+            call_id=call_id if operation == "backward" else b"",
+            token=token,
+        )
+    except (ProtocolError, InvalidUidError) as error:
+        raise BadRequestError(str(error)) from error
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """Return the reply's header behind its length; an error must be one with a code."""
+    header: dict[str, Any] = {"v": VERSION}
+    if reply.error is not None:
+        code = CallError.code if reply.error.code is None else reply.error.code
+        header["error"] = [code, str(reply.error)[:_MAX_SENTENCE]]
+    elif reply.info is not None:
+        header["info"] = reply.info.to_wire()
+    else:
+        header["tensors"] = _pack_metas(reply.tensors)
+    return _prefixed(header)
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Read a reply's header, without its length.
+
+    Raises:
+        ProtocolError: it is malformed, or of another version.
+    """
+    header = _unpack(data)
+    if (error := header.get("error")) is not None:
+        if not (isinstance(error, list) and len(error) == 2):
+            raise ProtocolError("an error must be a code and a sentence")
+        code, sentence = error
+        if type(code) is not int or not isinstance(sentence, str):
+            raise ProtocolError("an error must be a code and a sentence")
+        # The sentence may end on a terminal: nothing in it may move the cursor.
+        shown = "".join(c if c.isprintable() else " " for c in sentence[:_MAX_SENTENCE])
+        return Reply(error=from_code(code, shown))
+    if (info := header.get("info")) is not None:
+        return Reply(info=ExpertInfo.from_wire(info))
+    return Reply(tensors=_unpack_metas(header.get("tensors")))
+
+
+def _prefixed(header: dict[str, Any]) -> bytes:
+    packed: bytes = msgpack.packb(header)
+    return len(packed).to_bytes(PREFIX_BYTES, "big") + packed
+
+
+def _unpack(data: bytes) -> dict[Any, Any]:
+    try:
+        header = msgpack.unpackb(data)
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise ProtocolError("a call's header is not msgpack") from error
+    if not isinstance(header, dict):
+        raise ProtocolError("a call's header must be a map")
+    if header.get("v") != VERSION:
+        raise ProtocolError(
+            f"the call is of version {str(header.get('v'))[:16]}, this node speaks {VERSION};"
+            " update the older of the two"
+        )
+    return header
+
+
+def _pack_metas(tensors: Sequence[TensorMeta]) -> list[Any]:
+    return [[meta.dtype, meta.shape, CODEC, meta.nbytes] for meta in tensors]
+
+
+def _unpack_metas(data: Any) -> tuple[TensorMeta, ...]:
+    if not isinstance(data, list) or len(data) > MAX_TENSORS:
+        raise ProtocolError(f"a call's tensors must be a list of at most {MAX_TENSORS}")
+    found = []
+    for entry in data:
+        if not isinstance(entry, list) or len(entry) != 4:
+            raise ProtocolError("a tensor is described by dtype, shape, codec and size")
+        dtype, shape, codec, size = entry
+        meta = read_meta(dtype, shape)
+        if codec != CODEC:
+            raise ProtocolError(f"the codec {str(codec)[:32]!r} is not known here")
+        if type(size) is not int or size != meta.nbytes:
+            raise ProtocolError(f"a tensor of {meta} cannot have {str(size)[:32]} bytes")
+        found.append(meta)
+    return tuple(found)

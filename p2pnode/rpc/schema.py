@@ -1,0 +1,239 @@
+"""What tensors an expert takes and gives, and the checks both sides make before any is moved.
+
+Pure: dtypes are named, and nothing here needs torch. Dimension 0 of every tensor counts rows
+(samples), is free, and is the same for all tensors of a call; concurrent calls are joined along
+it. All other dimensions are fixed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from p2pnode.errors import ProtocolError, SchemaError, TensorTooLargeError
+
+ITEM_BYTES: Final = {
+    "bfloat16": 2,
+    "float16": 2,
+    "float32": 4,
+    "float64": 8,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "uint8": 1,
+    "bool": 1,
+}
+MAX_DIMENSIONS: Final = 8  # numpy and torch take more; no expert here has needed more
+MAX_TENSORS: Final = 64  # of one call, inputs and gradients together
+_MAX_SIZE: Final = 2**40  # of one dimension: far above any byte limit, far below overflow
+_MAX_TEXT: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMeta:
+    """Dtype and shape of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of its elements in bytes."""
+        return ITEM_BYTES[self.dtype] * math.prod(self.shape)
+
+    def __str__(self) -> str:
+        """Return the meta for an error message, as in `float32 of shape (8, 64)`."""
+        return f"{self.dtype} of shape ({', '.join(map(str, self.shape))})"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Dtype and shape that a tensor must have; the first dimension is None, any number of rows."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ITEM_BYTES:
+            raise SchemaError(f"the dtype {self.dtype!r} is none of {', '.join(ITEM_BYTES)}")
+        rows, *rest = self.shape or (0,)
+        if rows is not None or len(rest) >= MAX_DIMENSIONS or None in rest:
+            raise SchemaError(f"the shape {self.shape} must be (None, …) with fixed sizes behind")
+
+    @classmethod
+    def of(cls, meta: TensorMeta) -> Self:
+        """Return the spec that `meta` fits with any number of rows."""
+        return cls(meta.dtype, (None, *meta.shape[1:]))
+
+    def accepts(self, meta: TensorMeta) -> bool:
+        """Tell whether a tensor fits."""
+        return (
+            meta.dtype == self.dtype
+            and len(meta.shape) == len(self.shape)
+            and meta.shape[1:] == self.shape[1:]
+        )
+
+    def with_rows(self, rows: int) -> TensorMeta:
+        """Return what a tensor of so many rows looks like."""
+        return TensorMeta(self.dtype, (rows, *(size or 0 for size in self.shape[1:])))
+
+    def __str__(self) -> str:
+        """Return the spec for an error message, as in `float32 of shape (rows, 64)`."""
+        return f"{self.dtype} of shape ({', '.join(('rows', *map(str, self.shape[1:])))})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertInfo:
+    """An expert's schema and its host's limits, as the `info` call answers."""
+
+    layer: str
+    inputs: tuple[TensorSpec, ...]  # positional ones first, then those of `keywords`, in order
+    outputs: tuple[TensorSpec, ...]
+    keywords: tuple[str, ...] = ()
+    max_rows: int
+    max_bytes: int  # of the tensors of one request
+
+    def check_inputs(self, inputs: Sequence[TensorMeta]) -> int:
+        """Check a forward call's tensors.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            SchemaError: count, dtype or shape are not what the expert takes.
+            TensorTooLargeError: there are more rows or bytes than the host takes in one call.
+        """
+        rows = _check("input", self._input_names(), self.inputs, inputs)
+        self._check_size(rows, inputs)
+        return rows
+
+    def check_gradients(self, inputs: Sequence[TensorMeta], gradients: Sequence[TensorMeta]) -> int:
+        """Check a backward call's inputs and gradients of the outputs.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            SchemaError: count, dtype or shape do not fit.
+            TensorTooLargeError: there are more rows or bytes than the host takes in one call.
+        """
+        rows = _check("input", self._input_names(), self.inputs, inputs)
+        names = [str(number) for number in range(len(self.outputs))]
+        given = _check("gradient of output", names, self.outputs, gradients)
+        if given != rows:
+            raise SchemaError(f"the gradients have {given} rows, but the inputs {rows}")
+        self._check_size(rows, (*inputs, *gradients))
+        return rows
+
+    def outputs_of(self, rows: int) -> list[TensorMeta]:
+        """Return what a forward call of so many rows answers."""
+        return [spec.with_rows(rows) for spec in self.outputs]
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the info for msgpack or JSON."""
+        return {
+            "layer": self.layer,
+            "inputs": [[spec.dtype, *spec.shape] for spec in self.inputs],
+            "outputs": [[spec.dtype, *spec.shape] for spec in self.outputs],
+            "keywords": list(self.keywords),
+            "max_rows": self.max_rows,
+            "max_bytes": self.max_bytes,
+        }
+
+    @classmethod
+    def from_wire(cls, data: Any) -> Self:
+        """Read what `to_wire` gave.
+
+        Raises:
+            ProtocolError: it is malformed.
+        """
+        try:
+            return cls(
+                layer=_text(data["layer"]),
+                inputs=_specs(data["inputs"]),
+                outputs=_specs(data["outputs"]),
+                keywords=tuple(_text(name) for name in _bounded(data["keywords"])),
+                max_rows=_size(data["max_rows"]),
+                max_bytes=_size(data["max_bytes"]),
+            )
+        except (KeyError, TypeError, ValueError, SchemaError) as error:
+            raise ProtocolError(f"an expert's description is malformed: {error}") from error
+
+    def _input_names(self) -> list[str]:
+        positional = len(self.inputs) - len(self.keywords)
+        return [*map(str, range(positional)), *self.keywords]
+
+    def _check_size(self, rows: int, tensors: Sequence[TensorMeta]) -> None:
+        if rows > self.max_rows:
+            raise TensorTooLargeError(
+                f"{rows} rows in one call; this host takes at most {self.max_rows}, so split them"
+            )
+        size = sum(tensor.nbytes for tensor in tensors)
+        if size > self.max_bytes:
+            raise TensorTooLargeError(
+                f"{size} bytes of tensors in one call; this host takes at most {self.max_bytes},"
+                " so send fewer rows at once"
+            )
+
+
+def read_meta(dtype: Any, shape: Any) -> TensorMeta:
+    """Check a tensor's dtype and shape as they came from the wire.
+
+    Raises:
+        ProtocolError: the dtype is unknown, or the shape is not one.
+    """
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise ProtocolError(f"the dtype {str(dtype)[:32]!r} is none of {', '.join(ITEM_BYTES)}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise ProtocolError(f"a shape must be a list of at most {MAX_DIMENSIONS} sizes")
+    try:
+        return TensorMeta(dtype, tuple(map(_size, shape)))
+    except ValueError as error:
+        raise ProtocolError(f"a shape is malformed: {error}") from error
+
+
+def _check(
+    what: str, names: Sequence[str], specs: Sequence[TensorSpec], tensors: Sequence[TensorMeta]
+) -> int:
+    if len(tensors) != len(specs):
+        raise SchemaError(f"the expert takes {len(specs)} {what} tensors, not {len(tensors)}")
+    for name, spec, tensor in zip(names, specs, tensors, strict=True):
+        if not spec.accepts(tensor):
+            raise SchemaError(f"{what} {name} must be {spec}, not {tensor}")
+    rows = {tensor.shape[0] for tensor in tensors}
+    if len(rows) != 1:
+        raise SchemaError(f"the {what} tensors have different numbers of rows: {sorted(rows)}")
+    count = rows.pop()
+    if count == 0:
+        raise SchemaError(f"the {what} tensors have no rows; send at least one")
+    return count
+
+
+def _specs(data: Any) -> tuple[TensorSpec, ...]:
+    specs = []
+    for dtype, *shape in _bounded(data):
+        if not shape or shape[0] is not None:
+            raise ValueError("the first dimension of a spec must be free")
+        specs.append(TensorSpec(_text(dtype), (None, *map(_size, shape[1:]))))
+    if not specs:
+        raise ValueError("an expert has at least one input and one output")
+    return tuple(specs)
+
+
+def _bounded(data: Any) -> list[Any]:
+    if not isinstance(data, list) or len(data) > MAX_TENSORS:
+        raise ValueError(f"not a list of at most {MAX_TENSORS} items")
+    return data
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= _MAX_SIZE:
+        raise ValueError(f"{str(value)[:32]!r} is not a size")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or not value.isprintable():
+        raise ValueError(f"not a printable text of at most {_MAX_TEXT} characters")
+    return value
