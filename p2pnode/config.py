@@ -119,6 +119,7 @@ class RpcSettings:
     max_calls_per_peer: int = 256
     max_deadline: float = 600.0
     default_timeout: float = 30.0
+    header_timeout: float = 10.0  # from a stream's opening to its request's header
     token_cache_size: int = 4096
 
 

@@ -1,0 +1,296 @@
+"""The caller's side of tensor calls: one stream and one round trip each.
+
+Cancelling a call, or letting it time out, resets its stream, and the host drops the work.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Final
+from weakref import WeakKeyDictionary
+
+import torch
+import trio
+
+from p2pnode.config import RpcSettings
+from p2pnode.errors import (
+    ConnectionClosedError,
+    DeadlineExceededError,
+    ExpertFailedError,
+    HostLostError,
+    NotAMemberError,
+    ProtocolError,
+    ProtocolNotSupportedError,
+    RemoteError,
+    StreamResetError,
+    TensorTooLargeError,
+    UnknownExpertError,
+)
+from p2pnode.host import Connection, Host, Stream
+from p2pnode.rpc.framing import IncomingMessage, send_message
+from p2pnode.rpc.messages import (
+    PROTOCOL,
+    Operation,
+    Reply,
+    Request,
+    decode_reply,
+    encode_request,
+)
+from p2pnode.rpc.schema import ExpertInfo, TensorMeta
+from p2pnode.rpc.tensors import buffer_of, metas_of
+from p2pnode.security.tokens import Membership, is_open
+from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.uids import Uid
+
+# A request up to this size fits the window every stream starts with (256 KiB), so that sending it
+# cannot block on a host that has refused it meanwhile; a larger one is sent beside the reading.
+_SENT_AT_ONCE: Final = 192 * 1024
+
+
+class TensorClient:
+    """Calls experts on other peers.
+
+    Args:
+        host: the network; it must know the peers' addresses.
+        settings: limits and the default timeout.
+        memberships: this node's own, by run name; read at each call, so they may change.
+
+    A uid's run is the run's name, as `memberships` has it, or the run's id.
+
+    All calls raise, besides what each says:
+
+    - `DialError`: the peer cannot be reached.
+    - `HostLostError`: it was lost during the call; whether it did the work is not known.
+    - `DeadlineExceededError`: no answer came within the timeout.
+    - `NotAMemberError` and its subclasses: the call is not allowed.
+    - `UnknownExpertError`, `OverloadedError`, `ExpertFailedError`, and the other `CallError`s:
+      as the host answered.
+    """
+
+    def __init__(
+        self, host: Host, settings: RpcSettings, memberships: Mapping[str, Membership]
+    ) -> None:
+        self._host = host
+        self._settings = settings
+        self._memberships = memberships
+        # By connection, the tokens its peer has accepted; they are not sent again.
+        self._accepted: WeakKeyDictionary[Connection, set[bytes]] = WeakKeyDictionary()
+
+    async def info(self, peer_id: PeerId, uid: Uid, *, timeout: float | None = None) -> ExpertInfo:
+        """Ask what the expert takes and gives."""
+        reply, _ = await self._call(peer_id, "info", uid, timeout=timeout)
+        if reply.info is None:
+            raise ExpertFailedError(f"{peer_id} did not describe {uid}")
+        return reply.info
+
+    async def forward(
+        self,
+        peer_id: PeerId,
+        uid: Uid,
+        inputs: Sequence[torch.Tensor],
+        *,
+        timeout: float | None = None,
+        info: ExpertInfo | None = None,
+    ) -> list[torch.Tensor]:
+        """Compute the expert's outputs.
+
+        Args:
+            peer_id: a host of the expert.
+            uid: the expert.
+            inputs: its tensors, positional ones first, then the keywords' in the schema's order.
+            timeout: seconds, or None for the configured default.
+            info: the schema, to check both what is sent and what comes back.
+
+        Raises:
+            SchemaError, TensorTooLargeError: the inputs do not fit; nothing was sent when `info`
+                is given.
+        """
+        metas = metas_of(inputs)
+        expected = None if info is None else tuple(info.outputs_of(info.check_inputs(metas)))
+        _, outputs = await self._call(
+            peer_id, "forward", uid, inputs, metas, timeout=timeout, expected=expected
+        )
+        return outputs
+
+    async def backward(
+        self,
+        peer_id: PeerId,
+        uid: Uid,
+        inputs: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        *,
+        call_id: bytes,
+        timeout: float | None = None,
+        info: ExpertInfo | None = None,
+    ) -> list[torch.Tensor]:
+        """Step the expert's optimiser, and return the gradients of the inputs.
+
+        Args:
+            peer_id: a host of the expert.
+            uid: the expert.
+            inputs: the tensors of the forward call.
+            gradients: of its outputs, in their order.
+            call_id: 16 bytes that no other backward call of this peer has; a call repeated with
+                the same id, after a lost reply, does not step the optimiser again.
+            timeout: seconds, or None for the configured default.
+            info: the schema, to check what is sent.
+
+        Raises:
+            SchemaError, TensorTooLargeError: the tensors do not fit; nothing was sent when `info`
+                is given.
+            AlreadyAppliedError: the call was applied earlier, its answer is no longer kept.
+        """
+        metas, gradient_metas = metas_of(inputs), metas_of(gradients)
+        if info is not None:
+            info.check_gradients(metas, gradient_metas)
+        _, input_gradients = await self._call(
+            peer_id,
+            "backward",
+            uid,
+            (*inputs, *gradients),
+            (*metas, *gradient_metas),
+            timeout=timeout,
+            expected=metas,
+            gradients=len(gradient_metas),
+            call_id=call_id,
+        )
+        return input_gradients
+
+    async def _call(
+        self,
+        peer_id: PeerId,
+        operation: Operation,
+        uid: Uid,
+        tensors: Sequence[torch.Tensor] = (),
+        metas: tuple[TensorMeta, ...] = (),
+        *,
+        timeout: float | None,
+        expected: tuple[TensorMeta, ...] | None = None,
+        gradients: int = 0,
+        call_id: bytes = b"",
+    ) -> tuple[Reply, list[torch.Tensor]]:
+        size = sum(meta.nbytes for meta in metas)
+        if size > self._settings.max_call_bytes:
+            raise TensorTooLargeError(
+                f"{size} bytes of tensors in one call exceed the limit of"
+                f" {self._settings.max_call_bytes}; send fewer rows at once"
+            )
+        membership = self._membership(uid.run)
+        timeout = self._settings.default_timeout if timeout is None else timeout
+        with trio.move_on_after(timeout):
+            buffers = [buffer_of(tensor) for tensor in tensors]
+            connection = self._host.connection_to(peer_id)
+            if connection is None or connection.is_closed:
+                connection = await self._host.connect(peer_id)
+            accepted = self._accepted.setdefault(connection, set())
+            token = membership.token if membership.token not in accepted else None
+            while True:
+                remaining = trio.current_effective_deadline() - trio.current_time()
+                request = Request(
+                    operation=operation,
+                    uid=uid.in_run(membership.run_id),
+                    milliseconds=max(0, int(remaining * 1000)),
+                    tensors=metas,
+                    gradients=gradients,
+                    call_id=call_id,
+                    token=token,
+                )
+                exchange = _Exchange(self._settings, peer_id, uid, expected)
+                reply, answer = await exchange.run(connection, encode_request(request), buffers)
+                if reply.error is None:
+                    if token is not None:
+                        accepted.add(token)
+                    return reply, answer
+                if type(reply.error) is NotAMemberError and token is None and membership.token:
+                    token = membership.token  # the host has forgotten it; show it once more
+                    continue
+                raise reply.error
+        raise DeadlineExceededError(
+            f"{peer_id} did not answer the {operation} call of {uid} within {timeout:g} s"
+        )
+
+    def _membership(self, run: str) -> Membership:
+        found = self._memberships.get(run)
+        if found is None:
+            found = next((m for m in self._memberships.values() if m.run_id == run), None)
+        if found is None and is_open(run):
+            found = Membership.open(run.partition(":")[2])
+        if found is None:
+            raise NotAMemberError(
+                f"this node is not a member of the run {run}; use an invite to it"
+            )
+        return found
+
+
+class _Exchange:
+    """One request and its reply on a stream of their own."""
+
+    def __init__(
+        self,
+        settings: RpcSettings,
+        peer_id: PeerId,
+        uid: Uid,
+        expected: tuple[TensorMeta, ...] | None,
+    ) -> None:
+        self._settings = settings
+        self._peer_id = peer_id
+        self._uid = uid
+        self._expected = expected
+
+    async def run(
+        self, connection: Connection, header: bytes, buffers: Sequence[memoryview]
+    ) -> tuple[Reply, list[torch.Tensor]]:
+        """Send the request and return the reply; its error is not raised."""
+        stream: Stream | None = None
+        try:
+            stream = await connection.open_stream([PROTOCOL])
+            if len(header) + sum(map(len, buffers)) <= _SENT_AT_ONCE:
+                await send_message(stream, header, buffers)
+                answer = await self._receive(stream)
+            else:
+                answer = await self._receive_beside(stream, header, buffers)
+            await stream.aclose()
+            stream = None
+        except ProtocolNotSupportedError as error:
+            raise UnknownExpertError(f"{self._peer_id} hosts no experts") from error
+        except (StreamResetError, ConnectionClosedError) as error:
+            raise HostLostError(
+                f"{self._peer_id} was lost during a call of {self._uid}: {error}"
+            ) from error
+        except ProtocolError as error:
+            raise ExpertFailedError(
+                f"{self._peer_id} answered a call of {self._uid} badly: {error}"
+            ) from error
+        finally:
+            if stream is not None:
+                stream.reset()
+        return answer
+
+    async def _receive_beside(
+        self, stream: Stream, header: bytes, buffers: Sequence[memoryview]
+    ) -> tuple[Reply, list[torch.Tensor]]:
+        outcome: tuple[Reply, list[torch.Tensor]] | RemoteError
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                # The reading side meets the same end of the stream, and tells.
+                with contextlib.suppress(StreamResetError, ConnectionClosedError):
+                    await send_message(stream, header, buffers)
+
+            nursery.start_soon(send)
+            try:
+                outcome = await self._receive(stream)
+            except RemoteError as error:
+                outcome = error
+            nursery.cancel_scope.cancel()
+        if isinstance(outcome, RemoteError):
+            raise outcome
+        return outcome
+
+    async def _receive(self, stream: Stream) -> tuple[Reply, list[torch.Tensor]]:
+        incoming = IncomingMessage(stream)
+        reply = decode_reply(await incoming.header(self._settings.max_header_bytes))
+        if reply.error is None and self._expected not in {None, reply.tensors}:
+            raise ProtocolError("its tensors are not what the schema promises")
+        if sum(meta.nbytes for meta in reply.tensors) > self._settings.max_call_bytes:
+            raise ProtocolError("its tensors exceed the limit of one call")
+        return reply, await incoming.tensors(reply.tensors)

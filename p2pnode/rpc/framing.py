@@ -1,0 +1,90 @@
+"""One message of a tensor call over a stream: a header behind its length, then tensors."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+from p2pnode.errors import ProtocolError
+from p2pnode.host import Stream
+from p2pnode.rpc.messages import PREFIX_BYTES
+from p2pnode.rpc.schema import TensorMeta
+from p2pnode.rpc.tensors import empty
+
+# Below this, one copy is cheaper than another write; above it, tensors are sent from their memory.
+MAX_JOINED_BYTES: Final = 32 * 1024
+_READ_AHEAD: Final = 4096  # holds most headers, and small calls whole; what is too much is copied
+
+
+async def send_message(stream: Stream, header: bytes, buffers: Sequence[memoryview]) -> None:
+    """Send a header, which has its length in front, and the tensors behind it.
+
+    Raises:
+        StreamResetError, ConnectionClosedError: the receiver is gone.
+    """
+    if len(header) + sum(map(len, buffers)) <= MAX_JOINED_BYTES:
+        await stream.send_all(b"".join((header, *buffers)))
+        return
+    await stream.send_all(header)
+    for buffer in buffers:
+        if buffer:
+            await stream.send_all(buffer)
+
+
+class IncomingMessage:
+    """Reads one message; tensors are received into their own memory."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._ahead = b""  # bytes read together with what was asked for
+
+    async def header(self, limit: int) -> bytes:
+        """Read the header.
+
+        Raises:
+            ProtocolError: it is longer than `limit`, or the stream ended before its end.
+            StreamResetError, ConnectionClosedError: the sender is gone.
+        """
+        await self._read_ahead(PREFIX_BYTES)
+        size = int.from_bytes(self._ahead[:PREFIX_BYTES], "big")
+        if size > limit:
+            raise ProtocolError(f"a header of {size} bytes exceeds the limit of {limit}")
+        end = PREFIX_BYTES + size
+        await self._read_ahead(end)
+        header, self._ahead = self._ahead[PREFIX_BYTES:end], self._ahead[end:]
+        return header
+
+    async def tensors(self, metas: Sequence[TensorMeta]) -> list[torch.Tensor]:
+        """Allocate and receive the tensors that the header declares.
+
+        Raises:
+            ProtocolError: the stream ended before.
+            StreamResetError, ConnectionClosedError: the sender is gone.
+        """
+        tensors = []
+        for meta in metas:
+            tensor, buffer = empty(meta)
+            known = min(len(self._ahead), len(buffer))
+            buffer[:known] = self._ahead[:known]
+            self._ahead = self._ahead[known:]
+            if known < len(buffer):
+                await self._stream.receive_into(buffer[known:])
+            tensors.append(tensor)
+        return tensors
+
+    async def wait_end(self) -> None:
+        """Wait until the sender ends its side.
+
+        Raises:
+            ProtocolError: it sends more than its header declared.
+            StreamResetError, ConnectionClosedError: the sender is gone.
+        """
+        if self._ahead or await self._stream.receive_some(1):
+            raise ProtocolError("the message is longer than its header says")
+
+    async def _read_ahead(self, size: int) -> None:
+        while len(self._ahead) < size:
+            data = await self._stream.receive_some(_READ_AHEAD)
+            if not data:
+                raise ProtocolError("the stream ended inside a header")
+            self._ahead += data

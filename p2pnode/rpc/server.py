@@ -1,0 +1,269 @@
+"""The host's side of tensor calls.
+
+Each step refuses as much as it can before the next one costs more: a free slot, the header, the
+caller's right, the expert, the schema, the budget; only then is memory allocated and the payload
+received. While the work is queued or runs, the stream is watched: a caller that resets it, or
+whose connection ends, cancels the work.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import trio
+
+from p2pnode.clock import wall_time
+from p2pnode.config import RpcSettings
+from p2pnode.errors import (
+    BadRequestError,
+    CallError,
+    ConnectionClosedError,
+    DeadlineExceededError,
+    P2PNodeError,
+    ProtocolError,
+    StreamResetError,
+    TensorTooLargeError,
+)
+from p2pnode.events import Event
+from p2pnode.host import Host, Stream
+from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.budget import Budget, Charge
+from p2pnode.rpc.framing import IncomingMessage, send_message
+from p2pnode.rpc.messages import (
+    PROTOCOL,
+    Reply,
+    Request,
+    decode_request,
+    encode_reply,
+)
+from p2pnode.rpc.schema import ExpertInfo
+from p2pnode.rpc.tensors import buffer_of, metas_of
+from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.uids import Uid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallServed(Event):
+    """A tensor call ended; `error` names why it failed, if it did."""
+
+    peer_id: PeerId
+    operation: str  # empty when the request could not be read
+    uid: Uid | None
+    rows: int
+    seconds: float
+    error: str | None
+
+
+class CallHandler(ABC):
+    """What a `TensorServer` serves; uids have the run's id, not its name."""
+
+    @abstractmethod
+    def info(self, uid: Uid) -> ExpertInfo:
+        """Describe an expert.
+
+        Raises:
+            UnknownExpertError: it is not hosted here.
+        """
+
+    @abstractmethod
+    async def forward(
+        self, uid: Uid, inputs: Sequence[torch.Tensor], *, deadline: float
+    ) -> list[torch.Tensor]:
+        """Compute an expert's outputs; cancelling gives the work up.
+
+        Args:
+            uid: the expert.
+            inputs: tensors that fit its schema.
+            deadline: on trio's clock; work that cannot start before is dropped.
+
+        Raises:
+            CallError: the subclasses say why it failed.
+        """
+
+    @abstractmethod
+    async def backward(
+        self,
+        uid: Uid,
+        inputs: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        *,
+        caller: PeerId,
+        call_id: bytes,
+        deadline: float,
+    ) -> list[torch.Tensor]:
+        """Step an expert's optimiser, once per caller and `call_id`; cancelling gives up.
+
+        Args:
+            uid: the expert.
+            inputs: tensors that fit its schema.
+            gradients: of the outputs for these inputs.
+            caller: who calls.
+            call_id: what the caller numbers its calls with; a replay has the same.
+            deadline: on trio's clock; work that cannot start before is dropped.
+
+        Returns:
+            The gradients of the inputs.
+
+        Raises:
+            CallError: the subclasses say why it failed.
+        """
+
+
+class TensorServer:
+    """Serves `/p2pnode/tensor/1.0.0` on a host, from its construction until `close`."""
+
+    def __init__(
+        self, host: Host, settings: RpcSettings, handler: CallHandler, authority: Authority
+    ) -> None:
+        self.budget = Budget(settings)
+        self._host = host
+        self._settings = settings
+        self._handler = handler
+        self._authority = authority
+        host.set_handler(PROTOCOL, self._serve)
+
+    def close(self) -> None:
+        """Take no more calls; those under way go on."""
+        self._host.remove_handler(PROTOCOL)
+
+    async def _serve(self, stream: Stream) -> None:
+        call = _Call(stream)
+        failure: str | None = None
+        try:
+            with self.budget.call(stream.peer_id) as charge:
+                await self._answer(call, charge)
+        except (StreamResetError, ConnectionClosedError) as error:
+            failure = type(error).__name__
+            raise
+        except P2PNodeError as error:
+            failure = type(error).__name__
+            await self._refuse(stream, error)
+        except trio.Cancelled:
+            failure = "Cancelled"
+            raise
+        finally:
+            self._host.events.emit(call.served(failure))
+
+    async def _refuse(self, stream: Stream, error: P2PNodeError) -> None:
+        if error.code is None:  # a rule of the stream was broken: the caller's request is to blame
+            error = BadRequestError(str(error))
+        with trio.move_on_after(self._settings.header_timeout):
+            await send_message(stream, encode_reply(Reply(error=error)), ())
+
+    async def _answer(self, call: "_Call", charge: Charge) -> None:
+        request = call.request = await self._receive_request(call)
+        self._authority.authorise(
+            call.stream.peer_id, request.uid.run, request.token, "train", wall_time()
+        )
+        info = self._handler.info(request.uid)
+        remaining = min(request.milliseconds / 1000, self._settings.max_deadline)
+        with trio.move_on_after(remaining) as scope:
+            if request.operation == "info":
+                await send_message(call.stream, encode_reply(Reply(info=info)), ())
+            else:
+                await self._compute(call, request, info, charge, scope.deadline)
+        if scope.cancelled_caught:
+            raise DeadlineExceededError(
+                f"the {request.operation} call of {request.uid.name} missed its deadline at the"
+                f" host, {remaining:g} s after it came"
+            )
+
+    async def _receive_request(self, call: "_Call") -> Request:
+        with trio.move_on_after(self._settings.header_timeout) as scope:
+            return decode_request(await call.incoming.header(self._settings.max_header_bytes))
+        assert scope.cancelled_caught
+        raise DeadlineExceededError("the request's header took too long to arrive")
+
+    async def _compute(
+        self, call: "_Call", request: Request, info: ExpertInfo, charge: Charge, deadline: float
+    ) -> None:
+        count = len(request.tensors) - request.gradients
+        metas, gradient_metas = request.tensors[:count], request.tensors[count:]
+        if request.operation == "forward":
+            call.rows = info.check_inputs(metas)
+            answer = info.outputs_of(call.rows)
+        else:
+            call.rows = info.check_gradients(metas, gradient_metas)
+            answer = list(metas)
+        size = sum(meta.nbytes for meta in request.tensors)
+        if size > self._settings.max_call_bytes:
+            raise TensorTooLargeError(
+                f"{size} bytes of tensors in one call; this host takes at most"
+                f" {self._settings.max_call_bytes}, so send fewer rows at once"
+            )
+        charge.add(size + sum(meta.nbytes for meta in answer))
+        tensors = await call.incoming.tensors(request.tensors)
+        inputs, gradients = tensors[:count], tensors[count:]
+        if request.operation == "forward":
+            outputs = await call.watched(
+                lambda: self._handler.forward(request.uid, inputs, deadline=deadline)
+            )
+        else:
+            outputs = await call.watched(
+                lambda: self._handler.backward(
+                    request.uid,
+                    inputs,
+                    gradients,
+                    caller=call.stream.peer_id,
+                    call_id=request.call_id,
+                    deadline=deadline,
+                )
+            )
+        header = encode_reply(Reply(tensors=metas_of(outputs)))
+        await send_message(call.stream, header, [buffer_of(tensor) for tensor in outputs])
+
+
+class _Call:
+    """One stream being served, and what is known of it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.incoming = IncomingMessage(stream)
+        self.request: Request | None = None
+        self.rows = 0
+        self._began = trio.current_time()
+
+    def served(self, error: str | None) -> CallServed:
+        """Describe the call at its end."""
+        return CallServed(
+            peer_id=self.stream.peer_id,
+            operation=self.request.operation if self.request else "",
+            uid=self.request.uid if self.request else None,
+            rows=self.rows,
+            seconds=trio.current_time() - self._began,
+            error=error,
+        )
+
+    async def watched(
+        self, work: Callable[[], Awaitable[list[torch.Tensor]]]
+    ) -> list[torch.Tensor]:
+        """Do the work, and give it up when the caller is gone.
+
+        Raises:
+            StreamResetError, ConnectionClosedError, ProtocolError: the caller is gone, or broke
+                the protocol.
+            CallError: the work failed.
+        """
+        outcome: list[torch.Tensor] | P2PNodeError | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                nonlocal outcome
+                try:
+                    await self.incoming.wait_end()
+                except (StreamResetError, ConnectionClosedError, ProtocolError) as error:
+                    outcome = error
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            try:
+                result: list[torch.Tensor] | CallError = await work()
+            except CallError as error:
+                result = error
+            outcome = outcome or result
+            nursery.cancel_scope.cancel()
+        assert outcome is not None
+        if isinstance(outcome, P2PNodeError):
+            raise outcome
+        return outcome
