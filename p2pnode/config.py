@@ -160,6 +160,18 @@ class SwarmSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSettings:
+    """How a trainer calls experts, where a layer does not say otherwise."""
+
+    forward_timeout: float = 30.0
+    backward_timeout: float = 30.0
+    timeout_after_k_min: float = 1.0  # for stragglers, once k_min experts have answered
+    straggles_tolerated: int = 1  # in a row; a host that is cut off more often counts as failed
+    latency_smoothing: float = 0.2  # weight of the newest call in a host's average latency
+    max_cached_infos: int = 16_384  # descriptions of experts, by expert and host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of a node."""
 
@@ -169,6 +181,7 @@ class Settings:
     rpc: RpcSettings = field(default_factory=RpcSettings)
     hosting: HostingSettings = field(default_factory=HostingSettings)
     swarm: SwarmSettings = field(default_factory=SwarmSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
     @classmethod
     def load(

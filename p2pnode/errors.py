@@ -62,6 +62,10 @@ class InvalidTokenError(LocalError, ValueError):
     """An invite or token cannot be read, or was not signed by its run."""
 
 
+class NonFiniteError(LocalError, ValueError):
+    """A tensor to be sent holds NaN or infinite values."""
+
+
 # --- about a peer or the path to it -------------------------------------------------------------
 
 
