@@ -176,6 +176,7 @@ class TensorClient:
             )
         membership = self._membership(uid.run)
         timeout = self._settings.default_timeout if timeout is None else timeout
+        timeout = min(timeout, self._settings.max_deadline)  # hosts cut longer ones too
         with trio.move_on_after(timeout):
             buffers = [buffer_of(tensor) for tensor in tensors]
             connection = self._host.connection_to(peer_id)

@@ -1,0 +1,335 @@
+"""One expert: a module, its optimiser, and the two things that are done with them.
+
+No activations are kept between calls. Backward runs forward again under autograd, steps the
+optimiser at once, and returns the gradients of the inputs, as in Learning@home. Everything here
+runs in the device thread.
+"""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import nn
+
+from p2pnode.config import HostingSettings
+from p2pnode.errors import CheckpointError, ConfigError, ExpertFailedError
+from p2pnode.experts.layers import Layer, check_input_specs, find_layer
+from p2pnode.rpc.tensors import TensorSpec, dtype_of, meta_of
+from p2pnode.wire.uids import Uid
+
+_PROBE_ROWS: Final = 3  # of the batch that shows what a module puts out
+_OPTIMIZERS: Final[dict[str, Callable[..., torch.optim.Optimizer]]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+_MODULE: Final = "module."
+_OPTIMIZER: Final = "optimizer."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertState:
+    """A copy of all that an expert has learnt, on the CPU."""
+
+    tensors: dict[str, torch.Tensor]
+    steps: int
+    rows: int
+    layer: str
+    optimizer: str
+
+
+class ExpertBackend:
+    """A module with its optimiser.
+
+    Args:
+        uid: the expert's name, for messages.
+        layer: what kind it is.
+        module: on its device, in training mode.
+        settings: optimiser, learning rate and clipping.
+        inputs: what it takes.
+        outputs: what it gives, or None to find out with a small batch.
+
+    Raises:
+        ConfigError: the module cannot be run on its own inputs, or the optimiser is unknown.
+    """
+
+    def __init__(
+        self,
+        uid: Uid,
+        layer: Layer,
+        module: nn.Module,
+        settings: HostingSettings,
+        *,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...] | None = None,
+    ) -> None:
+        self.uid = uid
+        self.layer = layer
+        self.module = module
+        self.inputs = inputs
+        self.steps = 0
+        self.rows = 0
+        self._settings = settings
+        self._device = next(
+            (each.device for each in module.parameters()), torch.device(settings.device)
+        )
+        self._parameters = [each for each in module.parameters() if each.requires_grad]
+        self._optimizer = _build_optimizer(self._parameters, settings)
+        self._broken = ""
+        self.outputs = outputs or self._infer_outputs()
+
+    def forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Run the module without autograd.
+
+        Raises:
+            ExpertFailedError: the module failed, or its output does not fit its schema.
+        """
+        self._check_usable()
+        with torch.no_grad(), _failures(self.uid, "forward"):
+            outputs = self._run([each.to(self._device) for each in inputs])
+            return [each.cpu() for each in outputs]
+
+    def backward(
+        self, inputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Run the module again under autograd, step its optimiser, and give input gradients.
+
+        Args:
+            inputs: as for `forward`.
+            gradients: of the outputs; the step minimises their inner product with the outputs.
+
+        Returns:
+            For each input a tensor of its shape and dtype; zeros where there is no gradient.
+
+        Raises:
+            ExpertFailedError: something failed or was not finite; no step was taken.
+        """
+        self._check_usable()
+        with torch.enable_grad(), _failures(self.uid, "backward"):
+            leaves = [each.to(self._device).detach() for each in inputs]
+            for leaf in leaves:
+                leaf.requires_grad_(leaf.is_floating_point())
+            outputs = self._run(leaves)
+            wanted = [
+                (output, gradient.to(self._device))
+                for output, gradient in zip(outputs, gradients, strict=True)
+                if output.requires_grad
+            ]
+            try:
+                if wanted:
+                    torch.autograd.backward(
+                        [output for output, _ in wanted], [gradient for _, gradient in wanted]
+                    )
+                answer = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
+                if not all_finite(answer):
+                    raise ExpertFailedError(
+                        f"{self.uid.name} has input gradients that are not finite"
+                    )
+                self._clip()
+                self._step(len(inputs[0]))
+            finally:
+                for parameter in self._parameters:
+                    parameter.grad = None
+            return [each.cpu() for each in answer]
+
+    def state(self) -> ExpertState:
+        """Copy module and optimiser.
+
+        Raises:
+            ExpertFailedError: they are not in a state worth keeping.
+        """
+        self._check_usable()
+        tensors = {_MODULE + name: each for name, each in self.module.state_dict().items()}
+        if self._optimizer is not None:
+            for number, values in self._optimizer.state_dict()["state"].items():
+                for name, value in values.items():
+                    if value is not None:
+                        tensors[f"{_OPTIMIZER}{number}.{name}"] = torch.as_tensor(value)
+        copies = {
+            name: each.detach().to("cpu", copy=True).contiguous() for name, each in tensors.items()
+        }
+        if not all_finite(copies.values()):
+            raise ExpertFailedError(f"the weights of {self.uid.name} are not finite")
+        return ExpertState(
+            tensors=copies,
+            steps=self.steps,
+            rows=self.rows,
+            layer=self.layer.name,
+            optimizer=self._settings.optimizer,
+        )
+
+    def load(self, state: ExpertState) -> None:
+        """Take over a saved state; the learning rate and the like stay as configured.
+
+        Raises:
+            CheckpointError: it is of another kind of expert; nothing was changed.
+        """
+        if (state.layer, state.optimizer) != (self.layer.name, self._settings.optimizer):
+            raise CheckpointError(
+                f"the checkpoint of {self.uid.name} is of a {state.layer} with {state.optimizer},"
+                f" but a {self.layer.name} with {self._settings.optimizer} is to be hosted; use the"
+                " settings it was saved with, or move the checkpoint away"
+            )
+        weights = {
+            name.removeprefix(_MODULE): each
+            for name, each in state.tensors.items()
+            if name.startswith(_MODULE)
+        }
+        own = self.module.state_dict()
+        if {name: (each.shape, each.dtype) for name, each in weights.items()} != {
+            name: (each.shape, each.dtype) for name, each in own.items()
+        }:
+            raise CheckpointError(
+                f"the checkpoint of {self.uid.name} has tensors of other names or shapes; use the"
+                " hidden_dim it was saved with, or move the checkpoint away"
+            )
+        self.module.load_state_dict(weights)
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(
+                {
+                    "state": _optimizer_state(state.tensors),
+                    "param_groups": self._optimizer.state_dict()["param_groups"],
+                }
+            )
+        self.steps, self.rows = state.steps, state.rows
+
+    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        positional = len(inputs) - len(self.layer.keywords)
+        keywords = dict(zip(self.layer.keywords, inputs[positional:], strict=True))
+        result = self.module(*inputs[:positional], **keywords)
+        outputs = [result] if isinstance(result, torch.Tensor) else list(result)
+        rows = len(inputs[0])
+        if any(len(output) != rows for output in outputs):
+            raise ExpertFailedError(f"{self.uid.name} does not put out one row for each it takes")
+        return outputs
+
+    def _infer_outputs(self) -> tuple[TensorSpec, ...]:
+        probe = [
+            torch.zeros(
+                spec.with_rows(_PROBE_ROWS).shape, dtype=dtype_of(spec.dtype), device=self._device
+            )
+            for spec in self.inputs
+        ]
+        try:
+            with torch.no_grad():
+                return tuple(TensorSpec.of(meta_of(output)) for output in self._run(probe))
+        except Exception as error:
+            raise ConfigError(
+                f"the layer {self.layer.name} fails on its own inputs: {error}"
+            ) from error
+
+    def _clip(self) -> None:
+        """Check the parameters' gradients, and scale them down to the configured norm."""
+        gradients = [each.grad for each in self._parameters if each.grad is not None]
+        if not gradients:
+            return
+        norms = [torch.linalg.vector_norm(each, dtype=torch.float32) for each in gradients]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+        if not math.isfinite(norm):
+            raise ExpertFailedError(f"{self.uid.name} has gradients that are not finite")
+        limit = self._settings.clip_grad_norm
+        if 0 < limit < norm:
+            for gradient in gradients:
+                gradient.mul_(limit / norm)
+
+    def _step(self, rows: int) -> None:
+        if self._optimizer is not None:
+            try:
+                self._optimizer.step()
+            except BaseException:
+                # Some parameters are stepped, some are not: neither to be used nor to be saved.
+                self._broken = f"{self.uid.name} failed in the middle of an optimiser step"
+                raise
+        self.steps += 1
+        self.rows += rows
+
+    def _check_usable(self) -> None:
+        if self._broken:
+            raise ExpertFailedError(
+                f"{self._broken}; restart its host, which restores its last checkpoint"
+            )
+
+
+@contextlib.contextmanager
+def _failures(uid: Uid, what: str) -> Iterator[None]:
+    """Turn whatever a module raises into an `ExpertFailedError`."""
+    try:
+        yield
+    except ExpertFailedError:
+        raise
+    except Exception as error:
+        raise ExpertFailedError(
+            f"{uid.name} failed in {what}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def build_backend(
+    uid: Uid, settings: HostingSettings, *, outputs: tuple[TensorSpec, ...] | None = None
+) -> ExpertBackend:
+    """Build a fresh expert; its weights depend on the settings and the uid's name alone.
+
+    So a trainer can build the same expert locally, and the hosts of one uid start alike.
+
+    Args:
+        uid: the expert.
+        settings: layer, hidden_dim, optimiser, seed and device.
+        outputs: what it puts out, where another expert of the same settings has shown it.
+
+    Raises:
+        ConfigError: the layer, the optimiser or the device does not exist, or they do not fit.
+    """
+    layer = find_layer(settings.layer)
+    inputs = check_input_specs(layer, settings.hidden_dim)
+    digest = hashlib.sha256(f"{settings.seed}/{uid.name}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        try:
+            module = layer.build(settings.hidden_dim)
+            module = module.to(settings.device).train()
+        except Exception as error:
+            raise ConfigError(
+                f"cannot build the layer {layer.name} with hidden_dim={settings.hidden_dim} on"
+                f" {settings.device}: {error}"
+            ) from error
+    return ExpertBackend(uid, layer, module, settings, inputs=inputs, outputs=outputs)
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Tell whether no element is NaN or infinite."""
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            continue
+        # A sum is finite only if all elements are; it costs no memory. It can overflow, though,
+        # so that the slow way has the last word.
+        if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not (
+            torch.isfinite(tensor).all()
+        ):
+            return False
+    return True
+
+
+def _build_optimizer(
+    parameters: Sequence[nn.Parameter], settings: HostingSettings
+) -> torch.optim.Optimizer | None:
+    build = _OPTIMIZERS.get(settings.optimizer)
+    if build is None:
+        raise ConfigError(
+            f"unknown optimizer {settings.optimizer!r}; use one of {', '.join(_OPTIMIZERS)}"
+        )
+    if not parameters:
+        return None
+    # One fused kernel for all parameters: for small experts ten times faster than the loop.
+    return build(parameters, lr=settings.learning_rate, fused=True)
+
+
+def _optimizer_state(tensors: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(_OPTIMIZER):
+            number, _, name = key.removeprefix(_OPTIMIZER).partition(".")
+            found.setdefault(int(number), {})[name] = value
+    return found

@@ -1,0 +1,150 @@
+"""Calls waiting for the device, and which of them make the next batch: pure.
+
+Each expert has a forward and a backward queue. Among the queues that are ready, the one whose
+oldest call is oldest goes next (as in hivemind; serving the newest, as Learning@home's paper code
+did, starves). A batch takes calls of one queue in order of arrival up to a number of rows.
+
+Inputs: `push`, `discard`. Outputs: `next_batch`, `next_time`. Time is an argument.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from p2pnode.errors import OverloadedError
+from p2pnode.wire.uids import Uid
+
+Kind = Literal["forward", "backward"]
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Call:
+    """One call of an expert, from its arrival until it is settled."""
+
+    uid: Uid
+    kind: Kind
+    rows: int
+    inputs: Sequence[Any]
+    gradients: Sequence[Any] = ()
+    key: bytes = b""  # of a backward call, for replays
+    arrived: float
+    deadline: float
+    dropped: bool = False  # taken back before it was computed
+    outcome: Any = None  # the answer, or the exception that is its failure
+
+    @property
+    def settled(self) -> bool:
+        """Whether the outcome is there."""
+        return self.outcome is not None
+
+    def settle(self, outcome: Any) -> None:
+        """Set the outcome, and let go of the tensors."""
+        self.outcome = outcome
+        self.inputs = self.gradients = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Calls of one queue to be computed together, and those found too late to be computed."""
+
+    uid: Uid
+    kind: Kind
+    calls: list[Call]
+    late: list[Call]
+
+
+@dataclass(slots=True)
+class _Queue:
+    calls: dict[int, Call] = field(default_factory=dict)  # by identity, in order of arrival
+    rows: int = 0
+
+    def remove(self, call: Call) -> bool:
+        if self.calls.pop(id(call), None) is None:
+            return False
+        self.rows -= call.rows
+        return True
+
+
+class BatchPool:
+    """The queues of all experts on one device.
+
+    Args:
+        max_rows: of one batch; a single call may not have more.
+        max_calls: queued for one expert, forward and backward together.
+        window: how long a batch waits for more calls before it is ready, in seconds.
+    """
+
+    def __init__(self, *, max_rows: int, max_calls: int, window: float) -> None:
+        self._max_rows = max_rows
+        self._max_calls = max_calls
+        self._window = window
+        self._queues: dict[tuple[Uid, Kind], _Queue] = {}  # those that are not empty
+
+    def __len__(self) -> int:
+        """Return how many calls are queued."""
+        return sum(len(queue.calls) for queue in self._queues.values())
+
+    def queued(self, uid: Uid) -> int:
+        """Return how many calls of an expert are queued."""
+        kinds: tuple[Kind, Kind] = ("forward", "backward")
+        found = (self._queues.get((uid, kind)) for kind in kinds)
+        return sum(len(queue.calls) for queue in found if queue is not None)
+
+    def push(self, call: Call) -> None:
+        """Queue a call.
+
+        Raises:
+            OverloadedError: the expert's queues are full.
+        """
+        if self.queued(call.uid) >= self._max_calls:
+            raise OverloadedError(
+                f"{self._max_calls} calls of {call.uid.name} are queued here already; go elsewhere"
+            )
+        queue = self._queues.setdefault((call.uid, call.kind), _Queue())
+        queue.calls[id(call)] = call
+        queue.rows += call.rows
+
+    def discard(self, call: Call) -> bool:
+        """Drop a call if it is still queued; tells whether it was."""
+        queue = self._queues.get((call.uid, call.kind))
+        if queue is None or not queue.remove(call):
+            return False
+        if not queue.calls:
+            del self._queues[call.uid, call.kind]
+        call.dropped = True
+        return True
+
+    def next_time(self) -> float:
+        """Return when the next batch is ready, which may be in the past; infinity when empty."""
+        return min(map(self._ready_at, self._queues.values()), default=math.inf)
+
+    def next_batch(self, now: float) -> Batch | None:
+        """Take the calls to compute next; None when no batch is ready."""
+        ready = [
+            (next(iter(queue.calls.values())).arrived, key)
+            for key, queue in self._queues.items()
+            if self._ready_at(queue) <= now
+        ]
+        if not ready:
+            return None
+        key = min(ready, key=lambda entry: entry[0])[1]
+        queue = self._queues[key]
+        batch = Batch(uid=key[0], kind=key[1], calls=[], late=[])
+        rows = 0
+        for call in tuple(queue.calls.values()):
+            if call.deadline <= now:
+                batch.late.append(call)
+            elif batch.calls and rows + call.rows > self._max_rows:
+                break
+            else:
+                batch.calls.append(call)
+                rows += call.rows
+            queue.remove(call)
+        if not queue.calls:
+            del self._queues[key]
+        return batch
+
+    def _ready_at(self, queue: _Queue) -> float:
+        oldest = next(iter(queue.calls.values())).arrived
+        return oldest if queue.rows >= self._max_rows else oldest + self._window

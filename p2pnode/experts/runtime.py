@@ -1,0 +1,166 @@
+"""The device loop: one worker computes one batch after the other, the oldest first.
+
+Whatever touches an expert's weights runs through `Runtime`, one piece at a time: batches, and
+`exclusive` work such as building or copying for a checkpoint. A batch's outcomes are settled
+before the next piece starts, so such a copy always matches what has been answered.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+import trio
+
+from p2pnode.errors import DeadlineExceededError, OverloadedError, P2PNodeError
+from p2pnode.experts.batches import Outcome
+from p2pnode.experts.pool import Batch, BatchPool, Call
+from p2pnode.wire.uids import Uid
+
+T = TypeVar("T")
+
+
+class Compute(Protocol):
+    """How work that blocks is run: in a thread, or inline where time is virtual."""
+
+    async def __call__(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns; when cancelled, first wait until it is done."""
+        ...
+
+
+class WorkerThread:
+    """Runs one piece of work at a time in a thread."""
+
+    def __init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def __call__(self, work: Callable[[], T]) -> T:
+        """See `Compute`."""
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+async def compute_inline(work: Callable[[], T]) -> T:
+    """Run the work on the spot: for tests and simulations on a virtual clock."""
+    await trio.lowlevel.checkpoint()
+    return work()
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class WaitedCall(Call):
+    """A call with tasks that wait for its outcome."""
+
+    waiters: int = 0
+    event: trio.Event = field(default_factory=trio.Event)
+
+    def settle(self, outcome: Any) -> None:
+        """Set the outcome, and wake those who wait."""
+        Call.settle(self, outcome)  # `super` does not work in a dataclass with slots
+        self.event.set()
+
+
+class Runtime:
+    """Feeds the device from a pool.
+
+    Args:
+        pool: where calls wait.
+        execute: computes a batch's calls, in the worker.
+        on_settled: told of each batch whose calls have just been settled, and the seconds the
+            worker took.
+        compute: the worker.
+    """
+
+    def __init__(
+        self,
+        pool: BatchPool,
+        execute: Callable[[Uid, Sequence[Call]], list[Outcome]],
+        on_settled: Callable[[Batch, float], None],
+        compute: Compute,
+    ) -> None:
+        self._pool = pool
+        self._execute = execute
+        self._on_settled = on_settled
+        self._compute = compute
+        self._turn = trio.StrictFIFOLock()
+        self._arrival = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Compute batches until cancelled."""
+        task_status.started()
+        while True:
+            now = trio.current_time()
+            if (ready_at := self._pool.next_time()) > now:
+                await self._wait_for_calls(ready_at)
+                continue
+            async with self._turn:
+                batch = self._pool.next_batch(trio.current_time())
+                if batch is not None:
+                    await self._compute_batch(batch)
+
+    def submit(self, call: Call) -> None:
+        """Queue a call.
+
+        Raises:
+            OverloadedError: its expert's queues are full.
+        """
+        self._pool.push(call)
+        self._arrival.set()
+        if self._idle.is_set():
+            self._idle = trio.Event()
+
+    async def result(self, call: WaitedCall) -> list[torch.Tensor]:
+        """Wait for a call's answer; a queued call whose last waiter is cancelled is dropped.
+
+        Raises:
+            CallError: as the call was settled.
+        """
+        call.waiters += 1
+        try:
+            await call.event.wait()
+        finally:
+            call.waiters -= 1
+            if not call.waiters and self._pool.discard(call):
+                call.inputs = call.gradients = ()
+        outcome: list[torch.Tensor] | P2PNodeError = call.outcome
+        if isinstance(outcome, P2PNodeError):
+            raise type(outcome)(*outcome.args) from outcome  # one for each who waits
+        return outcome
+
+    async def exclusive(self, work: Callable[[], T]) -> T:
+        """Run `work` in the worker, between two batches."""
+        async with self._turn:
+            return await self._compute(work)
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is queued or being computed."""
+        await self._idle.wait()
+
+    async def _wait_for_calls(self, ready_at: float) -> None:
+        if ready_at == math.inf:
+            self._idle.set()
+        self._arrival = trio.Event()
+        with trio.move_on_at(ready_at):
+            await self._arrival.wait()
+
+    async def _compute_batch(self, batch: Batch) -> None:
+        for call in batch.late:
+            call.settle(
+                DeadlineExceededError(
+                    f"the deadline of a {call.kind} call of {call.uid.name} passed while it was"
+                    " queued; allow more time or call another host"
+                )
+            )
+        if not batch.calls:
+            return
+        began = trio.current_time()
+        try:
+            outcomes = await self._compute(lambda: self._execute(batch.uid, batch.calls))
+            for call, outcome in zip(batch.calls, outcomes, strict=True):
+                call.settle(outcome)
+        finally:
+            for call in batch.calls:
+                if not call.settled:  # cancelled before the worker began
+                    call.settle(OverloadedError("the host is shutting down; call another"))
+        self._on_settled(batch, trio.current_time() - began)
