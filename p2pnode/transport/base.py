@@ -1,0 +1,73 @@
+"""What a transport is: byte streams between addresses, with no idea of who is at the other end.
+
+Every transport passes `p2pnode.testing.conformance.transports`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import trio
+from multiaddr import Multiaddr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawConnection:
+    """A fresh byte stream and the addresses of its two ends."""
+
+    stream: trio.abc.HalfCloseableStream
+    local_address: Multiaddr
+    remote_address: Multiaddr
+
+
+class Listener(ABC):
+    """Accepts connections at one listen address until it is closed."""
+
+    @property
+    @abstractmethod
+    def addresses(self) -> list[Multiaddr]:
+        """Where others can dial now: real ports, and each interface of a wildcard address."""
+
+    @abstractmethod
+    async def accept(self) -> RawConnection:
+        """Wait for the next connection; shortages of this machine are waited out inside.
+
+        Raises:
+            trio.ClosedResourceError: the listener was closed.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Stop listening; connections already accepted live on."""
+
+
+class Transport(ABC):
+    """Dials and listens at the multiaddrs of one kind, written without their `/p2p` part."""
+
+    @abstractmethod
+    def can_dial(self, address: Multiaddr) -> bool:
+        """Tell whether this transport understands `address`, names included."""
+
+    @abstractmethod
+    async def resolve(self, address: Multiaddr) -> list[Multiaddr]:
+        """Turn an address with a name into those without, in the order to try them.
+
+        Raises:
+            DialError: the name cannot be resolved.
+        """
+
+    @abstractmethod
+    async def dial(self, address: Multiaddr) -> RawConnection:
+        """Connect to an address that `resolve` returned.
+
+        Raises:
+            DialError: nobody answers there.
+        """
+
+    @abstractmethod
+    async def listen(self, address: Multiaddr) -> Listener:
+        """Listen at `address`; port 0 lets the system choose one.
+
+        Raises:
+            AddressInUseError: another program listens there.
+            InvalidAddressError: this machine cannot listen there.
+        """
