@@ -1,0 +1,218 @@
+"""The peers of the DHT: asked, noted, doubted, dropped and found again.
+
+Rules:
+- A peer enters the routing table when identify says that it serves the protocol, or when it
+  answers a request.
+- It leaves when identify says that it stopped, or when it breaks the protocol or falls silent;
+  then it is also banned for a time that doubles, until it answers, or is identified, again.
+- A stream that the peer merely reset says nothing about the peer.
+- Peers that were lost are remembered with their addresses, and tried again when none is left.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+from multiaddr import Multiaddr
+
+from p2pnode.config import DhtSettings
+from p2pnode.errors import (
+    NegotiationError,
+    ProtocolError,
+    RemoteError,
+    ResourceLimitError,
+    StreamResetError,
+)
+from p2pnode.events import Event
+from p2pnode.host import Host, PeerIdentified, PeerMisbehaved
+from p2pnode.protocols.kad.core import KadCore
+from p2pnode.protocols.kad.messages import Contact, Message, MessageType
+from p2pnode.protocols.kad.requester import Requester
+from p2pnode.wire.peer_id import PeerId
+
+MAX_REMEMBERED: Final = 64  # enough to find a network again; each costs one dial per try
+CHECKS_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DhtPeerAdded(Event):
+    """A peer entered the routing table."""
+
+    peer_id: PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DhtPeerLost(Event):
+    """A peer left the routing table."""
+
+    peer_id: PeerId
+    reason: str
+
+
+class KadPeers:
+    """Keeps the routing table in step with what the network shows."""
+
+    def __init__(self, host: Host, core: KadCore, settings: DhtSettings) -> None:
+        self._host = host
+        self._core = core
+        self._settings = settings
+        self._requester = Requester(host, settings)
+        self._remembered: OrderedDict[PeerId, list[Multiaddr]] = OrderedDict()
+        self._doubted: set[PeerId] = set()  # to be asked for a sign of life
+
+    # --- inputs ---------------------------------------------------------------------------------
+
+    def receive_connections(self) -> None:
+        """Note the peers that are connected and identified already."""
+        for connection in self._host.connections():
+            if self._settings.protocol in self._host.protocols_of(connection.peer_id):
+                self.receive_alive(connection.peer_id)
+
+    def receive_identified(self, event: PeerIdentified) -> None:
+        """Note what a peer says it serves."""
+        if self._settings.protocol in event.protocols:
+            self._core.bans.pardon(event.peer_id)
+            self.receive_alive(event.peer_id)
+        else:
+            self._drop(event.peer_id, "it does not serve the protocol")
+
+    def receive_alive(self, peer: PeerId) -> None:
+        """Note a sign of life of a peer that serves the protocol."""
+        known = peer in self._core.table
+        doubted = self._core.table.receive_alive(peer, trio.current_time())
+        if doubted is not None:
+            self._doubted.add(doubted)
+        if not known and peer in self._core.table:
+            self._host.events.emit(DhtPeerAdded(peer_id=peer))
+
+    def learn(self, contacts: Iterable[Contact]) -> list[PeerId]:
+        """Take in the peers an answer names; returns those worth asking."""
+        now, found = trio.current_time(), []
+        for contact in contacts:
+            peer = contact.peer_id
+            if peer == self._host.peer_id or self._core.bans.is_banned(peer, now):
+                continue
+            if contact.addresses:
+                self._host.add_addresses(peer, contact.addresses, self._settings.address_ttl)
+            elif not self._host.connection_to(peer) and not self._host.addresses_of(peer):
+                continue
+            found.append(peer)
+        return found
+
+    def remember(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> None:
+        """Remember where a peer is or was, in case it has to be found again."""
+        known = self._remembered.setdefault(peer, [])
+        known += [address for address in addresses if address not in known]
+        self._remembered.move_to_end(peer)
+        if len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+
+    # --- requests -------------------------------------------------------------------------------
+
+    def contact_of(self, peer: PeerId) -> Contact:
+        """Describe a peer, or this node itself, as messages do."""
+        if peer == self._host.peer_id:
+            return Contact(peer, tuple(self._host.addresses), connected=True)
+        connected = self._host.connection_to(peer) is not None
+        return Contact(peer, tuple(self._host.addresses_of(peer)), connected)
+
+    async def ask(self, peer: PeerId, message: Message) -> Message:
+        """Send a request, and note what its outcome says about the peer.
+
+        Raises:
+            RemoteError: there was no proper answer in time.
+        """
+        try:
+            answer = await self._requester.request(peer, message)
+        except (StreamResetError, ResourceLimitError):
+            raise
+        except NegotiationError:
+            self._drop(peer, "it does not serve the protocol")
+            raise
+        except RemoteError as error:
+            if isinstance(error, ProtocolError):
+                self._host.events.emit(
+                    PeerMisbehaved(peer_id=peer, address=None, reason=f"DHT: {error}")
+                )
+            self._core.bans.receive_failure(peer, trio.current_time())
+            self._drop(peer, str(error))
+            raise
+        self._core.bans.receive_success(peer)
+        self.receive_alive(peer)
+        return answer
+
+    async def check(self, peer: PeerId) -> bool:
+        """Ask a peer for a sign of life, and for whom it knows near us."""
+        message = Message(type=MessageType.FIND_NODE, key=bytes(self._host.peer_id))
+        try:
+            self.learn((await self.ask(peer, message)).closer)
+        except RemoteError:
+            return False
+        return True
+
+    async def join_by(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> None:
+        """Connect to a peer and ask it for whom it knows near us.
+
+        Raises:
+            RemoteError: it cannot be reached, or does not answer.
+        """
+        await self._host.connect(peer, addresses, timeout=self._settings.query_timeout)
+        message = Message(type=MessageType.FIND_NODE, key=bytes(self._host.peer_id))
+        self.learn((await self.ask(peer, message)).closer)
+
+    async def rejoin(self, *, banned_too: bool) -> int:
+        """Try the remembered peers that are not in the table; returns how many answered."""
+        now = trio.current_time()
+        lost = [
+            (peer, addresses)
+            for peer, addresses in self._remembered.items()
+            if peer not in self._core.table
+            and (banned_too or not self._core.bans.is_banned(peer, now))
+        ]
+        answered: list[PeerId] = []
+        limiter = trio.CapacityLimiter(CHECKS_AT_ONCE)
+
+        async def attempt(peer: PeerId, addresses: Sequence[Multiaddr]) -> None:
+            async with limiter:
+                try:
+                    await self.join_by(peer, addresses)
+                except RemoteError:
+                    self._core.bans.receive_failure(peer, trio.current_time())
+                else:
+                    answered.append(peer)
+
+        async with trio.open_nursery() as nursery:
+            for peer, addresses in lost:
+                nursery.start_soon(attempt, peer, list(addresses))
+        return len(answered)
+
+    async def check_doubted(self) -> None:
+        """Ask those not heard of for long, or whose place others want, for a sign of life."""
+        unheard = self._core.table.unheard(trio.current_time(), self._settings.liveness_interval)
+        doubted = [peer for peer in self._doubted if peer in self._core.table]
+        self._doubted.clear()
+        limiter = trio.CapacityLimiter(CHECKS_AT_ONCE)
+
+        async def check(peer: PeerId) -> None:
+            async with limiter:
+                await self.check(peer)
+
+        async with trio.open_nursery() as nursery:
+            for peer in dict.fromkeys((*doubted, *unheard)):
+                nursery.start_soon(check, peer)
+
+    async def close_idle(self) -> None:
+        """End streams that were not used for a while."""
+        await self._requester.close_idle(trio.current_time())
+
+    def reset_idle(self) -> None:
+        """End all kept streams at once."""
+        self._requester.reset_idle()
+
+    def _drop(self, peer: PeerId, reason: str) -> None:
+        addresses = self._host.addresses_of(peer)
+        if self._core.table.remove(peer):
+            self.remember(peer, addresses)
+            self._host.events.emit(DhtPeerLost(peer_id=peer, reason=reason))
