@@ -43,6 +43,7 @@ class NetworkSettings:
     """Limits of connections and streams."""
 
     dial_timeout: float = 10.0
+    dial_attempt_timeout: float = 5.0  # one address; a silent one gives way to the next
     dial_attempts_at_once: int = 4  # addresses of one peer tried in parallel
     dial_stagger: float = 0.25  # head start of each address over the next, as RFC 8305 has it
     max_dials: int = 128  # peers dialled at once, node-wide
