@@ -57,7 +57,10 @@ class NetworkSettings:
     max_inbound_streams_per_protocol_per_peer: int = 512
     yamux_initial_window: int = 256 * KIB  # the specification's fixed starting point
     yamux_max_window: int = 16 * MIB
-    yamux_max_frame: int = 64 * KIB  # what every implementation takes
+    yamux_session_window: int = 64 * MIB  # by which all windows of a connection may grow
+    yamux_max_frame: int = 65_519  # one Noise frame; every implementation takes it
+    yamux_write_budget: int = 1 * MIB  # of frames gathered for one write
+    stream_close_timeout: float = 60.0  # for the peer to finish a stream that we have closed
     yamux_accept_backlog: int = 256  # unanswered inbound streams, as go-libp2p enforces
     keepalive_interval: float = 30.0
     keepalive_timeout: float = 10.0
@@ -169,6 +172,7 @@ class TrainerSettings:
     timeout_after_k_min: float = 1.0  # for stragglers, once k_min experts have answered
     straggles_tolerated: int = 1  # in a row; a host that is cut off more often counts as failed
     latency_smoothing: float = 0.2  # weight of the newest call in a host's average latency
+    calls_at_once_per_host: int = 64  # below what a host takes from one peer (rpc section)
     max_cached_infos: int = 16_384  # descriptions of experts, by expert and host
 
 

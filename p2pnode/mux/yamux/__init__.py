@@ -1,0 +1,9 @@
+"""Yamux: many streams on one channel.
+
+`frames` is the wire, `core` the session as a state machine, `service` its tasks and streams.
+"""
+
+from p2pnode.mux.yamux.frames import PROTOCOL
+from p2pnode.mux.yamux.service import YamuxConnection, YamuxStream
+
+__all__ = ["PROTOCOL", "YamuxConnection", "YamuxStream"]
