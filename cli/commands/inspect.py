@@ -121,9 +121,13 @@ def experts(patterns: tuple[str, ...], data_dir: DataDir, as_json: bool) -> None
         ]
     else:
         found = call_daemon(data_dir.control_socket, "experts")
-        columns = ("expert", "layer", "steps", "rows", "queue", "checkpoint at step")
+        columns = ("expert", "layer", "steps", "rows", "queue", "last saved")
         rows = [
-            tuple(each[name] for name in ("uid", "layer", "steps", "rows", "queued", "saved_step"))
+            (
+                *(each[name] for name in ("uid", "layer", "steps", "rows", "queued")),
+                each["saved_at"]
+                and dt.datetime.fromtimestamp(each["saved_at"], dt.UTC).strftime("%H:%M:%S UTC"),
+            )
             for each in found
         ]
     if as_json:

@@ -17,17 +17,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
+from multiaddr import Multiaddr
 
 from p2pnode import __version__
 from p2pnode.config import HostingSettings, NodeSettings, Settings
 from p2pnode.daemon.control.service import ControlServer
 from p2pnode.daemon.data_dir import DataDir
-from p2pnode.daemon.network import Network
 from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError
-from p2pnode.events import EventBus
+from p2pnode.events import Event, EventBus
 from p2pnode.security.tokens import Membership
+from p2pnode.swarm.lookup import HostEntry
+from p2pnode.swarm.network import Network
 from p2pnode.transport.base import Transport
+from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid, expand_all
 
 if TYPE_CHECKING:
@@ -91,17 +94,24 @@ class Node:
             uids = self._expand(node.experts, membership.name if membership else node.run)
             if uids:
                 await _load_hosting()  # before anything listens: importing torch takes seconds
+            self._network = Network(
+                self._data_dir.load_or_create_identity(),
+                self.settings,
+                transports=self._transports,
+                rng=self._rng,
+                peers_file=self._data_dir.peers_file,
+            )
+            self._network.host.events.on(Event, self.events.emit)
             async with trio.open_nursery() as nursery:
-                self._network = await Network.open(
-                    nursery, self._data_dir, self.settings, self._transports, self._rng, self.events
-                )
+                await nursery.start(self._network.run)
+                await self._network.listen(node.listen)
+                await self._network.join(node.bootstrap)
                 await self._serve(uids, task_status)
                 nursery.cancel_scope.cancel()
 
     async def _serve(self, uids: Sequence[Uid], task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as services:
             self._services = services
-            await services.start(self.network.keep_joined)
             if uids:
                 await self.host_experts(uids, self.settings.hosting)
             control = ControlServer(
@@ -158,7 +168,7 @@ class Node:
                 await _load_hosting()
                 from p2pnode.daemon.hosting import Hosting  # noqa: PLC0415  # imports torch
 
-                hosting = Hosting(self.network, self._data_dir, self.settings, self._rng)
+                hosting = Hosting(self.network, self._data_dir.experts, self.settings)
                 await self._services.start(hosting.run)
                 self._hosting = hosting
         by_run: dict[str, list[Uid]] = {}
@@ -176,23 +186,47 @@ class Node:
     # --- commands of the control socket ---------------------------------------------------------
 
     async def _status(self, _params: Mapping[str, Any]) -> Any:
+        network = self.network
         return {
             "version": __version__,
             "pid": os.getpid(),
             "uptime": trio.current_time() - self._started_at,
-            **self.network.describe(),
+            "peer_id": str(network.peer_id),
+            "addresses": network.full_addresses(),
+            "connections": len(network.host.connections()),
+            "dht": {
+                "mode": "server" if self.settings.dht.server else "client",
+                "peers": len(network.dht.peers),
+                "records": network.dht.record_count,
+            },
             "experts": len(self.hosted()),
             "calls": self._hosting.calls() if self._hosting else {},
             "runs": [membership.summary() for membership in self._memberships()],
         }
 
     def _memberships(self) -> list[Membership]:
-        known = {membership.name: membership for membership in self._runs.all()}
         hosted = self._hosting.memberships() if self._hosting else []
-        return list(({membership.name: membership for membership in hosted} | known).values())
+        return list({each.run_id: each for each in (*self._runs.all(), *hosted)}.values())
+
+    def open_runs(self) -> list[str]:
+        """The names of the open runs in which this node hosts."""
+        return [each.name for each in self._memberships() if each.is_open]
 
     async def _peers(self, _params: Mapping[str, Any]) -> Any:
-        return self.network.describe_peers()
+        return [
+            {
+                "peer_id": str(info.peer_id),
+                "address": str(info.remote_address),
+                "direction": info.direction,
+                "age": info.age,
+                "streams": info.streams,
+                "bytes_sent": info.bytes_sent,
+                "bytes_received": info.bytes_received,
+                "rtt": info.rtt,
+                "agent": self.network.host.agent_of(info.peer_id),
+            }
+            for info in self.network.host.snapshot()
+        ]
 
     async def _experts(self, _params: Mapping[str, Any]) -> Any:
         return self.hosted()
@@ -201,14 +235,27 @@ class Node:
         uids = expand_all(_texts(params, "patterns"), self.settings.node.run or None)
         if len(uids) > MAX_FOUND:
             raise InvalidUidError(f"at most {MAX_FOUND} experts can be looked up at once")
-        memberships = {run: self.membership_of(run) for run in {uid.run for uid in uids}}
-        return await self.network.find_experts(uids, memberships)
+        found = []
+        for uid in uids:
+            hosts = await self.network.directory.hosts(
+                uid.in_run(self.membership_of(uid.run).run_id)
+            )
+            found.append({"uid": str(uid), "hosts": [_describe_host(host) for host in hosts]})
+        return found
 
     async def _ping(self, params: Mapping[str, Any]) -> Any:
         count = params.get("count", 1)
         if not isinstance(count, int) or not 1 <= count <= MAX_PINGS:
             raise BadRequestError(f"the count of pings is a number from 1 to {MAX_PINGS}")
-        return {"seconds": await self.network.ping(_text(params, "peer"), count)}
+        peer_id, addresses = self.network.resolve(_text(params, "peer"))
+        known = addresses or await self._find_addresses(peer_id)
+        await self.network.host.connect(peer_id, known)
+        return {"seconds": [await self.network.ping.ping(peer_id) for _ in range(count)]}
+
+    async def _find_addresses(self, peer_id: PeerId) -> list[Multiaddr]:
+        if self.network.host.connection_to(peer_id) is not None:
+            return []
+        return await self.network.dht.find_peer(peer_id)
 
     async def _host(self, params: Mapping[str, Any]) -> Any:
         node = Settings.load(environ={}, overrides={"node": params.get("node", {})}).node
@@ -228,6 +275,15 @@ class Node:
 async def _load_hosting() -> None:
     """Import torch without stalling the event loop."""
     await trio.to_thread.run_sync(importlib.import_module, "p2pnode.daemon.hosting")
+
+
+def _describe_host(host: HostEntry) -> dict[str, Any]:
+    return {
+        "peer_id": str(host.peer_id),
+        "addresses": [str(address) for address in host.addresses],
+        "load": host.load,
+        "expires": host.expiry,
+    }
 
 
 def _text(params: Mapping[str, Any], name: str) -> str:

@@ -1,0 +1,126 @@
+"""Hosting within a daemon: experts, the tensor server, and their announcement in the DHT.
+
+This is where a node imports torch. People name runs; everything below knows them by id, and the
+names are put back in what is shown.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from p2pnode.clock import wall_time
+from p2pnode.config import HostingSettings, Settings
+from p2pnode.errors import PermissionDeniedError, TokenExpiredError
+from p2pnode.experts.service import ExpertHost
+from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.server import CallServed, TensorServer
+from p2pnode.security.tokens import Membership
+from p2pnode.swarm.announce import Announcer, Proof
+from p2pnode.swarm.network import Network
+from p2pnode.wire.uids import Uid
+
+
+class Hosting:
+    """The experts of one daemon, served and announced while `run` runs."""
+
+    def __init__(self, network: Network, directory: Path, settings: Settings) -> None:
+        self._settings = settings
+        self._memberships: dict[str, Membership] = {}  # by run id
+        self._calls: Counter[str] = Counter()
+        events = network.host.events
+        self._experts = ExpertHost(settings.hosting, directory, events, rpc=settings.rpc)
+        authority = Authority(self._memberships, settings.rpc.token_cache_size)
+        self._server = TensorServer(network.host, settings.rpc, self._experts, authority)
+        self._announcer = Announcer(
+            network.host,
+            network.dht,
+            network.key,
+            settings.hosting,
+            proof_of=self._proof_of,
+            load=self._load,
+        )
+        events.on(CallServed, self._count)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve and announce until cancelled; ends with the experts withdrawn and saved.
+
+        Raises:
+            CheckpointError: experts could not be saved at the end.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._experts.run)
+                await nursery.start(self._announcer.run)
+                task_status.started()
+        finally:
+            self._server.close()
+            with trio.CancelScope(shield=True):
+                await self._experts.save_all()
+
+    async def add(
+        self, membership: Membership, uids: Sequence[Uid], settings: HostingSettings
+    ) -> list[Uid]:
+        """Host more experts of one run; returns those that were not hosted before.
+
+        Raises:
+            PermissionDeniedError, TokenExpiredError: we may not host in this run.
+            ConfigError, CheckpointError: as `ExpertHost.add`.
+        """
+        if "host" not in membership.scopes:
+            raise PermissionDeniedError(
+                f"your invite to the run {membership.name} does not allow hosting; ask its owner "
+                "for one with the scope host"
+            )
+        if membership.expires_at <= wall_time():
+            raise TokenExpiredError(
+                f"your invite to the run {membership.name} has expired; ask its owner for a new one"
+            )
+        self._memberships[membership.run_id] = membership
+        by_id = [uid.in_run(membership.run_id) for uid in uids]
+        added = [status.uid for status in await self._experts.add(by_id, settings)]
+        self._announcer.add(added)
+        return [uid.in_run(membership.name) for uid in added]
+
+    async def drain(self, grace: float) -> None:
+        """Take no more calls, and give those under way `grace` seconds."""
+        self._server.close()
+        with trio.move_on_after(grace):
+            await self._experts.drain()
+
+    def memberships(self) -> list[Membership]:
+        """The runs in which something is hosted."""
+        return list(self._memberships.values())
+
+    def calls(self) -> dict[str, int]:
+        """Count the calls served so far, by operation, and the failed ones."""
+        return dict(self._calls)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Describe the experts, their runs by name."""
+        return [
+            {
+                "uid": str(status.uid.in_run(self._memberships[status.uid.run].name)),
+                "layer": status.layer,
+                "steps": status.steps,
+                "rows": status.rows,
+                "queued": status.queued,
+                "restored": status.restored,
+                "saved_at": status.saved_at,
+            }
+            for status in self._experts.status()
+        ]
+
+    def _count(self, event: CallServed) -> None:
+        self._calls["failed" if event.error else event.operation] += 1
+
+    def _proof_of(self, run_id: str) -> Proof:
+        membership = self._memberships[run_id]
+        if membership.token is None:
+            return Proof()
+        return Proof(membership.token, membership.expires_at)
+
+    def _load(self) -> int:
+        return sum(status.queued for status in self._experts.status())

@@ -1,0 +1,132 @@
+"""A node's way into the swarm: host, DHT and directory of experts, put together.
+
+A daemon listens and serves the DHT; a trainer does neither, and only asks.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+from multiaddr import Multiaddr
+
+from p2pnode import __version__
+from p2pnode.config import Settings
+from p2pnode.errors import NoPeersError
+from p2pnode.host.node import NetworkHost
+from p2pnode.protocols.identify.service import IdentifyService
+from p2pnode.protocols.kad.service import KadDht
+from p2pnode.protocols.kad.validators import PublicKeyValidator
+from p2pnode.protocols.ping.service import PingService
+from p2pnode.security.tokens import verify_token
+from p2pnode.swarm.index import NAMESPACE, IndexValidator
+from p2pnode.swarm.lookup import ExpertDirectory
+from p2pnode.transport.base import Transport
+from p2pnode.transport.tcp import TcpTransport
+from p2pnode.wire.addresses import parse_address, peer_address, with_p2p
+from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.peer_id import PeerId
+
+
+class Network:
+    """The parts of a node that talk to others; they work while `run` runs.
+
+    Args:
+        key: the node's identity.
+        settings: of the whole node.
+        transports: TCP by default.
+        rng: the source of chance.
+        peers_file: where addresses of known peers are kept, if anywhere.
+    """
+
+    def __init__(
+        self,
+        key: PrivateKey,
+        settings: Settings,
+        *,
+        transports: Sequence[Transport] | None = None,
+        rng: random.Random | None = None,
+        peers_file: Path | None = None,
+    ) -> None:
+        rng = rng or random.Random()
+        self.key = key
+        self._settings = settings
+        self.host = NetworkHost(
+            key,
+            transports=[TcpTransport()] if transports is None else transports,
+            settings=settings.network,
+            rng=rng,
+            agent=f"p2pnode/{__version__}",
+            announce=[parse_address(each) for each in settings.node.announce],
+            peers_file=peers_file,
+        )
+        self.identify = IdentifyService(self.host, settings.network)
+        self.ping = PingService(self.host, settings.network)
+        index = IndexValidator(_verify_host)
+        self.dht = KadDht(
+            self.host,
+            settings.dht,
+            rng,
+            {"pk": PublicKeyValidator(), NAMESPACE: index},
+        )
+        self.directory = ExpertDirectory(self.host, self.dht, index, settings.swarm)
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who this node is."""
+        return self.key.peer_id
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the parts until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.host.run)
+            await nursery.start(self.identify.run)
+            await nursery.start(self.ping.run)
+            await nursery.start(self.dht.run)
+            task_status.started()
+
+    async def listen(self, addresses: Sequence[str]) -> None:
+        """Listen on all of `addresses`.
+
+        Raises:
+            InvalidAddressError: one cannot be read, or no transport takes it.
+            AddressInUseError: one is taken by another program.
+        """
+        for address in [parse_address(each) for each in addresses]:
+            await self.host.listen(address)
+
+    async def join(self, bootstrap: Sequence[str]) -> None:
+        """Join the swarm by any of the addresses given; by none, this node is the first.
+
+        Raises:
+            InvalidAddressError: one cannot be read or names no peer.
+            NoPeersError: none of them answers.
+        """
+        peers = [peer_address(each) for each in bootstrap]
+        timeout = self._settings.node.bootstrap_timeout
+        with trio.move_on_after(timeout) as scope:
+            await self.dht.bootstrap(peers)
+        if scope.cancelled_caught:
+            raise NoPeersError(
+                f"no bootstrap peer answered within {timeout:g} s: {', '.join(bootstrap)}; check "
+                "the addresses and that one of these nodes runs"
+            )
+
+    def full_addresses(self) -> list[str]:
+        """List the addresses to give to others, the peer id at their end."""
+        return [str(with_p2p(address, self.peer_id)) for address in self.host.addresses]
+
+    def resolve(self, peer: str) -> tuple[PeerId, list[Multiaddr]]:
+        """Read a peer id, or an address that ends in one.
+
+        Raises:
+            InvalidAddressError, InvalidKeyError: it is neither.
+        """
+        if peer.startswith("/"):
+            peer_id, address = peer_address(peer)
+            return peer_id, [address]
+        return PeerId.from_text(peer), []
+
+
+def _verify_host(token: bytes, run_id: str, peer_id: PeerId, now: float) -> float:
+    return verify_token(token, run_id, peer_id, "host", now)
