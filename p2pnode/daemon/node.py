@@ -25,7 +25,7 @@ from p2pnode.daemon.control.service import ControlServer
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError
-from p2pnode.events import Event, EventBus
+from p2pnode.events import EventBus
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.lookup import HostEntry
 from p2pnode.swarm.network import Network
@@ -99,9 +99,9 @@ class Node:
                 self.settings,
                 transports=self._transports,
                 rng=self._rng,
+                events=self.events,
                 peers_file=self._data_dir.peers_file,
             )
-            self._network.host.events.on(Event, self.events.emit)
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._network.run)
                 await self._network.listen(node.listen)

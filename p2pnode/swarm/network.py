@@ -10,9 +10,9 @@ from pathlib import Path
 import trio
 from multiaddr import Multiaddr
 
-from p2pnode import __version__
 from p2pnode.config import Settings
 from p2pnode.errors import NoPeersError
+from p2pnode.events import EventBus
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.kad.service import KadDht
@@ -36,6 +36,7 @@ class Network:
         settings: of the whole node.
         transports: TCP by default.
         rng: the source of chance.
+        events: where everything below emits.
         peers_file: where addresses of known peers are kept, if anywhere.
     """
 
@@ -46,6 +47,7 @@ class Network:
         *,
         transports: Sequence[Transport] | None = None,
         rng: random.Random | None = None,
+        events: EventBus | None = None,
         peers_file: Path | None = None,
     ) -> None:
         rng = rng or random.Random()
@@ -56,9 +58,9 @@ class Network:
             transports=[TcpTransport()] if transports is None else transports,
             settings=settings.network,
             rng=rng,
-            agent=f"p2pnode/{__version__}",
             announce=[parse_address(each) for each in settings.node.announce],
-            peers_file=peers_file,
+            events=events,
+            peerstore_path=peers_file,
         )
         self.identify = IdentifyService(self.host, settings.network)
         self.ping = PingService(self.host, settings.network)
