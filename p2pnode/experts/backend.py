@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+import torch._dynamo  # the first optimiser imports it, for a second: better now than in `add`
 from torch import nn
 
 from p2pnode.config import HostingSettings

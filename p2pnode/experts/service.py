@@ -337,7 +337,7 @@ class ExpertHost(CallHandler):
     ) -> list[torch.Tensor]:
         """See `CallHandler`."""
         self._find(uid)
-        call = self._new_call(uid, "forward", inputs, deadline)
+        call = self._new_call(uid, "forward", inputs, deadline=deadline)
         self._runtime.submit(call)
         return await self._runtime.result(call)
 
@@ -360,7 +360,9 @@ class ExpertHost(CallHandler):
             return answer
         call = pending.get(key)
         if call is None:
-            call = self._new_call(uid, "backward", inputs, deadline, gradients, key)
+            call = self._new_call(
+                uid, "backward", inputs, deadline=deadline, gradients=gradients, key=key
+            )
             self._runtime.submit(call)
             pending[key] = call
         else:  # a repetition has come while the first is under way: both wait for it
@@ -384,6 +386,7 @@ class ExpertHost(CallHandler):
         uid: Uid,
         kind: Kind,
         inputs: Sequence[torch.Tensor],
+        *,
         deadline: float,
         gradients: Sequence[torch.Tensor] = (),
         key: bytes = b"",
