@@ -8,7 +8,7 @@ import stat
 import subprocess
 
 import pytest
-from conftest import COMMAND, p2pnode
+from daemons import COMMAND, p2pnode
 
 from cli.main import COMMANDS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import environment, p2pnode
+from daemons import environment, p2pnode
 
 import p2pnode as package
 from p2pnode.errors import (
