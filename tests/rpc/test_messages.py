@@ -1,0 +1,207 @@
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pnode.errors import (
+    BadRequestError,
+    CallError,
+    OverloadedError,
+    ProtocolError,
+    SchemaError,
+    UnknownExpertError,
+)
+from p2pnode.rpc.messages import (
+    CALL_ID_BYTES,
+    PREFIX_BYTES,
+    Reply,
+    Request,
+    decode_reply,
+    decode_request,
+    encode_reply,
+    encode_request,
+)
+from p2pnode.rpc.schema import ITEM_BYTES, MAX_TENSORS, ExpertInfo, TensorMeta, TensorSpec
+from p2pnode.wire.uids import Uid
+
+UID = Uid("open:digits", "ffn0.1.2")
+META = TensorMeta("float32", (2, 3))
+INFO = ExpertInfo(
+    layer="ffn",
+    inputs=(TensorSpec("float32", (None, 64)),),
+    outputs=(TensorSpec("float32", (None, 64)),),
+    max_rows=16384,
+    max_bytes=2**28,
+)
+GOLDEN_REQUESTS = {
+    "0000002b84a17601a26f70a4696e666fa3756964b46f70656e3a6469676974732f66666e302e312e32"
+    "a26d73cd7530": (Request(operation="info", uid=UID, milliseconds=30000)),
+    "0000005486a17601a26f70a7666f7277617264a3756964b46f70656e3a6469676974732f66666e302e312e32"
+    "a26d73cd05dca5746f6b656ec403746f6ba774656e736f72739194a7666c6f61743332920203a46e6f6e6518": (
+        Request(operation="forward", uid=UID, milliseconds=1500, tensors=(META,), token=b"tok")
+    ),
+    "0000007987a17601a26f70a86261636b77617264a3756964b46f70656e3a6469676974732f66666e302e312e32"
+    "a26d73cd05dca26964c410000102030405060708090a0b0c0d0e0fa5677261647301a774656e736f727392"
+    "94a7666c6f61743332920203a46e6f6e651894a862666c6f61743136920204a46e6f6e6510": (
+        Request(
+            operation="backward",
+            uid=UID,
+            milliseconds=1500,
+            tensors=(META, TensorMeta("bfloat16", (2, 4))),
+            gradients=1,
+            call_id=bytes(range(16)),
+        )
+    ),
+}
+GOLDEN_REPLIES = {
+    "0000001f82a17601a774656e736f72739194a7666c6f61743332920203a46e6f6e6518": Reply(
+        tensors=(META,)
+    ),
+    "0000006082a17601a4696e666f86a56c61796572a366666ea6696e707574739193a7666c6f61743332c040"
+    "a76f7574707574739193a7666c6f61743332c040a86b6579776f72647390a86d61785f726f7773cd4000"
+    "a96d61785f6279746573ce10000000": Reply(info=INFO),
+}
+GOLDEN_ERROR = "0000001d82a17601a56572726f7292cd0194ae6e6f207375636820657870657274"
+
+metas = st.builds(
+    TensorMeta,
+    st.sampled_from(sorted(ITEM_BYTES)),
+    st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
+).filter(lambda meta: meta.nbytes < 2**63)  # msgpack's integers end there, and so does memory
+requests = st.builds(
+    Request,
+    operation=st.sampled_from(["info", "forward"]),
+    uid=st.just(UID),
+    milliseconds=st.integers(0, 2**40),
+    tensors=st.lists(metas, max_size=4).map(tuple),
+    token=st.none() | st.binary(max_size=600),
+) | st.builds(
+    Request,
+    operation=st.just("backward"),
+    uid=st.just(UID),
+    milliseconds=st.integers(0, 2**40),
+    tensors=st.lists(metas, min_size=2, max_size=4).map(tuple),
+    gradients=st.integers(0, 2),
+    call_id=st.binary(min_size=CALL_ID_BYTES, max_size=CALL_ID_BYTES),
+)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(0, 9), inner),
+    max_leaves=12,
+)
+
+
+def unframed(message):
+    assert int.from_bytes(message[:PREFIX_BYTES], "big") == len(message) - PREFIX_BYTES
+    return message[PREFIX_BYTES:]
+
+
+@pytest.mark.parametrize(("golden", "request_"), GOLDEN_REQUESTS.items())
+def test_requests_have_the_bytes_of_version_1(golden, request_):
+    assert encode_request(request_).hex() == golden
+    assert decode_request(unframed(bytes.fromhex(golden))) == request_
+
+
+@pytest.mark.parametrize(("golden", "reply"), GOLDEN_REPLIES.items())
+def test_replies_have_the_bytes_of_version_1(golden, reply):
+    assert encode_reply(reply).hex() == golden
+    assert decode_reply(unframed(bytes.fromhex(golden))) == reply
+
+
+def test_an_error_crosses_the_wire_by_its_code():
+    message = encode_reply(Reply(error=UnknownExpertError("no such expert")))
+    assert message.hex() == GOLDEN_ERROR
+    error = decode_reply(unframed(message)).error
+    assert type(error) is UnknownExpertError
+    assert str(error) == "no such expert"
+
+
+def test_an_error_of_a_later_version_is_still_a_failed_call():
+    error = decode_reply(msgpack.packb({"v": 1, "error": [599, "new"]})).error
+    assert type(error) is CallError
+
+
+def test_an_error_cannot_write_on_the_terminal_or_fill_it():
+    message = encode_reply(Reply(error=OverloadedError("\x1b[2J\r\n" + "x" * 10_000)))
+    error = decode_reply(unframed(message)).error
+    assert len(str(error)) == 500
+    assert str(error).isprintable()
+
+
+@given(requests)
+def test_a_request_survives_the_wire(request_):
+    assert decode_request(unframed(encode_request(request_))) == request_
+
+
+@given(st.lists(metas, max_size=5).map(tuple))
+def test_a_reply_survives_the_wire(tensors):
+    reply = Reply(tensors=tensors)
+    assert decode_reply(unframed(encode_reply(reply))) == reply
+
+
+@given(st.binary(max_size=400) | anything.map(msgpack.packb))
+def test_garbage_is_neither_a_request_nor_a_reply(data):
+    with pytest.raises(BadRequestError):
+        decode_request(data)
+    with pytest.raises(ProtocolError):
+        decode_reply(data)
+
+
+@given(st.sampled_from(["v", "op", "uid", "ms", "id", "grads", "tensors", "token"]), anything)
+def test_a_request_with_any_field_changed_is_read_or_refused(field, value):
+    header = msgpack.unpackb(unframed(encode_request(list(GOLDEN_REQUESTS.values())[2])))
+    try:
+        request = decode_request(msgpack.packb(header | {field: value}))
+    except BadRequestError:
+        return
+    assert decode_request(unframed(encode_request(request))) == request
+
+
+@given(st.sampled_from(["v", "tensors", "error", "info"]), anything)
+def test_a_reply_with_any_field_changed_is_read_or_refused(field, value):
+    try:
+        decode_reply(msgpack.packb({"v": 1, "tensors": [], field: value}))
+    except ProtocolError:
+        return
+
+
+def test_fields_of_later_versions_are_skipped():
+    request = next(iter(GOLDEN_REQUESTS.values()))
+    header = msgpack.unpackb(unframed(encode_request(request)))
+    assert decode_request(msgpack.packb(header | {"priority": 3})) == request
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"v": 2}, "version 2"),
+        ({"op": "train"}, "operation 'train'"),
+        ({"ms": -1}, "milliseconds"),
+        ({"ms": True}, "milliseconds"),
+        ({"id": b"short"}, "16 bytes"),
+        ({"grads": 3}, "gradients"),
+        ({"uid": "ffn0.1.2"}, "run"),
+        ({"uid": "../../etc/ffn0.1.2"}, "digits"),
+        ({"token": "text"}, "token"),
+        ({"tensors": [["float32", [2, 3], "zip", 24]]}, "codec 'zip'"),
+        ({"tensors": [["float32", [2, 3], "none", 25]]}, "cannot have 25 bytes"),
+        ({"tensors": [["float32", [-1, 3], "none", -12]]}, "not a size"),
+        ({"tensors": [["object", [1], "none", 8]]}, "dtype 'object'"),
+        ({"tensors": [["bool", [1] * 9, "none", 1]]}, "at most 8 sizes"),
+        ({"tensors": [["bool", [1], "none", 1]] * (MAX_TENSORS + 1)}, "at most 64"),
+    ],
+)
+def test_a_bad_request_is_refused_with_the_reason(change, sentence):
+    header = msgpack.unpackb(unframed(encode_request(list(GOLDEN_REQUESTS.values())[2])))
+    with pytest.raises(BadRequestError, match=sentence):
+        decode_request(msgpack.packb(header | change))
+
+
+def test_deep_nesting_is_refused():
+    with pytest.raises(BadRequestError):
+        decode_request(b"\x91" * 60_000 + b"\xc0")
+
+
+def test_a_schema_error_stays_a_type_error_on_the_other_side():
+    message = encode_reply(Reply(error=SchemaError("wrong")))
+    assert isinstance(decode_reply(unframed(message)).error, TypeError)
