@@ -1,16 +1,14 @@
+import contextlib
+
 import pytest
-from daemons import Daemon
+
+from p2pnode.testing.daemons import Daemon
 
 
 @pytest.fixture
 def start(tmp_path):
     """Start daemons that end with the test; each name has a data directory of its own."""
-    daemons = []
-
-    def start(name, *arguments, **options):
-        daemons.append(Daemon(tmp_path / name, *arguments, **options))
-        return daemons[-1]
-
-    yield start
-    for daemon in daemons:
-        daemon.close()
+    with contextlib.ExitStack() as stack:
+        yield lambda name, *arguments, **options: stack.enter_context(
+            Daemon(tmp_path / name, *arguments, **options)
+        )

@@ -8,15 +8,15 @@ import stat
 import subprocess
 
 import pytest
-from daemons import COMMAND, p2pnode
 
 from cli.main import COMMANDS
+from p2pnode.testing.daemons import COMMAND, ask_command, run_command
 
 pytestmark = pytest.mark.real
 
 
 def test_help_answers_at_once_and_names_every_command():
-    shown = p2pnode("--help").stdout
+    shown = run_command("--help").stdout
     for command in COMMANDS:
         assert f"  {command} " in shown
 
@@ -47,7 +47,9 @@ def test_tables_for_people(start):
         ("peers", "0 peers"),
         ("experts", "0 exp"),
     ]:
-        assert expected in p2pnode(command, "--data-dir", first.data_dir).stdout.replace("\n", "")
+        assert expected in run_command(command, "--data-dir", first.data_dir).stdout.replace(
+            "\n", ""
+        )
 
 
 def test_people_are_told_the_line_to_paste(tmp_path):
@@ -69,11 +71,11 @@ def test_people_are_told_the_line_to_paste(tmp_path):
 
 def fails(*arguments):
     """Run a command that must fail; returns its one sentence, and the error's name."""
-    plain = p2pnode(*arguments, check=False)
+    plain = run_command(*arguments)
     assert plain.returncode == 1
     assert plain.stderr.startswith("error: ")
     assert "Traceback" not in plain.stderr
-    machine = json.loads(p2pnode(*arguments, "--json", check=False).stdout.splitlines()[-1])
+    machine = json.loads(run_command(*arguments, "--json").stdout.splitlines()[-1])
     assert machine["event"] == "error"
     return machine["message"], machine["error"]
 
@@ -98,7 +100,7 @@ def test_an_unreachable_bootstrap_address_is_named(tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, not listening: refuses at once
         address = f"/ip4/127.0.0.1/tcp/{closed.getsockname()[1]}"
-        peer = p2pnode("id", "--data-dir", tmp_path / "other", "--json")["peer_id"]
+        peer = ask_command("id", "--data-dir", tmp_path / "other")["peer_id"]
         sentence, name = fails(
             "join", "--data-dir", tmp_path / "node", "--listen", "/ip4/127.0.0.1/tcp/0",
             "--bootstrap", f"{address}/p2p/{peer}",
@@ -125,7 +127,7 @@ def test_bad_input_is_one_sentence(tmp_path, arguments, name):
 
 
 def test_a_corrupt_identity_is_never_overwritten(tmp_path):
-    p2pnode("id", "--data-dir", tmp_path)
+    run_command("id", "--data-dir", tmp_path)
     (tmp_path / "identity.key").write_bytes(b"broken")
     sentence, name = fails("join", "--data-dir", tmp_path, "--listen", "/ip4/127.0.0.1/tcp/0")
     assert name == "KeyFileError"
@@ -141,17 +143,17 @@ def test_asking_without_a_daemon_says_how_to_start_one(tmp_path):
 
 
 def test_runs_are_created_invited_to_and_inspected(tmp_path):
-    here = ("--data-dir", tmp_path / "owner", "--json")
-    created = p2pnode("run", "create", "digits", *here)
+    here = ("--data-dir", tmp_path / "owner")
+    created = ask_command("run", "create", "digits", *here)
     again, name = fails("run", "create", "digits", "--data-dir", tmp_path / "owner")
     assert (name, "already" in again) == ("ConfigError", True)
     assert stat.S_IMODE((tmp_path / "owner/runs/digits.key").stat().st_mode) == 0o600
-    invite = p2pnode("run", "invite", "digits", "--scope", "train", "--expires", "90m", *here)
-    shown = p2pnode("run", "inspect", invite["invite"], *here)
+    invite = ask_command("run", "invite", "digits", "--scope", "train", "--expires", "90m", *here)
+    shown = ask_command("run", "inspect", invite["invite"], *here)
     assert shown["run_id"] == created["run_id"]
     assert shown["scopes"] == ["train"]
-    assert p2pnode("run", "inspect", "digits", *here)["scopes"] == ["host", "train"]
-    assert "digits" in p2pnode("run", "inspect", invite["invite"]).stdout
+    assert ask_command("run", "inspect", "digits", *here)["scopes"] == ["host", "train"]
+    assert "digits" in run_command("run", "inspect", invite["invite"]).stdout
     assert fails("run", "inspect", invite["invite"][:-5])[1] == "InvalidTokenError"
     assert fails("run", "invite", "other", "--data-dir", tmp_path / "owner")[1] == "ConfigError"
-    assert p2pnode("run", "invite", "digits", "--expires", "soon", check=False).returncode == 2
+    assert run_command("run", "invite", "digits", "--expires", "soon").returncode == 2

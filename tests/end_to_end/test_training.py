@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from daemons import environment, p2pnode
 
 import p2pnode as package
 from p2pnode.errors import (
@@ -21,6 +20,7 @@ from p2pnode.errors import (
     TokenExpiredError,
     WrongRunError,
 )
+from p2pnode.testing.daemons import ask_command, environment
 
 pytestmark = pytest.mark.real
 GRID = "digits/ffn0.[0:2].[0:2]"
@@ -31,12 +31,12 @@ ROOT = Path(package.__file__).parent.parent
 @pytest.fixture
 def owner(tmp_path):
     """The data directory of a run's owner."""
-    p2pnode("run", "create", "digits", "--data-dir", tmp_path / "owner")
+    ask_command("run", "create", "digits", "--data-dir", tmp_path / "owner")
     return tmp_path / "owner"
 
 
 def invite(owner, *arguments):
-    return p2pnode("run", "invite", "digits", "--data-dir", owner, "--json", *arguments)["invite"]
+    return ask_command("run", "invite", "digits", "--data-dir", owner, *arguments)["invite"]
 
 
 @pytest.fixture
@@ -58,17 +58,17 @@ def test_hosting_is_visible_from_every_node(start, owner):
     token = invite(owner)
     first = start("first", "--invite", token, *QUICK)
     second = start("second", "--bootstrap", first.address, *QUICK)
-    added = p2pnode(
-        "host", "--data-dir", first.data_dir, "--experts", GRID, "--hidden-dim", "8", "--json"
+    added = ask_command(
+        "host", "--data-dir", first.data_dir, "--experts", GRID, "--hidden-dim", "8"
     )
     assert [each["uid"] for each in added["experts"]] == [
         "digits/ffn0.0.0", "digits/ffn0.0.1", "digits/ffn0.1.0", "digits/ffn0.1.1",
     ]  # fmt: skip
     assert len(first.ask("experts")) == 4
-    p2pnode("run", "inspect", "digits", "--data-dir", first.data_dir)
+    ask_command("run", "inspect", "digits", "--data-dir", first.data_dir)
     # The second node is no member; under its name `digits` it looks for the open run.
     assert second.ask("experts", GRID)[0]["hosts"] == []
-    p2pnode("host", "--data-dir", second.data_dir, "--experts", "digits/ffn0.0.0",
+    ask_command("host", "--data-dir", second.data_dir, "--experts", "digits/ffn0.0.0",
             "--invite", token, "--hidden-dim", "8")  # fmt: skip
     for _ in range(50):
         found = second.ask("experts", GRID)
@@ -136,7 +136,7 @@ def test_only_members_may_call(two_hosts, owner, tmp_path):
     first, _ = two_hosts
     inputs = torch.randn(2, 64)
     stranger = tmp_path / "stranger"
-    p2pnode("run", "create", "digits", "--data-dir", stranger)
+    ask_command("run", "create", "digits", "--data-dir", stranger)
     for token, expected in [
         (invite(stranger), (NoLiveExpertError, WrongRunError)),
         (None, (NoLiveExpertError, NotAMemberError, WrongRunError)),
