@@ -217,6 +217,11 @@ class PeerIdentified(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalPeerChanged(Event):
+    """This node's addresses or the protocols it serves have changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerMisbehaved(Event):
     """A peer broke a rule: the one canonical line about misbehaviour."""
 

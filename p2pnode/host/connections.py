@@ -1,0 +1,290 @@
+"""Connections that are up, and which one of a peer's to use.
+
+Two nodes that dial each other at the same time get two connections. Both sides prefer the same
+one for new streams, by a rule that needs no message; the other one serves the streams it already
+carries and is closed when it has been idle for a while. So neither side ever sees a stream break.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import trio
+from multiaddr import Multiaddr
+
+from p2pnode.config import NetworkSettings
+from p2pnode.errors import (
+    ConnectionClosedError,
+    NegotiationError,
+    P2PNodeError,
+    ProtocolError,
+    ResourceLimitError,
+)
+from p2pnode.events import EventBus
+from p2pnode.host.budgets import Budgets, ResourceRefused
+from p2pnode.host.interfaces import Connection, Direction, PeerMisbehaved, StreamHandler
+from p2pnode.host.streams import NetworkStream
+from p2pnode.host.upgrader import Upgraded
+from p2pnode.mux.multistream import Dialer, select_inbound, select_outbound
+from p2pnode.mux.yamux import YamuxStream
+from p2pnode.wire.peer_id import PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionInfo:
+    """What `node status` and `node peers` tell of a connection.
+
+    Attributes:
+        peer_id: who is at the other end.
+        direction: who dialled.
+        local_address: this end.
+        remote_address: the other end.
+        age: seconds since the handshakes.
+        streams: open now, both directions.
+        bytes_sent: stream data, since the beginning.
+        bytes_received: stream data, since the beginning.
+        rtt: the shortest recent round trip in seconds, or None before one is measured.
+    """
+
+    peer_id: PeerId
+    direction: Direction
+    local_address: Multiaddr
+    remote_address: Multiaddr
+    age: float
+    streams: int
+    bytes_sent: int
+    bytes_received: int
+    rtt: float | None
+
+
+class NetworkConnection(Connection):
+    """An upgraded connection, whose streams this class opens and serves."""
+
+    def __init__(
+        self,
+        upgraded: Upgraded,
+        direction: Direction,
+        *,
+        settings: NetworkSettings,
+        budgets: Budgets,
+        events: EventBus,
+    ) -> None:
+        self.peer_id = upgraded.peer_id
+        self.public_key = upgraded.public_key
+        self.direction = direction
+        self.local_address = upgraded.raw.local_address
+        self.remote_address = upgraded.raw.remote_address
+        self.opened_at = trio.current_time()
+        self.last_used = self.opened_at  # a stream was open then
+        self.ended = trio.Event()  # its place in the budgets is free again
+        self._muxer = upgraded.muxer
+        self._settings = settings
+        self._budgets = budgets
+        self._events = events
+
+    @property
+    def is_closed(self) -> bool:
+        """See `Connection`."""
+        return self._muxer.is_closed
+
+    @property
+    def streams(self) -> int:
+        """How many streams are open, in both directions."""
+        return self._muxer.streams
+
+    async def open_stream(self, protocols: Sequence[str]) -> NetworkStream:
+        """See `Connection`."""
+        unsettled = Dialer(protocols)
+        muxed = await self._muxer.open_stream()
+        self.last_used = trio.current_time()
+        if len(protocols) == 1:
+            return NetworkStream(
+                muxed,
+                self,
+                protocols[0],
+                unsettled=unsettled,
+                optimistic_bytes=self._settings.yamux_initial_window,
+            )
+        protocol = None
+        try:
+            with trio.move_on_after(self._settings.negotiation_timeout):
+                protocol = await select_outbound(muxed, protocols)
+        finally:
+            if protocol is None:
+                muxed.reset()
+        if protocol is None:
+            raise NegotiationError(
+                f"{self.peer_id} agreed on none of {', '.join(protocols)} within "
+                f"{self._settings.negotiation_timeout:g} s"
+            )
+        return NetworkStream(muxed, self, protocol)
+
+    async def aclose(self) -> None:
+        """See `Connection`."""
+        await self._muxer.aclose()
+
+    async def carry(self) -> None:
+        """Move the streams' bytes until the connection ends, however it does."""
+        try:
+            await self._muxer.run()
+        except ProtocolError as error:
+            self._report(str(error))
+        except ConnectionClosedError:
+            pass  # `serve` tells the reason
+
+    async def serve(self, nursery: trio.Nursery, handlers: Mapping[str, StreamHandler]) -> str:
+        """Serve each inbound stream in a task of its own in `nursery`.
+
+        Returns:
+            Why the connection ended.
+        """
+        try:
+            while True:
+                nursery.start_soon(self._serve, await self._muxer.accept_stream(), handlers)
+        except ConnectionClosedError as error:
+            return str(error)
+
+    async def _serve(self, muxed: YamuxStream, handlers: Mapping[str, StreamHandler]) -> None:
+        """Negotiate and handle one inbound stream: the supervisor boundary of its handler."""
+        try:
+            with self._budgets.inbound_stream(self.peer_id):
+                protocol = await self._negotiate(muxed, handlers)
+                if protocol is None:
+                    return
+                with self._budgets.protocol_stream(self.peer_id, protocol):
+                    stream = NetworkStream(muxed, self, protocol)
+                    await self._handle(stream, handlers[protocol])
+        except ResourceLimitError as error:
+            muxed.reset()
+            self._events.emit(
+                ResourceRefused(
+                    peer_id=self.peer_id, address=self.remote_address, reason=str(error)
+                )
+            )
+        finally:
+            self.last_used = trio.current_time()
+
+    async def _negotiate(
+        self, muxed: YamuxStream, handlers: Mapping[str, StreamHandler]
+    ) -> str | None:
+        try:
+            with trio.move_on_after(self._settings.negotiation_timeout):
+                return await select_inbound(muxed, handlers.__contains__)
+            muxed.reset()
+        except NegotiationError:
+            # Often data that was sent in the hope of a protocol we do not speak. Closing, unlike
+            # a reset, lets our refusal arrive.
+            await muxed.aclose()
+        except (P2PNodeError, trio.ClosedResourceError):
+            muxed.reset()
+        return None
+
+    async def _handle(self, stream: NetworkStream, handler: StreamHandler) -> None:
+        """Run the handler: an error of the network ends its stream, a bug ends the node."""
+        try:
+            try:
+                await handler(stream)
+                await stream.aclose()
+            except* ProtocolError as group:
+                stream.reset()
+                self._report(f"{stream.protocol}: {_first_leaf(group)}")
+            except* (P2PNodeError, trio.ClosedResourceError):
+                stream.reset()
+        except BaseException:
+            stream.reset()
+            raise
+
+    def _report(self, reason: str) -> None:
+        self._events.emit(
+            PeerMisbehaved(peer_id=self.peer_id, address=self.remote_address, reason=reason)
+        )
+
+    def info(self) -> ConnectionInfo:
+        """Describe the connection as it is now."""
+        return ConnectionInfo(
+            peer_id=self.peer_id,
+            direction=self.direction,
+            local_address=self.local_address,
+            remote_address=self.remote_address,
+            age=trio.current_time() - self.opened_at,
+            streams=self.streams,
+            bytes_sent=self._muxer.bytes_sent,
+            bytes_received=self._muxer.bytes_received,
+            rtt=self._muxer.rtt,
+        )
+
+
+class ConnectionTable:
+    """The open connections by peer. Pure: the clock's time is an argument."""
+
+    def __init__(self, own_id: PeerId, settings: NetworkSettings) -> None:
+        self._own_id = own_id
+        self._settings = settings
+        self._by_peer: dict[PeerId, list[NetworkConnection]] = {}
+
+    def __iter__(self) -> Iterator[NetworkConnection]:
+        for connections in tuple(self._by_peer.values()):
+            yield from connections
+
+    def __contains__(self, peer_id: PeerId) -> bool:
+        return peer_id in self._by_peer
+
+    def add(self, connection: NetworkConnection) -> None:
+        """Take in a connection."""
+        self._by_peer.setdefault(connection.peer_id, []).append(connection)
+
+    def remove(self, connection: NetworkConnection) -> None:
+        """Drop a connection that has ended."""
+        rest = [each for each in self._by_peer[connection.peer_id] if each is not connection]
+        if rest:
+            self._by_peer[connection.peer_id] = rest
+        else:
+            del self._by_peer[connection.peer_id]
+
+    def best(self, peer_id: PeerId) -> NetworkConnection | None:
+        """Return the connection to use for new streams with a peer."""
+        usable = [each for each in self._by_peer.get(peer_id, ()) if not each.is_closed]
+        return functools.reduce(self._better, usable) if usable else None
+
+    def to_close(self, now: float) -> list[NetworkConnection]:
+        """Return the connections that have been idle for too long; call it every few seconds."""
+        found = []
+        for connection in self:
+            if connection.streams:
+                connection.last_used = now
+                continue
+            is_best = self.best(connection.peer_id) is connection
+            patience = self._settings.idle_timeout if is_best else self._settings.duplicate_linger
+            if now - connection.last_used >= patience:
+                found.append(connection)
+        return found
+
+    def least_useful(self, now: float) -> NetworkConnection | None:
+        """Return the connection to close to make room for another, if any may go."""
+        idle = [
+            each
+            for each in self
+            if not each.streams and now - each.last_used >= self._settings.trim_grace
+        ]
+        return min(idle, key=lambda each: each.last_used, default=None)
+
+    def _better(self, one: NetworkConnection, other: NetworkConnection) -> NetworkConnection:
+        """Choose as the peer's side does.
+
+        Who dialled again must have lost the earlier connection, so of two from one dialer the
+        newer one counts, and likewise when too much time lies between two for simultaneous dials.
+        Otherwise the connection counts that the peer with the smaller id dialled.
+        """
+        older, newer = sorted((one, other), key=lambda each: each.opened_at)
+        simultaneous = newer.opened_at - older.opened_at < self._settings.dial_timeout
+        if one.direction == other.direction or not simultaneous:
+            return newer
+        wanted = "outbound" if self._own_id < one.peer_id else "inbound"
+        return one if one.direction == wanted else other
+
+
+def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

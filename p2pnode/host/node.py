@@ -1,0 +1,428 @@
+"""The network host: one task tree that holds the listeners, the dials and the connections.
+
+```
+run ── upkeep (idle connections, peerstore)
+ └─ network ── accept, one task for each listen address
+             ├ dial, one task for each peer being dialled
+             └ connection, one task each ── muxer ── reader, writer, timer
+                                          └ stream handlers, one task each
+```
+
+What happens in a connection's task ends that connection at most; what a peer does wrong becomes
+an event. An exception that is not the network's is a bug, and ends the node.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+from multiaddr import Multiaddr
+
+from p2pnode.clock import wall_time
+from p2pnode.config import NetworkSettings
+from p2pnode.errors import (
+    ConnectionClosedError,
+    DialError,
+    InvalidAddressError,
+    P2PNodeError,
+    ResourceLimitError,
+)
+from p2pnode.events import EventBus
+from p2pnode.host.budgets import Budgets, ResourceRefused
+from p2pnode.host.connections import ConnectionInfo, ConnectionTable, NetworkConnection
+from p2pnode.host.dialer import Dial
+from p2pnode.host.interfaces import (
+    Connection,
+    ConnectionEnded,
+    ConnectionOpened,
+    Direction,
+    Host,
+    LocalPeerChanged,
+    PeerIdentified,
+    PeerMisbehaved,
+    StreamHandler,
+)
+from p2pnode.host.peerstore import Peerstore, write_atomically
+from p2pnode.host.upgrader import Upgraded, Upgrader
+from p2pnode.transport.base import Listener, RawConnection, Transport
+from p2pnode.wire.addresses import split_p2p
+from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.peer_id import PeerId
+
+MAX_UPKEEP_INTERVAL: Final = 5.0  # seconds; how late an idle connection may be noticed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostInfo:
+    """The network side at one moment, for status pages.
+
+    Attributes:
+        peer_id: this node.
+        addresses: where others can dial it.
+        protocols: what it serves.
+        connections: all open ones.
+        known_peers: how many peers the peerstore holds.
+        dials: peers being dialled now.
+        handshakes: inbound connections that have not yet said who they are.
+    """
+
+    peer_id: PeerId
+    addresses: tuple[Multiaddr, ...]
+    protocols: tuple[str, ...]
+    connections: tuple[ConnectionInfo, ...]
+    known_peers: int
+    dials: int
+    handshakes: int
+
+
+class NetworkHost(Host):
+    """A host over real transports; `await nursery.start(host.run)` brings it up.
+
+    Args:
+        key: the node's identity.
+        transports: the first that understands an address is used.
+        settings: limits and timeouts.
+        rng: chance; seeds make a run repeatable.
+        announce: told to others instead of the listen addresses, if not empty.
+        events: where this host emits, shared with the rest of the node.
+        peerstore_path: where known addresses survive a restart, or None.
+    """
+
+    def __init__(
+        self,
+        key: PrivateKey,
+        *,
+        transports: Sequence[Transport],
+        settings: NetworkSettings | None = None,
+        rng: random.Random | None = None,
+        announce: Sequence[Multiaddr] = (),
+        events: EventBus | None = None,
+        peerstore_path: Path | None = None,
+    ) -> None:
+        self.key = key
+        self.peer_id = key.peer_id
+        self.settings = settings or NetworkSettings()
+        self.events = events or EventBus()
+        self.peerstore = Peerstore(self.settings)
+        self._rng = rng or random.Random()
+        self._transports = tuple(transports)
+        self._announce = tuple(announce)
+        self._peerstore_path = peerstore_path
+        self._handlers: dict[str, StreamHandler] = {}
+        self._listeners: list[Listener] = []
+        self._connections = ConnectionTable(self.peer_id, self.settings)
+        self._budgets = Budgets(self.settings)
+        self._upgrader = Upgrader(key, self.settings)
+        self._dials: dict[PeerId, Dial] = {}
+        self._dial_slots = trio.CapacityLimiter(self.settings.max_dials)
+        self._network: trio.Nursery | None = None
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry the network side until cancelled; then say goodbye to every peer.
+
+        The connections are shielded from the cancellation until that is done, which takes
+        `close_timeout` at most.
+        """
+        self._load_peerstore()
+        undo = self.events.on(PeerIdentified, self._receive_identified)
+        try:
+            async with trio.open_nursery() as nursery:
+                network: trio.Nursery = await nursery.start(self._hold_network)
+                self._network = network
+                task_status.started()
+                try:
+                    await self._keep_up()
+                finally:
+                    await self._shut_down()
+                    network.cancel_scope.cancel()
+        finally:
+            self._network = None
+            undo()
+
+    async def _hold_network(self, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as network:
+                task_status.started(network)
+                await trio.sleep_forever()
+
+    async def _shut_down(self) -> None:
+        with trio.CancelScope(shield=True):
+            for listener in self._listeners:
+                await listener.aclose()
+            self._listeners.clear()
+            with trio.move_on_after(self.settings.close_timeout):
+                async with trio.open_nursery() as nursery:
+                    for connection in self._connections:
+                        nursery.start_soon(connection.aclose)
+            await self._save_peerstore()
+
+    async def _keep_up(self) -> None:
+        interval = min(
+            self.settings.duplicate_linger, self.settings.idle_timeout, MAX_UPKEEP_INTERVAL
+        )
+        addresses = self.addresses
+        saved_at = trio.current_time()
+        while True:
+            await trio.sleep(interval * self._rng.uniform(0.8, 1.2))  # not in step with others
+            now = trio.current_time()
+            for connection in self._connections.to_close(now):
+                self._running().start_soon(connection.aclose)
+            self.peerstore.expire(now)
+            if now - saved_at >= self.settings.peerstore_save_interval:
+                saved_at = now
+                await self._save_peerstore()
+            if self.addresses != addresses:  # an interface came or went
+                addresses = self.addresses
+                self.events.emit(LocalPeerChanged())
+
+    def _load_peerstore(self) -> None:
+        """Read the saved addresses; they are a convenience, so a broken file is put aside."""
+        path = self._peerstore_path
+        if path is None or not path.exists():
+            return
+        try:
+            self.peerstore.load(path.read_text("utf-8"), trio.current_time(), wall_time())
+        except (OSError, ValueError):
+            path.replace(path.with_name(path.name + ".broken"))
+
+    async def _save_peerstore(self) -> None:
+        if self._peerstore_path is not None:
+            text = self.peerstore.dump(trio.current_time(), wall_time())
+            await trio.to_thread.run_sync(write_atomically, self._peerstore_path, text)
+
+    # --- addresses and handlers -----------------------------------------------------------------
+
+    async def listen(self, address: Multiaddr) -> list[Multiaddr]:
+        """Accept connections at `address`; returns where others can dial it.
+
+        Raises:
+            AddressInUseError: another program listens there.
+            InvalidAddressError: no transport of this node can listen there.
+        """
+        transport = next((each for each in self._transports if each.can_dial(address)), None)
+        if transport is None:
+            raise InvalidAddressError(f"no transport of this node can listen on {address}")
+        network = self._running()
+        listener = await transport.listen(address)
+        self._listeners.append(listener)
+        network.start_soon(self._accept, listener)
+        self.events.emit(LocalPeerChanged())
+        return listener.addresses
+
+    @property
+    def addresses(self) -> list[Multiaddr]:
+        """See `Host`."""
+        if self._announce:
+            return list(self._announce)
+        return list(dict.fromkeys(each for one in self._listeners for each in one.addresses))
+
+    @property
+    def protocols(self) -> list[str]:
+        """See `Host`."""
+        return list(self._handlers)
+
+    def set_handler(self, protocol: str, handler: StreamHandler) -> None:
+        """See `Host`."""
+        fresh = protocol not in self._handlers
+        self._handlers[protocol] = handler
+        if fresh:
+            self.events.emit(LocalPeerChanged())
+
+    def remove_handler(self, protocol: str) -> None:
+        """See `Host`."""
+        if self._handlers.pop(protocol, None) is not None:
+            self.events.emit(LocalPeerChanged())
+
+    # --- peers ----------------------------------------------------------------------------------
+
+    def add_addresses(self, peer_id: PeerId, addresses: Sequence[Multiaddr], ttl: float) -> None:
+        """See `Host`."""
+        if peer_id != self.peer_id:
+            bare = [split_p2p(address)[0] for address in addresses]
+            self.peerstore.add_addresses(peer_id, bare, ttl, trio.current_time())
+
+    def addresses_of(self, peer_id: PeerId) -> list[Multiaddr]:
+        """See `Host`."""
+        return self.peerstore.addresses_of(peer_id, trio.current_time())
+
+    def protocols_of(self, peer_id: PeerId) -> frozenset[str]:
+        """See `Host`."""
+        return self.peerstore.protocols_of(peer_id)
+
+    def connection_to(self, peer_id: PeerId) -> NetworkConnection | None:
+        """See `Host`."""
+        return self._connections.best(peer_id)
+
+    def connections(self) -> list[Connection]:
+        """See `Host`."""
+        return [each for each in self._connections if not each.is_closed]
+
+    def info(self) -> HostInfo:
+        """Describe the network side as it is now."""
+        return HostInfo(
+            peer_id=self.peer_id,
+            addresses=tuple(self.addresses),
+            protocols=tuple(self.protocols),
+            connections=tuple(each.info() for each in self._connections),
+            known_peers=len(self.peerstore),
+            dials=len(self._dials),
+            handshakes=self._budgets.handshakes,
+        )
+
+    def _receive_identified(self, event: PeerIdentified) -> None:
+        self.peerstore.set_protocols(event.peer_id, event.protocols)
+        self.add_addresses(event.peer_id, event.addresses, self.settings.address_ttl)
+
+    # --- outbound -------------------------------------------------------------------------------
+
+    async def connect(
+        self, peer_id: PeerId, addresses: Sequence[Multiaddr] = (), *, timeout: float | None = None
+    ) -> NetworkConnection:
+        """See `Host`."""
+        await trio.lowlevel.checkpoint()
+        if (existing := self.connection_to(peer_id)) is not None:
+            return existing
+        if peer_id == self.peer_id:
+            raise DialError("a node does not dial itself")
+        dial = self._dials.get(peer_id)
+        if dial is None or dial.is_abandoned:
+            dial = self._start_dial(peer_id)
+        dial.offer([*addresses, *self.addresses_of(peer_id)])
+        timeout = self.settings.dial_timeout if timeout is None else timeout
+        deadline = trio.current_time() + timeout
+        with dial.wanted_until(deadline), trio.move_on_at(deadline):
+            await dial.done.wait()
+        if (connection := self.connection_to(peer_id)) is not None:
+            return connection
+        raise dial.failure
+
+    def _start_dial(self, peer_id: PeerId) -> Dial:
+        network = self._running()
+        dial = Dial(peer_id, self._transports, self._upgrader.outbound, self.settings)
+        self._dials[peer_id] = dial
+        network.start_soon(self._dial, dial)
+        return dial
+
+    async def _dial(self, dial: Dial) -> None:
+        try:
+            async with self._dial_slots:
+                upgraded = await dial.run()
+            if upgraded is not None:
+                try:
+                    await self._running().start(self._hold_connection, upgraded, "outbound")
+                except ResourceLimitError as error:
+                    dial.refuse(error)
+        finally:
+            self._finish(dial)
+
+    def _finish(self, dial: Dial) -> None:
+        """Tell the callers of a dial that its outcome is known; later ones start afresh."""
+        if self._dials.get(dial.peer_id) is dial:
+            del self._dials[dial.peer_id]
+        dial.done.set()
+
+    # --- inbound --------------------------------------------------------------------------------
+
+    async def _accept(self, listener: Listener) -> None:
+        while True:
+            try:
+                raw = await listener.accept()
+            except trio.ClosedResourceError:
+                return
+            self._running().start_soon(self._receive, raw)
+
+    async def _receive(self, raw: RawConnection) -> None:
+        """Run an inbound connection: its handshakes, then its life."""
+        peer_id = None
+        try:
+            with self._budgets.inbound_handshake():
+                upgraded = await self._upgrader.inbound(raw)
+            peer_id = upgraded.peer_id
+            await self._hold_connection(upgraded, "inbound")
+        except ResourceLimitError as error:
+            await trio.aclose_forcefully(raw.stream)
+            self.events.emit(
+                ResourceRefused(peer_id=peer_id, address=raw.remote_address, reason=str(error))
+            )
+        except ConnectionClosedError:
+            pass  # it changed its mind
+        except P2PNodeError as error:
+            self.events.emit(
+                PeerMisbehaved(peer_id=None, address=raw.remote_address, reason=str(error))
+            )
+
+    # --- connections ----------------------------------------------------------------------------
+
+    async def _hold_connection(
+        self,
+        upgraded: Upgraded,
+        direction: Direction,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Carry and serve a connection from its handshakes to its end.
+
+        Raises:
+            ResourceLimitError: a budget has no room for it.
+        """
+        connection = NetworkConnection(
+            upgraded, direction, settings=self.settings, budgets=self._budgets, events=self.events
+        )
+        try:
+            await self._make_room()
+            with self._budgets.connection(upgraded.peer_id):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(connection.carry)
+                    self._add(connection)
+                    task_status.started()
+                    reason = "this node is shutting down"
+                    try:
+                        reason = await connection.serve(nursery, self._handlers)
+                    finally:
+                        self._remove(connection, reason)
+                    # Handlers have seen their streams fail; they get a moment to tidy up.
+                    nursery.cancel_scope.deadline = (
+                        trio.current_time() + self.settings.close_timeout
+                    )
+        finally:
+            connection.ended.set()
+            await trio.aclose_forcefully(upgraded.raw.stream)
+
+    async def _make_room(self) -> None:
+        """Close the connection unused for longest when there is no room for another."""
+        if self._budgets.is_full:
+            spare = self._connections.least_useful(trio.current_time())
+            if spare is not None:
+                await spare.aclose()
+                await spare.ended.wait()
+
+    def _add(self, connection: NetworkConnection) -> None:
+        peer_id = connection.peer_id
+        self._connections.add(connection)
+        self.peerstore.pin(peer_id)
+        if connection.direction == "outbound":
+            self.peerstore.prefer(
+                peer_id,
+                connection.remote_address,
+                self.settings.address_ttl,
+                trio.current_time(),
+            )
+        if (dial := self._dials.get(peer_id)) is not None:
+            self._finish(dial)  # whoever dialled, its callers have their connection
+        self.events.emit(ConnectionOpened(connection=connection))
+
+    def _remove(self, connection: NetworkConnection, reason: str) -> None:
+        self._connections.remove(connection)
+        if connection.peer_id not in self._connections:
+            self.peerstore.unpin(connection.peer_id, trio.current_time())
+        self.events.emit(ConnectionEnded(connection=connection, reason=reason))
+
+    def _running(self) -> trio.Nursery:
+        if self._network is None:
+            raise RuntimeError("the host does not run")
+        return self._network

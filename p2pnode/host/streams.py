@@ -1,0 +1,126 @@
+"""A muxed stream with its protocol: negotiated before, or optimistically with the first data.
+
+An optimistic stream sends its proposal and its first data together and looks for the answer when
+it is first read. What may be sent before the answer is known fits the peer's initial window, so
+that a refusal can always be read, and never waits behind data nobody will take.
+"""
+
+import trio
+
+from p2pnode.errors import NegotiationError, P2PNodeError, ProtocolError
+from p2pnode.host.interfaces import Connection, Stream
+from p2pnode.mux.multistream import Dialer
+from p2pnode.mux.yamux import YamuxStream
+
+Buffer = bytes | bytearray | memoryview
+
+
+class NetworkStream(Stream):
+    """One stream of a `NetworkConnection`."""
+
+    def __init__(
+        self,
+        muxed: YamuxStream,
+        connection: Connection,
+        protocol: str,
+        *,
+        unsettled: Dialer | None = None,
+        optimistic_bytes: int = 0,
+    ) -> None:
+        """Wrap `muxed`.
+
+        Args:
+            muxed: the stream beneath.
+            connection: the connection it belongs to.
+            protocol: agreed on, or proposed by `unsettled`.
+            unsettled: a negotiation that has not begun yet, with one proposal.
+            optimistic_bytes: how much may be sent before its answer, the proposal included.
+        """
+        self.connection = connection
+        self.protocol = protocol
+        self._muxed = muxed
+        self._unsettled = unsettled
+        self._proposal = unsettled.first_message() if unsettled else b""
+        self._allowance = optimistic_bytes
+        self._failure: P2PNodeError | None = None
+        self._settling = trio.Lock()  # a reader and a writer may both want the answer
+
+    async def send_all(self, data: Buffer) -> None:
+        """See `Stream`."""
+        view = memoryview(data).cast("B")
+        if self._unsettled is None and self._failure is None:
+            await self._muxed.send_all(view)
+            return
+        self._check()
+        early = view[: max(0, self._allowance - len(self._proposal))]
+        await self._send_early(early)
+        if len(early) < len(view):
+            await self._settle()
+            await self._muxed.send_all(view[len(early) :])
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See `trio.abc.SendStream`."""
+        self._check()
+        await self._muxed.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """See `Stream`."""
+        if self._unsettled is not None or self._failure is not None:
+            await self._settle()
+        return await self._muxed.receive_some(max_bytes)
+
+    async def receive_into(self, buffer: memoryview) -> None:
+        """See `Stream`; bytes go straight from the muxer's buffers to their place."""
+        if self._unsettled is not None or self._failure is not None:
+            await self._settle()
+        filled = 0
+        while filled < len(buffer):
+            size = await self._muxed.receive_some_into(buffer[filled:])
+            if not size:
+                raise ProtocolError(f"the stream ended after {filled} of {len(buffer)} bytes")
+            filled += size
+
+    async def send_eof(self) -> None:
+        """See `Stream`."""
+        self._check()
+        if self._proposal:
+            await self._send_early(b"")
+        await self._muxed.send_eof()
+
+    async def aclose(self) -> None:
+        """See `Stream`."""
+        await self._muxed.aclose()
+
+    def reset(self, code: int = 0) -> None:
+        """See `Stream`."""
+        self._muxed.reset(code)
+
+    async def _send_early(self, data: Buffer) -> None:
+        """Send `data` before the answer is known, behind the proposal if that is due."""
+        proposal, self._proposal = self._proposal, b""
+        self._allowance -= len(proposal) + len(data)
+        await self._muxed.send_all(b"".join((proposal, data)) if proposal else data)
+
+    async def _settle(self) -> None:
+        """Wait for the answer to the proposal; whoever comes first reads it for all."""
+        if self._proposal:
+            await self._send_early(b"")
+        async with self._settling:
+            while (dialer := self._unsettled) is not None:
+                try:
+                    data = await self._muxed.receive_some(dialer.needed)
+                    if not data:
+                        raise NegotiationError("the peer hung up instead of taking the protocol")
+                    dialer.receive_data(data)
+                except P2PNodeError as error:
+                    self._unsettled = None
+                    self._failure = error
+                    self._muxed.reset()
+                else:
+                    if dialer.protocol is not None:
+                        self._unsettled = None
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure

@@ -1,0 +1,99 @@
+"""From a raw byte stream to an authenticated connection with many streams.
+
+The steps on the wire, in order: multistream agrees on `/noise`; Noise proves who is at the other
+end, and settles the muxer within its messages; with peers that do not offer muxers there, a second
+multistream round agrees on `/yamux/1.0.0`. (libp2p/specs, connections.)
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from p2pnode.config import NetworkSettings
+from p2pnode.errors import ConnectionClosedError, HandshakeError
+from p2pnode.mux.multistream import select_inbound, select_outbound
+from p2pnode.mux.yamux import PROTOCOL as YAMUX
+from p2pnode.mux.yamux import YamuxConnection
+from p2pnode.security.noise import SecureSession, secure_inbound, secure_outbound
+from p2pnode.transport.base import RawConnection
+from p2pnode.wire.keys import PrivateKey, PublicKey
+from p2pnode.wire.peer_id import PeerId
+
+NOISE: Final = "/noise"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upgraded:
+    """A connection that has passed its handshakes; its muxer does not run yet."""
+
+    raw: RawConnection
+    peer_id: PeerId
+    public_key: PublicKey
+    muxer: YamuxConnection
+
+
+class Upgrader:
+    """Runs the handshakes of connections, with this node's key."""
+
+    def __init__(self, key: PrivateKey, settings: NetworkSettings) -> None:
+        self._key = key
+        self._settings = settings
+
+    async def outbound(self, raw: RawConnection, expected: PeerId) -> Upgraded:
+        """Upgrade a connection this node dialled; `raw` is closed when that fails.
+
+        Raises:
+            HandshakeError: another peer than `expected` answers, or its messages are broken.
+            NegotiationError: it does not speak Noise or Yamux.
+            ConnectionClosedError: it hung up.
+        """
+
+        async def secure() -> SecureSession:
+            await select_outbound(raw.stream, [NOISE])
+            session = await secure_outbound(
+                raw.stream, self._key, expected=expected, muxers=[YAMUX]
+            )
+            if session.muxer is None:
+                await select_outbound(session.channel, [YAMUX])
+            return session
+
+        return await self._upgrade(raw, secure, is_client=True)
+
+    async def inbound(self, raw: RawConnection) -> Upgraded:
+        """Upgrade a connection this node accepted; as `outbound`, with whoever it is."""
+
+        async def secure() -> SecureSession:
+            await select_inbound(raw.stream, NOISE.__eq__)
+            session = await secure_inbound(raw.stream, self._key, muxers=[YAMUX])
+            if session.muxer is None:
+                await select_inbound(session.channel, YAMUX.__eq__)
+            if session.peer_id == self._key.peer_id:
+                raise HandshakeError("the other end is this node itself")
+            return session
+
+        return await self._upgrade(raw, secure, is_client=False)
+
+    async def _upgrade(
+        self, raw: RawConnection, secure: Callable[[], Awaitable[SecureSession]], *, is_client: bool
+    ) -> Upgraded:
+        session = None
+        try:
+            with trio.move_on_after(self._settings.handshake_timeout):
+                session = await secure()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ConnectionClosedError("the peer hung up during the handshake") from error
+        finally:
+            if session is None:
+                await trio.aclose_forcefully(raw.stream)
+        if session is None:
+            raise HandshakeError(
+                f"the handshake took longer than {self._settings.handshake_timeout:g} s"
+            )
+        return Upgraded(
+            raw=raw,
+            peer_id=session.peer_id,
+            public_key=session.public_key,
+            muxer=YamuxConnection(session.channel, is_client=is_client, settings=self._settings),
+        )
