@@ -353,11 +353,11 @@ class LightHost(Host):
 
     def serve(self, stream: LightStream) -> None:
         """Run the handler of an inbound stream."""
-        self.network.nursery.start_soon(self._handle, stream)
+        self.network.nursery.start_soon(self._handle, stream, self.handlers[stream.protocol])
 
-    async def _handle(self, stream: LightStream) -> None:
+    async def _handle(self, stream: LightStream, handler: StreamHandler) -> None:
         try:
-            await self.handlers[stream.protocol](stream)
+            await handler(stream)
         except (P2PNodeError, trio.ClosedResourceError):
             stream.reset()
         else:
