@@ -223,9 +223,9 @@ class Node:
                 "bytes_sent": info.bytes_sent,
                 "bytes_received": info.bytes_received,
                 "rtt": info.rtt,
-                "agent": self.network.host.agent_of(info.peer_id),
+                "agent": self.network.agents.get(info.peer_id),
             }
-            for info in self.network.host.snapshot()
+            for info in self.network.host.info().connections
         ]
 
     async def _experts(self, _params: Mapping[str, Any]) -> Any:

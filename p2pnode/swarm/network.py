@@ -13,6 +13,7 @@ from multiaddr import Multiaddr
 from p2pnode.config import Settings
 from p2pnode.errors import NoPeersError
 from p2pnode.events import EventBus
+from p2pnode.host import ConnectionEnded, PeerIdentified
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.kad.service import KadDht
@@ -71,6 +72,9 @@ class Network:
             rng,
             {"pk": PublicKeyValidator(), NAMESPACE: index},
         )
+        self.agents: dict[PeerId, str] = {}  # what connected peers say they run
+        self.host.events.on(PeerIdentified, self._receive_identified)
+        self.host.events.on(ConnectionEnded, self._receive_ended)
         self.directory = ExpertDirectory(self.host, self.dht, index, settings.swarm)
 
     @property
@@ -86,6 +90,14 @@ class Network:
             await nursery.start(self.ping.run)
             await nursery.start(self.dht.run)
             task_status.started()
+
+    def _receive_identified(self, event: PeerIdentified) -> None:
+        if self.host.connection_to(event.peer_id) is not None:
+            self.agents[event.peer_id] = event.agent
+
+    def _receive_ended(self, event: ConnectionEnded) -> None:
+        if self.host.connection_to(event.connection.peer_id) is None:
+            self.agents.pop(event.connection.peer_id, None)
 
     async def listen(self, addresses: Sequence[str]) -> None:
         """Listen on all of `addresses`.
