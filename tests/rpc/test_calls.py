@@ -1,0 +1,702 @@
+"""Client and server over a memory network, around a handler that does as it is told."""
+
+import contextlib
+import math
+
+import msgpack
+import pytest
+import torch
+import trio
+
+from p2pnode.clock import bind_wall_time_to_trio
+from p2pnode.config import RpcSettings
+from p2pnode.errors import (
+    BadRequestError,
+    ConnectionClosedError,
+    DeadlineExceededError,
+    ExpertFailedError,
+    HostLostError,
+    NotAMemberError,
+    OverloadedError,
+    PermissionDeniedError,
+    SchemaError,
+    StreamResetError,
+    TensorTooLargeError,
+    TokenExpiredError,
+    UnknownExpertError,
+    WrongRunError,
+)
+from p2pnode.rpc import authority as authority_module
+from p2pnode.rpc import framing
+from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.client import TensorClient
+from p2pnode.rpc.messages import (
+    PREFIX_BYTES,
+    PROTOCOL,
+    Reply,
+    Request,
+    decode_reply,
+    encode_reply,
+    encode_request,
+)
+from p2pnode.rpc.schema import ExpertInfo, TensorMeta, TensorSpec
+from p2pnode.rpc.server import CallHandler, CallServed, TensorServer
+from p2pnode.security.tokens import Membership, RunKey, issue_invite
+from p2pnode.testing.light import light_network
+from p2pnode.wire.uids import Uid
+
+EPOCH = 1_800_000_000.0
+KEY = RunKey.from_bytes(bytes(range(32)))
+UID = Uid("digits", "ffn.0.0")
+WIDE = Uid("digits", "wide.0")
+INFO = ExpertInfo(
+    layer="double",
+    inputs=(TensorSpec("float32", (None, 4)),),
+    outputs=(TensorSpec("float32", (None, 4)),),
+    max_rows=1024,
+    max_bytes=2**24,
+)
+WIDE_INFO = ExpertInfo(
+    layer="double",
+    inputs=(TensorSpec("bfloat16", (None, 1024, 256)),),
+    outputs=(TensorSpec("bfloat16", (None, 1024, 256)),),
+    max_rows=1024,
+    max_bytes=2**40,
+)
+X = torch.arange(8.0).reshape(2, 4)
+ID = bytes(16)
+
+
+class Doubler(CallHandler):
+    """Doubles what it gets, or hangs, or raises `failure`."""
+
+    def __init__(self):
+        self.began = self.ended = 0
+        self.cancelled = 0
+        self.hangs = False
+        self.failure = None
+        self.seen = []
+
+    def info(self, uid):
+        infos = {UID.name: INFO, WIDE.name: WIDE_INFO}
+        if uid.name not in infos:
+            raise UnknownExpertError(f"no {uid.name} here")
+        return infos[uid.name]
+
+    async def forward(self, uid, inputs, *, deadline):
+        self.seen.append(("forward", uid, deadline))
+        return [2 * each for each in await self._work(inputs)]
+
+    async def backward(self, uid, inputs, gradients, *, caller, call_id, deadline):
+        self.seen.append(("backward", uid, caller, call_id))
+        return [2 * each for each in await self._work(gradients)]
+
+    async def _work(self, tensors):
+        self.began += 1
+        try:
+            if self.hangs:
+                await trio.sleep_forever()
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            self.cancelled += 1
+            raise
+        finally:
+            self.ended += 1
+        if self.failure is not None:
+            raise self.failure
+        return tensors
+
+
+class Rig:
+    """A host, a trainer, and what passes between them."""
+
+    def __init__(self, network, settings, cache_size=8):
+        self.network = network
+        self.near, self.far = network.add_host(), network.add_host()
+        self.handler = Doubler()
+        self.settings = settings
+        self.server = TensorServer(
+            self.far,
+            settings,
+            self.handler,
+            Authority({"digits": self.member(self.far)}, cache_size),
+        )
+        self.memberships = {"digits": self.member(self.near)}
+        self.client = TensorClient(self.near, settings, self.memberships)
+        self.near.add_addresses(self.far.peer_id, self.far.addresses, math.inf)
+        self.served = []
+        self.far.events.on(CallServed, self.served.append)
+
+    def member(self, host, *, key=KEY, scopes=("host", "train"), lifetime=3600.0):
+        invite = issue_invite(key, "digits", scopes=scopes, expires_at=EPOCH + lifetime)
+        return Membership.accept(invite, host.peer_id)
+
+    async def forward(self, *inputs, uid=UID, timeout=5.0, info=None):
+        return await self.client.forward(self.far.peer_id, uid, inputs, timeout=timeout, info=info)
+
+    async def backward(self, *inputs, uid=UID, timeout=5.0):
+        return await self.client.backward(
+            self.far.peer_id, uid, inputs, inputs, call_id=ID, timeout=timeout
+        )
+
+    async def raw(self):
+        connection = await self.near.connect(self.far.peer_id)
+        return await connection.open_stream([PROTOCOL])
+
+    def request(self, **changes):
+        fields = {
+            "operation": "forward",
+            "uid": UID.in_run(KEY.run_id),
+            "milliseconds": 5000,
+            "tensors": (TensorMeta("float32", (2, 4)),),
+            "token": self.memberships["digits"].token,
+        }
+        return encode_request(Request(**(fields | changes)))
+
+    def streams(self):
+        return [
+            stream
+            for host in (self.near, self.far)
+            for connection in host.connections()
+            for stream in connection._streams
+        ]
+
+    def assert_nothing_is_left(self):
+        assert self.server.budget.bytes_in_flight == 0
+        assert self.server.budget.calls_in_flight == 0
+        assert self.handler.began == self.handler.ended
+        assert self.streams() == []
+
+
+@contextlib.asynccontextmanager
+async def rig(settings=RpcSettings(), delay=0.0, **options):  # noqa: B008  # frozen
+    bind_wall_time_to_trio(EPOCH)
+    async with light_network(lambda _from, _to: delay) as network:
+        made = Rig(network, settings, **options)
+        yield made
+        with trio.fail_after(60):  # virtual: all that is bounded ends within
+            await trio.testing.wait_all_tasks_blocked()
+        made.assert_nothing_is_left()
+
+
+async def reply_on(stream):
+    size = int.from_bytes(await stream.receive_exactly(PREFIX_BYTES), "big")
+    return decode_reply(await stream.receive_exactly(size))
+
+
+@pytest.fixture
+def allocated(monkeypatch):
+    """Descriptions of all tensors that were allocated for what came from the wire."""
+    metas = []
+    allocate = framing.empty
+
+    def count(meta):
+        metas.append(meta)
+        return allocate(meta)
+
+    monkeypatch.setattr(framing, "empty", count)
+    return metas
+
+
+# --- calls that succeed ---------------------------------------------------------------------------
+
+
+async def test_calls_are_answered(autojump_clock):
+    async with rig() as it:
+        assert await it.client.info(it.far.peer_id, UID) == INFO
+        (y,) = await it.forward(X, info=INFO)
+        assert torch.equal(y, 2 * X)
+        (g,) = await it.backward(X)
+        assert torch.equal(g, 2 * X)
+        resolved = UID.in_run(KEY.run_id)
+        assert it.handler.seen[1] == ("backward", resolved, it.near.peer_id, ID)
+        assert [event.operation for event in it.served] == ["info", "forward", "backward"]
+        assert [event.rows for event in it.served] == [0, 2, 2]
+        assert {event.error for event in it.served} == {None}
+        assert {event.uid for event in it.served} == {resolved}
+
+
+async def test_a_call_takes_one_stream_and_one_round_trip(autojump_clock):
+    async with rig(delay=1.0) as it:
+        await it.near.connect(it.far.peer_id)
+        began = trio.current_time()
+        await it.forward(X)
+        assert trio.current_time() - began == pytest.approx(2.0)
+        assert it.network.count["streams"] == 1
+
+
+async def test_large_tensors_cross_both_ways_unharmed(autojump_clock):
+    x = torch.randn(4, 1024, 256).to(torch.bfloat16)  # 2 MiB, far above any window
+    async with rig() as it:
+        (y,) = await it.forward(x, uid=WIDE, info=WIDE_INFO)
+        assert torch.equal(y, 2 * x)
+
+
+async def test_the_deadline_reaches_the_handler(autojump_clock):
+    async with rig(delay=0.5) as it:
+        await it.near.connect(it.far.peer_id)
+        now = trio.current_time()
+        await it.forward(X, timeout=3.0)
+        with trio.move_on_after(2.0):  # a bound around the call counts as well
+            await it.forward(X, timeout=3.0)
+        deadlines = [entry[2] for entry in it.handler.seen]
+        assert deadlines == pytest.approx([now + 3.5, now + 1.0 + 2.5], abs=0.01)
+
+
+async def test_an_uid_may_have_the_runs_id(autojump_clock):
+    async with rig() as it:
+        await it.forward(X, uid=UID.in_run(KEY.run_id))
+
+
+async def test_many_calls_share_a_connection(autojump_clock):
+    async with rig(delay=0.1) as it:
+        answers = {}
+
+        async def call(number):
+            answers[number] = (await it.forward(X + number))[0]
+
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(call, number)
+        assert all(torch.equal(y, 2 * (X + number)) for number, y in answers.items())
+        assert len(it.near.connections()) == 1
+
+
+# --- who may call ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokens_seen(monkeypatch):
+    seen = []
+    authorise = Authority.authorise
+
+    def record(self, peer_id, run_id, token, *rest):
+        seen.append(token)
+        return authorise(self, peer_id, run_id, token, *rest)
+
+    monkeypatch.setattr(Authority, "authorise", record)
+    return seen
+
+
+async def test_a_token_is_sent_in_the_first_call_of_a_connection_only(tokens_seen, autojump_clock):
+    async with rig() as it:
+        token = it.memberships["digits"].token
+        for _ in range(3):
+            await it.forward(X)
+        assert tokens_seen == [token, None, None]
+        await it.near.connection_to(it.far.peer_id).aclose()
+        await it.forward(X)
+        assert tokens_seen[3:] == [token]
+
+
+async def test_a_token_the_host_forgot_is_shown_again(tokens_seen, autojump_clock):
+    async with rig(cache_size=0) as it:
+        token = it.memberships["digits"].token
+        await it.forward(X)
+        await it.forward(X)
+        assert tokens_seen == [token, None, token]
+
+
+async def test_a_renewed_token_is_shown_at_once(autojump_clock):
+    async with rig() as it:
+        it.memberships["digits"] = it.member(it.near, lifetime=10)
+        await it.forward(X)
+        await trio.sleep(10)
+        with pytest.raises(TokenExpiredError, match="new invite"):
+            await it.forward(X)
+        it.memberships["digits"] = it.member(it.near)
+        await it.forward(X)
+
+
+@pytest.mark.parametrize("size", [2, 100_000])
+async def test_nothing_is_allocated_for_a_caller_without_rights(size, allocated, autojump_clock):
+    other = RunKey.generate()
+    async with rig() as it:
+        x = torch.zeros(size, 4)
+        for membership, error in [
+            (it.member(it.far), NotAMemberError),  # captured
+            (it.member(it.near, scopes=("host",)), PermissionDeniedError),
+            (it.member(it.near, lifetime=-1), TokenExpiredError),
+            (it.member(it.near, key=other), WrongRunError),
+            (Membership.open("digits"), WrongRunError),
+        ]:
+            it.memberships["digits"] = membership
+            with pytest.raises(error) as caught:
+                await it.forward(x)
+            assert type(caught.value) is error
+        assert allocated == []
+        assert it.handler.began == 0
+        assert all(event.error for event in it.served)
+
+
+async def test_a_stranger_learns_nothing_about_experts(autojump_clock):
+    async with rig() as it:
+        it.memberships["digits"] = it.member(it.far)
+        with pytest.raises(NotAMemberError):
+            await it.client.info(it.far.peer_id, Uid("digits", "nothing.0"))
+
+
+async def test_a_call_in_a_run_without_membership_is_not_sent(autojump_clock):
+    async with rig() as it:
+        with pytest.raises(NotAMemberError, match="not a member of the run games"):
+            await it.forward(X, uid=Uid("games", "ffn.0"))
+        assert it.network.count["streams"] == 0
+
+
+async def test_tokens_are_verified_once_for_many_calls(monkeypatch, autojump_clock):
+    verified = []
+    verify = authority_module.verify_token
+
+    def count(*arguments):
+        verified.append(arguments)
+        return verify(*arguments)
+
+    monkeypatch.setattr(authority_module, "verify_token", count)
+    async with rig() as it:
+        for _ in range(10):
+            await it.forward(X)
+    assert len(verified) == 1
+
+
+# --- what does not fit ----------------------------------------------------------------------------
+
+
+async def test_an_unknown_expert_is_refused(allocated, autojump_clock):
+    async with rig() as it:
+        with pytest.raises(UnknownExpertError, match=r"no ffn\.9 here"):
+            await it.forward(X, uid=Uid("digits", "ffn.9"))
+        assert allocated == []
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [(X.double(),), (X[:, :3].clone(),), (X, X), (X[:0],)],
+    ids=["dtype", "shape", "count", "rows"],
+)
+async def test_a_wrong_tensor_is_refused_here_and_there(inputs, allocated, autojump_clock):
+    async with rig() as it:
+        with pytest.raises(SchemaError):
+            await it.forward(*inputs, info=INFO)
+        assert it.network.count["streams"] == 0
+        with pytest.raises(SchemaError):
+            await it.forward(*inputs)
+        with pytest.raises(SchemaError):
+            await it.backward(*inputs)
+        assert allocated == []
+        assert it.handler.began == 0
+
+
+async def test_more_rows_than_the_host_takes_are_refused(autojump_clock):
+    async with rig() as it:
+        with pytest.raises(TensorTooLargeError, match="at most 1024"):
+            await it.forward(torch.zeros(1025, 4))
+
+
+async def test_an_oversized_call_is_refused_here_and_there(allocated, autojump_clock):
+    async with rig(RpcSettings(max_call_bytes=1000)) as it:
+        with pytest.raises(TensorTooLargeError, match="limit of 1000"):
+            await it.forward(torch.zeros(100, 4))
+        assert it.network.count["streams"] == 0
+        generous = TensorClient(it.near, RpcSettings(), it.memberships)
+        with pytest.raises(TensorTooLargeError, match="takes at most 1000"):
+            await generous.forward(it.far.peer_id, UID, [torch.zeros(100, 4)])
+        assert allocated == []
+
+
+async def test_a_large_request_that_is_refused_is_not_sent_to_its_end(autojump_clock):
+    x = torch.zeros(64, 1024, 256, dtype=torch.bfloat16)  # 32 MiB
+    async with rig() as it:
+
+        async def refuse(stream):
+            await stream.send_all(encode_reply(Reply(error=OverloadedError("no room"))))
+            await trio.sleep(10)  # without reading
+
+        it.far.set_handler(PROTOCOL, refuse)
+        with pytest.raises(OverloadedError):
+            await it.forward(x, uid=WIDE)
+        assert trio.current_time() < 1
+        await trio.sleep(10)
+
+
+async def test_bytes_in_flight_are_held_to_the_budget(allocated, autojump_clock):
+    settings = RpcSettings(max_bytes_in_flight_per_peer=100)  # a call here holds 32 + 32
+    async with rig(settings) as it, trio.open_nursery() as nursery:
+        it.handler.hangs = True
+        nursery.start_soon(it.forward, X)
+        await trio.testing.wait_all_tasks_blocked()
+        assert it.server.budget.bytes_in_flight == 64
+        it.handler.hangs = False
+        with pytest.raises(OverloadedError, match="100 bytes"):
+            await it.forward(X)
+        assert len(allocated) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_calls_in_flight_are_held_to_the_budget(autojump_clock):
+    async with rig(RpcSettings(max_calls_per_peer=1)) as it, trio.open_nursery() as nursery:
+        it.handler.hangs = True
+        nursery.start_soon(it.forward, X)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(OverloadedError, match="1 calls"):
+            await it.forward(X)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [ExpertFailedError("it broke"), OverloadedError("no room"), UnknownExpertError("gone")],
+)
+async def test_a_failure_of_the_handler_crosses_the_wire_by_its_code(failure, autojump_clock):
+    async with rig() as it:
+        it.handler.failure = failure
+        with pytest.raises(type(failure), match=str(failure)):
+            await it.forward(X)
+        assert it.served[-1].error == type(failure).__name__
+
+
+# --- deadlines, cancellation, losses --------------------------------------------------------------
+
+
+async def test_a_call_ends_at_its_deadline_and_so_does_its_work(autojump_clock):
+    async with rig(delay=0.1) as it:
+        it.handler.hangs = True
+        await it.near.connect(it.far.peer_id)
+        began = trio.current_time()
+        with pytest.raises(DeadlineExceededError, match=r"within 2 s"):
+            await it.forward(X, timeout=2.0)
+        assert trio.current_time() - began == pytest.approx(2.0)
+        await trio.sleep(0.3)
+        assert it.handler.cancelled == 1
+
+
+async def test_the_host_keeps_the_deadline_by_itself(autojump_clock):
+    async with rig() as it:
+        it.handler.hangs = True
+        stream = await it.raw()
+        began = trio.current_time()
+        await stream.send_all(it.request(milliseconds=1500) + bytes(32))
+        error = (await reply_on(stream)).error
+        assert type(error) is DeadlineExceededError
+        assert trio.current_time() - began == pytest.approx(1.5)
+        await stream.aclose()
+
+
+async def test_no_deadline_is_longer_than_the_hosts(autojump_clock):
+    async with rig(RpcSettings(max_deadline=2.0)) as it:
+        it.handler.hangs = True
+        stream = await it.raw()
+        began = trio.current_time()
+        await stream.send_all(it.request(milliseconds=10**9) + bytes(32))
+        assert type((await reply_on(stream)).error) is DeadlineExceededError
+        assert trio.current_time() - began == pytest.approx(2.0)
+        with pytest.raises(DeadlineExceededError):
+            await it.forward(X, timeout=math.inf)
+        await stream.aclose()
+
+
+async def test_cancelling_a_call_cancels_its_work(autojump_clock):
+    async with rig(delay=0.1) as it:
+        it.handler.hangs = True
+        with trio.move_on_after(1.0):
+            await it.forward(X)
+        assert it.handler.cancelled == 0
+        await trio.sleep(0.11)
+        assert it.handler.cancelled == 1
+        assert it.served[-1].error == "StreamResetError"
+
+
+@pytest.mark.parametrize("rows", [2, 1024])
+@pytest.mark.parametrize("step", range(14))
+async def test_cancelling_at_any_moment_leaves_nothing_behind(step, rows, autojump_clock):
+    async with rig(delay=0.1) as it:
+        with trio.move_on_after(0.05 + step * 0.1) as scope:
+            for _ in range(3):
+                await it.forward(torch.zeros(rows, 4))
+        assert scope.cancelled_caught == (step < 9)
+        await trio.sleep(1.0)
+        it.assert_nothing_is_left()
+        await it.forward(X)
+
+
+@pytest.mark.parametrize("moment", [0.25, 1.0])
+async def test_a_host_lost_during_a_call_is_told(moment, autojump_clock):
+    x = torch.zeros(4, 1024, 256, dtype=torch.bfloat16)
+    async with rig(delay=0.1) as it, trio.open_nursery() as nursery:
+        it.handler.hangs = True
+        await it.near.connect(it.far.peer_id)
+
+        async def crash():
+            await trio.sleep(moment)
+            it.far.crash()
+
+        nursery.start_soon(crash)
+        with pytest.raises(HostLostError, match="lost during a call"):
+            await it.forward(x, uid=WIDE)
+
+
+async def test_a_caller_lost_during_a_call_cancels_its_work(autojump_clock):
+    async with rig() as it, trio.open_nursery() as nursery:
+        it.handler.hangs = True
+
+        async def call():
+            with pytest.raises(HostLostError):
+                await it.forward(X)
+
+        nursery.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        it.near.crash()
+        await trio.testing.wait_all_tasks_blocked()
+        assert it.handler.cancelled == 1
+        assert it.served[-1].error == ConnectionClosedError.__name__
+
+
+async def test_a_peer_that_hosts_nothing_is_told(autojump_clock):
+    async with rig() as it:
+        it.server.close()
+        with pytest.raises(UnknownExpertError, match="hosts no experts"):
+            await it.forward(X)
+
+
+# --- callers and hosts that break the rules -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"\x00\x00\x00\x05hello", "not msgpack"),
+        (b"\x7f\xff\xff\xff", "exceeds the limit"),
+        (b"GET / HTTP/1.1\r\n\r\n", "exceeds the limit"),
+        (b"\x00\x00\x00\x09", "ended inside a header"),
+        (b"", "ended inside a header"),
+    ],
+)
+async def test_a_bad_request_is_answered_with_the_reason(data, sentence, allocated, autojump_clock):
+    async with rig() as it:
+        stream = await it.raw()
+        await stream.send_all(data)
+        await stream.send_eof()
+        error = (await reply_on(stream)).error
+        assert type(error) is BadRequestError
+        assert sentence in str(error)
+        assert allocated == []
+        await stream.aclose()
+
+
+async def test_a_caller_that_says_nothing_is_let_go(autojump_clock):
+    async with rig() as it:
+        stream = await it.raw()
+        await stream.send_all(b"\x00\x00")
+        error = (await reply_on(stream)).error
+        assert type(error) is DeadlineExceededError
+        assert trio.current_time() == pytest.approx(it.settings.header_timeout, abs=0.1)
+        await stream.aclose()
+
+
+async def test_a_payload_that_never_comes_is_waited_for_until_the_deadline(autojump_clock):
+    async with rig() as it:
+        stream = await it.raw()
+        await stream.send_all(it.request() + bytes(31))
+        assert type((await reply_on(stream)).error) is DeadlineExceededError
+        assert trio.current_time() == pytest.approx(5.0, abs=0.1)
+        await stream.aclose()
+
+
+async def test_a_payload_cut_short_is_a_bad_request(autojump_clock):
+    async with rig() as it:
+        stream = await it.raw()
+        await stream.send_all(it.request() + bytes(31))
+        await stream.send_eof()
+        assert type((await reply_on(stream)).error) is BadRequestError
+        await stream.aclose()
+
+
+async def test_a_caller_that_has_ended_its_side_is_still_answered(autojump_clock):
+    async with rig() as it:
+        stream = await it.raw()
+        await stream.send_all(it.request() + bytes(32))
+        await stream.send_eof()
+        reply = await reply_on(stream)
+        assert reply == Reply(tensors=(TensorMeta("float32", (2, 4)),))
+        await stream.receive_exactly(32)
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("pause", [0.0, 1.0])
+async def test_bytes_behind_the_payload_end_the_call(pause, autojump_clock):
+    async with rig() as it:
+        it.handler.hangs = True
+        stream = await it.raw()
+        await stream.send_all(it.request() + bytes(32))
+        await trio.sleep(pause)
+        await stream.send_all(b"more")
+        assert type((await reply_on(stream)).error) is BadRequestError
+        assert it.handler.cancelled == 1
+        await stream.aclose()
+
+
+async def test_a_caller_that_does_not_read_its_answer_is_let_go(autojump_clock):
+    x = torch.zeros(4, 1024, 256, dtype=torch.bfloat16)
+    async with rig() as it:
+        stream = await it.raw()
+        request = it.request(
+            uid=WIDE.in_run(KEY.run_id), tensors=(TensorMeta("bfloat16", (4, 1024, 256)),)
+        )
+        await stream.send_all(request + bytes(x.nbytes))
+        await trio.sleep(6.0)
+        assert it.server.budget.bytes_in_flight == 0
+        with pytest.raises(StreamResetError):
+            await stream.receive_exactly(x.nbytes)
+        await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\x00\x00\x00\x04abcd",
+        b"\xff\xff\xff\xff",
+        encode_reply(Reply(tensors=(TensorMeta("float32", (3, 4)),))) + bytes(48),
+        encode_reply(Reply(tensors=(TensorMeta("float64", (2, 4)),))) + bytes(64),
+        encode_reply(Reply(tensors=())),
+        encode_reply(Reply(info=INFO)),
+        encode_reply(Reply(tensors=(TensorMeta("float32", (2, 4)),))) + bytes(31),
+        msgpack.packb({"v": 1, "error": ["x", 2]}),
+    ],
+)
+async def test_a_host_that_answers_badly_has_failed(answer, autojump_clock):
+    async with rig() as it:
+
+        async def lie(stream):
+            await stream.send_all(answer)
+
+        it.far.set_handler(PROTOCOL, lie)
+        with pytest.raises(ExpertFailedError, match="badly"):
+            await it.forward(X, info=INFO)
+        with pytest.raises(ExpertFailedError):
+            await it.backward(X)
+        it.handler.began = it.handler.ended
+
+
+async def test_a_host_cannot_make_a_caller_allocate_what_it_likes(allocated, autojump_clock):
+    async with rig() as it:
+
+        async def lie(stream):
+            await stream.send_all(encode_reply(Reply(tensors=(TensorMeta("int8", (2**38,)),))))
+
+        it.far.set_handler(PROTOCOL, lie)
+        with pytest.raises(ExpertFailedError, match="limit of one call"):
+            await it.forward(X)
+        assert allocated == []
+
+
+async def test_a_host_that_never_answers_is_given_up(autojump_clock):
+    async with rig() as it:
+
+        async def hang(stream):
+            while True:
+                await stream.receive_some()
+
+        it.far.set_handler(PROTOCOL, hang)
+        for size in (2, 100_000):
+            with pytest.raises(DeadlineExceededError):
+                await it.forward(torch.zeros(size, 4), timeout=3.0)
