@@ -1,0 +1,353 @@
+"""Calls of remote experts, and what happens when a host fails.
+
+A *forward* call is tried on each live host of the expert, the fastest first, until one answers. A
+*backward* call goes to the host that answered the forward call, since the hosts of one expert may
+differ a little in their weights. When a host is lost during a backward call, the call is repeated
+to it once under the same id, so that the host steps its optimiser at most once; after that the
+other hosts are tried. A lost host may have taken the step before it was lost, and then two hosts
+of the expert have taken it, each once.
+
+While another host is left to try, one attempt gets at most half of the remaining time.
+"""
+
+import random
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+import torch
+import trio
+
+from p2pnode.config import Settings
+from p2pnode.errors import (
+    AlreadyAppliedError,
+    DeadlineExceededError,
+    ExpertFailedError,
+    HostLostError,
+    OverloadedError,
+    P2PNodeError,
+    RemoteError,
+    SchemaError,
+    TensorTooLargeError,
+)
+from p2pnode.experts.backend import all_finite
+from p2pnode.host import Host
+from p2pnode.rpc.client import TensorClient
+from p2pnode.rpc.messages import CALL_ID_BYTES
+from p2pnode.rpc.schema import ExpertInfo
+from p2pnode.rpc.tensors import metas_of
+from p2pnode.swarm.beam import Scores, beam_search
+from p2pnode.swarm.lookup import ExpertDirectory
+from p2pnode.trainer.hosts import HostBook
+from p2pnode.trainer.quorum import Attempt, gather
+from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall
+from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.uids import Uid
+
+T = TypeVar("T")
+
+# Another host would not do: the step is taken already, or the caller's tensors do not fit.
+_FINAL: Final = (AlreadyAppliedError, SchemaError, TensorTooLargeError)
+
+
+class ExpertCaller:
+    """Calls the experts of one run, one by one or a layer's at once.
+
+    Args:
+        host: the network, asked which peers are connected.
+        directory: says who hosts an expert.
+        client: makes one call to one host.
+        run_id: the run whose experts are called.
+        settings: limits and intervals.
+        rng: makes call ids, and orders hosts that seem equally fast.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        directory: ExpertDirectory,
+        client: TensorClient,
+        run_id: str,
+        *,
+        settings: Settings,
+        rng: random.Random,
+    ) -> None:
+        self.book = HostBook(directory, settings, rng)
+        self._host = host
+        self._directory = directory
+        self._client = client
+        self._run_id = run_id
+        self._settings = settings.trainer
+        self._rng = rng
+        self._infos: OrderedDict[tuple[PeerId, Uid], ExpertInfo] = OrderedDict()
+
+    # --- a layer's experts ----------------------------------------------------------------------
+
+    async def choose(
+        self, block: str, scores: Sequence[Scores], k: int
+    ) -> list[list[tuple[str, float]]]:
+        """See `ExpertSource.choose`: beam search over the DHT.
+
+        Raises:
+            NoPeersError: the node knows nobody to ask.
+        """
+        spare = 0
+        while True:
+            found = await beam_search(self._directory, self._run_id, block, scores, k + spare)
+            names = {name for sample in found for name, _ in sample}
+            unusable = await self.book.unusable({Uid(self._run_id, name) for name in names})
+            if len(unusable) <= spare:  # nobody was crowded out by those that cannot be called
+                left_out = {uid.name for uid in unusable}
+                return [[each for each in row if each[0] not in left_out][:k] for row in found]
+            spare = len(unusable)
+
+    async def forward_all(
+        self, calls: Sequence[ExpertCall], policy: CallPolicy
+    ) -> list[Answer | P2PNodeError]:
+        """See `ExpertSource.forward`."""
+        return await self._call_all(self.forward, calls, policy)
+
+    async def backward_all(
+        self, calls: Sequence[ExpertCall], policy: CallPolicy
+    ) -> list[Answer | P2PNodeError]:
+        """See `ExpertSource.backward`."""
+        return await self._call_all(self.backward, calls, policy)
+
+    async def live_experts(self, block: str, dimensions: int) -> list[str]:
+        """List the experts of a block that are announced and whose hosts have not failed lately.
+
+        Raises:
+            NoPeersError: the node knows nobody to ask.
+        """
+        names = [block]
+        for _ in range(dimensions):
+            children = await self._directory.children_of(self._run_id, names)
+            names = [
+                f"{name}.{coordinate}"
+                for name, found in zip(names, children, strict=True)
+                for coordinate in sorted(found)
+            ]
+        return names
+
+    async def _call_all(
+        self,
+        make: Callable[[ExpertCall, CallPolicy, Attempt], Awaitable[Answer]],
+        calls: Sequence[ExpertCall],
+        policy: CallPolicy,
+    ) -> list[Answer | P2PNodeError]:
+        outcomes, late = await gather(
+            calls, lambda call, attempt: make(call, policy, attempt), policy
+        )
+        for peer_id in late:
+            self.book.receive_straggle(peer_id)
+        self.book.recorder.add("stragglers", outcomes.count(None))
+        return [
+            DeadlineExceededError(
+                f"{call.name} was cut off {policy.timeout_after_k_min:g} s after enough others"
+                " had answered"
+            )
+            if outcome is None
+            else outcome
+            for call, outcome in zip(calls, outcomes, strict=True)
+        ]
+
+    # --- one expert -----------------------------------------------------------------------------
+
+    async def info(self, name: str, timeout: float) -> ExpertInfo:
+        """Return what an expert takes and gives.
+
+        Raises:
+            NoLiveExpertError: no live host is known.
+            RemoteError: what the last host tried answered.
+        """
+
+        async def told(_peer_id: PeerId, info: ExpertInfo, _give_up: float) -> ExpertInfo:
+            return info
+
+        return await self._try_hosts(Uid(self._run_id, name), timeout, Attempt(), told)
+
+    async def forward(
+        self, call: ExpertCall, policy: CallPolicy, attempt: Attempt | None = None
+    ) -> Answer:
+        """Compute an expert's outputs on one of its hosts.
+
+        Args:
+            call: the expert and its inputs.
+            policy: the timeout, and whether answers are searched for NaN.
+            attempt: kept up to date with the host that is waited for.
+
+        Raises:
+            SchemaError, TensorTooLargeError: the inputs do not fit; they were not sent.
+            NoLiveExpertError: no live host is known.
+            RemoteError: what the last host tried answered.
+        """
+        uid = Uid(self._run_id, call.name)
+        attempt = attempt or Attempt()
+        metas = metas_of(call.inputs)
+
+        async def forward(peer_id: PeerId, info: ExpertInfo, give_up: float) -> Answer:
+            info.check_inputs(metas)
+
+            async def ask(limit: float) -> list[torch.Tensor]:
+                outputs = await self._client.forward(
+                    peer_id, uid, call.inputs, timeout=limit, info=info
+                )
+                return self._checked(peer_id, uid, outputs, policy)
+
+            outputs = await self._judged(peer_id, uid, attempt, give_up, ask)
+            return Answer(tensors=tuple(outputs), by=peer_id)
+
+        return await self._try_hosts(uid, policy.timeout, attempt, forward)
+
+    async def backward(
+        self, call: ExpertCall, policy: CallPolicy, attempt: Attempt | None = None
+    ) -> Answer:
+        """Step an expert's optimiser, and return the gradients of its inputs.
+
+        Args:
+            call: the expert, its inputs, the gradients of its outputs, and who gave those.
+            policy: the timeout, and whether answers are searched for NaN.
+            attempt: kept up to date with the host that is waited for.
+
+        Raises:
+            SchemaError, TensorTooLargeError: the tensors do not fit; they were not sent.
+            AlreadyAppliedError: the step was taken, but the answer is lost.
+            NoLiveExpertError: no live host is known.
+            RemoteError: what the last host tried answered.
+        """
+        uid = Uid(self._run_id, call.name)
+        attempt = attempt or Attempt()
+        metas, gradient_metas = metas_of(call.inputs), metas_of(call.gradients)
+        call_id = self._rng.randbytes(CALL_ID_BYTES)
+
+        async def backward(peer_id: PeerId, info: ExpertInfo, give_up: float) -> Answer:
+            info.check_gradients(metas, gradient_metas)
+
+            async def ask(limit: float) -> list[torch.Tensor]:
+                gradients = await self._client.backward(
+                    peer_id,
+                    uid,
+                    call.inputs,
+                    call.gradients,
+                    call_id=call_id,
+                    timeout=limit,
+                    info=info,
+                )
+                return self._checked(peer_id, uid, gradients, policy)
+
+            try:
+                gradients = await self._judged(peer_id, uid, attempt, give_up, ask)
+            except HostLostError:
+                gradients = await self._judged(peer_id, uid, attempt, give_up, ask)
+            return Answer(tensors=tuple(gradients), by=peer_id)
+
+        return await self._try_hosts(
+            uid, policy.timeout, attempt, backward, preferred=call.answered_by
+        )
+
+    def _checked(
+        self, peer_id: PeerId, uid: Uid, tensors: list[torch.Tensor], policy: CallPolicy
+    ) -> list[torch.Tensor]:
+        if policy.detect_anomalies and not all_finite(tensors):
+            self.book.recorder.add("anomalies")
+            raise ExpertFailedError(f"{uid.name} on {peer_id} answered NaN or infinite values")
+        return tensors
+
+    # --- one host after the other ---------------------------------------------------------------
+
+    async def _try_hosts(
+        self,
+        uid: Uid,
+        timeout: float,
+        attempt: Attempt,
+        call: Callable[[PeerId, ExpertInfo, float], Awaitable[T]],
+        *,
+        preferred: PeerId | None = None,
+    ) -> T:
+        until = trio.current_time() + timeout
+        tried: set[PeerId] = set()
+        failure: RemoteError | None = None
+        while True:
+            order = await self._order(uid, preferred, until)
+            if order is None:
+                raise failure or DeadlineExceededError(
+                    f"the hosts of {uid.name} could not be looked up within {timeout:g} s"
+                )
+            order = [peer_id for peer_id in order if peer_id not in tried]
+            if not order:
+                raise failure or self.book.none_left(uid)
+            peer_id = order[0]
+            tried.add(peer_id)
+            remaining = until - trio.current_time()
+            give_up = until if len(order) == 1 else until - remaining / 2
+            try:
+                info = await self._info_of(peer_id, uid, attempt, give_up)
+                return await call(peer_id, info, give_up)
+            except _FINAL:
+                raise
+            except RemoteError as error:
+                failure = error
+
+    async def _order(self, uid: Uid, preferred: PeerId | None, until: float) -> list[PeerId] | None:
+        """List the hosts to try, the best first; None when the time is up."""
+        with trio.move_on_at(until):
+            found = [entry.peer_id for entry in await self.book.candidates(uid)]
+            if preferred is None:
+                return found
+            if preferred in found or self._host.connection_to(preferred) is not None:
+                return [preferred, *(peer_id for peer_id in found if peer_id != preferred)]
+            return found
+        return None
+
+    async def _info_of(
+        self, peer_id: PeerId, uid: Uid, attempt: Attempt, give_up: float
+    ) -> ExpertInfo:
+        key = (peer_id, uid)
+        if (info := self._infos.get(key)) is not None:
+            self._infos.move_to_end(key)
+            return info
+
+        async def ask(limit: float) -> ExpertInfo:
+            return await self._client.info(peer_id, uid, timeout=limit)
+
+        info = self._infos[key] = await self._judged(peer_id, uid, attempt, give_up, ask)
+        if len(self._infos) > self._settings.max_cached_infos:
+            self._infos.popitem(last=False)
+        return info
+
+    async def _judged(
+        self,
+        peer_id: PeerId,
+        uid: Uid,
+        attempt: Attempt,
+        give_up: float,
+        ask: Callable[[float], Awaitable[T]],
+    ) -> T:
+        """Make one call of one host, and judge the host by its outcome."""
+        limiter = self.book.limiter(peer_id)
+        with trio.move_on_at(give_up) as scope:
+            await limiter.acquire()
+        if scope.cancelled_caught:
+            raise OverloadedError(f"too many calls of {peer_id} are under way")
+        try:
+            attempt.peer_id = peer_id
+            started = trio.current_time()
+            self.book.recorder.started(peer_id)
+            try:
+                answer = await ask(give_up - started)
+            except TensorTooLargeError:
+                self.book.recorder.failed(peer_id)
+                raise
+            except SchemaError as error:
+                # What was sent fits the schema the host has told: it contradicts itself.
+                self._infos.pop((peer_id, uid), None)
+                failure = ExpertFailedError(f"{peer_id} has changed {uid.name}: {error}")
+                self.book.receive_failure(peer_id, uid, failure)
+                raise failure from error
+            except RemoteError as error:
+                self.book.receive_failure(peer_id, uid, error)
+                raise
+            self.book.receive_success(peer_id, uid, trio.current_time() - started)
+            return answer
+        finally:
+            limiter.release()

@@ -1,0 +1,194 @@
+"""The trainer of ordinary synchronous PyTorch code: `connect`, and what it gives."""
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import trio
+from multiaddr import Multiaddr
+
+from p2pnode.clock import wall_time
+from p2pnode.config import Settings
+from p2pnode.errors import ConfigError, PermissionDeniedError, TokenExpiredError
+from p2pnode.host.node import NetworkHost
+from p2pnode.protocols.identify.service import IdentifyService
+from p2pnode.security.tokens import Membership
+from p2pnode.trainer.calls import ExpertCaller
+from p2pnode.trainer.expert import RemoteExpert
+from p2pnode.trainer.mixture import RemoteMixtureOfExperts
+from p2pnode.trainer.portal import Portal
+from p2pnode.trainer.remote import RemoteExperts
+from p2pnode.trainer.session import run_session
+from p2pnode.trainer.stats import Stats
+from p2pnode.transport.tcp import TcpTransport
+from p2pnode.wire.addresses import peer_address
+from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.peer_id import PeerId
+
+
+class Trainer:
+    """A connection to the experts of one run; `connect` makes it.
+
+    Its modules work until the `with` block of `connect` ends, in any thread.
+    """
+
+    def __init__(
+        self, portal: Portal[ExpertCaller], caller: ExpertCaller, settings: Settings
+    ) -> None:
+        self._portal = portal
+        self._caller = caller
+        self._settings = settings.trainer
+        self._experts = RemoteExperts(portal, caller)
+
+    def expert(
+        self,
+        name: str,
+        *,
+        forward_timeout: float | None = None,
+        backward_timeout: float | None = None,
+        detect_anomalies: bool = False,
+    ) -> RemoteExpert:
+        """Return one expert as a module; it is looked up when it is first called.
+
+        Args:
+            name: the expert without its run, `ffn0.1.2`.
+            forward_timeout: seconds for one forward call; by default as the settings say.
+            backward_timeout: the same for backward.
+            detect_anomalies: see `RemoteExpert`.
+
+        Raises:
+            InvalidUidError: no expert can have this name.
+        """
+        return RemoteExpert(
+            self._experts,
+            name,
+            forward_timeout=_or(forward_timeout, self._settings.forward_timeout),
+            backward_timeout=_or(backward_timeout, self._settings.backward_timeout),
+            detect_anomalies=detect_anomalies,
+        )
+
+    def mixture_of_experts(
+        self,
+        block: str,
+        *,
+        grid: Sequence[int],
+        in_features: int,
+        k_best: int = 4,
+        k_min: int = 1,
+        backward_k_min: int = 1,
+        forward_timeout: float | None = None,
+        backward_timeout: float | None = None,
+        timeout_after_k_min: float | None = None,
+        allow_zero_outputs: bool = False,
+        detect_anomalies: bool = False,
+    ) -> RemoteMixtureOfExperts:
+        """Return a layer that sends each sample to its `k_best` experts of a block.
+
+        `MixtureOfExperts` describes the arguments; timeouts are by default as the settings say.
+
+        Raises:
+            InvalidUidError: no block can have this name.
+            ValueError: grid, k_best and k_min do not fit.
+        """
+        return RemoteMixtureOfExperts(
+            self._experts,
+            block,
+            grid=grid,
+            in_features=in_features,
+            k_best=k_best,
+            k_min=k_min,
+            backward_k_min=backward_k_min,
+            forward_timeout=_or(forward_timeout, self._settings.forward_timeout),
+            backward_timeout=_or(backward_timeout, self._settings.backward_timeout),
+            timeout_after_k_min=_or(timeout_after_k_min, self._settings.timeout_after_k_min),
+            allow_zero_outputs=allow_zero_outputs,
+            detect_anomalies=detect_anomalies,
+        )
+
+    def stats(self) -> Stats:
+        """Return the counts of calls so far; works after the end of the block, too."""
+        return self._caller.book.recorder.snapshot()
+
+
+@contextlib.contextmanager
+def connect(
+    bootstrap: str | Sequence[str],
+    *,
+    run: str,
+    invite: str | None = None,
+    settings: Settings | None = None,
+) -> Iterator[Trainer]:
+    """Connect to the experts of a run, for the time of a `with` block.
+
+    The network runs in a background thread that ends with the block. Nothing is hosted and no
+    port is opened.
+
+    Args:
+        bootstrap: addresses of nodes to join through, each ending in `/p2p/` and the peer's id;
+            one that answers is enough.
+        run: the run's name.
+        invite: what the run's owner gave you; None for an open run.
+        settings: limits and intervals.
+
+    Raises:
+        InvalidAddressError: a bootstrap address cannot be read.
+        InvalidTokenError: the invite cannot be read.
+        ConfigError: there is no bootstrap address, or the invite is for another run.
+        TokenExpiredError, PermissionDeniedError: the invite does not allow training, or no longer.
+        NoPeersError: none of the bootstrap addresses answers.
+    """
+    addresses = [bootstrap] if isinstance(bootstrap, str) else list(bootstrap)
+    if not addresses:
+        raise ConfigError("a trainer needs the address of a node to join through")
+    peers = [peer_address(address) for address in addresses]
+    settings = settings or Settings()
+    key = PrivateKey.generate()
+    membership = _membership(run, invite, key.peer_id)
+    service = partial(_serve, key, peers, membership, settings)
+    portal: Portal[ExpertCaller] = Portal(service, name=f"p2pnode trainer {run}")
+    caller = portal.start()
+    try:
+        yield Trainer(portal, caller, settings)
+    finally:
+        portal.close()
+
+
+def _membership(run: str, invite: str | None, peer_id: PeerId) -> Membership:
+    if invite is None:
+        return Membership.open(run)
+    membership = Membership.accept(invite, peer_id)
+    if membership.name != run:
+        raise ConfigError(f"the invite is for the run {membership.name}, not {run}")
+    if membership.expires_at <= wall_time():
+        raise TokenExpiredError("the invite has expired; ask the run's owner for a new one")
+    if "train" not in membership.scopes:
+        raise PermissionDeniedError(
+            "the invite does not allow training; ask the run's owner for one with the scope train"
+        )
+    return membership
+
+
+async def _serve(
+    key: PrivateKey,
+    peers: Sequence[tuple[PeerId, Multiaddr]],
+    membership: Membership,
+    settings: Settings,
+    *,
+    task_status: trio.TaskStatus[ExpertCaller],
+) -> None:
+    rng = random.Random()
+    host = NetworkHost(key, transports=[TcpTransport()], settings=settings.network, rng=rng)
+    identify = IdentifyService(host, settings.network)
+    async with trio.open_nursery() as network:
+        await network.start(host.run)
+        await network.start(identify.run)
+        async with trio.open_nursery() as session:
+            caller: ExpertCaller = await session.start(
+                partial(run_session, host, peers, membership, settings, rng=rng)
+            )
+            task_status.started(caller)
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

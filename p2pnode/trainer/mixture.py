@@ -1,0 +1,269 @@
+"""A mixture-of-experts layer over experts that may fail, with a product-key gate.
+
+One linear layer gives each sample a score for every coordinate of every grid dimension, and an
+expert's score is the sum over its coordinates, so M1 + … + Mn outputs score M1 · … · Mn experts.
+Beam search finds the k best live ones; all samples that chose the same expert travel in one call;
+what comes back is averaged by softmax over the experts that answered. `p2pnode.trainer.autograd`
+has the formulas. Source: Ryabinin & Gusev 2020 (Learning@home), section 3.2.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import nn
+
+from p2pnode.errors import (
+    NoLiveExpertError,
+    NonFiniteError,
+    NotAMemberError,
+    P2PNodeError,
+    SchemaError,
+    TensorTooLargeError,
+)
+from p2pnode.trainer.autograd import Gradients, Group, Plan, mix_experts
+from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall, ExpertSource, Scores
+from p2pnode.wire.uids import Uid, check_prefix
+
+# The caller can mend these, so they are raised as they are when they left samples unanswered.
+_OURS_TO_MEND: Final = (SchemaError, TensorTooLargeError, NotAMemberError)
+
+
+class MixtureOfExperts(nn.Module):
+    """A layer whose experts are chosen for each sample, from wherever `experts` has them.
+
+    Args:
+        experts: finds and calls the experts.
+        block: the layer's name; its experts are `block.i.j…`.
+        grid: how many coordinates each dimension has.
+        in_features: the size of the last dimension of the first input.
+        k_best: how many experts a sample is sent to.
+        k_min: how many must answer before stragglers are cut off.
+        backward_k_min: the same for the backward calls.
+        forward_timeout: seconds for the forward calls of one batch.
+        backward_timeout: the same for the backward calls.
+        timeout_after_k_min: seconds left for the others once every sample has `k_min` answers.
+        allow_zero_outputs: give zeros for samples that no expert answered for, not an error, and
+            no gradients where none answered in backward.
+        detect_anomalies: refuse to send NaN or infinite values, and take an answer that has some
+            as a failure of its expert.
+
+    Attributes:
+        gate: the linear layer that scores the experts.
+        unanswered_samples: how many samples no expert answered for, so far.
+        lost_gradients: for how many samples no expert answered in backward.
+    """
+
+    def __init__(
+        self,
+        experts: ExpertSource,
+        block: str,
+        *,
+        grid: Sequence[int],
+        in_features: int,
+        k_best: int,
+        k_min: int,
+        backward_k_min: int,
+        forward_timeout: float,
+        backward_timeout: float,
+        timeout_after_k_min: float,
+        allow_zero_outputs: bool = False,
+        detect_anomalies: bool = False,
+    ) -> None:
+        super().__init__()
+        if not grid or min(grid) < 1:
+            raise ValueError(f"a grid has at least one dimension of positive size, not {grid}")
+        if not 1 <= min(k_min, backward_k_min) <= max(k_min, backward_k_min) <= k_best:
+            raise ValueError(f"k_min and backward_k_min lie between 1 and k_best, {k_best}")
+        self.block = check_prefix(block)
+        self.grid = tuple(grid)
+        self.k_best = k_best
+        self.gate = nn.Linear(in_features, sum(grid))
+        self.unanswered_samples = 0
+        self.lost_gradients = 0
+        self._experts = experts
+        self._allow_zero_outputs = allow_zero_outputs
+        self._like: torch.Tensor | None = None  # an answer without rows; before the first, None
+        self._forward_policy = CallPolicy(
+            timeout=forward_timeout,
+            timeout_after_k_min=timeout_after_k_min,
+            k_min=k_min,
+            detect_anomalies=detect_anomalies,
+        )
+        self._backward_policy = CallPolicy(
+            timeout=backward_timeout,
+            timeout_after_k_min=timeout_after_k_min,
+            k_min=backward_k_min,
+            detect_anomalies=detect_anomalies,
+        )
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Send each sample to its experts, and average what they answer.
+
+        Args:
+            inputs: the experts' input tensors, each (samples, …), at least one sample. The first
+                is (samples, …, in_features) and decides which experts are chosen, by its mean
+                over the dimensions between.
+
+        Returns:
+            What the experts put out, (samples, …).
+
+        Raises:
+            SchemaError, TensorTooLargeError: the inputs are not what the experts take.
+            NonFiniteError: the gate's scores, or with `detect_anomalies` an input, are not finite.
+            NoLiveExpertError: some samples have no live expert, or none of theirs answered. In
+                backward it is raised when no expert answered for any sample.
+            NotAMemberError: the experts refuse this trainer.
+            NoPeersError: this trainer has lost all its peers.
+        """
+        self._check(inputs)
+        logits = self.gate(inputs[0].flatten(1, -2).mean(1) if inputs[0].dim() > 2 else inputs[0])
+        chosen = self._experts.choose(self.block, self._split(logits), self.k_best)
+        groups, coordinates = self._arrange(chosen, logits.device)
+        plan = Plan(
+            groups=groups,
+            forward=self._call,
+            backward=self._call_back,
+            like=inputs[0][:0].detach() if self._like is None else self._like,
+        )
+        return mix_experts(plan, self._score(logits, coordinates), inputs)
+
+    def live_experts(self) -> list[str]:
+        """List the names of the layer's experts that can be called now."""
+        return self._experts.live_experts(self.block, len(self.grid))
+
+    def extra_repr(self) -> str:
+        """Describe the layer where the module is printed."""
+        return f"{self.block}, grid={self.grid}, k_best={self.k_best}"
+
+    # --- gating ---------------------------------------------------------------------------------
+
+    def _check(self, inputs: Sequence[torch.Tensor]) -> None:
+        features = self.gate.in_features
+        first = inputs[0] if inputs else None
+        if first is None or first.dim() < 2 or first.shape[-1] != features or not len(first):
+            shape = None if first is None else tuple(first.shape)
+            raise SchemaError(
+                f"{self.block} takes at least one sample of {features} features, as in"
+                f" (samples, {features}); given: {shape}"
+            )
+        if any(len(each) != len(first) for each in inputs):
+            raise SchemaError(f"the inputs of {self.block} have different numbers of samples")
+
+    def _split(self, logits: torch.Tensor) -> list[Scores]:
+        """Return the scores of each grid dimension, for the search."""
+        scores = logits.detach().float().cpu()
+        if not torch.isfinite(scores).all():
+            raise NonFiniteError(
+                f"the gate of {self.block} gives NaN or infinite scores; has training diverged?"
+            )
+        return [part.numpy() for part in torch.split(scores, list(self.grid), dim=1)]
+
+    def _arrange(
+        self, chosen: Sequence[Sequence[tuple[str, float]]], device: torch.device
+    ) -> tuple[list[Group], torch.Tensor]:
+        """Group the samples by expert.
+
+        Returns:
+            The groups; and the coordinates of each sample's experts in its order, int64 of shape
+            (samples, k, dimensions), zero where a sample has fewer than k.
+        """
+        samples: dict[str, list[int]] = {}
+        places: dict[str, list[int]] = {}
+        coordinates = torch.zeros(len(chosen), self.k_best, len(self.grid), dtype=torch.int64)
+        for sample, experts in enumerate(chosen):
+            for place, (name, _) in enumerate(experts):
+                samples.setdefault(name, []).append(sample)
+                places.setdefault(name, []).append(place)
+        groups = []
+        for name, rows in samples.items():
+            group = Group(
+                name=name,
+                samples=torch.tensor(rows, device=device),
+                places=torch.tensor(places[name], device=device),
+            )
+            groups.append(group)
+            position = torch.tensor(Uid("run", name).coordinates)
+            coordinates[rows, places[name]] = position
+        return groups, coordinates.to(device)
+
+    def _score(self, logits: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+        """Return the chosen experts' scores, (samples, k), with their way back to the gate."""
+        sizes = torch.tensor((0, *self.grid[:-1]), device=logits.device)
+        columns = (coordinates + sizes.cumsum(0)).flatten(1)
+        return logits.gather(1, columns).view(coordinates.shape).sum(2)
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def _call(self, groups: Sequence[Group], inputs: Sequence[torch.Tensor]) -> list[Answer | None]:
+        calls = [
+            ExpertCall(
+                name=group.name,
+                inputs=tuple(each[group.samples] for each in inputs),
+                samples=tuple(group.samples.tolist()),
+            )
+            for group in groups
+        ]
+        outcomes = self._experts.forward(calls, self._forward_policy)
+        answers = [outcome if isinstance(outcome, Answer) else None for outcome in outcomes]
+        if any(answer is not None and len(answer.tensors) != 1 for answer in answers):
+            raise SchemaError(
+                f"the experts of {self.block} give several tensors; a mixture has one"
+            )
+        answered = torch.zeros(len(inputs[0]), dtype=torch.bool)
+        for call, answer in zip(calls, answers, strict=True):
+            if answer is not None:
+                answered[list(call.samples)] = True
+        missing = len(answered) - int(answered.sum())
+        self.unanswered_samples += missing
+        self._like = next((each.tensors[0][:0] for each in answers if each), self._like)
+        if missing and not self._allow_zero_outputs:
+            raise self._unanswered(missing, len(answered), outcomes)
+        return answers
+
+    def _unanswered(
+        self, missing: int, total: int, outcomes: Sequence[Answer | P2PNodeError]
+    ) -> P2PNodeError:
+        failures = [outcome for outcome in outcomes if isinstance(outcome, P2PNodeError)]
+        for failure in failures:
+            if isinstance(failure, _OURS_TO_MEND):
+                return failure
+        reason = f"the last failure: {failures[-1]}" if failures else "none is announced"
+        error = NoLiveExpertError(
+            f"no expert of {self.block} answered for {missing} of {total} samples; {reason}"
+        )
+        error.__cause__ = failures[-1] if failures else None
+        return error
+
+    def _call_back(
+        self,
+        groups: Sequence[Group],
+        inputs: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        answers: Sequence[Answer],
+    ) -> list[Gradients | None]:
+        calls = [
+            ExpertCall(
+                name=group.name,
+                inputs=tuple(each[group.samples] for each in inputs),
+                samples=tuple(group.samples.tolist()),
+                gradients=(gradient,),
+                answered_by=answer.by,
+            )
+            for group, gradient, answer in zip(groups, gradients, answers, strict=True)
+        ]
+        outcomes = self._experts.backward(calls, self._backward_policy)
+        reached: set[int] = set()
+        asked: set[int] = set()
+        for call, outcome in zip(calls, outcomes, strict=True):
+            asked.update(call.samples)
+            if isinstance(outcome, Answer):
+                reached.update(call.samples)
+        self.lost_gradients += len(asked - reached)
+        if not reached and not self._allow_zero_outputs:
+            raise self._unanswered(len(asked), len(asked), outcomes)
+        return [outcome.tensors if isinstance(outcome, Answer) else None for outcome in outcomes]
+
+
+class RemoteMixtureOfExperts(MixtureOfExperts):
+    """A mixture-of-experts layer whose experts are found in the DHT and live on other machines."""

@@ -1,0 +1,73 @@
+"""The run's experts as blocking calls: the bridge from torch modules to the trio thread."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from p2pnode.errors import NonFiniteError, P2PNodeError
+from p2pnode.experts.backend import all_finite
+from p2pnode.rpc.schema import ExpertInfo
+from p2pnode.trainer.calls import ExpertCaller
+from p2pnode.trainer.portal import Portal
+from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall, ExpertSource, Scores
+
+
+class RemoteExperts(ExpertSource):
+    """Calls the experts of one run, from any thread but trio's.
+
+    Copies are the same object: a model that is deep-copied goes on calling the same experts.
+    """
+
+    def __init__(self, portal: Portal[Any], caller: ExpertCaller) -> None:
+        self._portal = portal
+        self._caller = caller
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        return self
+
+    def choose(self, block: str, scores: Sequence[Scores], k: int) -> list[list[tuple[str, float]]]:
+        """See `ExpertSource`."""
+        return self._portal.call(self._caller.choose, block, scores, k)
+
+    def forward(
+        self, calls: Sequence[ExpertCall], policy: CallPolicy
+    ) -> list[Answer | P2PNodeError]:
+        """See `ExpertSource`."""
+        _refuse_anomalies(calls, policy)
+        return self._portal.call(self._caller.forward_all, calls, policy)
+
+    def backward(
+        self, calls: Sequence[ExpertCall], policy: CallPolicy
+    ) -> list[Answer | P2PNodeError]:
+        """See `ExpertSource`."""
+        _refuse_anomalies(calls, policy)
+        return self._portal.call(self._caller.backward_all, calls, policy)
+
+    def live_experts(self, block: str, dimensions: int) -> list[str]:
+        """See `ExpertSource`."""
+        return self._portal.call(self._caller.live_experts, block, dimensions)
+
+    def info(self, name: str, timeout: float) -> ExpertInfo:
+        """Return what an expert takes and gives."""
+        return self._portal.call(self._caller.info, name, timeout)
+
+    def forward_one(self, call: ExpertCall, policy: CallPolicy) -> Answer:
+        """Compute one expert's outputs."""
+        _refuse_anomalies([call], policy)
+        return self._portal.call(self._caller.forward, call, policy)
+
+    def backward_one(self, call: ExpertCall, policy: CallPolicy) -> Answer:
+        """Step one expert's optimiser."""
+        _refuse_anomalies([call], policy)
+        return self._portal.call(self._caller.backward, call, policy)
+
+
+def _refuse_anomalies(calls: Sequence[ExpertCall], policy: CallPolicy) -> None:
+    if not policy.detect_anomalies:
+        return
+    for call in calls:
+        for what, tensors in (("an input", call.inputs), ("a gradient", call.gradients)):
+            if not all_finite(tensors):
+                raise NonFiniteError(
+                    f"{what} for {call.name} holds NaN or infinite values; lower the learning"
+                    " rate, or look for the first layer that puts them out"
+                )

@@ -1,0 +1,81 @@
+"""Where a mixture finds and calls its experts: the same layer runs over remote and local ones."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from p2pnode.errors import P2PNodeError
+
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertCall:
+    """One expert's part of a layer's batch: all samples that chose it travel in one call."""
+
+    name: str  # `ffn0.1.2`
+    inputs: tuple[torch.Tensor, ...]  # each (rows, …)
+    samples: tuple[int, ...] = ()  # which rows of the layer's batch these are
+    gradients: tuple[torch.Tensor, ...] = ()  # of the outputs, in a backward call
+    answered_by: Any = None  # in a backward call, `Answer.by` of its forward call
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What an expert gave: outputs in forward, gradients of the inputs in backward."""
+
+    tensors: tuple[torch.Tensor, ...]
+    by: Any = None  # which host it was; only the source knows what it means
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallPolicy:
+    """How long to wait for the experts of one layer.
+
+    Once every sample has `k_min` answers (or nothing more to wait for), the rest get
+    `timeout_after_k_min` more seconds, and no call gets more than `timeout`.
+    """
+
+    timeout: float
+    timeout_after_k_min: float = 0.0
+    k_min: int = 1
+    detect_anomalies: bool = False
+
+
+class ExpertSource(ABC):
+    """Finds and calls the experts of mixture layers."""
+
+    @abstractmethod
+    def choose(self, block: str, scores: Sequence[Scores], k: int) -> list[list[tuple[str, float]]]:
+        """Choose the best live experts for each sample.
+
+        Args:
+            block: the layer, `ffn0`.
+            scores: for each grid dimension i, scores of shape (samples, grid[i]); an expert's
+                score is the sum over its coordinates.
+            k: the most experts for one sample.
+
+        Returns:
+            For each sample up to `k` names with their scores, the best first.
+        """
+
+    @abstractmethod
+    def forward(
+        self, calls: Sequence[ExpertCall], policy: CallPolicy
+    ) -> list[Answer | P2PNodeError]:
+        """Call the experts at once; an answer or an error for each call, in their order."""
+
+    @abstractmethod
+    def backward(
+        self, calls: Sequence[ExpertCall], policy: CallPolicy
+    ) -> list[Answer | P2PNodeError]:
+        """Step the experts' optimisers; gradients of the inputs or an error for each call."""
+
+    @abstractmethod
+    def live_experts(self, block: str, dimensions: int) -> list[str]:
+        """List the names of a block's experts that can be called now."""
