@@ -74,7 +74,7 @@ class KadDht:
         self._searches: dict[tuple[str, bytes], Search[Any]] = {}
         self._closest: _Memory = OrderedDict()
         self._holders: _Memory = OrderedDict()
-        self._inbound: dict[PeerId, int] = {}  # streams that are being served
+        self._inbound: dict[PeerId, set[Stream]] = {}  # streams that are being served
 
     @property
     def peers(self) -> list[PeerId]:
@@ -88,10 +88,10 @@ class KadDht:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve and maintain the DHT until cancelled."""
-        undo = self._host.events.on(PeerIdentified, self._peers.receive_identified)
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            undo = self._host.events.on(PeerIdentified, self._peers.receive_identified)
+            try:
                 self._peers.receive_connections()
                 if self.settings.server:
                     self._host.set_handler(self.settings.protocol, self._serve)
@@ -100,12 +100,14 @@ class KadDht:
                 nursery.start_soon(self._keep_joined)
                 task_status.started()
                 await trio.sleep_forever()
-        finally:
-            self._nursery = None
-            if self.settings.server:
-                self._host.remove_handler(self.settings.protocol)
-            undo()
-            self._peers.reset_idle()
+            finally:
+                self._nursery = None
+                undo()
+                if self.settings.server:
+                    self._host.remove_handler(self.settings.protocol)
+                for stream in [each for streams in self._inbound.values() for each in streams]:
+                    stream.reset()
+                self._peers.reset_idle()
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -170,6 +172,9 @@ class KadDht:
             NotFoundError: nobody asked knows them.
             NoPeersError: there is nobody to ask.
         """
+        if peer_id == self._host.peer_id:
+            await trio.lowlevel.checkpoint()
+            return self._host.addresses
         known = self._host.addresses_of(peer_id)
         if known and (peer_id in self._core.table or self._host.connection_to(peer_id)):
             await trio.lowlevel.checkpoint()
@@ -308,7 +313,7 @@ class KadDht:
         return stored + len(answers)
 
     async def _get(self, key: bytes, requests: trio.Nursery) -> bytes:
-        validator_of(key, self._validators)
+        validator = validator_of(key, self._validators)
         held = self._core.value(key, wall_time())
         if not len(self._core.table):
             if held is None:
@@ -332,11 +337,11 @@ class KadDht:
             self._remember(self._holders, key, [peer for peer in values if values[peer]])
             keep = keep or self._core.is_near(key, lookup.closest)
         found = [value for value in (held, *values.values()) if value is not None]
-        merged = self._merge(key, found)
+        merged = validator.merge(key, found, wall_time()) if found else b""
         if not merged:
             raise NotFoundError("the DHT holds no value under this key")
         self._write_back(key, merged, values, requests)
-        if self.settings.server and keep:
+        if self.settings.server and keep and validator.lacks(key, held, merged, wall_time()):
             self._core.store(key, merged, wall_time())
         return merged
 
@@ -358,11 +363,6 @@ class KadDht:
             self._report(peer, f"it holds an invalid value: {error}")
             return None
         return answer.record.value
-
-    def _merge(self, key: bytes, values: Sequence[bytes]) -> bytes:
-        if not values:
-            return b""
-        return validator_of(key, self._validators).merge(key, values, wall_time())
 
     def _write_back(
         self,
@@ -480,10 +480,11 @@ class KadDht:
 
     async def _serve(self, stream: Stream) -> None:
         peer = stream.peer_id
-        if self._inbound.get(peer, 0) >= self.settings.max_streams_per_peer:
+        streams = self._inbound.setdefault(peer, set())
+        if len(streams) >= self.settings.max_streams_per_peer:
             stream.reset()
             return
-        self._inbound[peer] = self._inbound.get(peer, 0) + 1
+        streams.add(stream)
         try:
             while await self._serve_one(stream):
                 pass
@@ -491,9 +492,9 @@ class KadDht:
             self._report(peer, str(error))
             raise
         finally:
-            self._inbound[peer] -= 1
-            if not self._inbound[peer]:
-                del self._inbound[peer]
+            streams.discard(stream)
+            if not streams:
+                self._inbound.pop(peer, None)
 
     async def _serve_one(self, stream: Stream) -> bool:
         """Answer one request; False when there is no further one."""

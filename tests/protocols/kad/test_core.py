@@ -1,0 +1,164 @@
+import pytest
+from multiaddr import Multiaddr
+
+from p2pnode.config import DhtSettings
+from p2pnode.errors import ProtocolError
+from p2pnode.protocols.kad.core import KadCore
+from p2pnode.protocols.kad.keys import by_distance, point
+from p2pnode.protocols.kad.messages import Contact, Message, MessageType, Record
+from p2pnode.protocols.kad.validators import Validator
+from p2pnode.wire.peer_id import PeerId
+
+
+class Rising(Validator):
+    """Values are numbers that may only rise; a value lives as many seconds past 1000."""
+
+    def validate(self, key, value, now):
+        if not value.isdigit():
+            raise ProtocolError("not a number")
+
+    def merge(self, key, values, now):
+        best = max(values, key=int)
+        return best if int(best) + 1000 > now else b""
+
+    def expires(self, key, value):
+        return 1000.0 + int(value)
+
+
+def _peer(number: int) -> PeerId:
+    return PeerId(b"\x12\x20" + number.to_bytes(32, "big"))
+
+
+OWN, SENDER, CLIENT = _peer(0), _peer(1), _peer(99)
+ADDRESS = Multiaddr("/ip4/127.0.0.1/tcp/1")
+WALL = 1000.0
+
+
+def _contact_of(peer: PeerId) -> Contact:
+    return Contact(peer, () if peer == _peer(7) else (ADDRESS,))
+
+
+@pytest.fixture
+def core():
+    settings = DhtSettings(bucket_size=4, max_record_bytes=100, record_ttl=50.0, provider_ttl=50.0)
+    core = KadCore(OWN, settings, {"n": Rising()})
+    for number in range(1, 40):
+        core.table.receive_alive(_peer(number), 0.0)
+    return core
+
+
+def _ask(core, kind, key=b"", wall=WALL, sender=SENDER, **fields):
+    return core.receive_request(sender, Message(type=kind, key=key, **fields), _contact_of, wall)
+
+
+def _put(core, value, key=b"/n/x", wall=WALL):
+    return _ask(core, MessageType.PUT_VALUE, key, wall, record=Record(key, value))
+
+
+def _get(core, key=b"/n/x", wall=WALL):
+    answer = _ask(core, MessageType.GET_VALUE, key, wall)
+    return answer.record and answer.record.value
+
+
+def test_find_node_names_the_k_closest_without_the_one_who_asks(core):
+    answer = _ask(core, MessageType.FIND_NODE, b"key")
+    known = [peer for peer in core.table if peer != SENDER]
+    assert [each.peer_id for each in answer.closer] == by_distance(point(b"key"), known)[:4]
+    assert (answer.type, answer.key) == (MessageType.FIND_NODE, b"key")
+
+
+def test_find_node_names_the_target_first_even_a_client(core):
+    answer = _ask(core, MessageType.FIND_NODE, bytes(CLIENT))
+    assert answer.closer[0].peer_id == CLIENT
+    assert len(answer.closer) == 5
+    own = _ask(core, MessageType.FIND_NODE, bytes(OWN))
+    assert own.closer[0] == Contact(OWN, (ADDRESS,))
+    known = by_distance(point(b""), core.table)[0]
+    names = [each.peer_id for each in _ask(core, MessageType.FIND_NODE, bytes(known)).closer]
+    assert names.count(known) == 1
+
+
+def test_find_node_does_not_name_the_one_who_asks_or_a_target_without_address(core):
+    core.table.remove(_peer(7))
+    for target in (SENDER, _peer(7)):
+        answer = _ask(core, MessageType.FIND_NODE, bytes(target))
+        assert target not in [each.peer_id for each in answer.closer]
+
+
+def test_a_stored_value_is_served_with_its_time_and_closer_peers(core):
+    request = Message(type=MessageType.PUT_VALUE, key=b"/n/x", record=Record(b"/n/x", b"7"))
+    assert core.receive_request(SENDER, request, _contact_of, WALL) == request
+    answer = _ask(core, MessageType.GET_VALUE, b"/n/x")
+    assert answer.record == Record(b"/n/x", b"7", "1970-01-01T00:16:40Z")
+    assert len(answer.closer) == 4
+    assert _ask(core, MessageType.GET_VALUE, b"/n/unknown").record is None
+
+
+def test_a_stored_value_is_merged_with_what_was_there(core):
+    _put(core, b"9")
+    _put(core, b"3")
+    assert _get(core) == b"9"
+
+
+def test_a_value_ends_by_its_own_word_or_by_the_stores_limit(core):
+    _put(core, b"9")
+    assert _get(core, wall=1008.9) == b"9"
+    assert _get(core, wall=1009.0) is None
+    _put(core, b"900", wall=1010.0)
+    assert _get(core, wall=1059.9) == b"900"
+    core.expire(1060.0)
+    assert len(core.records) == 0
+
+
+def test_a_merge_that_leaves_nothing_removes_the_record(core):
+    _put(core, b"9")
+    _put(core, b"3", wall=1020.0)
+    assert _get(core, wall=1000.0) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "fields"),
+    [
+        (MessageType.PUT_VALUE, b"/n/x", {}),
+        (MessageType.PUT_VALUE, b"/n/x", {"record": Record(b"/n/x", b"none")}),
+        (MessageType.PUT_VALUE, b"/n/x", {"record": Record(b"/n/x", b"1" * 101)}),
+        (MessageType.PUT_VALUE, b"/o/x", {"record": Record(b"/o/x", b"1")}),
+        (MessageType.GET_VALUE, b"/o/x", {}),
+        (MessageType.GET_VALUE, b"", {}),
+        (MessageType.FIND_NODE, b"", {}),
+        (MessageType.ADD_PROVIDER, b"m" * 81, {"providers": (Contact(SENDER),)}),
+        (MessageType.GET_PROVIDERS, b"m" * 81, {}),
+    ],
+)
+def test_a_request_that_breaks_a_rule_is_refused_and_changes_nothing(core, kind, key, fields):
+    with pytest.raises(ProtocolError):
+        _ask(core, kind, key, **fields)
+    assert len(core.records) == len(core.providers) == 0
+
+
+def test_providers_are_those_who_said_so_of_themselves(core):
+    both = (Contact(SENDER, (ADDRESS,)), Contact(CLIENT, (ADDRESS,)))
+    assert _ask(core, MessageType.ADD_PROVIDER, b"mh", providers=both) is None
+    answer = _ask(core, MessageType.GET_PROVIDERS, b"mh", sender=CLIENT)
+    assert answer.providers == both[:1]
+    assert len(answer.closer) == 4
+    assert _ask(core, MessageType.GET_PROVIDERS, b"mh", wall=1050.0).providers == ()
+
+
+def test_a_ping_is_echoed(core):
+    assert _ask(core, MessageType.PING) == Message(type=MessageType.PING)
+
+
+def test_a_node_is_near_a_key_when_it_is_among_the_k_closest(core):
+    others = by_distance(point(b"key"), map(_peer, range(1, 40)))
+    rank = by_distance(point(b"key"), map(_peer, range(40))).index(OWN)
+    assert core.is_near(b"key", others[:3])  # fewer than k are known: everybody is near
+    assert core.is_near(b"key", others[:4]) is (rank < 4)
+    near = next(key for key in (b"%d" % n for n in range(999)) if _rank(key) == 3)
+    far = next(key for key in (b"%d" % n for n in range(999)) if _rank(key) == 4)
+    assert core.is_near(near, by_distance(point(near), map(_peer, range(1, 40)))[:4])
+    assert not core.is_near(far, by_distance(point(far), map(_peer, range(1, 40)))[:4])
+
+
+def _rank(key):
+    return by_distance(point(key), map(_peer, range(40))).index(OWN)

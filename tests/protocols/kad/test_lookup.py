@@ -1,0 +1,164 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pnode.protocols.kad.keys import by_distance, point
+from p2pnode.protocols.kad.lookup import MAX_CANDIDATES, Lookup
+from p2pnode.protocols.kad.table import RoutingTable
+from p2pnode.wire.peer_id import PeerId
+
+TARGET = point(b"target")
+
+
+def _peer(number: int) -> PeerId:
+    return PeerId(b"\x12\x20" + number.to_bytes(32, "big"))
+
+
+PEERS = by_distance(TARGET, map(_peer, range(60)))  # the closest first
+
+
+def _lookup(seeds, *, k=20, alpha=10, beta=3, patience=1.0):
+    return Lookup(TARGET, seeds, k=k, alpha=alpha, beta=beta, patience=patience)
+
+
+def test_without_seeds_it_is_finished_at_once():
+    lookup = _lookup([])
+    assert lookup.is_finished(0.0)
+    assert lookup.closest == []
+
+
+def test_the_closest_are_asked_first_and_alpha_at_once():
+    lookup = _lookup(PEERS, alpha=3)
+    assert lookup.next_queries(0.0) == PEERS[:3]
+    assert lookup.next_queries(0.0) == []
+    lookup.receive_answer(PEERS[1], [], 0.1)
+    assert lookup.next_queries(0.1) == [PEERS[3]]
+
+
+def test_nobody_farther_than_the_k_closest_is_asked():
+    lookup = _lookup(PEERS, k=4)
+    assert lookup.next_queries(0.0) == PEERS[:4]
+    for peer in PEERS[:4]:
+        assert not lookup.is_finished(0.0)
+        lookup.receive_answer(peer, [], 0.0)
+    assert lookup.is_finished(0.0)
+    assert lookup.closest == PEERS[:4]
+
+
+def test_a_failed_peer_makes_room_for_the_next_closest():
+    lookup = _lookup(PEERS[:5], k=4)
+    lookup.next_queries(0.0)
+    lookup.receive_failure(PEERS[0])
+    assert lookup.next_queries(0.0) == [PEERS[4]]
+    for peer in PEERS[1:5]:
+        lookup.receive_answer(peer, [PEERS[0]], 0.0)
+    assert lookup.next_queries(0.0) == []  # who failed is not asked again
+    assert lookup.is_finished(0.0)
+    assert lookup.closest == PEERS[1:5]
+    assert lookup.asked == 5
+
+
+def test_an_answer_after_the_failure_still_counts():
+    lookup = _lookup(PEERS[:2])
+    lookup.next_queries(0.0)
+    lookup.receive_failure(PEERS[0])
+    lookup.receive_answer(PEERS[0], [], 9.0)
+    lookup.receive_answer(PEERS[1], [], 9.0)
+    assert lookup.closest == PEERS[:2]
+
+
+def test_slow_peers_free_their_slots():
+    lookup = _lookup(PEERS, alpha=2)
+    assert lookup.next_queries(0.0) == PEERS[:2]
+    assert lookup.next_deadline(0.0) == 1.0
+    assert lookup.next_queries(0.9) == []
+    assert lookup.next_queries(1.0) == PEERS[2:4]
+
+
+def test_slow_peers_are_left_out_once_beta_have_answered():
+    lookup = _lookup(PEERS[:8], beta=3)
+    lookup.next_queries(0.0)
+    for peer in PEERS[4:7]:
+        lookup.receive_answer(peer, [], 0.1)
+    assert not lookup.is_finished(0.9)
+    assert lookup.is_finished(1.0)
+    assert lookup.closest == PEERS[4:7]
+
+
+def test_on_a_slow_link_everybody_is_waited_for():
+    lookup = _lookup(PEERS[:8], beta=3)
+    lookup.next_queries(0.0)
+    for peer in PEERS[:3]:
+        lookup.receive_answer(peer, [], 1.5)  # late, and so are the others likely to be
+    assert not lookup.is_finished(5.9)
+    assert lookup.is_finished(6.0)
+
+
+def test_fewer_answers_than_beta_do_not_end_it_while_more_are_open():
+    lookup = _lookup(PEERS[:8], beta=3)
+    lookup.next_queries(0.0)
+    lookup.receive_answer(PEERS[0], [], 0.1)
+    assert not lookup.is_finished(100.0)
+
+
+def test_of_two_peers_one_that_answers_is_enough():
+    lookup = _lookup(PEERS[:2])
+    lookup.next_queries(0.0)
+    lookup.receive_answer(PEERS[1], [], 0.1)
+    assert not lookup.is_finished(0.5)
+    assert lookup.is_finished(1.0)
+
+
+def test_liars_cannot_make_it_grow_without_bound():
+    lookup = _lookup(PEERS[:1])
+    lookup.next_queries(0.0)
+    lookup.receive_answer(PEERS[0], map(_peer, range(100, 3000)), 0.0)
+    everybody = by_distance(TARGET, [PEERS[0], *map(_peer, range(100, 3000))])
+    assert len(lookup._order) == MAX_CANDIDATES
+    assert [peer for _, peer in lookup._order] == everybody[:MAX_CANDIDATES]
+
+
+@pytest.mark.parametrize("size", [2, 5, 30, 300])
+def test_it_finds_the_true_closest_of_a_whole_network(size):
+    rng = random.Random(size)
+    peers = [_peer(number) for number in range(size)]
+    tables = {}
+    for peer in peers:
+        tables[peer] = RoutingTable(peer, bucket_size=8, trust=60.0)
+        for other in rng.sample(peers, size):
+            tables[peer].receive_alive(other, 0.0)
+    lookup = _lookup(tables[peers[0]].closest(TARGET, 8), k=8, alpha=3)
+    rounds = 0
+    while not lookup.is_finished(float(rounds) / 100):
+        rounds += 1
+        queries = lookup.next_queries(rounds / 100)
+        rng.shuffle(queries)
+        for peer in queries:
+            answer = tables[peer].closest(TARGET, 8, without={peers[0]})
+            lookup.receive_answer(peer, answer, rounds / 100)
+    assert lookup.closest == by_distance(TARGET, peers[1:])[:8]
+    assert lookup.asked <= 40
+
+
+@given(st.data())
+def test_it_always_ends_and_finds_only_those_that_answered(data):
+    k, alpha = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 4))
+    lookup = _lookup(PEERS[:4], k=k, alpha=alpha)
+    now, open_ones, answered = 0.0, [], set()
+    for _ in range(500):
+        if lookup.is_finished(now):
+            break
+        open_ones += lookup.next_queries(now)
+        assert open_ones
+        peer = open_ones.pop(data.draw(st.integers(0, len(open_ones) - 1)))
+        now += data.draw(st.sampled_from([0.0, 0.1, 2.0]))
+        if data.draw(st.booleans()):
+            answered.add(peer)
+            closer = data.draw(st.lists(st.sampled_from(PEERS), max_size=5))
+            lookup.receive_answer(peer, closer, now)
+        else:
+            lookup.receive_failure(peer)
+    assert lookup.is_finished(now)
+    assert lookup.closest == [peer for peer in PEERS if peer in answered][:k]

@@ -1,0 +1,126 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multiaddr import Multiaddr
+
+from p2pnode.errors import ProtocolError
+from p2pnode.protocols.kad.messages import (
+    MAX_ADDRESSES,
+    MAX_KEY_BYTES,
+    MAX_PEERS,
+    Contact,
+    Message,
+    MessageType,
+    Record,
+    decode,
+    encode,
+)
+from p2pnode.wire.addresses import with_p2p
+from p2pnode.wire.pb import kad_pb2
+from p2pnode.wire.peer_id import PeerId
+
+PEER = PeerId(b"\x12\x20" + bytes(range(32)))
+ADDRESS = Multiaddr("/ip4/127.0.0.1/tcp/4001")
+
+contacts = st.builds(
+    Contact,
+    st.binary(min_size=32, max_size=32).map(lambda digest: PeerId(b"\x12\x20" + digest)),
+    st.lists(st.integers(1, 65535), max_size=3).map(
+        lambda ports: tuple(Multiaddr(f"/ip4/127.0.0.1/tcp/{port}") for port in ports)
+    ),
+    st.booleans(),
+)
+
+
+@st.composite
+def messages(draw):
+    key = draw(st.binary(max_size=60))
+    record = st.builds(Record, st.just(key), st.binary(max_size=60), st.text(max_size=9))
+    return Message(
+        type=draw(st.sampled_from(MessageType)),
+        key=key,
+        record=draw(st.none() | record),
+        closer=tuple(draw(st.lists(contacts, max_size=3))),
+        providers=tuple(draw(st.lists(contacts, max_size=3))),
+    )
+
+
+@given(messages())
+def test_every_message_reads_back(message):
+    assert decode(encode(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_refused(data):
+    try:
+        message = decode(data)
+    except ProtocolError:
+        return
+    assert decode(encode(message)) == message
+
+
+def test_messages_have_the_bytes_other_implementations_write():
+    find = Message(type=MessageType.FIND_NODE, key=b"k")
+    assert encode(find).hex() == "080412016b"
+    put = Message(type=MessageType.PUT_VALUE, key=b"/pk/x", record=Record(b"/pk/x", b"v"))
+    assert encode(put).hex() == "0800" + "12052f706b2f78" + "1a0a0a052f706b2f78120176"
+    answer = Message(
+        type=MessageType.GET_PROVIDERS, key=b"k", providers=(Contact(PEER, (ADDRESS,), True),)
+    )
+    peer = "0a22" + PEER.hex() + "1208" + "047f00000106" + "0fa1" + "1801"
+    assert encode(answer).hex() == "080312016b" + "4a30" + peer
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        kad_pb2.Message(key=b"k"),  # no type
+        kad_pb2.Message(type="PING", key=bytes(MAX_KEY_BYTES + 1)),
+        kad_pb2.Message(type="GET_VALUE", key=b"k", record={"key": b"other", "value": b""}),
+        kad_pb2.Message(type="FIND_NODE", key=b"k", closerPeers=[{"id": b"nonsense"}]),
+        kad_pb2.Message(type="FIND_NODE", key=b"k", closerPeers=[{}]),
+    ],
+)
+def test_a_message_that_breaks_a_rule_is_refused(raw):
+    with pytest.raises(ProtocolError):
+        decode(raw.SerializeToString())
+
+
+def test_an_unknown_type_is_refused():
+    with pytest.raises(ProtocolError, match="type"):
+        decode(bytes.fromhex("080912016b"))
+
+
+def test_addresses_are_read_without_their_p2p_part_and_strange_ones_left_out():
+    other = PeerId(b"\x12\x20" + bytes(32))
+    raw = kad_pb2.Message(
+        type="FIND_NODE",
+        closerPeers=[
+            {
+                "id": bytes(PEER),
+                "addrs": [
+                    with_p2p(ADDRESS, PEER).to_bytes(),
+                    with_p2p(Multiaddr("/ip4/127.0.0.1/tcp/1"), other).to_bytes(),
+                    b"\xff\xff\xff",
+                    b"",
+                    Multiaddr("/ip4/127.0.0.1/tcp/2").to_bytes(),
+                ],
+            }
+        ],
+    )
+    (contact,) = decode(raw.SerializeToString()).closer
+    assert [str(each) for each in contact.addresses] == [
+        "/ip4/127.0.0.1/tcp/4001",
+        "/ip4/127.0.0.1/tcp/2",
+    ]
+    assert not contact.connected
+
+
+def test_peers_and_addresses_beyond_the_bounds_are_not_read():
+    addrs = [Multiaddr(f"/ip4/127.0.0.1/tcp/{port}").to_bytes() for port in range(1, 100)]
+    raw = kad_pb2.Message(
+        type="FIND_NODE", closerPeers=[{"id": bytes(PEER), "addrs": addrs}] * (MAX_PEERS + 5)
+    )
+    closer = decode(raw.SerializeToString()).closer
+    assert len(closer) == MAX_PEERS
+    assert len(closer[0].addresses) == MAX_ADDRESSES

@@ -1,0 +1,723 @@
+import math
+from collections import Counter
+
+import pytest
+import trio
+import trio.testing
+from multiaddr import Multiaddr
+
+from p2pnode.clock import wall_time
+from p2pnode.config import DhtSettings
+from p2pnode.errors import (
+    ConnectionClosedError,
+    NoPeersError,
+    NotFoundError,
+    ProtocolError,
+    ProtocolNotSupportedError,
+    StreamResetError,
+)
+from p2pnode.host import PeerMisbehaved
+from p2pnode.protocols.kad.keys import by_distance, point
+from p2pnode.protocols.kad.messages import Contact, Message, MessageType, Record, decode, encode
+from p2pnode.protocols.kad.peers import DhtPeerAdded, DhtPeerLost
+from p2pnode.wire import varint
+from p2pnode.wire.keys import PrivateKey
+
+PROTOCOL = DhtSettings().protocol
+KEY = b"/set/key"
+
+
+async def _exchange(stream, request):
+    await stream.send_all(varint.prefixed(encode(request)))
+    data = await stream.receive_prefixed(2**20)
+    return None if data is None else decode(data)
+
+
+def _requests(net):
+    """Count the requests that each node receives, by type."""
+    counts = Counter()
+    for host in net.network.hosts.values():
+        dht_handler = host.handlers.get(PROTOCOL)
+        if dht_handler is None:
+            continue
+        core = dht_handler.__self__._core
+        original = core.receive_request
+
+        def counted(sender, request, contact_of, wall, original=original):
+            counts[request.type.name] += 1
+            return original(sender, request, contact_of, wall)
+
+        core.receive_request = counted
+    return counts
+
+
+def _silence(host):
+    """Make a host accept streams but never answer."""
+
+    async def handler(stream):
+        await trio.sleep_forever()
+
+    host.set_handler(PROTOCOL, handler)
+    for connection in host.connections():
+        for stream in list(connection._streams):
+            stream.reset()
+
+
+async def test_a_joining_node_is_known_to_all_of_a_small_swarm(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(5)
+        for node in nodes:
+            others = {each.peer_id for each in nodes} - {node.peer_id}
+            assert set(node.dht.peers) == others
+
+
+@pytest.mark.parametrize(("count", "delay"), [(30, 0.0), (100, 0.02)])
+async def test_every_value_is_found_from_every_side(dht_network, autojump_clock, count, delay):
+    async with dht_network(delay=lambda _a, _b: delay) as net:
+        nodes = await net.grow(count)
+        for number, node in enumerate(nodes[:40]):
+            stored = await node.dht.put_value(b"/set/%d" % number, bytes([number]))
+            assert stored == 20
+        for number in range(min(count, 40)):
+            reader = nodes[(7 * number + 3) % count]
+            assert await reader.dht.get_value(b"/set/%d" % number) == bytes([number])
+
+
+async def test_closest_peers_are_the_true_closest_of_100(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(100)
+        for number in range(20):
+            key, asker = b"/set/%d" % number, nodes[number * 5]
+            others = [node.peer_id for node in nodes if node is not asker]
+            found = await asker.dht.closest_peers(key)
+            assert found == by_distance(point(key), others)[:20]
+
+
+async def test_values_survive_the_sudden_death_of_a_third(dht_network, autojump_clock):
+    async with dht_network(delay=lambda _a, _b: 0.01) as net:
+        nodes = await net.grow(60)
+        for number in range(30):
+            await nodes[number].dht.put_value(b"/set/%d" % number, bytes([number]))
+        for node in nodes[1::3]:
+            await node.crash()
+        alive = [node for number, node in enumerate(nodes) if number % 3 != 1]
+        for number in range(30):
+            reader = alive[(7 * number) % len(alive)]
+            assert await reader.dht.get_value(b"/set/%d" % number) == bytes([number])
+        gone = {node.peer_id for node in nodes[1::3]}
+        assert not gone & set(await alive[5].dht.closest_peers(KEY))
+
+
+async def test_lookups_with_silent_peers_end_soon_and_drop_them(dht_network, autojump_clock):
+    async with dht_network(delay=lambda _a, _b: 0.01) as net:
+        nodes = await net.grow(40, ban_time=100.0)
+        await nodes[0].dht.put_value(KEY, b"v")
+        for node in nodes[30:]:
+            _silence(node.host)
+        silent = {node.peer_id for node in nodes[30:]}
+        reader = nodes[1].dht
+        before = trio.current_time()
+        assert await reader.get_value(KEY) == b"v"
+        assert not silent & set(await reader.closest_peers(KEY))
+        assert trio.current_time() - before < DhtSettings().query_timeout
+        for _ in range(3):  # each look-up reaches a little farther, until all are found out
+            await trio.sleep(DhtSettings().query_timeout)
+            await reader.closest_peers(KEY)
+        await trio.sleep(DhtSettings().query_timeout)
+        before = trio.current_time()
+        assert len(await reader.closest_peers(KEY)) == 20
+        assert trio.current_time() - before < 1.0
+
+
+async def test_a_silent_peer_is_banned_twice_as_long_each_time(dht_network, autojump_clock):
+    async with dht_network() as net:
+        node, other = await net.grow(2, rejoin_interval=1e6)
+        _silence(other.host)
+        core = node.dht._core
+        for ban in (5.0, 10.0, 20.0):
+            assert not await node.dht._peers.check(other.peer_id)
+            assert core.bans.banned_until(other.peer_id) == trio.current_time() + ban
+            assert node.dht.peers == []
+            await trio.sleep_until(core.bans.banned_until(other.peer_id))
+        other.host.set_handler(PROTOCOL, other.dht._serve)
+        assert await node.dht._peers.check(other.peer_id)
+        assert len(core.bans) == 0
+        assert node.dht.peers == [other.peer_id]
+
+
+async def test_a_banned_peer_named_by_others_is_not_asked(dht_network, autojump_clock):
+    async with dht_network() as net:
+        node, other, silent = await net.grow(3)
+        _silence(silent.host)
+        assert not await node.dht._peers.check(silent.peer_id)
+        before = trio.current_time()
+        assert await node.dht.closest_peers(KEY) == [other.peer_id]
+        assert trio.current_time() == before
+
+
+async def test_two_writers_values_are_merged_for_every_reader(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(30)
+        await nodes[3].dht.put_value(KEY, b"a")
+        await nodes[9].dht.put_value(KEY, b"b")
+        assert await nodes[20].dht.get_value(KEY) == b"ab"
+
+
+async def test_holders_that_lack_something_are_sent_the_merged_value(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(4)
+        nodes[1].dht._core.store(KEY, b"a", wall_time())
+        nodes[2].dht._core.store(KEY, b"b", wall_time())
+        assert await nodes[0].dht.get_value(KEY) == b"ab"
+        await trio.testing.wait_all_tasks_blocked()
+        assert [node.dht._core.value(KEY, wall_time()) for node in nodes] == [b"ab"] * 4
+
+
+async def test_a_search_stops_at_the_quorum(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(40, parallelism=1)
+        await nodes[0].dht.put_value(KEY, b"v")
+        reader = next(node for node in nodes if node.dht._core.value(KEY, wall_time()) is None)
+        counts = _requests(net)
+        assert await reader.dht.get_value(KEY) == b"v"
+        assert counts["GET_VALUE"] <= 7
+
+
+async def test_a_value_asked_for_again_costs_two_requests(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(30)
+        await nodes[0].dht.put_value(KEY, b"v")
+        client = await net.start(nodes[:1], server=False)
+        await client.dht.get_value(KEY)
+        await trio.testing.wait_all_tasks_blocked()
+        counts = _requests(net)
+        assert await client.dht.get_value(KEY) == b"v"
+        assert counts == {"GET_VALUE": 2}
+
+
+async def test_a_value_stored_again_costs_no_search(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(4)
+        await nodes[0].dht.put_value(KEY, b"v")
+        counts = _requests(net)
+        assert await nodes[0].dht.put_value(KEY, b"v") == 4
+        assert counts == {"PUT_VALUE": 3}
+        newcomer = await net.start(nodes[:1])
+        assert await nodes[0].dht.put_value(KEY, b"v") == 5
+        assert newcomer.dht.record_count == 1
+
+
+async def test_holders_that_died_are_replaced_by_a_search(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(30)
+        await nodes[0].dht.put_value(KEY, b"v")
+        client = await net.start(nodes[:1], server=False)
+        await client.dht.get_value(KEY)
+        holders, _ = client.dht._holders[KEY]
+        for node in nodes:
+            if node.peer_id in holders:
+                await node.crash()
+        assert await client.dht.get_value(KEY) == b"v"
+
+
+async def test_concurrent_gets_of_a_key_share_one_search(dht_network, autojump_clock):
+    async with dht_network(delay=lambda _a, _b: 0.01) as net:
+        nodes = await net.grow(10)
+        await nodes[0].dht.put_value(KEY, b"v")
+        client = await net.start(nodes[:1], server=False)
+        counts = _requests(net)
+        found = []
+
+        async def get():
+            found.append(await client.dht.get_value(KEY))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(get)
+        assert found == [b"v"] * 50
+        assert counts["GET_VALUE"] <= 10
+        assert client.dht._searches == {}
+
+
+async def test_one_callers_cancellation_leaves_the_shared_search_alone(dht_network, autojump_clock):
+    async with dht_network(delay=lambda _a, _b: 0.1) as net:
+        nodes = await net.grow(5)
+        await nodes[0].dht.put_value(KEY, b"v")
+        client = await net.start(nodes[:1], server=False)
+        with trio.move_on_after(0.05):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.dht.get_value, KEY)
+                nursery.start_soon(client.dht.get_value, KEY)
+                await trio.sleep(0.01)
+                search = client.dht.begin_get(KEY)
+        assert not search.is_done
+        assert await search.wait() == b"v"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda dht: dht.get_value(KEY),
+        lambda dht: dht.put_value(KEY, b"v"),
+        lambda dht: dht.closest_peers(KEY),
+        lambda dht: dht.find_peer(PrivateKey.generate().peer_id),
+        lambda dht: dht.provide(b"mh"),
+        lambda dht: dht.find_providers(b"mh"),
+        lambda dht: dht.refresh(),
+    ],
+)
+async def test_a_cancelled_call_leaves_no_task_and_no_stream(dht_network, autojump_clock, call):
+    async with dht_network(delay=lambda _a, _b: 0.1) as net:
+        nodes = await net.grow(5)
+        client = await net.start(nodes[:1], server=False)
+        await trio.testing.wait_all_tasks_blocked()
+        tasks = len(client.dht._nursery.child_tasks)
+        for node in nodes:
+            _silence(node.host)
+        client.dht._peers.reset_idle()
+        with trio.move_on_after(0.5) as scope:
+            await call(client.dht)
+        assert scope.cancelled_caught
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(client.dht._nursery.child_tasks) == tasks
+        assert all(not each._streams for each in client.host.connections())
+
+
+async def test_calls_under_way_end_when_the_dht_stops(dht_network, autojump_clock):
+    async with dht_network(delay=lambda _a, _b: 0.1) as net:
+        nodes = await net.grow(3)
+        nodes[0].scope.deadline = trio.current_time() + 0.05
+        with pytest.raises(ConnectionClosedError, match=r"stopped|not running"):
+            await nodes[0].dht.get_value(KEY)
+        with pytest.raises(ConnectionClosedError, match="not running"):
+            await nodes[0].dht.get_value(KEY)
+
+
+async def test_a_node_without_peers_says_so_at_once(dht_network, autojump_clock):
+    async with dht_network() as net:
+        for server in (True, False):
+            node = await net.start(server=server)
+            before = trio.current_time()
+            for call in (
+                node.dht.get_value(KEY),
+                node.dht.closest_peers(KEY),
+                node.dht.find_peer(PrivateKey.generate().peer_id),
+                node.dht.find_providers(b"mh"),
+            ):
+                with pytest.raises(NoPeersError, match="knows no peer"):
+                    await call
+            assert trio.current_time() == before
+        with pytest.raises(NoPeersError):
+            await node.dht.put_value(KEY, b"v")
+        with pytest.raises(NoPeersError):
+            await node.dht.provide(b"mh")
+
+
+async def test_a_first_node_serves_its_own_values_to_those_who_join_later(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        first = await net.start()
+        assert await first.dht.put_value(KEY, b"v") == 1
+        assert await first.dht.get_value(KEY) == b"v"
+        await trio.sleep(100)
+        second = await net.start([first])
+        third = await net.start([second])
+        client = await net.start([third], server=False)
+        for node in (second, third, client):
+            assert await node.dht.get_value(KEY) == b"v"
+
+
+async def test_a_client_is_in_nobodys_table_and_is_never_asked(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(5)
+        client = await net.start(nodes[:1], server=False)
+        assert PROTOCOL not in client.host.handlers
+        assert await client.dht.put_value(KEY, b"v") == 5
+        assert await nodes[2].dht.get_value(KEY) == b"v"
+        assert client.dht.record_count == 0
+        assert all(client.peer_id not in node.dht.peers for node in nodes)
+        assert len(client.dht.peers) == 5
+
+
+async def test_values_expire_in_virtual_time(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(3, record_ttl=100.0)
+        await nodes[0].dht.put_value(KEY, b"v")
+        await trio.sleep(99)
+        assert await nodes[1].dht.get_value(KEY) == b"v"
+        await trio.sleep(6)
+        with pytest.raises(NotFoundError):
+            await nodes[1].dht.get_value(KEY)
+        assert [node.dht.record_count for node in nodes] == [0, 0, 0]
+
+
+async def test_many_values_are_found_at_once_and_missing_ones_left_out(dht_network, autojump_clock):
+    async with dht_network(delay=lambda _a, _b: 0.05) as net:
+        nodes = await net.grow(30)
+        keys = [b"/set/%d" % number for number in range(20)]
+        for key in keys:
+            await nodes[0].dht.put_value(key, key[-1:])
+        before = trio.current_time()
+        found = await nodes[5].dht.get_many([*keys, b"/set/missing"])
+        assert found == {key: key[-1:] for key in keys}
+        assert trio.current_time() - before < 1.0
+
+
+async def test_an_invalid_value_is_refused_before_it_is_sent(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(2)
+        counts = _requests(net)
+        for key, value in ((KEY, b"\xff"), (b"/unknown/x", b"v")):
+            with pytest.raises(ProtocolError):
+                await nodes[0].dht.put_value(key, value)
+        with pytest.raises(ProtocolError):
+            await nodes[0].dht.get_value(b"/unknown/x")
+        assert not counts
+
+
+async def test_an_invalid_value_of_another_is_reported_and_left_out(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(3)
+        await nodes[1].dht.put_value(KEY, b"v")
+        liar = nodes[2]
+        liar.dht._core.value = lambda key, wall: b"\xff"
+        client = await net.start(nodes, server=False)
+        with client.host.events.subscribe(PeerMisbehaved) as events:
+            assert await client.dht.get_value(KEY) == b"v"
+            event = await events.get()
+        assert event.peer_id == liar.peer_id
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        varint.prefixed(b"\xff\xff"),
+        varint.prefixed(
+            encode(Message(type=MessageType.PUT_VALUE, key=KEY, record=Record(KEY, b"\xff")))
+        ),
+        varint.encode(2**30),
+    ],
+)
+async def test_a_request_that_breaks_a_rule_resets_its_stream_and_is_reported(
+    dht_network, autojump_clock, data
+):
+    async with dht_network() as net:
+        server = await net.start()
+        client = net.network.add_host()
+        stream = await client.open_stream(
+            server.peer_id, [PROTOCOL], addresses=server.host.addresses
+        )
+        with server.host.events.subscribe(PeerMisbehaved) as events:
+            await stream.send_all(data)
+            with pytest.raises(StreamResetError):
+                await stream.receive_some(1)
+            assert (await events.get()).peer_id == client.peer_id
+        assert server.dht.record_count == 0
+
+
+async def test_many_requests_may_follow_on_one_stream(dht_network, autojump_clock):
+    async with dht_network() as net:
+        server = await net.start()
+        client = net.network.add_host()
+        stream = await client.open_stream(
+            server.peer_id, [PROTOCOL], addresses=server.host.addresses
+        )
+        for _ in range(3):
+            ping = Message(type=MessageType.PING)
+            assert await _exchange(stream, ping) == ping
+        own = Contact(client.peer_id, tuple(client.addresses))
+        add = Message(type=MessageType.ADD_PROVIDER, key=b"mh", providers=(own,))
+        await stream.send_all(varint.prefixed(encode(add)))
+        answer = await _exchange(stream, Message(type=MessageType.GET_PROVIDERS, key=b"mh"))
+        assert [each.peer_id for each in answer.providers] == [client.peer_id]
+
+
+async def test_an_idle_stream_is_ended_by_the_server(dht_network, autojump_clock):
+    async with dht_network() as net:
+        server = await net.start()
+        client = net.network.add_host()
+        stream = await client.open_stream(
+            server.peer_id, [PROTOCOL], addresses=server.host.addresses
+        )
+        before = trio.current_time()
+        assert await stream.receive_some(1) == b""
+        assert trio.current_time() - before == DhtSettings().stream_idle_timeout
+
+
+async def test_a_reader_that_takes_no_answer_is_given_up(dht_network, autojump_clock):
+    async with dht_network() as net:
+        server = await net.start(max_record_bytes=2**19)
+        server.dht._core.store(KEY, bytes(range(128)), wall_time())
+        big = Record(KEY, bytes(300_000))
+        server.dht._core.receive_request = lambda *_: Message(
+            type=MessageType.GET_VALUE, key=KEY, record=big
+        )
+        client = net.network.add_host()
+        stream = await client.open_stream(
+            server.peer_id, [PROTOCOL], addresses=server.host.addresses
+        )
+        await stream.send_all(varint.prefixed(encode(Message(type=MessageType.PING))))
+        await trio.sleep(DhtSettings().query_timeout + 1)
+        with pytest.raises(StreamResetError):
+            await stream.receive_prefixed(2**20)
+        assert server.dht._inbound == {}
+
+
+async def test_a_peers_streams_are_bounded(dht_network, autojump_clock):
+    async with dht_network() as net:
+        server = await net.start(max_streams_per_peer=3)
+        client = net.network.add_host()
+        streams = [
+            await client.open_stream(server.peer_id, [PROTOCOL], server.host.addresses)
+            for _ in range(4)
+        ]
+        ping = Message(type=MessageType.PING)
+        for stream in streams[:3]:
+            assert await _exchange(stream, ping) == ping
+        with pytest.raises(StreamResetError):
+            await _exchange(streams[3], ping)
+        await streams[0].aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        stream = await client.open_stream(server.peer_id, [PROTOCOL])
+        assert await _exchange(stream, ping) == ping
+
+
+async def test_requests_to_one_peer_share_a_stream_and_are_bounded(dht_network, autojump_clock):
+    async with dht_network(delay=lambda _a, _b: 0.01) as net:
+        node, other = await net.grow(2, max_requests_per_peer=4)
+        opened = net.network.count["streams"]
+        for _ in range(10):
+            await node.dht._peers.check(other.peer_id)
+        assert net.network.count["streams"] - opened <= 1
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(node.dht._peers.check, other.peer_id)
+            await trio.sleep(0.015)
+            assert 0 < len(node.host.connections()[0]._streams) <= 5
+        assert node.dht._peers._requester._slots == {}
+
+
+async def test_a_kept_stream_that_the_peer_ended_does_not_fail_the_request(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        node, other = await net.grow(2)
+        assert await node.dht._peers.check(other.peer_id)
+        for connection in other.host.connections():
+            for stream in list(connection._streams):
+                stream.reset()
+        assert await node.dht._peers.check(other.peer_id)
+
+
+async def test_kept_streams_are_ended_when_idle(dht_network, autojump_clock):
+    async with dht_network() as net:
+        node, _ = await net.grow(2, liveness_interval=1e6)
+        assert node.host.connections()[0]._streams
+        await trio.sleep(DhtSettings().stream_idle_timeout)
+        assert not node.host.connections()[0]._streams
+        assert node.dht._peers._requester._idle == {}
+
+
+@pytest.mark.parametrize("answer", [b"", b"\x05abc", varint.prefixed(b"\xff"), b"\x02\x08\x05"])
+async def test_a_peer_that_answers_nonsense_is_dropped_and_reported(
+    dht_network, autojump_clock, answer
+):
+    async with dht_network() as net:
+        node, other = await net.grow(2)
+
+        async def nonsense(stream):
+            await stream.receive_prefixed(2**20)
+            await stream.send_all(answer)
+
+        other.host.set_handler(PROTOCOL, nonsense)
+        node.dht._peers.reset_idle()
+        with node.host.events.subscribe(PeerMisbehaved) as events:
+            assert not await node.dht._peers.check(other.peer_id)
+            assert (await events.get()).peer_id == other.peer_id
+        assert node.dht.peers == []
+
+
+async def test_a_peer_that_stops_serving_leaves_the_table_without_a_ban(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        node, other = await net.grow(2)
+        other.host.remove_handler(PROTOCOL)
+        node.dht._peers.reset_idle()
+        with node.host.events.subscribe(DhtPeerLost) as events:
+            with pytest.raises(ProtocolNotSupportedError):
+                await node.dht._peers.ask(other.peer_id, Message(type=MessageType.PING))
+            assert (await events.get()).peer_id == other.peer_id
+        assert len(node.dht._core.bans) == 0
+
+
+async def test_joining_tells_of_each_new_peer(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(3)
+        node = await net.start()
+        with node.host.events.subscribe(DhtPeerAdded) as events:
+            assert await node.dht.bootstrap([each.address for each in nodes]) == 3
+            added = {(await events.get()).peer_id for _ in nodes}
+        assert added == {each.peer_id for each in nodes} == set(node.dht.peers)
+
+
+async def test_bootstrap_counts_who_answers_and_passes_over_itself(dht_network, autojump_clock):
+    async with dht_network() as net:
+        first = await net.start()
+        dead = await net.start()
+        await dead.crash()
+        node = await net.start()
+        assert await node.dht.bootstrap([first.address, dead.address, node.address]) == 1
+        assert await node.dht.bootstrap([node.address]) == 0
+        assert await node.dht.bootstrap([]) == 0
+
+
+async def test_bootstrap_names_each_address_that_failed(dht_network, autojump_clock):
+    async with dht_network() as net:
+        dead = await net.start()
+        await dead.crash()
+        mute = await net.start()
+        _silence(mute.host)
+        node = await net.start()
+        more = (dead.peer_id, Multiaddr("/ip4/127.9.9.9/tcp/9"))
+        with pytest.raises(NoPeersError) as caught:
+            await node.dht.bootstrap([dead.address, more, mute.address])
+        for peer, address in (dead.address, more, mute.address):
+            assert f"{address}/p2p/{peer}" in str(caught.value)
+
+
+async def test_a_dead_peer_leaves_the_table_within_the_liveness_interval(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        nodes = await net.grow(4)
+        await nodes[3].crash()
+        await trio.sleep(2 * DhtSettings().liveness_interval)
+        assert all(nodes[3].peer_id not in node.dht.peers for node in nodes[:3])
+        assert all(len(node.dht.peers) == 2 for node in nodes[:3])
+
+
+async def test_a_node_that_lost_all_its_peers_finds_them_again(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(4)
+        client = await net.start(nodes[:1], server=False)
+        hosts = dict(net.network.hosts)
+        for node in nodes:
+            del net.network.hosts[node.peer_id]
+            for connection in client.host.connections():
+                connection.end("the cable was pulled")
+        with pytest.raises(NoPeersError):
+            await client.dht.closest_peers(KEY)
+        assert client.dht.peers == []
+        await trio.sleep(60)
+        net.network.hosts.update(hosts)
+        await trio.sleep(2 * DhtSettings().rejoin_interval)
+        assert set(client.dht.peers) == {node.peer_id for node in nodes}
+
+
+async def test_two_halves_with_a_common_bootstrap_address_join_again(dht_network, autojump_clock):
+    async with dht_network() as net:
+        meeting = net.network.add_host()
+        address = (meeting.peer_id, meeting.addresses[0])
+        halves = []
+        net.network.hosts.pop(meeting.peer_id)
+        for _ in range(2):
+            nodes = await net.grow(3)
+            for node in nodes:
+                with pytest.raises(NoPeersError):
+                    await node.dht.bootstrap([address])
+            halves.append(nodes)
+        net.network.hosts[meeting.peer_id] = meeting
+        dht = type(halves[0][0].dht)(meeting, DhtSettings(), validators={})
+        async with trio.open_nursery() as nursery:
+            await nursery.start(dht.run)
+            await trio.sleep(2 * DhtSettings().refresh_interval)
+            everybody = {node.peer_id for half in halves for node in half} | {meeting.peer_id}
+            for node in (*halves[0], *halves[1]):
+                assert set(node.dht.peers) == everybody - {node.peer_id}
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_newcomer_replaces_a_dead_peer_of_a_full_bucket(dht_network, autojump_clock):
+    async with dht_network() as net:
+        node = await net.start(bucket_size=2)
+        others = []
+        while len(others) < 4:  # fill the bucket of the far half of the key space
+            other = await net.start(bucket_size=2)
+            if (point(other.peer_id) ^ point(node.peer_id)).bit_length() == 256:
+                others.append(other)
+                await other.host.connect(node.peer_id, node.host.addresses)
+        assert set(node.dht.peers) == {other.peer_id for other in others[:2]}
+        await others[0].crash()
+        await trio.sleep(2 * DhtSettings().liveness_interval)
+        assert others[0].peer_id not in node.dht.peers
+        assert others[1].peer_id in node.dht.peers
+        assert len(node.dht.peers) == 2
+
+
+async def test_find_peer_finds_addresses_also_of_clients(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(30, bucket_size=4)
+        target = nodes[17]
+        strangers = [node for node in nodes if not node.host.addresses_of(target.peer_id)]
+        seeker = next(node for node in strangers if node is not target)
+        assert await seeker.dht.find_peer(target.peer_id) == target.host.addresses
+        known = next(iter(nodes[0].dht.peers))
+        counts = _requests(net)
+        assert await target.dht.find_peer(target.peer_id) == target.host.addresses
+        assert await nodes[0].dht.find_peer(known) == net.network.hosts[known].addresses
+        assert not counts
+        with pytest.raises(NotFoundError):
+            await nodes[0].dht.find_peer(PrivateKey.generate().peer_id)
+
+
+async def test_providers_are_found_until_they_expire(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(30, provider_ttl=100.0, bucket_size=8)
+        assert await nodes[3].dht.provide(b"mh") == 8
+        await nodes[4].dht.provide(b"mh")
+        found = await nodes[25].dht.find_providers(b"mh")
+        assert found == {each.peer_id: each.host.addresses for each in nodes[3:5]}
+        await trio.sleep(100)
+        assert await nodes[25].dht.find_providers(b"mh") == {}
+
+
+async def test_a_lonely_provider_finds_itself(dht_network, autojump_clock):
+    async with dht_network() as net:
+        node = await net.start()
+        assert await node.dht.provide(b"mh") == 1
+        assert await node.dht.find_providers(b"mh") == {node.peer_id: node.host.addresses}
+
+
+async def test_stopping_removes_the_handler_and_the_kept_streams(dht_network, autojump_clock):
+    async with dht_network() as net:
+        node, other = await net.grow(2)
+        node.scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert PROTOCOL not in node.host.handlers
+        assert not node.host.connections()[0]._streams
+        await other.host.connect(node.peer_id, node.host.addresses)
+
+
+async def test_peers_connected_before_the_start_are_noted(dht_network, autojump_clock):
+    async with dht_network() as net:
+        server = await net.start()
+        client = await net.start(server=False)
+        client.scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        await client.host.connect(server.peer_id, server.host.addresses)
+        assert client.dht.peers == []
+        async with trio.open_nursery() as nursery:
+            await nursery.start(client.dht.run)
+            assert client.dht.peers == [server.peer_id]
+            nursery.cancel_scope.cancel()
+
+
+async def test_lookups_of_a_large_network_take_few_requests(dht_network, autojump_clock):
+    async with dht_network(delay=lambda _a, _b: 0.02) as net:
+        nodes = await net.grow(100, bucket_size=8, parallelism=4)
+        counts = _requests(net)
+        for number in range(20):
+            await nodes[number].dht.closest_peers(b"/set/%d" % number)
+        assert counts["FIND_NODE"] / 20 < 8 + 8 * math.log2(100 / 8)
