@@ -6,7 +6,7 @@ from typing import Any, Final
 import click
 
 from cli.options import data_dir_option, json_option
-from cli.output import print_facts, print_json, print_note, print_table
+from cli.output import count, print_facts, print_json, print_note, print_table
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.runs import FOREVER
@@ -74,7 +74,7 @@ def peers(data_dir: DataDir, as_json: bool) -> None:
         print_json(found)
         return
     print_table(
-        f"{len(found)} peers",
+        count(len(found), "peer"),
         ("peer id", "address", "direction", "streams", "sent", "received", "agent"),
         [
             (
@@ -91,14 +91,14 @@ def peers(data_dir: DataDir, as_json: bool) -> None:
     )
 
 
-def _size(count: float | None) -> str | None:
-    if count is None:
+def _size(size: float | None) -> str | None:
+    if size is None:
         return None
     for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
 
 
 @click.command()
@@ -133,23 +133,23 @@ def experts(patterns: tuple[str, ...], data_dir: DataDir, as_json: bool) -> None
     if as_json:
         print_json(found)
     else:
-        print_table(f"{len(found)} experts", columns, rows)
+        print_table(count(len(found), "expert"), columns, rows)
 
 
 @click.command()
 @click.argument("peer")
-@click.option("--count", default=3, type=click.IntRange(1, 100), show_default=True)
+@click.option("--count", "times", default=3, type=click.IntRange(1, 100), show_default=True)
 @data_dir_option
 @json_option
-def ping(peer: str, count: int, data_dir: DataDir, as_json: bool) -> None:
+def ping(peer: str, times: int, data_dir: DataDir, as_json: bool) -> None:
     """Measure the round trip to PEER: a peer id, or an address that ends in /p2p/ID."""
-    times = call_daemon(data_dir.control_socket, "ping", peer=peer, count=count)["seconds"]
+    found = call_daemon(data_dir.control_socket, "ping", peer=peer, count=times)["seconds"]
     if as_json:
-        print_json({"peer": peer, "seconds": times})
+        print_json({"peer": peer, "seconds": found})
         return
-    for number, seconds in enumerate(times, 1):
+    for number, seconds in enumerate(found, 1):
         click.echo(f"{number}: {seconds * 1000:.2f} ms")
-    click.echo(f"fastest {min(times) * 1000:.2f} ms, slowest {max(times) * 1000:.2f} ms")
+    click.echo(f"fastest {min(found) * 1000:.2f} ms, slowest {max(found) * 1000:.2f} ms")
 
 
 @click.command()
