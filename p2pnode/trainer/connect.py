@@ -6,22 +6,19 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import trio
-from multiaddr import Multiaddr
 
 from p2pnode.clock import wall_time
 from p2pnode.config import Settings
 from p2pnode.errors import ConfigError, PermissionDeniedError, TokenExpiredError
-from p2pnode.host.node import NetworkHost
-from p2pnode.protocols.identify.service import IdentifyService
+from p2pnode.rpc.client import TensorClient
 from p2pnode.security.tokens import Membership
+from p2pnode.swarm.network import Network
 from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.expert import RemoteExpert
 from p2pnode.trainer.mixture import RemoteMixtureOfExperts
 from p2pnode.trainer.portal import Portal
 from p2pnode.trainer.remote import RemoteExperts
-from p2pnode.trainer.session import run_session
 from p2pnode.trainer.stats import Stats
-from p2pnode.transport.tcp import TcpTransport
 from p2pnode.wire.addresses import peer_address
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
@@ -141,11 +138,12 @@ def connect(
     addresses = [bootstrap] if isinstance(bootstrap, str) else list(bootstrap)
     if not addresses:
         raise ConfigError("a trainer needs the address of a node to join through")
-    peers = [peer_address(address) for address in addresses]
+    for address in addresses:
+        peer_address(address)
     settings = settings or Settings()
     key = PrivateKey.generate()
     membership = _membership(run, invite, key.peer_id)
-    service = partial(_serve, key, peers, membership, settings)
+    service = partial(_serve, key, addresses, membership, settings)
     portal: Portal[ExpertCaller] = Portal(service, name=f"p2pnode trainer {run}")
     caller = portal.start()
     try:
@@ -171,23 +169,27 @@ def _membership(run: str, invite: str | None, peer_id: PeerId) -> Membership:
 
 async def _serve(
     key: PrivateKey,
-    peers: Sequence[tuple[PeerId, Multiaddr]],
+    bootstrap: Sequence[str],
     membership: Membership,
     settings: Settings,
     *,
     task_status: trio.TaskStatus[ExpertCaller],
 ) -> None:
+    """Run the network of a trainer: a client of the DHT, in nobody's routing table."""
     rng = random.Random()
-    host = NetworkHost(key, transports=[TcpTransport()], settings=settings.network, rng=rng)
-    identify = IdentifyService(host, settings.network)
-    async with trio.open_nursery() as network:
-        await network.start(host.run)
-        await network.start(identify.run)
-        async with trio.open_nursery() as session:
-            caller: ExpertCaller = await session.start(
-                partial(run_session, host, peers, membership, settings, rng=rng)
-            )
-            task_status.started(caller)
+    network = Network(key, settings.replace(dht={"server": False}), rng=rng)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(network.run)
+        await network.join(bootstrap)
+        caller = ExpertCaller(
+            network.host,
+            network.directory,
+            TensorClient(network.host, settings.rpc, {membership.name: membership}),
+            membership.run_id,
+            settings=settings,
+            rng=rng,
+        )
+        task_status.started(caller)
 
 
 def _or(value: float | None, default: float) -> float:

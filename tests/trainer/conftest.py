@@ -1,6 +1,7 @@
 """A swarm of light hosts: real DHT, tensor calls and experts over memory, on trio's clock."""
 
 import contextlib
+import dataclasses
 import random
 from dataclasses import dataclass, field
 
@@ -13,13 +14,15 @@ from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.server import TensorServer
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.announce import Announcer
 from p2pnode.swarm.index import NAMESPACE, IndexValidator
+from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.testing.light import light_network
+from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.portal import Portal
-from p2pnode.trainer.session import run_session
 from p2pnode.wire.uids import Uid, expand_all
 
 RUN = Membership.open("test")
@@ -57,16 +60,21 @@ class LightSwarm:
         return server
 
     async def session(self):
-        """Start a trainer's session; returns its `ExpertCaller`."""
-        return await self.nursery.start(
-            lambda task_status: run_session(
-                self.network.add_host(),
-                self.bootstrap,
-                RUN,
-                self.settings,
-                rng=random.Random(0),
-                task_status=task_status,
-            )
+        """Start a trainer's DHT client; returns its `ExpertCaller`."""
+        host, settings = self.network.add_host(), self.settings
+        rng = random.Random(0)
+        index = IndexValidator(no_members)
+        client = dataclasses.replace(settings.dht, server=False)
+        dht = KadDht(host, client, rng, {NAMESPACE: index})
+        await self.nursery.start(dht.run)
+        await dht.bootstrap(self.bootstrap)
+        return ExpertCaller(
+            host,
+            ExpertDirectory(host, dht, index, settings.swarm),
+            TensorClient(host, settings.rpc, {"test": RUN}),
+            RUN.run_id,
+            settings=settings,
+            rng=rng,
         )
 
 

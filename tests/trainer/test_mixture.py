@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from p2pnode.errors import NoLiveExpertError
 from p2pnode.trainer.local import LocalExperts
 from p2pnode.trainer.mixture import MixtureOfExperts, RemoteMixtureOfExperts
 from p2pnode.trainer.remote import RemoteExperts
