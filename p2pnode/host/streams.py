@@ -5,6 +5,8 @@ it is first read. What may be sent before the answer is known fits the peer's in
 that a refusal can always be read, and never waits behind data nobody will take.
 """
 
+import contextlib
+
 import trio
 
 from p2pnode.errors import NegotiationError, P2PNodeError, ProtocolError
@@ -81,11 +83,15 @@ class NetworkStream(Stream):
             filled += size
 
     async def send_eof(self) -> None:
-        """See `Stream`."""
-        self._check()
-        if self._proposal:
-            await self._send_early(b"")
-        await self._muxed.send_eof()
+        """See `Stream`; on an optimistic stream it waits for the answer first.
+
+        An end that arrives before js-libp2p 3 has called its handler is lost on readers that
+        iterate over the stream. A refusal is left for the next read to raise.
+        """
+        with contextlib.suppress(NegotiationError):
+            await self._settle()
+        if self._failure is None:
+            await self._muxed.send_eof()
 
     async def aclose(self) -> None:
         """See `Stream`."""
@@ -102,7 +108,7 @@ class NetworkStream(Stream):
         await self._muxed.send_all(b"".join((proposal, data)) if proposal else data)
 
     async def _settle(self) -> None:
-        """Wait for the answer to the proposal; whoever comes first reads it for all."""
+        """Wait for the answer to the proposal, if it is due; the first comer reads it for all."""
         if self._proposal:
             await self._send_early(b"")
         async with self._settling:

@@ -1,0 +1,189 @@
+// A js-libp2p node for the tests: commands come as JSON lines on stdin, answers leave on stdout.
+//
+// A command is {"id": 1, "do": "dial", …}; its answer {"id": 1, "result": …} or
+// {"id": 1, "error": {"name": …, "message": …}}. The first line out is {"event": "ready", …}.
+
+import { createHash, randomBytes } from 'node:crypto'
+import { createInterface } from 'node:readline'
+
+// libp2p asks for Node.js 22; on 20 these two are missing.
+Promise.withResolvers ??= function () {
+  let resolve, reject
+  const promise = new this((yes, no) => { resolve = yes; reject = no })
+  return { promise, resolve, reject }
+}
+globalThis.WebSocket ??= class WebSocket {}
+
+const { createLibp2p } = await import('libp2p')
+const { noise } = await import('@libp2p/noise')
+const { yamux } = await import('@libp2p/yamux')
+const { identify, identifyPush } = await import('@libp2p/identify')
+const { ping } = await import('@libp2p/ping')
+const { tcp } = await import('@libp2p/tcp')
+const { multiaddr } = await import('@multiformats/multiaddr')
+const { peerIdFromString } = await import('@libp2p/peer-id')
+
+const ECHO = '/p2pnode-test/echo/1.0.0'
+const HALF = '/p2pnode-test/answer-at-the-end/1.0.0'
+
+const node = await createLibp2p({
+  addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
+  transports: [tcp()],
+  connectionEncrypters: [noise()],
+  streamMuxers: [yamux()],
+  services: { identify: identify(), identifyPush: identifyPush(), ping: ping() },
+  connectionMonitor: { pingInterval: 1000 }
+})
+
+const write = line => process.stdout.write(JSON.stringify(line) + '\n')
+const bytes = data => data.subarray()
+const hex = data => data == null ? null : Buffer.from(bytes(data)).toString('hex')
+
+const send = async (stream, data) => {
+  const piece = 1 << 16
+  for (let start = 0; start < data.byteLength; start += piece) {
+    if (!stream.send(data.subarray(start, start + piece))) await stream.onDrain()
+  }
+}
+
+// Iterating over a stream waits forever when its end has arrived before the iteration began, so
+// listen to its events instead.
+const readEach = (stream, take) => new Promise((resolve, reject) => {
+  stream.addEventListener('message', ({ data }) => take(bytes(data)))
+  stream.addEventListener('end', resolve)
+  stream.addEventListener('close', ({ error }) => error == null ? resolve() : reject(error))
+  if (stream.readableEnded) resolve()
+})
+
+const readAll = async stream => {
+  const hash = createHash('sha256')
+  let size = 0
+  await readEach(stream, data => {
+    hash.update(data)
+    size += data.byteLength
+  })
+  return { size, sha256: hash.digest('hex') }
+}
+
+const options = { maxInboundStreams: 1000, maxOutboundStreams: 1000 }
+
+await node.handle(ECHO, async stream => {
+  await readEach(stream, data => stream.send(data))
+  if (stream.writableNeedsDrain) await stream.onDrain()
+  await stream.close()
+}, options)
+
+await node.handle(HALF, async stream => {
+  const { size, sha256 } = await readAll(stream)
+  await send(stream, Buffer.from(JSON.stringify({ size, sha256 })))
+  await stream.close()
+}, options)
+
+const identified = new Map()
+const waiting = new Map()
+node.addEventListener('peer:identify', ({ detail }) => {
+  const peer = detail.peerId.toString()
+  identified.set(peer, {
+    protocolVersion: detail.protocolVersion ?? null,
+    agentVersion: detail.agentVersion ?? null,
+    observedAddr: detail.observedAddr?.toString() ?? null,
+    listenAddrs: detail.listenAddrs.map(String),
+    protocols: detail.protocols,
+    record: detail.signedPeerRecord == null
+      ? null
+      : {
+          seq: detail.signedPeerRecord.seq.toString(),
+          addresses: detail.signedPeerRecord.addresses.map(String)
+        }
+  })
+  waiting.get(peer)?.resolve()
+})
+
+const commands = {
+  async dial ({ address }) {
+    const connection = await node.dial(multiaddr(address))
+    return { peer: connection.remotePeer.toString(), muxer: connection.multiplexer, encryption: connection.encryption }
+  },
+
+  async identified ({ peer }) {
+    if (!identified.has(peer)) {
+      waiting.set(peer, Promise.withResolvers())
+      await waiting.get(peer).promise
+    }
+    return identified.get(peer)
+  },
+
+  async known ({ peer }) {
+    const data = await node.peerStore.get(peerIdFromString(peer))
+    return {
+      protocols: data.protocols,
+      addresses: data.addresses.map(each => each.multiaddr.toString()),
+      envelope: hex(data.peerRecordEnvelope)
+    }
+  },
+
+  async echo ({ peer, size, protocol = ECHO }) {
+    const stream = await node.dialProtocol(peerIdFromString(peer), protocol, options)
+    const data = randomBytes(size)
+    const received = readAll(stream)
+    await send(stream, data)
+    await stream.close()
+    const expected = createHash('sha256').update(data).digest('hex')
+    const answer = await received
+    return { size: answer.size, whole: answer.sha256 === expected }
+  },
+
+  async echoes ({ peer, count, size }) {
+    const all = Array.from({ length: count }, async () => commands.echo({ peer, size }))
+    return await Promise.all(all)
+  },
+
+  async half ({ peer, size }) {
+    const stream = await node.dialProtocol(peerIdFromString(peer), HALF, options)
+    const data = randomBytes(size)
+    let answer = ''
+    const received = readEach(stream, piece => { answer += Buffer.from(piece).toString() })
+    await send(stream, data)
+    await stream.close()
+    await received
+    const { sha256 } = JSON.parse(answer)
+    return { whole: sha256 === createHash('sha256').update(data).digest('hex') }
+  },
+
+  async ping ({ peer }) {
+    return await node.services.ping.ping(peerIdFromString(peer))
+  },
+
+  async handle ({ protocol }) {
+    await node.handle(protocol, async stream => { await stream.close() })
+  },
+
+  async unhandle ({ protocol }) {
+    await node.unhandle(protocol)
+  },
+
+  async hangUp ({ peer }) {
+    await node.hangUp(peerIdFromString(peer))
+  },
+
+  async connections ({ peer }) {
+    return node.getConnections(peerIdFromString(peer)).length
+  }
+}
+
+write({
+  event: 'ready',
+  peer: node.peerId.toString(),
+  addresses: node.getMultiaddrs().map(each => each.decapsulateCode(421).toString()),
+  protocols: node.getProtocols()
+})
+
+const input = createInterface({ input: process.stdin })
+input.on('line', line => {
+  const command = JSON.parse(line)
+  commands[command.do](command).then(
+    result => write({ id: command.id, result: result ?? null }),
+    error => write({ id: command.id, error: { name: error.name, message: error.message } })
+  )
+})
+input.on('close', () => process.exit(0)) // the test that started us is gone
