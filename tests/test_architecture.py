@@ -15,6 +15,22 @@ IMPURE = {"trio", "socket", "time", "random", "torch", "os", "threading", "async
 CORES = sorted(PACKAGE.rglob("*core*.py"))
 
 
+def test_the_public_names_are_these():
+    assert p2pnode.__all__ == [
+        "MixtureOfExperts",
+        "RemoteExpert",
+        "RemoteMixtureOfExperts",
+        "Settings",
+        "Trainer",
+        "connect",
+        "register_layer",
+    ]
+    for name in p2pnode.__all__:
+        assert getattr(p2pnode, name).__name__ == name
+    with pytest.raises(AttributeError):
+        _ = p2pnode.absent
+
+
 def imported_roots(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
