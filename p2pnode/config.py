@@ -92,7 +92,7 @@ class DhtSettings:
     patience: float = 1.5  # a query that takes longer frees its slot for another one
     query_timeout: float = 5.0  # one request to one peer
     lookup_timeout: float = 30.0
-    lookup_reuse: float = 30.0  # how long the peers closest to a key are remembered
+    lookup_reuse: float = 120.0  # how long the peers closest to a key are remembered
     refresh_interval: float = 600.0
     liveness_interval: float = 60.0  # a peer not heard of for so long is asked for a sign of life
     rejoin_interval: float = 5.0  # between tries of lost peers when none is left
