@@ -152,15 +152,15 @@ class Runtime:
                     " queued; allow more time or call another host"
                 )
             )
-        if not batch.calls:
-            return
         began = trio.current_time()
         try:
-            outcomes = await self._compute(lambda: self._execute(batch.uid, batch.calls))
+            outcomes: list[Outcome] = []
+            if batch.calls:
+                outcomes = await self._compute(lambda: self._execute(batch.uid, batch.calls))
             for call, outcome in zip(batch.calls, outcomes, strict=True):
                 call.settle(outcome)
         finally:
             for call in batch.calls:
                 if not call.settled:  # cancelled before the worker began
                     call.settle(OverloadedError("the host is shutting down; call another"))
-        self._on_settled(batch, trio.current_time() - began)
+            self._on_settled(batch, trio.current_time() - began)

@@ -59,6 +59,8 @@ class BatchComputed(Event):
 class ExpertFailed(Event):
     """A call failed inside its expert."""
 
+    level = "warning"
+
     uid: Uid
     reason: str
 
@@ -66,6 +68,8 @@ class ExpertFailed(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved(Event):
     """An expert was saved."""
+
+    level = "info"
 
     uid: Uid
     path: Path
@@ -76,6 +80,8 @@ class CheckpointSaved(Event):
 class CheckpointSkipped(Event):
     """A checkpoint was not used, because it is damaged; an earlier one was, and it is kept."""
 
+    level = "warning"
+
     uid: Uid
     path: Path
     reason: str
@@ -84,6 +90,8 @@ class CheckpointSkipped(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFailed(Event):
     """An expert could not be saved; it goes on being served."""
+
+    level = "warning"
 
     uid: Uid
     reason: str

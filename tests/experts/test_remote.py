@@ -1,0 +1,145 @@
+"""Experts called over the wire: authorised, authenticated, equal to local ones."""
+
+import contextlib
+import dataclasses
+import math
+
+import pytest
+import torch
+import trio
+
+from p2pnode.config import HostingSettings, RpcSettings
+from p2pnode.errors import ExpertFailedError, HostLostError, SchemaError
+from p2pnode.experts.backend import build_backend
+from p2pnode.experts.runtime import compute_inline
+from p2pnode.experts.service import BatchComputed, ExpertHost
+from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.client import TensorClient
+from p2pnode.rpc.server import TensorServer
+from p2pnode.security.tokens import Membership, RunKey, issue_invite
+from p2pnode.testing.light import light_network
+from p2pnode.wire.uids import Uid
+
+KEY = RunKey.from_bytes(bytes(range(32)))
+UID = Uid("digits", "ffn.1.2")
+
+
+class Remote:
+    def __init__(self, network, settings, directory=None):
+        self.network = network
+        self.settings = settings
+        self.far, self.near = network.add_host(), network.add_host()
+        self.experts = ExpertHost(
+            settings, directory, self.far.events, compute=compute_inline, disk=compute_inline
+        )
+        rpc = RpcSettings()
+        authority = Authority({"digits": self.member(self.far)}, rpc.token_cache_size)
+        self.server = TensorServer(self.far, rpc, self.experts, authority)
+        self.client = TensorClient(self.near, rpc, {"digits": self.member(self.near)})
+        self.near.add_addresses(self.far.peer_id, self.far.addresses, math.inf)
+
+    def member(self, host):
+        invite = issue_invite(KEY, "digits", scopes=("host", "train"), expires_at=2**33)
+        return Membership.accept(invite, host.peer_id)
+
+    async def forward(self, *inputs, uid=UID):
+        return await self.client.forward(self.far.peer_id, uid, inputs)
+
+    async def backward(self, inputs, gradients, call_id, uid=UID):
+        return await self.client.backward(self.far.peer_id, uid, inputs, gradients, call_id=call_id)
+
+
+@contextlib.asynccontextmanager
+async def remote(settings, uids=(UID,), **options):
+    async with light_network() as network, trio.open_nursery() as nursery:
+        made = Remote(network, settings, **options)
+        await made.experts.add([uid.in_run(KEY.run_id) for uid in uids])
+        await nursery.start(made.experts.run)
+        yield made
+        await trio.testing.wait_all_tasks_blocked()
+        assert made.server.budget.bytes_in_flight == 0
+        assert made.server.budget.calls_in_flight == 0
+        nursery.cancel_scope.cancel()
+
+
+def numbered(number):
+    return number.to_bytes(16, "big")
+
+
+@pytest.mark.parametrize(("layer", "rows"), [("ffn", 5), ("ffn", 4000), ("transformer", 3)])
+async def test_remote_training_equals_local_training(settings, layer, rows, autojump_clock):
+    settings = dataclasses.replace(settings, layer=layer, optimizer="sgd")
+    twin = build_backend(UID, settings)
+    async with remote(settings) as it:
+        info = await it.client.info(it.far.peer_id, UID)
+        for number in range(3):
+            x = torch.randn(info.inputs[0].with_rows(rows).shape)
+            g = torch.randn(x.shape)
+            (y,) = await it.forward(x)
+            torch.testing.assert_close(y, twin.forward([x])[0])
+            (gx,) = await it.backward([x], [g], numbered(number))
+            torch.testing.assert_close(gx, twin.backward([x], [g])[0])
+        assert it.experts.status()[0].steps == 3
+
+
+async def test_concurrent_trainers_each_get_their_own_rows(settings, autojump_clock):
+    twin = build_backend(UID, settings)
+    async with remote(settings) as it:
+        answers = {}
+
+        async def call(number, x):
+            answers[number] = (await it.forward(x))[0]
+
+        xs = [torch.randn(number % 5 + 1, 8) for number in range(30)]
+        async with trio.open_nursery() as nursery:
+            for number, x in enumerate(xs):
+                nursery.start_soon(call, number, x)
+        for number, x in enumerate(xs):
+            torch.testing.assert_close(answers[number], twin.forward([x])[0])
+
+
+async def test_a_backward_call_whose_reply_was_lost_steps_once(settings, autojump_clock):
+    async with remote(settings) as it:
+        x = torch.randn(2, 8)
+        await it.forward(x)
+        cut = it.near.connection_to(it.far.peer_id)
+        undo = it.far.events.on(BatchComputed, lambda _: cut.end("the cable was pulled"))
+        with pytest.raises(HostLostError):
+            await it.backward([x], [x], numbered(1))
+        undo()
+        assert it.experts.status()[0].steps == 1
+        twin = build_backend(UID, settings)
+        (gx,) = await it.backward([x], [x], numbered(1))
+        torch.testing.assert_close(gx, twin.backward([x], [x])[0])
+        assert it.experts.status()[0].steps == 1
+
+
+async def test_a_nan_gradient_is_refused_across_the_wire(settings, autojump_clock):
+    async with remote(settings) as it:
+        x = torch.ones(2, 8)
+        with pytest.raises(ExpertFailedError, match="not finite"):
+            await it.backward([x], [x * torch.nan], numbered(1))
+        assert it.experts.status()[0].steps == 0
+
+
+async def test_a_wrong_shape_is_refused_across_the_wire(settings, autojump_clock):
+    async with remote(settings) as it:
+        with pytest.raises(SchemaError, match=r"float32 of shape \(rows, 8\)"):
+            await it.forward(torch.ones(2, 9))
+
+
+async def test_a_cancelled_call_frees_its_place_in_the_queue(settings, autojump_clock):
+    settings = dataclasses.replace(settings, max_queued_calls=1, batch_window=10.0)
+    async with remote(settings) as it:
+        for _ in range(3):
+            with trio.move_on_after(1.0) as scope:
+                await it.forward(torch.zeros(1, 8))
+            assert scope.cancelled_caught
+            await trio.testing.wait_all_tasks_blocked()
+            assert it.experts.load(UID.in_run(KEY.run_id)) == 0
+
+
+async def test_each_settings_default_serves(autojump_clock):
+    async with remote(HostingSettings()) as it:
+        (y,) = await it.forward(torch.zeros(1, 64))
+        assert y.shape == (1, 64)

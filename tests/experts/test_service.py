@@ -1,0 +1,575 @@
+import dataclasses
+import math
+import time
+
+import pytest
+import torch
+import trio
+from torch import nn
+
+from p2pnode.config import HostingSettings, RpcSettings
+from p2pnode.errors import (
+    AlreadyAppliedError,
+    CheckpointError,
+    ConfigError,
+    DeadlineExceededError,
+    ExpertFailedError,
+    OverloadedError,
+    UnknownExpertError,
+)
+from p2pnode.events import Event, EventBus
+from p2pnode.experts import layers
+from p2pnode.experts.backend import build_backend
+from p2pnode.experts.checkpoints import read_checkpoint
+from p2pnode.experts.runtime import compute_inline
+from p2pnode.experts.service import (
+    BatchComputed,
+    CheckpointFailed,
+    CheckpointSaved,
+    CheckpointSkipped,
+    ExpertAdded,
+    ExpertFailed,
+    ExpertHost,
+)
+from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.uids import Uid, expand
+
+RUN = "open:digits"
+A, B = Uid(RUN, "ffn.0.0"), Uid(RUN, "ffn.0.1")
+ALICE, BOB = (PrivateKey.from_seed(seed * 32).peer_id for seed in (b"a", b"b"))
+ID = bytes(16)
+X, G = torch.randn(2, 8), torch.randn(2, 8)
+
+
+class Clumsy(nn.Module):
+    def __init__(self, hidden_dim):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(hidden_dim))
+
+    def forward(self, x):
+        if (x == 13).any():
+            raise ZeroDivisionError("unlucky")
+        return x * self.scale
+
+
+@pytest.fixture(autouse=True)
+def _clumsy_layer(monkeypatch):
+    layer = layers.Layer(name="clumsy", build=Clumsy, inputs=layers.hidden_rows)
+    monkeypatch.setitem(layers._LAYERS, "clumsy", layer)
+
+
+class Slow:
+    """Inline compute that takes virtual seconds, and cannot be interrupted."""
+
+    def __init__(self, duration=1.0):
+        self.duration = duration
+
+    async def __call__(self, work):
+        await trio.lowlevel.checkpoint()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self.duration)
+        return work()
+
+
+class Rig:
+    def __init__(self, settings, directory=None, compute=compute_inline):
+        self.events = EventBus()
+        self.seen = []
+        self.events.on(Event, self.seen.append)
+        self.host = ExpertHost(
+            settings, directory, self.events, compute=compute, disk=compute_inline
+        )
+
+    def of(self, kind):
+        return [event for event in self.seen if type(event) is kind]
+
+    async def forward(self, x=X, uid=A, patience=100.0):
+        return (await self.host.forward(uid, [x], deadline=trio.current_time() + patience))[0]
+
+    async def backward(self, x=X, g=G, *, uid=A, caller=ALICE, call_id=ID, patience=100.0):
+        answer = await self.host.backward(
+            uid,
+            [x],
+            [g],
+            caller=caller,
+            call_id=call_id,
+            deadline=trio.current_time() + patience,
+        )
+        return answer[0]
+
+    def steps(self, uid=A):
+        return next(status.steps for status in self.host.status() if status.uid == uid)
+
+    def assert_nothing_is_left(self):
+        assert len(self.host._pool) == 0
+        assert all(not hosted.pending for hosted in self.host._experts.values())
+
+
+def numbered(number):
+    return number.to_bytes(16, "big")
+
+
+# --- adding ---------------------------------------------------------------------------------------
+
+
+async def test_experts_are_added_once_with_their_schema(settings):
+    rig = Rig(settings)
+    added = await rig.host.add([A, B, A])
+    assert [status.uid for status in added] == rig.host.uids == [A, B]
+    assert await rig.host.add([B]) == []
+    info = rig.host.info(B)
+    assert info.layer == "ffn"
+    assert info.inputs == info.outputs == (info.inputs[0],)
+    assert info.inputs[0].shape == (None, 8)
+    assert (info.max_rows, info.max_bytes) == (
+        settings.max_batch_rows,
+        RpcSettings().max_call_bytes,
+    )
+    events = [(e.uid, e.layer, e.steps, e.restored) for e in rig.of(ExpertAdded)]
+    assert events == [(A, "ffn", 0, None), (B, "ffn", 0, None)]
+
+
+async def test_experts_of_several_kinds_live_together(settings):
+    rig = Rig(settings)
+    await rig.host.add([A])
+    await rig.host.add([B], dataclasses.replace(settings, layer="linear", hidden_dim=3))
+    assert rig.host.info(A).layer == "ffn"
+    assert rig.host.info(B).inputs[0].shape == (None, 3)
+
+
+async def test_thirty_two_experts_start_in_well_under_a_second(tmp_path):
+    host = ExpertHost(HostingSettings(), tmp_path, EventBus())
+    began = time.perf_counter()
+    await host.add(expand("ffn.[0:4].[0:8]", RUN))
+    assert len(host.uids) == 32
+    assert time.perf_counter() - began < 0.8
+
+
+async def test_either_all_experts_are_added_or_none(settings, tmp_path):
+    saved = Rig(settings, tmp_path)
+    await saved.host.add([B])
+    await saved.host.save_all()
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(b"damaged")
+    rig = Rig(settings, tmp_path)
+    with pytest.raises(CheckpointError, match=r"ffn\.0\.1"):
+        await rig.host.add([A, B])
+    assert rig.host.uids == []
+    assert rig.seen == []
+    await rig.host.add([A])
+
+
+async def test_more_experts_than_configured_are_refused(settings):
+    rig = Rig(dataclasses.replace(settings, max_experts=1))
+    with pytest.raises(ConfigError, match=r"hosting\.max_experts"):
+        await rig.host.add([A, B])
+    await rig.host.add([A])
+    with pytest.raises(ConfigError):
+        await rig.host.add([B])
+
+
+# --- calls ----------------------------------------------------------------------------------------
+
+
+async def test_calls_equal_those_of_a_local_twin(settings, nursery, autojump_clock):
+    rig = Rig(settings)
+    await rig.host.add([A, B])
+    await nursery.start(rig.host.run)
+    twin = build_backend(A, settings)
+    for number in range(3):
+        torch.testing.assert_close(await rig.forward(), twin.forward([X])[0])
+        mine = await rig.backward(call_id=numbered(number))
+        torch.testing.assert_close(mine, twin.backward([X], [G])[0])
+    assert (rig.steps(A), rig.steps(B)) == (3, 0)
+    assert [event.kind for event in rig.of(BatchComputed)] == ["forward", "backward"] * 3
+    rig.assert_nothing_is_left()
+
+
+async def test_concurrent_calls_are_one_batch_and_one_step(settings, nursery, autojump_clock):
+    rig = Rig(settings, compute=Slow())
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    nursery.start_soon(rig.forward)
+    await trio.sleep(0.1)
+    async with trio.open_nursery() as callers:
+        for number in range(5):
+            callers.start_soon(lambda n=number: rig.backward(call_id=numbered(n)))
+    assert rig.steps() == 1
+    assert [(e.calls, e.rows, e.failed, e.seconds) for e in rig.of(BatchComputed)] == [
+        (1, 2, 0, pytest.approx(1.0)),
+        (5, 10, 0, pytest.approx(1.0)),
+    ]
+
+
+async def test_an_unknown_expert_is_refused(settings):
+    rig = Rig(settings)
+    for use in (rig.forward, rig.backward):
+        with pytest.raises(UnknownExpertError, match=r"does not serve ffn\.0\.0"):
+            await use()
+    with pytest.raises(UnknownExpertError):
+        rig.host.info(A)
+
+
+async def test_a_full_queue_refuses_until_there_is_room(settings, nursery, autojump_clock):
+    rig = Rig(dataclasses.replace(settings, max_queued_calls=2), compute=Slow())
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    nursery.start_soon(rig.forward)
+    await trio.sleep(0.1)
+    nursery.start_soon(rig.forward)
+    with trio.CancelScope() as scope:
+        nursery.start_soon(rig.forward)
+        await trio.sleep(0.1)
+        assert rig.host.load(A) == rig.host.status()[0].queued == 2
+        with pytest.raises(OverloadedError):
+            await rig.forward()
+        with pytest.raises(OverloadedError):
+            await rig.backward()
+    assert not scope.cancelled_caught
+    await trio.sleep(1.0)
+    await rig.forward()
+    rig.assert_nothing_is_left()
+
+
+async def test_a_failing_call_harms_neither_its_expert_nor_others(
+    settings, nursery, autojump_clock
+):
+    rig = Rig(dataclasses.replace(settings, layer="clumsy"), compute=Slow())
+    await rig.host.add([A, B])
+    await nursery.start(rig.host.run)
+    failures, answers = [], []
+
+    async def fail(use, x):
+        with pytest.raises(ExpertFailedError) as caught:
+            await use(x)
+        failures.append(str(caught.value))
+
+    async def succeed(uid):
+        answers.append(await rig.forward(uid=uid))
+
+    unlucky, nan = torch.full((1, 8), 13.0), torch.full((2, 8), math.nan)
+    nursery.start_soon(rig.forward)
+    await trio.sleep(0.1)
+    async with trio.open_nursery() as callers:
+        callers.start_soon(fail, rig.forward, unlucky)
+        callers.start_soon(succeed, A)
+        callers.start_soon(succeed, B)
+        callers.start_soon(fail, rig.forward, nan)
+        callers.start_soon(fail, rig.backward, nan)
+    assert len(failures) == len(rig.of(ExpertFailed)) == 3
+    assert all(torch.equal(answer, X) for answer in answers)
+    assert rig.steps() == 0
+    assert torch.equal(await rig.backward(), G)  # the id of the failed call was not used up
+    assert rig.steps() == 1
+
+
+async def test_a_draining_host_finishes_what_it_has_and_takes_no_more(
+    settings, nursery, autojump_clock
+):
+    rig = Rig(settings, compute=Slow())
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    answers = []
+
+    async def call():
+        answers.append(await rig.backward())
+
+    nursery.start_soon(call)
+    await trio.sleep(0.1)
+    nursery.start_soon(rig.host.drain)
+    await trio.sleep(0.1)
+    with pytest.raises(OverloadedError, match="shutting down"):
+        await rig.forward()
+    await rig.host.drain()
+    assert trio.current_time() == pytest.approx(1.0 + 1.0)  # building took the first second
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(answers) == 1
+
+
+# --- at most once ---------------------------------------------------------------------------------
+
+
+async def test_a_repeated_backward_call_steps_once_and_answers_alike(
+    settings, nursery, autojump_clock
+):
+    rig = Rig(settings)
+    await rig.host.add([A, B])
+    await nursery.start(rig.host.run)
+    first = await rig.backward()
+    again = await rig.backward()
+    assert torch.equal(first, again)
+    assert rig.steps() == 1
+    await rig.backward(caller=BOB)  # ids are each caller's own
+    await rig.backward(uid=B)
+    assert (rig.steps(A), rig.steps(B)) == (2, 1)
+
+
+async def test_a_repetition_waits_for_the_first_when_that_is_under_way(
+    settings, nursery, autojump_clock
+):
+    rig = Rig(settings, compute=Slow())
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    answers = []
+
+    async def call():
+        answers.append(await rig.backward())
+
+    async with trio.open_nursery() as callers:
+        for _ in range(3):
+            callers.start_soon(call)
+            await trio.sleep(0.4)  # queued or in the device
+    assert rig.steps() == 1
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+    rig.assert_nothing_is_left()
+
+
+async def test_a_repetition_takes_over_when_the_first_is_given_up(
+    settings, nursery, autojump_clock
+):
+    rig = Rig(settings, compute=Slow())
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    nursery.start_soon(rig.forward)
+    await trio.sleep(0.1)
+    async with trio.open_nursery() as first:
+        first.start_soon(lambda: rig.backward(patience=0.5))
+        await trio.sleep(0.1)
+        async with trio.open_nursery() as second:
+            second.start_soon(rig.backward)
+            await trio.sleep(0.1)
+            first.cancel_scope.cancel()
+    assert rig.steps() == 0
+    await rig.backward()
+    assert rig.steps() == 1
+    rig.assert_nothing_is_left()
+
+
+async def test_a_call_given_up_while_queued_may_be_made_again(settings, nursery, autojump_clock):
+    rig = Rig(settings, compute=Slow())
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    nursery.start_soon(rig.forward)
+    await trio.sleep(0.1)
+    with trio.move_on_after(0.1):
+        await rig.backward()
+    rig.assert_nothing_is_left()
+    with pytest.raises(DeadlineExceededError):
+        await rig.backward(patience=0.1)
+    assert rig.steps() == 0
+    rig.assert_nothing_is_left()
+    await rig.backward()
+    assert rig.steps() == 1
+
+
+async def test_a_reply_lost_after_the_step_is_given_again(settings, nursery, autojump_clock):
+    rig = Rig(settings, compute=Slow())
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    with trio.move_on_after(0.5) as scope:
+        await rig.backward()
+    assert scope.cancelled_caught
+    await trio.sleep(1.0)
+    assert rig.steps() == 1
+    twin = build_backend(A, settings)
+    torch.testing.assert_close(await rig.backward(), twin.backward([X], [G])[0])
+    assert rig.steps() == 1
+
+
+async def test_an_applied_call_without_its_answer_is_told_so(settings, nursery, autojump_clock):
+    rig = Rig(dataclasses.replace(settings, replay_window_bytes=X.nbytes))
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    await rig.backward(call_id=numbered(1))
+    await rig.backward(call_id=numbered(2))
+    with pytest.raises(AlreadyAppliedError, match="go on with the next step"):
+        await rig.backward(call_id=numbered(1))
+    await rig.backward(call_id=numbered(2))
+    assert rig.steps() == 2
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+async def test_a_restarted_host_goes_on_from_its_checkpoint(
+    settings, tmp_path, nursery, autojump_clock
+):
+    rig = Rig(settings, tmp_path)
+    await rig.host.add([A, B])
+    await nursery.start(rig.host.run)
+    for number in range(3):
+        await rig.backward(call_id=numbered(number))
+    await rig.host.save_all()
+    expected = await rig.forward()
+    await rig.backward(call_id=numbered(9))  # after the checkpoint, and so lost
+
+    other = Rig(settings, tmp_path)
+    added = await other.host.add([A, B])
+    assert [(status.steps, status.rows, status.restored) for status in added] == [
+        (3, 6, True),
+        (0, 0, True),
+    ]
+    assert other.of(ExpertAdded)[0].restored == rig.of(CheckpointSaved)[0].path
+    await nursery.start(other.host.run)
+    assert torch.equal(await other.forward(), expected)
+    with pytest.raises(AlreadyAppliedError):  # the checkpoint contains it
+        await other.backward(call_id=numbered(2))
+    await other.backward(call_id=numbered(9))
+    assert other.steps() == 4
+
+
+async def test_only_what_has_changed_is_saved(settings, tmp_path, nursery, autojump_clock):
+    rig = Rig(settings, tmp_path)
+    await rig.host.add([A, B])
+    await nursery.start(rig.host.run)
+    await rig.host.save_all()
+    await rig.backward()
+    await rig.host.save_all()
+    await rig.host.save_all()
+    saved = [(event.uid, event.steps) for event in rig.of(CheckpointSaved)]
+    assert saved == [(A, 0), (B, 0), (A, 1)]
+    assert rig.host.status()[0].saved_at is not None
+
+
+async def test_experts_are_saved_regularly(settings, tmp_path, nursery, autojump_clock):
+    rig = Rig(dataclasses.replace(settings, checkpoint_interval=10.0), tmp_path)
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    await trio.sleep(5.0)
+    for number in range(3):
+        await rig.backward(call_id=numbered(number))
+        await trio.sleep(10.0)
+    assert [event.steps for event in rig.of(CheckpointSaved)] == [1, 2, 3]
+
+
+async def test_without_an_interval_or_a_directory_nothing_is_saved_by_itself(
+    settings, tmp_path, nursery, autojump_clock
+):
+    silent = Rig(dataclasses.replace(settings, checkpoint_interval=0.0), tmp_path)
+    homeless = Rig(settings)
+    for rig in (silent, homeless):
+        await rig.host.add([A])
+        await nursery.start(rig.host.run)
+        await rig.backward()
+        await trio.sleep(1000.0)
+    await homeless.host.save_all()
+    assert silent.of(CheckpointSaved) == homeless.of(CheckpointSaved) == []
+
+
+async def test_a_damaged_checkpoint_is_skipped_and_said_so(
+    settings, tmp_path, nursery, autojump_clock
+):
+    rig = Rig(settings, tmp_path)
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    await rig.host.save_all()
+    await rig.backward()
+    await rig.host.save_all()
+    good, bad = (event.path for event in rig.of(CheckpointSaved))
+    bad.write_bytes(bad.read_bytes()[:-1])
+    content = bad.read_bytes()
+
+    other = Rig(settings, tmp_path)
+    await other.host.add([A])
+    (skipped,) = other.of(CheckpointSkipped)
+    assert (skipped.uid, skipped.path) == (A, bad)
+    assert other.of(ExpertAdded)[0].restored == good
+    await nursery.start(other.host.run)
+    for number in range(5):
+        await other.backward(call_id=numbered(number))
+        await other.host.save_all()
+    assert bad.read_bytes() == content
+
+
+async def test_a_checkpoint_of_another_layer_is_not_replaced(settings, tmp_path):
+    rig = Rig(settings, tmp_path)
+    await rig.host.add([A])
+    await rig.host.save_all()
+    other = Rig(dataclasses.replace(settings, layer="linear"), tmp_path)
+    with pytest.raises(CheckpointError, match="is of a ffn"):
+        await other.host.add([A])
+    assert other.host.uids == []
+
+
+async def test_an_expert_that_cannot_be_saved_goes_on_and_is_tried_again(
+    settings, tmp_path, nursery, autojump_clock
+):
+    settings = dataclasses.replace(settings, checkpoint_interval=10.0)
+    rig = Rig(settings, tmp_path)
+    await rig.host.add([A, B])
+    await nursery.start(rig.host.run)
+    in_the_way = tmp_path / "open@digits" / A.name
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("a file")
+    with pytest.raises(CheckpointError, match=r"1 experts could not be saved: .*ffn\.0\.0"):
+        await rig.host.save_all()
+    assert [event.uid for event in rig.of(CheckpointFailed)] == [A]
+    assert [event.uid for event in rig.of(CheckpointSaved)] == [B]
+    await rig.backward()
+    await trio.sleep(15.0)
+    assert len(rig.of(CheckpointFailed)) == 2
+    in_the_way.unlink()
+    await trio.sleep(10.0)
+    assert [event.uid for event in rig.of(CheckpointSaved)] == [B, A]
+
+
+async def test_weights_gone_bad_do_not_push_out_good_checkpoints(
+    settings, tmp_path, nursery, autojump_clock
+):
+    settings = dataclasses.replace(settings, layer="clumsy")
+    rig = Rig(settings, tmp_path)
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    await rig.backward()
+    rig.host._experts[A].backend.module.scale.data[0] = math.nan
+    with pytest.raises(CheckpointError, match="not finite"):
+        await rig.host.save_all()
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+async def test_every_checkpoint_holds_whole_steps(settings, tmp_path, nursery, autojump_clock):
+    """Weights, step count and applied ids belong together at whatever moment it is taken."""
+    settings = dataclasses.replace(
+        settings, layer="clumsy", optimizer="sgd", learning_rate=1.0, checkpoints_kept=100
+    )
+    rig = Rig(settings, tmp_path, compute=Slow(0.3))
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+
+    async def train():
+        for number in range(20):
+            await rig.backward(torch.ones(1, 8), torch.ones(1, 8), call_id=numbered(number))
+
+    async with trio.open_nursery() as both:
+        both.start_soon(train)
+        for _ in range(8):
+            await trio.sleep(0.5)
+            await rig.host.save_all()
+    paths = [event.path for event in rig.of(CheckpointSaved)]
+    assert len(paths) >= 5
+    for path in paths:
+        checkpoint = read_checkpoint(path, A)
+        steps = checkpoint.state.steps
+        assert len(checkpoint.applied) == steps
+        assert torch.equal(checkpoint.state.tensors["module.scale"], torch.full((8,), 1.0 - steps))
+
+
+async def test_calls_are_served_from_real_threads_while_checkpoints_are_written(settings, tmp_path):
+    events = EventBus()
+    host = ExpertHost(settings, tmp_path, events)
+    await host.add([A, B])
+    twin = build_backend(A, settings)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(host.run)
+        for number in range(5):
+            async with trio.open_nursery() as both:
+                both.start_soon(host.save_all)
+                (mine,) = await host.backward(
+                    A, [X], [G], caller=ALICE, call_id=numbered(number), deadline=math.inf
+                )
+            torch.testing.assert_close(mine, twin.backward([X], [G])[0])
+        await host.drain()
+        await host.save_all()
+        nursery.cancel_scope.cancel()
+    restored = ExpertHost(settings, tmp_path, events)
+    assert (await restored.add([A]))[0].steps == 5
