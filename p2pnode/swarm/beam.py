@@ -42,6 +42,8 @@ async def beam_search(
         NoPeersError: the node knows nobody to ask.
     """
     batch = _check(scores, k)
+    if not batch:
+        return []
     names = [prefix]
     # The beam: for each sample up to k indices into `names`, and their scores; -inf is no prefix.
     beam = np.zeros((batch, 1), dtype=np.int64)

@@ -1,0 +1,271 @@
+import pytest
+import trio
+import trio.testing
+
+from p2pnode.clock import wall_time
+from p2pnode.config import DhtSettings, HostingSettings
+from p2pnode.errors import InvalidUidError
+from p2pnode.swarm.announce import WITHDRAWAL_TIMEOUT, Announcer, ExpertsAnnounced, Proof
+from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.uids import Uid, expand
+
+RUN = "open:digits"
+CLOSED = "7Zb1"
+
+
+def _peers(hosts):
+    return {host.peer_id for host in hosts}
+
+
+async def _grid(directory, block="ffn0"):
+    """Map each coordinate pair that is listed to the peers listed there."""
+    found = {}
+    for row in await directory.children(RUN, block):
+        for column, hosts in (await directory.children(RUN, f"{block}.{row}")).items():
+            found[row, column] = _peers(hosts)
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+async def test_a_trainer_finds_every_expert_of_a_small_swarm(swarm_network, autojump_clock, count):
+    async with swarm_network(delay=lambda _a, _b: 0.01) as net:
+        nodes = []
+        for number in range(count):
+            pattern = f"ffn0.[0:4].{number}"
+            nodes.append(await net.start(nodes[:1], experts=[pattern]))
+        trainer = await net.start(nodes[:1], server=False)
+        await trio.sleep(1)
+        expected = {(row, n): {nodes[n].peer_id} for row in range(4) for n in range(count)}
+        assert await _grid(trainer.directory) == expected
+        for node in nodes:
+            assert await _grid(node.directory) == expected
+
+
+async def test_a_first_node_is_found_by_those_who_join_later(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        first = await net.start(experts=["blocks.[0:3]"])
+        await trio.sleep(60)
+        trainer = await net.start([first], server=False)
+        children = await trainer.directory.children(RUN, "blocks")
+        assert {n: _peers(hosts) for n, hosts in children.items()} == {
+            n: {first.peer_id} for n in range(3)
+        }
+
+
+async def test_a_uid_hosted_by_several_peers_resolves_to_all_of_them_the_idlest_first(
+    swarm_network, autojump_clock
+):
+    async with swarm_network() as net:
+        loads = [5, 0, 3]
+        nodes = []
+        for load in loads:
+            nodes.append(
+                await net.start(nodes[:1], experts=["blocks.1"], load=lambda load=load: load)
+            )
+        trainer = await net.start(nodes[1:2], server=False)
+        hosts = await trainer.directory.hosts(Uid(RUN, "blocks.1"))
+        assert [host.peer_id for host in hosts] == [nodes[n].peer_id for n in (1, 2, 0)]
+        assert [host.load for host in hosts] == [0, 3, 5]
+        assert list(hosts[0].addresses) == nodes[1].host.addresses
+        assert await trainer.directory.hosts(Uid(RUN, "blocks.2")) == []
+        assert trainer.host.addresses_of(nodes[2].peer_id) == nodes[2].host.addresses
+
+
+@pytest.mark.parametrize(("period", "lifetime"), [(0.5, 3.0), (5.0, 10.0)])
+async def test_a_dead_host_disappears_within_its_records_lifetime(
+    swarm_network, autojump_clock, period, lifetime
+):
+    async with swarm_network(delay=lambda _a, _b: 0.01) as net:
+        hosting = HostingSettings(update_period=period)
+        alive = await net.start(experts=["ffn0.0.[0:2]"], hosting=hosting)
+        dead = await net.start([alive], experts=["ffn0.0.[1:3]"], hosting=hosting)
+        trainer = await net.start([alive], server=False)
+        await trio.sleep(3.7 * period)
+        assert set(await trainer.directory.children(RUN, "ffn0.0")) == {0, 1, 2}
+        died = trio.current_time()
+        await dead.crash()
+        while 2 in (listed := await trainer.directory.children(RUN, "ffn0.0")):
+            assert trio.current_time() - died < lifetime
+            await trio.sleep(0.1)
+        assert trio.current_time() - died <= lifetime + 0.1
+        assert {n: _peers(hosts) for n, hosts in listed.items()} == {
+            0: {alive.peer_id},
+            1: {alive.peer_id},
+        }
+
+
+async def test_live_hosts_never_flicker_also_while_others_are_silent(swarm_network, autojump_clock):
+    async with swarm_network(delay=lambda _a, _b: 0.02) as net:
+        first = await net.start(experts=["ffn0.0.0"])
+        nodes = [await net.start([first], experts=[f"ffn0.0.{n}"]) for n in range(1, 4)]
+        trainer = await net.start([first], server=False)
+
+        async def mute(_stream):
+            await trio.sleep_forever()
+
+        nodes[2].host.set_handler(DhtSettings().protocol, mute)
+        for _ in range(400):
+            listed = await trainer.directory.children(RUN, "ffn0.0")
+            assert {0, 1, 2} <= set(listed)
+            await trio.sleep(0.25)
+
+
+async def test_a_host_that_stops_withdraws_at_once(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        staying = await net.start(experts=["ffn0.0.0"])
+        leaving = await net.start([staying], experts=["ffn0.0.1", "ffn1.2.3"])
+        await leaving.stop()
+        trainer = await net.start([staying], server=False)
+        assert set(await trainer.directory.children(RUN, "ffn0.0")) == {0}
+        assert await trainer.directory.children(RUN, "ffn1") == {}
+        assert await trainer.directory.children(RUN, "ffn1.2") == {}
+
+
+async def test_experts_may_be_added_and_removed_at_any_time(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        node = await net.start(experts=["ffn0.0.[0:2]"])
+        other = await net.start([node])
+        node.announcer.add(expand("ffn0.[1:3].0", RUN))
+        await trio.testing.wait_all_tasks_blocked()
+        assert set(await other.directory.children(RUN, "ffn0")) == {0, 1, 2}
+        node.announcer.remove(expand("ffn0.1.0", RUN))
+        await trio.testing.wait_all_tasks_blocked()
+        trainer = await net.start([other], server=False)
+        assert set(await trainer.directory.children(RUN, "ffn0")) == {0, 2}
+        assert await trainer.directory.children(RUN, "ffn0.1") == {}
+        assert set(node.announcer.uids) == set(expand("ffn0.0.[0:2]", RUN)) | {Uid(RUN, "ffn0.2.0")}
+
+
+async def test_uids_that_do_not_fit_one_entry_are_refused_before_anything_changes(
+    swarm_network, autojump_clock
+):
+    async with swarm_network() as net:
+        node = await net.start(experts=["ffn0.0"])
+        with pytest.raises(InvalidUidError, match="neighbouring"):
+            node.announcer.add([Uid(RUN, f"ffn0.{2 * n}") for n in range(1000)])
+        assert node.announcer.uids == {Uid(RUN, "ffn0.0")}
+
+
+async def test_an_announcer_without_peers_says_so_and_goes_on(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        node = await net.start(server=False)
+        with node.host.events.subscribe(ExpertsAnnounced) as events:
+            node.announcer.add(expand("ffn0.0", RUN))
+            event = await events.get()
+            assert (event.prefixes, len(event.failures)) == (1, 1)
+            assert "ffn0" in event.failures[0]
+            other = await net.start()
+            await node.dht.bootstrap([(other.peer_id, other.host.addresses[0])])
+            await trio.sleep(HostingSettings().update_period + 0.1)
+        assert set(await other.directory.children(RUN, "ffn0")) == {0}
+
+
+async def test_announcements_end_with_the_membership(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        key = PrivateKey.from_seed(b"\7" * 32)
+        expires = wall_time() + 30
+        proof = Proof(f"{CLOSED} {key.peer_id} {expires}".encode(), expires)
+        first = await net.start()
+        node = await net.start(
+            [first], key=key, run_id=CLOSED, experts=["ffn0.0"], proof_of=lambda _run: proof
+        )
+        await trio.sleep(29)
+        (host,) = (await first.directory.children(CLOSED, "ffn0"))[0]
+        assert host.expiry <= expires
+        with node.host.events.subscribe(ExpertsAnnounced) as events:
+            await trio.sleep(6)
+            assert "expired" in (await events.get()).failures[0]
+        assert await first.directory.children(CLOSED, "ffn0") == {}
+
+
+async def test_an_outsider_cannot_announce_in_a_closed_run(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        first = await net.start()
+        node = await net.start([first], run_id=CLOSED)
+        with node.host.events.subscribe(ExpertsAnnounced) as events:
+            node.announcer.add(expand("ffn0.0", CLOSED))
+            (failure,) = (await events.get()).failures
+        assert "no membership" in failure
+        assert await first.directory.children(CLOSED, "ffn0") == {}
+
+
+async def test_withdrawing_is_bounded_when_nobody_answers(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        first = await net.start()
+        key = PrivateKey.from_seed(b"\7" * 32)
+        node = await net.start([first], key=key, server=False)
+        announcer = Announcer(node.host, node.dht, key)
+        announcer.add(expand("ffn0.0", RUN))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(announcer.run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert set(await first.directory.children(RUN, "ffn0")) == {0}
+
+            async def mute(_stream):
+                await trio.sleep_forever()
+
+            first.host.set_handler(DhtSettings().protocol, mute)
+            for connection in first.host.connections():
+                for stream in list(connection._streams):
+                    stream.reset()
+            before = trio.current_time()
+            nursery.cancel_scope.cancel()
+        assert 0 < trio.current_time() - before <= WITHDRAWAL_TIMEOUT
+
+
+async def test_sequence_numbers_rise_over_a_restart(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        first = await net.start()
+        key = PrivateKey.from_seed(b"\7" * 32)
+        node = await net.start([first], key=key, experts=["ffn0.[0:2]"])
+        await node.crash()
+        await trio.sleep(1)
+        await net.start([first], key=key, experts=["ffn0.[1:3]"])
+        assert set(await first.directory.children(RUN, "ffn0")) == {1, 2}
+
+
+async def test_a_steady_swarm_costs_few_requests(swarm_network, autojump_clock):
+    async with swarm_network(delay=lambda _a, _b: 0.005) as net:
+        nodes = []
+        for number in range(4):
+            patterns = [f"ffn0.{number}.[0:4]", f"ffn1.{number}.[0:4]"]
+            nodes.append(await net.start(nodes[:1], experts=patterns))
+        trainer = await net.start(nodes[:1], server=False)
+        await trio.sleep(30)
+        counts = []
+        for node in nodes:
+            core = node.dht._core
+
+            def counted(sender, request, *rest, original=core.receive_request):
+                counts.append(request.type.name)
+                return original(sender, request, *rest)
+
+            core.receive_request = counted
+        for _ in range(200):  # ten seconds of training steps
+            for block in ("ffn0", "ffn1"):
+                rows = await trainer.directory.children(RUN, block)
+                names = [f"{block}.{row}" for row in rows]
+                assert len(names) == 4
+                children = await trainer.directory.children_of(RUN, names)
+                assert [set(each) for each in children] == [{0, 1, 2, 3}] * 4
+            await trio.sleep(0.05)
+        # Each host has 4 prefixes to put at 3 others every 5 s; the trainer has 10 prefixes, each
+        # asked for by two requests every 2.5 to 5 s.
+        assert counts.count("PUT_VALUE") <= 4 * 4 * 3 * 3
+        assert counts.count("GET_VALUE") <= 10 * 2 * 5
+        assert counts.count("FIND_NODE") == 0
+
+
+async def test_announcing_is_cancelled_cleanly(swarm_network, autojump_clock):
+    async with swarm_network(delay=lambda _a, _b: 0.1) as net:
+        first = await net.start()
+        key = PrivateKey.from_seed(b"\7" * 32)
+        node = await net.start([first], key=key)
+        other = Announcer(node.host, node.dht, key)
+        other.add(expand("ffn0.0", RUN))
+        tasks = len(node.dht._nursery.child_tasks)
+        with trio.move_on_after(0.05) as scope:
+            await other.announce()
+        assert scope.cancelled_caught
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(node.dht._nursery.child_tasks) == tasks

@@ -1,0 +1,202 @@
+import pytest
+import trio
+import trio.testing
+
+from p2pnode.clock import wall_time
+from p2pnode.config import SwarmSettings
+from p2pnode.errors import NoPeersError
+from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.uids import Uid
+
+RUN = "open:digits"
+UID = Uid(RUN, "blocks.0")
+
+
+def _count_gets(node):
+    """Count the searches that a node's directory starts."""
+    counts = []
+
+    def counted(name, original):
+        def call(key):
+            counts.append(name)
+            return original(key)
+
+        return call
+
+    for name in ("get_value", "begin_get"):
+        setattr(node.dht, name, counted(name, getattr(node.dht, name)))
+    return counts
+
+
+async def test_a_prefix_in_use_is_answered_from_memory_and_refreshed_in_the_background(
+    swarm_network, autojump_clock
+):
+    async with swarm_network(delay=lambda _a, _b: 0.1) as net:
+        host = await net.start(experts=["blocks.[0:2]"])
+        trainer = await net.start([host], server=False)
+        await trainer.directory.children(RUN, "blocks")
+        counts = _count_gets(trainer)
+        for _ in range(200):
+            before = trio.current_time()
+            assert set(await trainer.directory.children(RUN, "blocks")) == {0, 1}
+            assert trio.current_time() == before
+            await trio.sleep(0.1)
+        assert set(counts) == {"begin_get"}
+        assert 4 <= len(counts) <= 10
+
+
+async def test_concurrent_first_lookups_share_one_search(swarm_network, autojump_clock):
+    async with swarm_network(delay=lambda _a, _b: 0.1) as net:
+        host = await net.start(experts=["blocks.0"])
+        trainer = await net.start([host], server=False)
+        streams = net.network.count["streams"]
+        found = []
+
+        async def look_up():
+            found.append(await trainer.directory.hosts(UID))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(look_up)
+        assert [hosts[0].peer_id for hosts in found] == [host.peer_id] * 30
+        assert net.network.count["streams"] - streams <= 2
+
+
+async def test_an_expired_entry_never_shows_even_when_no_refresh_succeeds(
+    swarm_network, autojump_clock
+):
+    async with swarm_network() as net:
+        host = await net.start(experts=["blocks.0"])
+        trainer = await net.start([host], server=False)
+        await trainer.directory.hosts(UID)
+        await host.crash()
+        saw_error = False
+        for _ in range(200):
+            try:
+                hosts = await trainer.directory.hosts(UID)
+            except NoPeersError:
+                saw_error = True
+            else:
+                assert all(entry.expiry > wall_time() for entry in hosts)
+            await trio.sleep(0.1)
+        assert saw_error
+
+
+async def test_an_absent_prefix_is_asked_for_less_and_less_often(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        host = await net.start()
+        trainer = await net.start([host], server=False)
+        counts = _count_gets(trainer)
+        for _ in range(600):
+            assert await trainer.directory.children(RUN, "blocks") == {}
+            await trio.sleep(0.1)
+        assert len(counts) <= 11  # at 0, 0.5, 1.5, 3.5, 7.5, 15.5, then every 10 s
+        host.announcer.add([UID])
+        await trio.sleep(SwarmSettings().max_absent_time)
+        assert set(await trainer.directory.children(RUN, "blocks")) == {0}
+
+
+async def test_without_peers_it_says_so_at_once(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        trainer = await net.start(server=False)
+        before = trio.current_time()
+        with pytest.raises(NoPeersError):
+            await trainer.directory.hosts(UID)
+        with pytest.raises(NoPeersError):
+            await trainer.directory.children_of(RUN, ["ffn0", "ffn1"])
+        assert trio.current_time() == before
+
+
+async def test_a_failed_host_is_left_out_for_a_time_that_doubles(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        good = await net.start(experts=["blocks.0"])
+        bad = await net.start([good], experts=["blocks.[0:2]"])
+        trainer = await net.start([good], server=False)
+        directory = trainer.directory
+
+        async def shown():
+            return bad.peer_id in [each.peer_id for each in await directory.hosts(UID)]
+
+        assert await shown()
+        for ban in (2.0, 4.0, 8.0):
+            directory.mark_failed(bad.peer_id)
+            directory.mark_failed(bad.peer_id)  # of a call at the same time: not twice as long
+            failed = trio.current_time()
+            assert not await shown()
+            assert set(await directory.children(RUN, "blocks")) == {0}
+            await trio.sleep_until(failed + ban - 0.01)
+            assert not await shown()
+            await trio.sleep_until(failed + ban)
+            assert await shown()
+        directory.mark_failed(bad.peer_id)
+        directory.mark_alive(bad.peer_id)
+        assert await shown()
+        directory.mark_alive(good.peer_id)
+        assert len(await directory.hosts(UID)) == 2
+
+
+async def test_a_host_that_vanished_and_came_back_is_trusted_again_at_once(
+    swarm_network, autojump_clock
+):
+    async with swarm_network() as net:
+        first = await net.start()
+        key = PrivateKey.from_seed(b"\7" * 32)
+        host = await net.start([first], key=key, experts=["blocks.0"])
+        trainer = await net.start([first], server=False)
+        assert len(await trainer.directory.hosts(UID)) == 1
+        await host.crash()
+        for _ in range(30):  # calls go on failing until the host is no longer listed
+            trainer.directory.mark_failed(host.peer_id)
+            await trainer.directory.hosts(UID)
+            await trio.sleep(1)
+        await net.start([first], key=key, experts=["blocks.0"])
+        await trio.sleep(SwarmSettings().max_absent_time)
+        assert len(await trainer.directory.hosts(UID)) == 1
+
+
+async def test_memory_is_bounded(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        host = await net.start()
+        trainer = await net.start([host], server=False, swarm=SwarmSettings(max_cached_prefixes=10))
+        await trainer.directory.children_of(RUN, [f"ffn0.{n}" for n in range(50)])
+        assert len(trainer.directory._prefixes) == 10
+
+
+async def test_lookups_at_once_are_bounded(swarm_network, autojump_clock):
+    async with swarm_network(delay=lambda _a, _b: 0.1) as net:
+        host = await net.start()
+        trainer = await net.start([host], server=False, swarm=SwarmSettings(lookups_at_once=3))
+        prefixes = [f"ffn0.{n}" for n in range(9)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trainer.directory.children_of, RUN, prefixes)
+            await trio.sleep(0.15)
+            assert len(trainer.dht._searches) == 3
+
+
+async def test_a_cancelled_lookup_leaves_nothing_behind(swarm_network, autojump_clock):
+    async with swarm_network(delay=lambda _a, _b: 0.1) as net:
+        host = await net.start(experts=["blocks.0"])
+        trainer = await net.start([host], server=False)
+        await trio.testing.wait_all_tasks_blocked()
+        tasks = len(trainer.dht._nursery.child_tasks)
+        with trio.move_on_after(0.05) as scope:
+            await trainer.directory.children_of(RUN, ["blocks", "ffn0", "ffn1"])
+        assert scope.cancelled_caught
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(trainer.dht._nursery.child_tasks) == tasks
+        assert trainer.dht._searches == {}
+        assert len(await trainer.directory.hosts(UID)) == 1
+
+
+async def test_a_stale_answer_does_not_take_hosts_away(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        nodes = [await net.start(experts=["blocks.0"])]
+        nodes += [await net.start(nodes[:1], experts=["blocks.0"]) for _ in range(2)]
+        trainer = await net.start(nodes[:1], server=False)
+        assert len(await trainer.directory.hosts(UID)) == 3
+        for node in nodes:  # every holder forgets; the trainer's copy lives until it expires
+            node.dht._core.records.remove(b"/p2pnode-index/open:digits/blocks")
+        await trio.sleep(2.6)
+        await trainer.directory.hosts(UID)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(await trainer.directory.hosts(UID)) == 3
