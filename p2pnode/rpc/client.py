@@ -274,7 +274,7 @@ class _Exchange:
 
             async def send() -> None:
                 # The reading side meets the same end of the stream, and tells.
-                with contextlib.suppress(StreamResetError, ConnectionClosedError):
+                with contextlib.suppress(RemoteError):
                     await send_message(stream, header, buffers)
 
             nursery.start_soon(send)

@@ -550,11 +550,12 @@ async def test_a_caller_lost_during_a_call_cancels_its_work(autojump_clock):
         assert it.served[-1].error == ConnectionClosedError.__name__
 
 
-async def test_a_peer_that_hosts_nothing_is_told(autojump_clock):
+@pytest.mark.parametrize("rows", [2, 100_000])
+async def test_a_peer_that_hosts_nothing_is_told(rows, autojump_clock):
     async with rig() as it:
         it.server.close()
         with pytest.raises(UnknownExpertError, match="hosts no experts"):
-            await it.forward(X)
+            await it.forward(torch.zeros(rows, 4))
 
 
 # --- callers and hosts that break the rules -------------------------------------------------------
