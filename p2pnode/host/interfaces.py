@@ -225,6 +225,8 @@ class LocalPeerChanged(Event):
 class PeerMisbehaved(Event):
     """A peer broke a rule: the one canonical line about misbehaviour."""
 
+    level = "info"
+
     peer_id: PeerId | None
     address: Multiaddr | None
     reason: str

@@ -12,11 +12,13 @@ import torch
 
 import p2pnode as package
 from p2pnode.errors import (
+    DialError,
     HostLostError,
     NoLiveExpertError,
     NoPeersError,
     NotAMemberError,
     PermissionDeniedError,
+    RemoteError,
     SchemaError,
     TokenExpiredError,
     WrongRunError,
@@ -128,12 +130,18 @@ def test_every_mistake_of_a_trainer_is_a_typed_error(two_hosts, owner, tmp_path)
         assert swarm.expert("ffn0.1.1")(inputs).shape == (2, 64)
         second.kill()
         started = time.monotonic()
-        with pytest.raises((HostLostError, NoLiveExpertError)):
+        with pytest.raises((DialError, HostLostError, NoLiveExpertError)):
             swarm.expert("ffn0.1.1")(inputs)
         assert time.monotonic() - started < 35
-        time.sleep(3.5)  # its record's lifetime
-        with pytest.raises(NoLiveExpertError):
-            swarm.expert("ffn0.1.1")(inputs)
+        while time.monotonic() - started < 30:  # its record lives for three seconds
+            try:
+                swarm.expert("ffn0.1.1")(inputs)
+            except NoLiveExpertError:
+                break
+            except RemoteError:
+                time.sleep(0.1)
+        while first.ask("experts", "digits/ffn0.1.1")[0]["hosts"]:
+            assert time.monotonic() - started < 30
 
 
 def test_only_members_may_call(two_hosts, owner, tmp_path):
@@ -167,9 +175,10 @@ def test_a_damaged_checkpoint_is_kept_and_the_one_before_is_used(start, owner, t
     host = start("host", *arguments)
     with connect(host, invite(owner)) as swarm:
         expert = swarm.expert("ffn0.0.0")
-        for _ in range(2):
+        for steps in (1, 2):
             expert(torch.randn(2, 64)).sum().backward()
-            host.wait_for("checkpoint_saved")
+            while host.wait_for("checkpoint_saved")["steps"] < steps:
+                pass  # the one at the start, without a step
     assert host.terminate() == 0
     files = sorted(
         (host.data_dir / "experts").rglob("*.safetensors"), key=lambda p: p.stat().st_mtime
