@@ -268,6 +268,7 @@ class YamuxConnection:
             self.dispatch(self.core.close(reason))
             self._acceptable.set()
             self._pongs.set()
+            self._written.set()  # whoever waits in `aclose` has nothing left to wait for
             with trio.CancelScope(shield=True, deadline=self._close_deadline()):
                 await self._channel.aclose()
 
