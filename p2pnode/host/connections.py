@@ -151,9 +151,12 @@ class NetworkConnection(Connection):
                 protocol = await self._negotiate(muxed, handlers)
                 if protocol is None:
                     return
+                handler = handlers.get(protocol)
+                if handler is None:  # it was removed while we agreed on it
+                    muxed.reset()
+                    return
                 with self._budgets.protocol_stream(self.peer_id, protocol):
-                    stream = NetworkStream(muxed, self, protocol)
-                    await self._handle(stream, handlers[protocol])
+                    await self._handle(NetworkStream(muxed, self, protocol), handler)
         except ResourceLimitError as error:
             muxed.reset()
             self._events.emit(

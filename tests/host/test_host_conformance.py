@@ -1,0 +1,73 @@
+import contextlib
+
+import pytest
+import trio
+
+from p2pnode.host.node import NetworkHost
+from p2pnode.protocols.identify.service import IdentifyService
+from p2pnode.testing.conformance.hosts import HostConformance
+from p2pnode.testing.hosts import host_network
+from p2pnode.testing.light import light_network
+from p2pnode.transport.tcp import TcpTransport
+from p2pnode.wire.addresses import parse_address
+from p2pnode.wire.keys import PrivateKey
+
+
+class TestNetworkHostInMemory(HostConformance):
+    @pytest.fixture
+    def clock(self, autojump_clock):
+        return autojump_clock
+
+    @contextlib.asynccontextmanager
+    async def run_pair(self):
+        async with host_network() as network:
+            yield await network.add_host(), await network.add_host()
+
+
+class TestNetworkHostAcrossADelay(HostConformance):
+    @pytest.fixture
+    def clock(self, autojump_clock):
+        return autojump_clock
+
+    @contextlib.asynccontextmanager
+    async def run_pair(self):
+        async with host_network(delay=lambda _source, _target: 0.05) as network:
+            yield await network.add_host(), await network.add_host()
+
+
+@pytest.mark.real
+class TestNetworkHostOverTcp(HostConformance):
+    @contextlib.asynccontextmanager
+    async def run_pair(self):
+        async with trio.open_nursery() as nursery:
+            hosts = []
+            for _ in range(2):
+                host = NetworkHost(PrivateKey.generate(), transports=[TcpTransport()])
+                await nursery.start(host.run)
+                await nursery.start(IdentifyService(host).run)
+                await host.listen(parse_address("/ip4/127.0.0.1/tcp/0"))
+                hosts.append(host)
+            yield hosts
+            nursery.cancel_scope.cancel()
+
+
+class TestLightHost(HostConformance):
+    @pytest.fixture
+    def clock(self, autojump_clock):
+        return autojump_clock
+
+    @contextlib.asynccontextmanager
+    async def run_pair(self):
+        async with light_network() as network:
+            yield network.add_host(), network.add_host()
+
+
+class TestLightHostAcrossADelay(HostConformance):
+    @pytest.fixture
+    def clock(self, autojump_clock):
+        return autojump_clock
+
+    @contextlib.asynccontextmanager
+    async def run_pair(self):
+        async with light_network(delay=lambda _source, _target: 0.05) as network:
+            yield network.add_host(), network.add_host()
