@@ -29,14 +29,14 @@ def host(
     log_level: str,
     **flags: Any,
 ) -> None:
-    r"""Host experts: asks the running daemon of the data directory, or starts one.
+    """Host experts: asks the running daemon of the data directory, or starts one.
 
     Experts are named run/block.i.j, and [a:b] stands for the coordinates from a up to, but not
     including, b.
 
     \b
     p2pnode host --experts 'digits/ffn0.[0:4].[0:4]' --bootstrap ADDR --invite TOKEN
-    """
+    """  # noqa: D301  # \b is click's mark for lines it must not wrap
     settings = settings_from(flags, assignments, config_file)
     if not settings.node.experts:
         raise click.UsageError("say what to host, as in --experts 'digits/ffn0.[0:4].[0:4]'")

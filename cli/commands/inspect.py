@@ -106,12 +106,12 @@ def _size(size: float | None) -> str | None:
 @data_dir_option
 @json_option
 def experts(patterns: tuple[str, ...], data_dir: DataDir, as_json: bool) -> None:
-    r"""List the experts hosted here; with a PATTERN, find in the DHT who hosts those.
+    """List the experts hosted here; with a PATTERN, find in the DHT who hosts those.
 
     \b
     p2pnode experts
     p2pnode experts 'digits/ffn0.[0:4].[0:4]'
-    """
+    """  # noqa: D301  # \b is click's mark for lines it must not wrap
     if patterns:
         found = call_daemon(data_dir.control_socket, "find", patterns=list(patterns))
         columns: tuple[str, ...] = ("expert", "hosts", "peer ids")

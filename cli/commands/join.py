@@ -22,7 +22,7 @@ def join(
     log_level: str,
     **flags: Any,
 ) -> None:
-    r"""Start this node's daemon, in the foreground, and join the network.
+    """Start this node's daemon, in the foreground, and join the network.
 
     Without --bootstrap it is the first node of a new network; it prints the line that lets the
     next machine join.
@@ -30,7 +30,7 @@ def join(
     \b
     p2pnode join
     p2pnode join --bootstrap /ip4/203.0.113.5/tcp/4001/p2p/12D3KooW…
-    """
+    """  # noqa: D301  # \b is click's mark for lines it must not wrap
     settings = settings_from(flags, assignments, config_file)
     from cli.daemon import run_daemon  # noqa: PLC0415  # `join --help` need not load the node
 

@@ -41,7 +41,10 @@ def run() -> None:
 @data_dir_option
 @json_option
 def create(name: str, data_dir: DataDir, as_json: bool) -> None:
-    """Create the run NAME: its key stays here, and this node becomes its first member."""
+    """Create a run.
+
+    Its key stays on this node, which becomes the first member of the run NAME.
+    """
     membership = RunStore(data_dir).create(name)
     if as_json:
         print_json(membership.summary())
@@ -65,7 +68,10 @@ def create(name: str, data_dir: DataDir, as_json: bool) -> None:
 def invite(
     *, name: str, scope: str, expires: float, peer: str | None, data_dir: DataDir, as_json: bool
 ) -> None:
-    """Print an invite to the run NAME; whoever holds it may use it until it expires."""
+    """Print an invite to a run.
+
+    Whoever holds the invite may use it until it expires: hand it over in private.
+    """
     scopes = [each.strip() for each in scope.split(",") if each.strip()]
     expires_at = wall_time() + expires
     text = RunStore(data_dir).invite(name, scopes=scopes, expires_at=expires_at, peer=peer)
