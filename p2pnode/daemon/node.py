@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MAX_PINGS: Final = 100
 MAX_FOUND: Final = 1024  # experts looked up by one `find`
+_JOINABLE: Final = {"bootstrap", "experts", "invite", "run"}  # what a running daemon takes on
 
 
 class Node:
@@ -258,11 +259,17 @@ class Node:
         return await self.network.dht.find_peer(peer_id)
 
     async def _host(self, params: Mapping[str, Any]) -> Any:
+        if fixed := sorted(set(params.get("node", {})) - _JOINABLE):
+            raise ConfigError(
+                f"a running daemon cannot change node.{fixed[0]}; stop it with `p2pnode stop` and "
+                "start it anew"
+            )
         node = Settings.load(environ={}, overrides={"node": params.get("node", {})}).node
         hosting = dataclasses.asdict(self.settings.hosting) | params.get("hosting", {})
         settings = Settings.load(environ={}, overrides={"hosting": hosting}).hosting
         membership = self._accept_invite(node)
         uids = self._expand(node.experts, membership.name if membership else node.run)
+        await self.network.join(node.bootstrap)
         added = await self.host_experts(uids, settings)
         fresh = {str(uid) for uid in added}
         return [expert for expert in self.hosted() if expert["uid"] in fresh]
