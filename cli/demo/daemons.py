@@ -1,0 +1,173 @@
+"""The demo's daemons: real processes, started by the command a user types."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from p2pnode.daemon.control.client import call_daemon
+from p2pnode.daemon.data_dir import DataDir
+from p2pnode.errors import DeadlineExceededError, LocalError, P2PNodeError
+
+START_TIMEOUT: Final = 90.0  # four processes importing torch at once on a slow disk
+STOP_TIMEOUT: Final = 15.0  # the daemons' own grace for running calls, and for saving
+_POLL: Final = 0.05
+_LISTEN: Final = "/ip4/127.0.0.1/tcp/0"
+
+
+class DemoDaemon:
+    """One daemon; starting it again after a kill makes a replacement on the same data directory.
+
+    Args:
+        name: of its log files.
+        data_dir: its state.
+        logs: where `NAME.jsonl` (its events) and `NAME.log` (its standard error) go.
+        arguments: what follows `p2pnode join`.
+    """
+
+    def __init__(self, name: str, data_dir: Path, logs: Path, arguments: Sequence[str]) -> None:
+        self.name = name
+        self.data_dir = DataDir(data_dir)
+        self.ready: dict[str, Any] | None = None  # what the current process said when it was
+        self._arguments = arguments
+        self._events = logs / f"{name}.jsonl"
+        self._log = logs / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._read = 0  # how far the events were read
+
+    def join(self, bootstrap: str) -> None:
+        """Join through this address from the next start on."""
+        self._arguments = (*self._arguments, "--bootstrap", bootstrap)
+
+    def start(self) -> None:
+        """Start a process; it is ready when `poll` says so."""
+        assert self._process is None, f"{self.name} runs already"
+        self.ready = None
+        command = [
+            *(sys.executable, "-P", "-m", "cli.demo.leash", str(os.getpid())),
+            *("join", "--json", "--listen", _LISTEN, "--data-dir", str(self.data_dir.path)),
+            *self._arguments,
+        ]
+        with self._events.open("ab") as events, self._log.open("ab") as log:
+            self._read = events.tell()
+            # A session of its own: Ctrl-C reaches the demo alone, which then ends its daemons.
+            self._process = subprocess.Popen(  # noqa: S603  # our own command
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=events,
+                stderr=log,
+                env=_environment(),
+                start_new_session=True,
+            )
+
+    def poll(self) -> bool:
+        """Tell whether the current process has become ready.
+
+        Raises:
+            LocalError: it ended, or could not start.
+        """
+        if self.ready is not None:
+            return True
+        assert self._process is not None, f"{self.name} was not started"
+        ended = self._process.poll() is not None
+        for event in self._new_events():
+            if event["event"] == "ready":
+                self.ready = event
+                return True
+            if event["event"] == "error":
+                raise LocalError(f"{self.name} cannot start: {event['message']}")
+        if ended:
+            raise LocalError(
+                f"{self.name} ended with code {self._process.returncode} before it was ready;"
+                f" see {self._log}"
+            )
+        return False
+
+    @property
+    def address(self) -> str:
+        """Where others reach it, once it is ready."""
+        assert self.ready is not None, f"{self.name} is not ready"
+        return str(self.ready["addresses"][0])
+
+    def experts(self) -> list[dict[str, Any]]:
+        """Ask the daemon about its experts, as `p2pnode experts --json` does."""
+        found: list[dict[str, Any]] = call_daemon(self.data_dir.control_socket, "experts")
+        return found
+
+    def kill(self) -> None:
+        """End the process by SIGKILL: no goodbye, nothing saved."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def terminate(self) -> None:
+        """Ask the process to end in good order, without waiting for it."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def wait_ended(self, until: float) -> None:
+        """Wait for the process to end; it is killed at `until` on the monotonic clock."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(max(0.0, until - time.monotonic()))
+            self.kill()
+
+    def _new_events(self) -> Iterator[dict[str, Any]]:
+        with self._events.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # the rest of it is still being written
+                self._read += len(line)
+                yield json.loads(line)
+
+
+@contextlib.contextmanager
+def ending(daemons: Sequence[DemoDaemon]) -> Iterator[None]:
+    """End all daemons with the block: in good order, or by force when that takes too long."""
+    try:
+        yield
+    finally:
+        try:
+            for daemon in daemons:
+                daemon.terminate()
+            until = time.monotonic() + STOP_TIMEOUT
+            for daemon in daemons:
+                daemon.wait_ended(until)
+        finally:  # a second Ctrl-C
+            for daemon in daemons:
+                daemon.kill()
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float) -> None:
+    """Poll until `condition` holds.
+
+    Raises:
+        DeadlineExceededError: it did not within `timeout` seconds.
+    """
+    until = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > until:
+            raise DeadlineExceededError(f"{what} took longer than {timeout:g} s; see the logs")
+        time.sleep(_POLL)
+
+
+def is_saved(daemon: DemoDaemon) -> bool:
+    """Tell whether every expert of a daemon that has learnt something was saved since."""
+    try:
+        experts = daemon.experts()
+    except P2PNodeError:
+        return False
+    return all(expert["saved_at"] is not None for expert in experts if expert["steps"])
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment without settings that would change the daemons."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("P2PNODE_")}
+    return kept | {"OMP_NUM_THREADS": "1"}
