@@ -5,7 +5,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.errors import HandshakeError, NegotiationError
+from p2pnode.errors import (
+    ConnectionClosedError,
+    HandshakeError,
+    NegotiationError,
+    ProtocolError,
+)
 from p2pnode.security.noise.core import CipherState, Handshake
 from p2pnode.wire.keys import PrivateKey
 
@@ -148,10 +153,10 @@ def test_a_replayed_reordered_or_dropped_message_does_not_decrypt():
     sender, receiver = CipherState(b"k" * 32), CipherState(b"k" * 32)
     first, second = sender.encrypt(b"1"), sender.encrypt(b"2")
     assert receiver.decrypt(first) == b"1"
-    with pytest.raises(HandshakeError):
+    with pytest.raises(ProtocolError):
         receiver.decrypt(first)
     fresh = CipherState(b"k" * 32)
-    with pytest.raises(HandshakeError):
+    with pytest.raises(ProtocolError):
         fresh.decrypt(second)
 
 
@@ -159,5 +164,5 @@ def test_the_last_nonce_is_never_used():
     cipher = CipherState(b"k" * 32)
     cipher._nonce = 2**64 - 2
     cipher.encrypt(b"the last")
-    with pytest.raises(HandshakeError, match="used up"):
+    with pytest.raises(ConnectionClosedError, match="used up"):
         cipher.encrypt(b"one too many")

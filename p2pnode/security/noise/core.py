@@ -11,6 +11,7 @@ Sources: the Noise Protocol Framework, revision 34, sections 5 and 7.5; libp2p/s
 
 import hashlib
 import hmac
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -20,7 +21,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from google.protobuf.message import DecodeError
 
-from p2pnode.errors import HandshakeError, InvalidKeyError, NegotiationError
+from p2pnode.errors import (
+    ConnectionClosedError,
+    HandshakeError,
+    InvalidKeyError,
+    NegotiationError,
+    ProtocolError,
+)
 from p2pnode.wire.keys import PrivateKey, PublicKey
 from p2pnode.wire.pb import noise_pb2
 from p2pnode.wire.peer_id import PeerId
@@ -33,6 +40,7 @@ MAX_MUXERS: Final = 32  # names in one early-negotiation list; js and go send on
 _PROTOCOL: Final = b"Noise_XX_25519_ChaChaPoly_SHA256"  # exactly 32 bytes: the hash's own length
 _SIGNED: Final = b"noise-libp2p-static-key:"
 _LAST_NONCE: Final = 2**64 - 2  # 2**64 - 1 is reserved by the framework
+_pack_nonce: Final = struct.Struct("<4xQ").pack  # section 12.3
 
 Buffer = bytes | bytearray | memoryview
 
@@ -46,29 +54,38 @@ class CipherState:
 
     def _next_nonce(self) -> bytes:
         if self._nonce > _LAST_NONCE:
-            raise HandshakeError("the cipher's nonces are used up; connect again")
-        nonce = b"\0\0\0\0" + self._nonce.to_bytes(8, "little")
+            raise ConnectionClosedError("the cipher's nonces are used up; connect again")
+        nonce = _pack_nonce(self._nonce)
         self._nonce += 1
         return nonce
 
     def encrypt(self, plaintext: Buffer, associated: bytes | None = None) -> bytes:
-        """Return ciphertext and tag."""
+        """Return ciphertext and tag.
+
+        Raises:
+            ConnectionClosedError: 2**64 - 1 messages were encrypted with this key.
+        """
         return self._cipher.encrypt(self._next_nonce(), plaintext, associated)
 
     def encrypt_into(self, plaintext: Buffer, out: memoryview) -> None:
-        """Write ciphertext and tag to `out`, which has 16 bytes more than `plaintext`."""
+        """Write ciphertext and tag to `out`, which has 16 bytes more than `plaintext`.
+
+        Raises:
+            ConnectionClosedError: 2**64 - 1 messages were encrypted with this key.
+        """
         self._cipher.encrypt_into(self._next_nonce(), plaintext, None, out)
 
     def decrypt(self, ciphertext: Buffer, associated: bytes | None = None) -> bytes:
         """Return the plaintext.
 
         Raises:
-            HandshakeError: the message was changed, replayed or left out on its way.
+            ProtocolError: the message was changed, replayed or left out on its way.
+            ConnectionClosedError: 2**64 - 1 messages were decrypted with this key.
         """
         try:
             return self._cipher.decrypt(self._next_nonce(), ciphertext, associated)
         except InvalidTag:
-            raise HandshakeError("a message does not decrypt: it was changed or replayed") from None
+            raise ProtocolError("a message does not decrypt: it was changed or replayed") from None
 
 
 class _SymmetricState:
@@ -184,6 +201,13 @@ class Handshake:
         """
         assert self.result is None
         assert not self.wants_to_send
+        payload = self._open(data)
+        if self._step > 0:
+            self._verify(payload)
+        self._advance()
+
+    def _open(self, data: bytes) -> bytes:
+        """Return the payload of the peer's message, having mixed its keys in."""
         state = self._symmetric
         rest = data
         if self._step in {0, 1}:
@@ -193,12 +217,15 @@ class Handshake:
             state.mix_key(self._exchange(self._ephemeral, self._remote_ephemeral))
         if self._step in {1, 2}:
             sealed, rest = _take(rest, KEY_BYTES + TAG_BYTES)
-            self._remote_static = state.decrypt_and_hash(sealed)
+            self._remote_static = self._decrypt(sealed)
             state.mix_key(self._exchange(self._ephemeral, self._remote_static))
-        payload = state.decrypt_and_hash(rest)
-        if self._step > 0:
-            self._verify(payload)
-        self._advance()
+        return self._decrypt(rest)
+
+    def _decrypt(self, data: bytes) -> bytes:
+        try:
+            return self._symmetric.decrypt_and_hash(data)
+        except ProtocolError as error:
+            raise HandshakeError(f"the peer's handshake is broken: {error}") from None
 
     def _advance(self) -> None:
         self._step += 1
@@ -222,7 +249,8 @@ class Handshake:
         for muxer in wanted:
             if muxer in offered:
                 return muxer
-        raise NegotiationError(f"the peer offers the muxers {list(theirs)}, we {self._muxers}")
+        shown = ", ".join(theirs)[:200]
+        raise NegotiationError(f"the peer offers the muxers {shown!r}, we {list(self._muxers)}")
 
     def _payload(self) -> bytes:
         static = self._static.public_key().public_bytes_raw()

@@ -1,35 +1,25 @@
 """The Noise handshake over a stream, and the encrypted channel that comes of it.
 
 On the wire every message, in the handshake and after, is a 2-byte big-endian length and that many
-bytes. The sender packs what it has into as few socket writes as possible: large buffers are
-encrypted from where they lie into one reused output buffer; small ones are gathered first.
+bytes.
 """
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from p2pnode.errors import HandshakeError
-from p2pnode.security.noise.core import (
-    MAX_PLAINTEXT,
-    TAG_BYTES,
-    Buffer,
-    CipherState,
-    Handshake,
-)
+from p2pnode.errors import ConnectionClosedError, HandshakeError, P2PNodeError
+from p2pnode.security.noise.core import Buffer, Handshake
+from p2pnode.security.noise.frames import LENGTH_BYTES, FrameOpener, FrameSealer
 from p2pnode.wire.keys import PrivateKey, PublicKey
 from p2pnode.wire.peer_id import PeerId
 
-FRAMES_PER_WRITE: Final = 16  # 1 MiB a write: fewer system calls, still in the processor's cache
-GATHER_BELOW: Final = 8192  # copying so much costs less than a frame of its own
-RECEIVE_BYTES: Final = 256 * 1024  # asked of the socket at once
+RECEIVE_BYTES: Final = 512 * 1024  # asked of the stream at once
 MAX_HANDSHAKE_MESSAGE: Final = 8192  # an RSA-8192 identity needs 2.5 KiB
-MAX_SPARE_OUTPUTS: Final = 4  # buffers kept for the next large write of any channel
-_LENGTH: Final = 2
-_OUTPUT_BYTES: Final = FRAMES_PER_WRITE * (_LENGTH + MAX_PLAINTEXT + TAG_BYTES)
-_spare_outputs: list[memoryview | bytearray] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +61,11 @@ async def _secure(stream: trio.abc.Stream, handshake: Handshake) -> SecureSessio
     while (result := handshake.result) is None:
         if handshake.wants_to_send:
             message = handshake.next_message()
-            await stream.send_all(len(message).to_bytes(_LENGTH, "big") + message)
+            await stream.send_all(len(message).to_bytes(LENGTH_BYTES, "big") + message)
         else:
             handshake.receive_message(await _receive_message(stream, received))
-    channel = SecureChannel(stream, result.sender, result.receiver, received)
+    sealer, opener = FrameSealer(result.sender), FrameOpener(result.receiver)
+    channel = SecureChannel(stream, sealer, opener, bytes(received))
     return SecureSession(
         channel=channel,
         peer_id=result.peer_id,
@@ -85,135 +76,154 @@ async def _secure(stream: trio.abc.Stream, handshake: Handshake) -> SecureSessio
 
 async def _receive_message(stream: trio.abc.Stream, received: bytearray) -> bytes:
     """Take one message from the front of `received`, which keeps what follows it."""
-    needed = _LENGTH
-    while len(received) < needed or needed == _LENGTH:
-        if len(received) >= _LENGTH:
-            size = int.from_bytes(received[:_LENGTH], "big")
+    needed = LENGTH_BYTES
+    while len(received) < needed or needed == LENGTH_BYTES:
+        if len(received) >= LENGTH_BYTES:
+            size = int.from_bytes(received[:LENGTH_BYTES], "big")
             if size > MAX_HANDSHAKE_MESSAGE:
                 raise HandshakeError(f"a handshake message of {size} bytes is too long")
-            needed = _LENGTH + size
+            needed = LENGTH_BYTES + size
             if len(received) >= needed:
                 break
         data = await stream.receive_some(MAX_HANDSHAKE_MESSAGE)
         if not data:
             raise HandshakeError("the peer hung up during the handshake")
         received += data
-    message = bytes(received[_LENGTH:needed])
+    message = bytes(received[LENGTH_BYTES:needed])
     del received[:needed]
     return message
 
 
 class SecureChannel(trio.abc.Stream):
-    """An encrypted byte stream. One task may send while another receives."""
+    """An encrypted byte stream. One task may send while another receives.
+
+    Args:
+        stream: what carries the frames; closed with the channel.
+        sealer, opener: the two directions.
+        received: bytes of frames that came together with the end of the handshake.
+    """
 
     def __init__(
         self,
         stream: trio.abc.Stream,
-        sender: CipherState,
-        receiver: CipherState,
-        received: Buffer = b"",
+        sealer: FrameSealer,
+        opener: FrameOpener,
+        received: bytes = b"",
     ) -> None:
         self._stream = stream
-        self._sender = sender
-        self._receiver = receiver
-        self._received: Buffer = bytes(received)  # ciphertext not decrypted yet
-        self._plaintext = b""  # decrypted, not taken yet
+        self._sealer = sealer
+        self._opener = opener
+        self._received = received
+        self._plaintexts: deque[bytes] = deque()
+        self._sending = False
+        self._receiving = False
+        self._send_broken = False
+        self._receive_failure: P2PNodeError | None = None
+        self._closed = False
 
     async def send_all(self, data: Buffer) -> None:
-        """Encrypt and send `data`."""
+        """Encrypt and send `data`; raises as `send_many` does."""
         await self.send_many((data,))
 
     async def send_many(self, buffers: Sequence[Buffer]) -> None:
-        """Encrypt and send several buffers, in order, as one byte stream.
+        """Encrypt and send several buffers, in order, as one run of bytes.
 
-        A cancelled send leaves the channel unusable: part of a frame may be on its way.
+        A send that was cancelled or failed leaves the channel unable to send: part of a frame may
+        be on its way.
+
+        Raises:
+            ConnectionClosedError: the key has encrypted as many frames as it may.
+            trio.BrokenResourceError: the stream broke, or an earlier send did not finish.
+            trio.BusyResourceError: another task is sending.
+            trio.ClosedResourceError: the channel was closed.
         """
-        if sum(map(len, buffers)) <= GATHER_BELOW:  # one small frame: no buffer to borrow
-            sealed = self._sender.encrypt(b"".join(buffers))
-            await self._stream.send_all(len(sealed).to_bytes(_LENGTH, "big") + sealed)
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this channel")
+        if self._closed:
+            raise trio.ClosedResourceError("the channel is closed")
+        if self._send_broken:
+            raise trio.BrokenResourceError("an earlier send did not finish")
+        if not any(map(len, buffers)):
+            await self._stream.send_all(b"")
             return
-        output = memoryview(_spare_outputs.pop() if _spare_outputs else bytearray(_OUTPUT_BYTES))
+        self._sending = self._send_broken = True
         try:
-            await self._send_large(buffers, output)
+            for batch in self._sealer.seal(buffers):
+                await self._stream.send_all(batch)
+            self._send_broken = False
         finally:
-            if len(_spare_outputs) < MAX_SPARE_OUTPUTS:
-                _spare_outputs.append(output)
-
-    async def _send_large(self, buffers: Sequence[Buffer], output: memoryview) -> None:
-        filled = frames = 0
-        for plaintext in _frames(buffers):
-            size = len(plaintext) + TAG_BYTES
-            start = filled + _LENGTH
-            output[filled:start] = size.to_bytes(_LENGTH, "big")
-            filled = start + size
-            self._sender.encrypt_into(plaintext, output[start:filled])
-            frames += 1
-            if frames == FRAMES_PER_WRITE:
-                await self._stream.send_all(output[:filled])
-                filled = frames = 0
-        if frames:
-            await self._stream.send_all(output[:filled])
+            self._sending = False
 
     async def wait_send_all_might_not_block(self) -> None:
         """See `trio.abc.SendStream`."""
-        await self._stream.wait_send_all_might_not_block()
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this channel")
+        self._sending = True
+        try:
+            await self._stream.wait_send_all_might_not_block()
+        finally:
+            self._sending = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return the next plaintext, of whatever size, or b"" at the end.
+        """Return the next plaintext, or its first `max_bytes`; b"" at the end.
 
         Raises:
-            HandshakeError: a frame does not decrypt, or the stream ended inside one.
+            ProtocolError: a frame was changed, replayed or left out on its way.
+            ConnectionClosedError: the stream ended inside a frame.
+            trio.BrokenResourceError: the stream broke.
+            trio.BusyResourceError: another task is receiving.
+            trio.ClosedResourceError: the channel was closed.
         """
-        while not self._plaintext:
-            if not await self._fill():
-                return b""
-        if max_bytes is None or len(self._plaintext) <= max_bytes:
-            taken, self._plaintext = self._plaintext, b""
-        else:
-            taken = self._plaintext[:max_bytes]
-            self._plaintext = self._plaintext[max_bytes:]
-        return taken
+        if max_bytes is not None and operator.index(max_bytes) < 1:
+            raise ValueError("max_bytes must be at least 1")
+        if self._plaintexts and not self._closed:
+            await trio.lowlevel.checkpoint()
+        elif not await self._fill():
+            return b""
+        plaintext = self._plaintexts.popleft()
+        if max_bytes is not None and len(plaintext) > max_bytes:
+            self._plaintexts.appendleft(plaintext[max_bytes:])
+            return plaintext[:max_bytes]
+        return plaintext
+
+    async def receive_many(self) -> list[bytes]:
+        """Return the plaintexts of all frames that have come, at least one; [] at the end.
+
+        Raises as `receive_some` does.
+        """
+        if self._plaintexts and not self._closed:
+            await trio.lowlevel.checkpoint()
+        elif not await self._fill():
+            return []
+        plaintexts = list(self._plaintexts)
+        self._plaintexts.clear()
+        return plaintexts
 
     async def _fill(self) -> bool:
-        """Decrypt the next frame; returns whether there was one."""
-        while True:
-            received = self._received
-            if len(received) >= _LENGTH:
-                end = _LENGTH + int.from_bytes(received[:_LENGTH], "big")
-                if len(received) >= end:
-                    break
-            data = await self._stream.receive_some(RECEIVE_BYTES)
-            if not data and received:
-                raise HandshakeError("the connection ended inside an encrypted frame")
-            if not data:
-                return False
-            self._received = bytes(received) + data if received else data
-        view = memoryview(received)
-        self._plaintext = self._receiver.decrypt(view[_LENGTH:end])
-        self._received = view[end:]
+        """Wait for plaintexts; returns whether there are any before the end."""
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving on this channel")
+        if self._receive_failure is not None:
+            raise self._receive_failure
+        self._receiving = True
+        try:
+            while not self._plaintexts:
+                data = self._received or await self._stream.receive_some(RECEIVE_BYTES)
+                self._received = b""
+                if data:
+                    self._plaintexts.extend(self._opener.receive_data(data))
+                elif self._opener.is_inside_frame:
+                    raise ConnectionClosedError("the connection ended inside an encrypted frame")
+                else:
+                    return False
+        except P2PNodeError as error:
+            self._receive_failure = error
+            raise
+        finally:
+            self._receiving = False
         return True
 
     async def aclose(self) -> None:
         """Close the stream beneath."""
+        self._closed = True
         await self._stream.aclose()
-
-
-def _frames(buffers: Iterable[Buffer]) -> Iterable[Buffer]:
-    """Cut buffers into plaintexts of frames: large ones as they lie, small ones gathered."""
-    gathered: list[Buffer] = []
-    size = 0
-    for buffer in buffers:
-        if len(buffer) < GATHER_BELOW:
-            gathered.append(buffer)
-            size += len(buffer)
-            if size < MAX_PLAINTEXT - GATHER_BELOW:
-                continue
-        if gathered:
-            yield b"".join(gathered)
-            gathered, size = [], 0
-        if len(buffer) >= GATHER_BELOW:
-            view = memoryview(buffer)
-            for start in range(0, len(view), MAX_PLAINTEXT):
-                yield view[start : start + MAX_PLAINTEXT]
-    if gathered:
-        yield b"".join(gathered)
