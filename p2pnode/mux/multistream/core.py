@@ -148,7 +148,7 @@ class Listener:
     def receive_data(self, data: bytes) -> bytes:
         """Take bytes of a proposal; returns the answer, which may be nothing yet.
 
-        The header is answered together with the first proposal, in one packet.
+        The header is answered at once: py-libp2p waits for it before it proposes anything.
 
         Raises:
             NegotiationError: the peer breaks the rules, or proposes without end.

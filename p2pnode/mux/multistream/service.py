@@ -39,7 +39,7 @@ async def select_inbound(stream: trio.abc.Stream, supported: Callable[[str], boo
 
 
 async def _receive(stream: trio.abc.Stream, size: int) -> bytes:
-    data = bytes(await stream.receive_some(size))
+    data = await stream.receive_some(size)
     if not data:
         raise NegotiationError("the peer hung up before a protocol was agreed on")
-    return data
+    return bytes(data)
