@@ -136,6 +136,7 @@ class Dial:
         transport = next((each for each in self._transports if each.can_dial(address)), None)
         if transport is None:
             raise DialError("this node has no transport for it")
+        raw = None
         with trio.move_on_after(self._settings.dial_attempt_timeout):
             resolved = await transport.resolve(address)
             if resolved != [address]:
@@ -144,8 +145,9 @@ class Dial:
                 self._waiting.extendleft(reversed(fresh))
                 return None
             raw = await transport.dial(address)
-            return await self._upgrade(raw, self.peer_id)
-        raise DialError(f"no answer within {self._settings.dial_attempt_timeout:g} s")
+        if raw is None:
+            raise DialError(f"no answer within {self._settings.dial_attempt_timeout:g} s")
+        return await self._upgrade(raw, self.peer_id)
 
 
 def _describe(address: Multiaddr, error: P2PNodeError | None) -> str:

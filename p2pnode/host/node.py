@@ -113,6 +113,7 @@ class NetworkHost(Host):
         self._peerstore_path = peerstore_path
         self._handlers: dict[str, StreamHandler] = {}
         self._listeners: list[Listener] = []
+        self._last_addresses: list[Multiaddr] = []
         self._connections = ConnectionTable(self.peer_id, self.settings)
         self._budgets = Budgets(self.settings)
         self._upgrader = Upgrader(key, self.settings)
@@ -165,7 +166,6 @@ class NetworkHost(Host):
         interval = min(
             self.settings.duplicate_linger, self.settings.idle_timeout, MAX_UPKEEP_INTERVAL
         )
-        addresses = self.addresses
         saved_at = trio.current_time()
         while True:
             await trio.sleep(interval * self._rng.uniform(0.8, 1.2))  # not in step with others
@@ -176,9 +176,8 @@ class NetworkHost(Host):
             if now - saved_at >= self.settings.peerstore_save_interval:
                 saved_at = now
                 await self._save_peerstore()
-            if self.addresses != addresses:  # an interface came or went
-                addresses = self.addresses
-                self.events.emit(LocalPeerChanged())
+            if self.addresses != self._last_addresses:  # an interface came or went
+                self._note_change()
 
     def _load_peerstore(self) -> None:
         """Read the saved addresses; they are a convenience, so a broken file is put aside."""
@@ -211,7 +210,7 @@ class NetworkHost(Host):
         listener = await transport.listen(address)
         self._listeners.append(listener)
         network.start_soon(self._accept, listener)
-        self.events.emit(LocalPeerChanged())
+        self._note_change()
         return listener.addresses
 
     @property
@@ -231,12 +230,16 @@ class NetworkHost(Host):
         fresh = protocol not in self._handlers
         self._handlers[protocol] = handler
         if fresh:
-            self.events.emit(LocalPeerChanged())
+            self._note_change()
 
     def remove_handler(self, protocol: str) -> None:
         """See `Host`."""
         if self._handlers.pop(protocol, None) is not None:
-            self.events.emit(LocalPeerChanged())
+            self._note_change()
+
+    def _note_change(self) -> None:
+        self._last_addresses = self.addresses
+        self.events.emit(LocalPeerChanged())
 
     # --- peers ----------------------------------------------------------------------------------
 

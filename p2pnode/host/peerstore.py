@@ -47,18 +47,16 @@ class Peerstore:
     ) -> None:
         """Remember addresses until `now + ttl`, or longer where that was known already."""
         fresh = list(addresses)
-        if not fresh:
-            return
-        known = self._touch(peer_id).addresses
-        for address in fresh:
-            known[address] = max(now + ttl, known.get(address, 0.0))
-        while len(known) > self._settings.max_addresses_per_peer:
-            del known[min(known, key=known.__getitem__)]
+        if fresh:
+            self._add(self._touch(peer_id), fresh, now + ttl)
+            self._evict()
 
     def prefer(self, peer_id: PeerId, address: Multiaddr, ttl: float, now: float) -> None:
         """Note that `address` has just worked: it is tried first from now on."""
-        self.add_addresses(peer_id, [address], ttl, now)
-        self._entries[peer_id].preferred = address
+        entry = self._touch(peer_id)
+        self._add(entry, [address], now + ttl)
+        entry.preferred = address
+        self._evict()
 
     def addresses_of(self, peer_id: PeerId, now: float) -> list[Multiaddr]:
         """Return the addresses that have not expired, the one that worked last first."""
@@ -72,6 +70,7 @@ class Peerstore:
     def set_protocols(self, peer_id: PeerId, protocols: Collection[str]) -> None:
         """Note what a peer says it serves."""
         self._touch(peer_id).protocols = frozenset(protocols)
+        self._evict()
 
     def protocols_of(self, peer_id: PeerId) -> frozenset[str]:
         """Return what a peer last said it serves."""
@@ -81,13 +80,15 @@ class Peerstore:
     def pin(self, peer_id: PeerId) -> None:
         """Keep a peer and its addresses while it is connected."""
         self._touch(peer_id).pinned = True
+        self._evict()
 
     def unpin(self, peer_id: PeerId, now: float) -> None:
         """The peer is no longer connected: its addresses expire after the configured time."""
         entry = self._entries.get(peer_id)
         if entry is not None:
             entry.pinned = False
-            self.add_addresses(peer_id, tuple(entry.addresses), self._settings.address_ttl, now)
+            self._add(entry, tuple(entry.addresses), now + self._settings.address_ttl)
+            self._evict()
 
     def expire(self, now: float) -> None:
         """Forget addresses that have expired, and peers of whom nothing is left."""
@@ -127,13 +128,16 @@ class Peerstore:
                     self.add_addresses(peer_id, [address], ttl, now)
 
     def _touch(self, peer_id: PeerId) -> _Entry:
-        entry = self._entries.get(peer_id)
-        if entry is None:
-            entry = self._entries[peer_id] = _Entry()
-            self._evict()
-        else:
-            self._entries.move_to_end(peer_id)
+        entry = self._entries.setdefault(peer_id, _Entry())
+        self._entries.move_to_end(peer_id)
         return entry
+
+    def _add(self, entry: _Entry, addresses: Iterable[Multiaddr], until: float) -> None:
+        known = entry.addresses
+        for address in addresses:
+            known[address] = max(until, known.get(address, 0.0))
+        while len(known) > self._settings.max_addresses_per_peer:
+            del known[min(known, key=known.__getitem__)]
 
     def _evict(self) -> None:
         for _ in range(len(self._entries) - self._settings.max_peerstore_peers):

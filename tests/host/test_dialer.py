@@ -1,0 +1,241 @@
+import contextlib
+import math
+
+import pytest
+import trio
+
+from p2pnode.config import NetworkSettings
+from p2pnode.errors import DialError, HandshakeError, ResourceLimitError
+from p2pnode.host.dialer import Dial
+from p2pnode.transport.base import RawConnection, Transport
+from p2pnode.wire.addresses import parse_address, tcp_address, with_p2p
+from p2pnode.wire.keys import PrivateKey
+
+PEER = PrivateKey.from_seed(bytes(32)).peer_id
+SETTINGS = NetworkSettings(dial_attempts_at_once=2, dial_stagger=0.25, dial_attempt_timeout=5.0)
+
+
+class Streamless(trio.abc.AsyncResource):
+    def __init__(self, closed, address):
+        self._closed = closed
+        self._address = address
+
+    async def aclose(self):
+        self._closed.append(self._address)
+        await trio.lowlevel.checkpoint()
+
+
+class Script(Transport):
+    """A transport where each address takes a while and then works, fails, or meets a stranger."""
+
+    def __init__(self, outcomes, names=None):
+        self.outcomes = outcomes
+        self.names = names or {}
+        self.started = []
+        self.closed = []
+
+    def can_dial(self, address):
+        return "udp" not in str(address)
+
+    async def resolve(self, address):
+        await trio.sleep(0.1 if address in self.names else 0)
+        return self.names.get(address, [address])
+
+    async def dial(self, address):
+        self.started.append((trio.current_time(), address))
+        delay, outcome = self.outcomes[address]
+        await trio.sleep(delay)
+        if outcome is not None:
+            raise outcome
+        stream = Streamless(self.closed, address)
+        return RawConnection(stream=stream, local_address=address, remote_address=address)
+
+    async def listen(self, address):
+        raise NotImplementedError
+
+    async def upgrade(self, raw, peer_id):
+        assert peer_id == PEER
+        await trio.lowlevel.checkpoint()
+        return Won(raw)
+
+
+class Won:
+    def __init__(self, raw):
+        self.raw = raw
+
+
+def address(port):
+    return tcp_address("10.0.0.1", port)
+
+
+REFUSED = DialError("connection refused")
+
+
+async def run(script, addresses, *, timeout=10.0, settings=SETTINGS):
+    dial = Dial(PEER, [script], script.upgrade, settings)
+    dial.offer(addresses)
+    with dial.wanted_until(trio.current_time() + timeout):
+        return dial, await dial.run()
+
+
+async def test_the_first_address_that_works_wins_and_the_next_waits_its_turn(autojump_clock):
+    script = Script({address(1): (0.2, None), address(2): (0.0, None)})
+    _, winner = await run(script, [address(1), address(2)])
+    assert winner.raw.remote_address == address(1)
+    assert [each for _, each in script.started] == [address(1)]
+
+
+async def test_a_slow_address_is_overtaken_by_the_next(autojump_clock):
+    script = Script({address(1): (3.0, None), address(2): (0.1, None)})
+    _, winner = await run(script, [address(1), address(2)])
+    assert winner.raw.remote_address == address(2)
+    assert script.started == [(0.0, address(1)), (0.25, address(2))]
+    assert trio.current_time() == pytest.approx(0.35)
+
+
+async def test_a_failure_starts_the_next_address_at_once(autojump_clock):
+    script = Script({address(1): (0.1, REFUSED), address(2): (0.1, None)})
+    _, winner = await run(script, [address(1), address(2)])
+    assert winner.raw.remote_address == address(2)
+    assert trio.current_time() == pytest.approx(0.2)
+
+
+async def test_only_so_many_addresses_are_tried_at_once(autojump_clock):
+    script = Script({address(port): (4.0, REFUSED) for port in range(1, 5)})
+    await run(script, list(script.outcomes), timeout=20)
+    assert [time for time, _ in script.started] == pytest.approx([0.0, 0.25, 4.0, 4.25])
+
+
+async def test_a_silent_address_gives_up_its_place(autojump_clock):
+    silent = {address(1): (math.inf, None), address(2): (math.inf, None)}
+    script = Script({**silent, address(3): (0.1, None)})
+    _, winner = await run(script, [address(1), address(2), address(3)])
+    assert winner.raw.remote_address == address(3)
+    assert trio.current_time() == pytest.approx(5.1)
+
+
+async def test_a_failure_lists_every_attempt(autojump_clock):
+    script = Script({address(1): (0.0, REFUSED), address(2): (math.inf, None)})
+    other = parse_address("/ip4/10.0.0.1/udp/1/quic-v1")
+    dial, winner = await run(script, [address(1), address(2), other])
+    assert winner is None
+    assert isinstance(dial.failure, DialError)
+    text = str(dial.failure)
+    assert f"{PEER} could not be reached" in text
+    assert f"{address(1)}: connection refused" in text
+    assert f"{address(2)}: no answer within 5 s" in text
+    assert f"{other}: this node has no transport" in text
+
+
+async def test_addresses_not_reached_in_time_are_listed_too(autojump_clock):
+    script = Script({address(port): (math.inf, None) for port in range(1, 4)})
+    dial, winner = await run(script, list(script.outcomes), timeout=1.0)
+    assert winner is None
+    assert trio.current_time() == pytest.approx(1.0)
+    assert f"{address(1)}: no answer in time" in str(dial.failure)
+    assert f"{address(3)}: not tried in time" in str(dial.failure)
+
+
+async def test_strangers_everywhere_are_a_handshake_error(autojump_clock):
+    stranger = HandshakeError("another peer answers")
+    dial, _ = await run(Script({address(1): (0.0, stranger)}), [address(1)])
+    assert isinstance(dial.failure, HandshakeError)
+    mixed = Script({address(1): (0.0, stranger), address(2): (0.0, REFUSED)})
+    dial, _ = await run(mixed, [address(1), address(2)])
+    assert isinstance(dial.failure, DialError)
+
+
+async def test_a_stranger_at_one_address_does_not_hide_the_peer_at_another(autojump_clock):
+    script = Script(
+        {address(1): (0.0, HandshakeError("another peer answers")), address(2): (0.1, None)}
+    )
+    _, winner = await run(script, [address(1), address(2)])
+    assert winner.raw.remote_address == address(2)
+
+
+async def test_no_address_is_a_failure_of_its_own(autojump_clock):
+    dial, winner = await run(Script({}), [])
+    assert winner is None
+    assert f"no address of {PEER}" in str(dial.failure)
+
+
+async def test_a_name_is_replaced_by_what_it_means(autojump_clock):
+    name = parse_address("/dns/node.example/tcp/1")
+    script = Script(
+        {address(1): (math.inf, None), address(2): (0.1, None), address(3): (0.0, None)},
+        names={name: [address(1), address(2)]},
+    )
+    _, winner = await run(script, [name])
+    assert winner.raw.remote_address == address(2)
+    assert trio.current_time() == pytest.approx(0.1 + 0.25 + 0.1)
+
+
+async def test_an_address_that_comes_late_still_counts(autojump_clock):
+    script = Script({address(1): (2.0, REFUSED), address(2): (0.1, None)})
+    dial = Dial(PEER, [script], script.upgrade, SETTINGS)
+    dial.offer([address(1)])
+    winners = []
+
+    async def go():
+        winners.append(await dial.run())
+
+    with dial.wanted_until(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(go)
+            await trio.sleep(1.0)
+            dial.offer([with_p2p(address(2), PEER), address(1)])
+    assert winners[0].raw.remote_address == address(2)
+    assert trio.current_time() == pytest.approx(1.1)
+
+
+async def test_of_two_winners_one_is_closed(autojump_clock):
+    gate = trio.Event()
+    script = Script({address(1): (0.0, None), address(2): (0.0, None)})
+
+    async def upgrade(raw, _peer_id):
+        await gate.wait()
+        return Won(raw)
+
+    dial = Dial(PEER, [script], upgrade, SETTINGS)
+    dial.offer([address(1), address(2)])
+    winners = []
+
+    async def go():
+        winners.append(await dial.run())
+
+    with dial.wanted_until(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(go)
+            await trio.sleep(1.0)
+            gate.set()
+    won = winners[0].raw.remote_address
+    assert script.closed == [each for each in (address(1), address(2)) if each != won]
+
+
+async def test_a_dial_nobody_wants_any_more_ends(autojump_clock):
+    script = Script({address(1): (math.inf, None)})
+    dial = Dial(PEER, [script], script.upgrade, SETTINGS)
+    dial.offer([address(1)])
+    async with trio.open_nursery() as nursery:
+        with contextlib.ExitStack() as callers:
+            callers.enter_context(dial.wanted_until(100))
+            with dial.wanted_until(100):
+                nursery.start_soon(dial.run)
+                await trio.sleep(1)
+            assert not dial.is_abandoned
+        assert dial.is_abandoned
+    assert trio.current_time() == pytest.approx(1.0)
+
+
+async def test_the_longest_patience_of_all_callers_counts(autojump_clock):
+    script = Script({address(1): (2.0, None)})
+    dial = Dial(PEER, [script], script.upgrade, SETTINGS)
+    dial.offer([address(1)])
+    with dial.wanted_until(1.0), dial.wanted_until(3.0):
+        assert await dial.run() is not None
+
+
+async def test_a_refusal_after_the_race_is_what_callers_get():
+    dial = Dial(PEER, [], None, SETTINGS)
+    dial.refuse(ResourceLimitError("full"))
+    assert isinstance(dial.failure, ResourceLimitError)
