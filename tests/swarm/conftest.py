@@ -19,6 +19,7 @@ from p2pnode.testing.light import LightHost, LightNetwork, light_network
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import expand
 
+KEEPERS = 3  # tasks of an idle DHT
 EPOCH = 1_700_000_000.0
 RUN = "open:digits"
 
@@ -29,6 +30,14 @@ def verify_token(token, run_id, peer_id, now):
     if parts[:2] != [run_id, str(peer_id)] or float(parts[2]) <= now:
         raise NotAMemberError("not a member")
     return float(parts[2])
+
+
+async def settle(dht: KadDht) -> None:
+    """Wait until a node that has joined has filled its table in the background."""
+    for _ in range(10_000):
+        if len(dht._nursery.child_tasks) <= KEEPERS:
+            return
+        await trio.sleep(0.01)
 
 
 @dataclass
@@ -103,6 +112,7 @@ class SwarmNetwork:
         if bootstrap:
             known = [(each.peer_id, each.host.addresses[0]) for each in bootstrap]
             await dht.bootstrap(known)
+            await settle(dht)
         for pattern in experts:
             node.announcer.add(expand(pattern, run_id))
         await trio.testing.wait_all_tasks_blocked()

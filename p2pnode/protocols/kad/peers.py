@@ -5,8 +5,10 @@ Rules:
   answers a request.
 - It leaves when identify says that it stopped, or when it breaks the protocol or falls silent;
   then it is also banned for a time that doubles, until it answers, or is identified, again.
-- A stream that the peer merely reset says nothing about the peer.
-- Peers that were lost are remembered with their addresses, and tried again when none is left.
+- A reset stream refuses one request, and says something about the peer only when it was asked
+  what any peer can answer: whom it knows.
+- Peers that were lost, and those the node joined by, are remembered with their addresses, and tried
+  again as their bans end, or at once when no peer is left.
 """
 
 from collections import OrderedDict
@@ -109,6 +111,14 @@ class KadPeers:
         if len(self._remembered) > MAX_REMEMBERED:
             self._remembered.popitem(last=False)
 
+    def report(self, peer: PeerId, reason: str) -> None:
+        """Tell that an answer broke a rule; the host itself reports requests that do."""
+        self._host.events.emit(
+            PeerMisbehaved(
+                peer_id=peer, address=None, reason=f"{self._settings.protocol}: {reason}"
+            )
+        )
+
     # --- requests -------------------------------------------------------------------------------
 
     def contact_of(self, peer: PeerId) -> Contact:
@@ -126,17 +136,19 @@ class KadPeers:
         """
         try:
             answer = await self._requester.request(peer, message)
-        except (StreamResetError, ResourceLimitError):
+        except ResourceLimitError:
             raise
         except NegotiationError:
             self._drop(peer, "it does not serve the protocol")
             raise
         except RemoteError as error:
+            if isinstance(error, StreamResetError) and message.type is not MessageType.FIND_NODE:
+                raise
             if isinstance(error, ProtocolError):
-                self._host.events.emit(
-                    PeerMisbehaved(peer_id=peer, address=None, reason=f"DHT: {error}")
-                )
+                self.report(peer, str(error))
             self._core.bans.receive_failure(peer, trio.current_time())
+            if peer in self._core.table:
+                self.remember(peer, self._host.addresses_of(peer))
             self._drop(peer, str(error))
             raise
         self._core.bans.receive_success(peer)
@@ -163,12 +175,12 @@ class KadPeers:
         self.learn((await self.ask(peer, message)).closer)
 
     async def rejoin(self, *, banned_too: bool) -> int:
-        """Try the remembered peers that are not in the table; returns how many answered."""
+        """Try the remembered peers that the table does not know; returns how many answered."""
         now = trio.current_time()
         lost = [
             (peer, addresses)
             for peer, addresses in self._remembered.items()
-            if peer not in self._core.table
+            if not self._core.table.knows(peer)
             and (banned_too or not self._core.bans.is_banned(peer, now))
         ]
         answered: list[PeerId] = []
@@ -212,7 +224,5 @@ class KadPeers:
         self._requester.reset_idle()
 
     def _drop(self, peer: PeerId, reason: str) -> None:
-        addresses = self._host.addresses_of(peer)
         if self._core.table.remove(peer):
-            self.remember(peer, addresses)
             self._host.events.emit(DhtPeerLost(peer_id=peer, reason=reason))

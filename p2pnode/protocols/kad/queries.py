@@ -40,6 +40,7 @@ class Queries:
             beta=settings.resiliency,
             patience=settings.patience,
         )
+        # Unbounded, but holds one outcome of each peer asked at most.
         send, outcomes = trio.open_memory_channel[tuple[PeerId, Message | None]](float("inf"))
         now = trio.current_time()
         deadline = now + settings.lookup_timeout
@@ -67,7 +68,7 @@ class Queries:
 
         Once one has answered, the others are waited for no longer than `patience`.
         """
-        send, outcomes = trio.open_memory_channel[tuple[PeerId, Message | None]](float("inf"))
+        send, outcomes = trio.open_memory_channel[tuple[PeerId, Message | None]](len(peers))
         for peer in peers:
             requests.start_soon(self._ask, peer, message, send)
         answers: dict[PeerId, Message] = {}

@@ -17,6 +17,19 @@ from p2pnode.wire import varint
 from p2pnode.wire.peer_id import PeerId
 
 
+class _Slots:
+    """What bounds the requests to one peer that are under way; exists while there are any."""
+
+    def __init__(self, limit: int) -> None:
+        self.limiter = trio.CapacityLimiter(limit)
+        self.silent_at = float("-inf")  # when a request last timed out
+
+    @property
+    def in_use(self) -> bool:
+        statistics = self.limiter.statistics()
+        return bool(statistics.borrowed_tokens or statistics.tasks_waiting)
+
+
 class Requester:
     """Sends requests, a bounded number to one peer at once."""
 
@@ -24,7 +37,7 @@ class Requester:
         self._host = host
         self._settings = settings
         self._idle: dict[PeerId, tuple[Stream, float]] = {}  # one per peer, and since when
-        self._slots: dict[PeerId, trio.CapacityLimiter] = {}
+        self._slots: dict[PeerId, _Slots] = {}
 
     async def request(self, peer: PeerId, message: Message) -> Message:
         """Send `message` and return its answer; an ADD_PROVIDER, which has none, is returned.
@@ -32,9 +45,12 @@ class Requester:
         Raises:
             RemoteError: the peer cannot be reached, or did not answer in time or properly.
         """
-        async with self._slot(peer):
-            with trio.move_on_after(self._settings.query_timeout):
-                return await self._exchange(peer, message)
+        asked_at = trio.current_time()
+        async with self._slot(peer) as slots:
+            if slots.silent_at <= asked_at:  # those that queued behind a silence end with it
+                with trio.move_on_after(self._settings.query_timeout):
+                    return await self._exchange(peer, message)
+                slots.silent_at = trio.current_time()
         raise RemoteError(f"{peer} did not answer within {self._settings.query_timeout:g} s")
 
     async def close_idle(self, now: float) -> None:
@@ -52,15 +68,13 @@ class Requester:
         self._idle.clear()
 
     @contextlib.asynccontextmanager
-    async def _slot(self, peer: PeerId) -> AsyncIterator[None]:
-        limit = self._settings.max_requests_per_peer
-        slots = self._slots.setdefault(peer, trio.CapacityLimiter(limit))
+    async def _slot(self, peer: PeerId) -> AsyncIterator[_Slots]:
+        slots = self._slots.setdefault(peer, _Slots(self._settings.max_requests_per_peer))
         try:
-            async with slots:
-                yield
+            async with slots.limiter:
+                yield slots
         finally:
-            statistics = slots.statistics()
-            if not statistics.borrowed_tokens and not statistics.tasks_waiting:
+            if not slots.in_use:
                 self._slots.pop(peer, None)
 
     async def _exchange(self, peer: PeerId, message: Message) -> Message:

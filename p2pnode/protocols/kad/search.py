@@ -45,8 +45,10 @@ class Search(Generic[T]):
 
     def result(self) -> T:
         """Return the result of a finished search, or raise its error."""
-        if isinstance(self._outcome, P2PNodeError):
-            raise self._outcome
+        if isinstance(
+            self._outcome, P2PNodeError
+        ):  # each waiter gets a copy with its own traceback
+            raise type(self._outcome)(*self._outcome.args) from self._outcome
         return self._outcome[0]
 
     async def run(self) -> None:

@@ -6,9 +6,10 @@ asks. Source: libp2p/specs, kad-dht; Kademlia (2002). Beyond the specification:
 - Values of a namespace merge, and who holds less than the merged value is sent it.
 - Concurrent look-ups of one key are one search. For a while afterwards a value is looked up again
   by asking two of those who held it, and stored again at those found closest, without a search.
-- A node that lost all its peers tries them again until one answers.
+- Peers that were lost are tried again, ever less often, or steadily when no other is left.
 """
 
+import contextlib
 import random
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from p2pnode.errors import (
     ProtocolError,
     RemoteError,
 )
-from p2pnode.host import Host, PeerIdentified, PeerMisbehaved, Stream
+from p2pnode.host import Host, PeerIdentified, Stream
 from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.keys import point, random_key
 from p2pnode.protocols.kad.messages import Contact, Message, MessageType, Record, decode, encode
@@ -39,6 +40,7 @@ from p2pnode.wire import varint
 from p2pnode.wire.peer_id import PeerId
 
 MAX_REMEMBERED_KEYS: Final = 4096  # whose closest peers and holders are remembered
+KEYS_AT_ONCE: Final = 16  # of one `get_many`; each is a search of a few requests at once
 HOLDERS_ASKED: Final = 2  # when a value is looked up again; two, as one may have missed an update
 CLEANING_INTERVAL: Final = 5.0  # seconds; only what is due then costs anything
 
@@ -143,19 +145,15 @@ class KadDht:
                 for address in known
             )
             raise NoPeersError(f"no bootstrap peer answers: {tried}")
-        if addresses:
-            await self.refresh()
+        if addresses and self._nursery is not None:
+            await self._look_towards(bytes(self._host.peer_id))
+            self._nursery.start_soon(self._refresh_ranges)  # the rest of the table can wait
         return len(addresses) - len(failures)
 
     async def refresh(self) -> None:
         """Look up our own id, and each range of the table that was not looked through lately."""
-        due = self._core.table.due_for_refresh(trio.current_time(), self.settings.refresh_interval)
-        own = bytes(self._host.peer_id)
-        for key in (own, *(random_key(point(own), bits, self._rng) for bits in due)):
-            try:
-                await self.closest_peers(key)
-            except NoPeersError:
-                return  # the node is alone, or everybody fell silent: see _keep_joined
+        await self._look_towards(bytes(self._host.peer_id))
+        await self._refresh_ranges()
 
     async def closest_peers(self, key: bytes) -> list[PeerId]:
         """Find the k peers closest to `key` that answer, this node aside; the closest first.
@@ -217,11 +215,11 @@ class KadDht:
             NoPeersError: there is nobody to ask, and some value is not held here.
         """
         found: dict[bytes, bytes] = {}
-        for key, search in {key: self.begin_get(key) for key in keys}.items():
-            try:
-                found[key] = await search.wait()
-            except NotFoundError:
-                continue
+        for start in range(0, len(keys), KEYS_AT_ONCE):
+            searches = {key: self.begin_get(key) for key in keys[start : start + KEYS_AT_ONCE]}
+            for key, search in searches.items():
+                with contextlib.suppress(NotFoundError):
+                    found[key] = await search.wait()
         return found
 
     async def provide(self, multihash: bytes) -> int:
@@ -280,6 +278,11 @@ class KadDht:
             )
         self._remember(self._closest, key, lookup.closest)
         return lookup.closest
+
+    async def _look_towards(self, key: bytes) -> None:
+        """Look up `key` for the sake of the table: ours, and of those who learn of us by it."""
+        with contextlib.suppress(NoPeersError, ConnectionClosedError):  # alone, or stopping
+            await self.closest_peers(key)
 
     async def _find_peer(self, peer_id: PeerId, requests: trio.Nursery) -> list[Multiaddr]:
         self._need_peers()
@@ -360,7 +363,7 @@ class KadDht:
         try:
             self._core.check(key, answer.record.value, wall_time())
         except ProtocolError as error:
-            self._report(peer, f"it holds an invalid value: {error}")
+            self._peers.report(peer, f"it holds an invalid value: {error}")
             return None
         return answer.record.value
 
@@ -456,11 +459,15 @@ class KadDht:
 
     # --- upkeep ---------------------------------------------------------------------------------
 
+    async def _refresh_ranges(self) -> None:
+        due = self._core.table.due_for_refresh(trio.current_time(), self.settings.refresh_interval)
+        for bits in due:
+            await self._look_towards(random_key(self._core.table.own, bits, self._rng))
+
     async def _keep_refreshed(self) -> None:
         while True:
             # Not all nodes at once: those started together would stay in step for ever.
             await trio.sleep(self.settings.refresh_interval * self._rng.uniform(0.75, 1.25))
-            await self._peers.rejoin(banned_too=False)
             await self.refresh()
 
     async def _keep_clean(self) -> None:
@@ -473,8 +480,8 @@ class KadDht:
     async def _keep_joined(self) -> None:
         while True:
             await trio.sleep(self.settings.rejoin_interval)
-            if not len(self._core.table) and await self._peers.rejoin(banned_too=True):
-                await self.refresh()
+            if await self._peers.rejoin(banned_too=not len(self._core.table)):
+                await self._look_towards(bytes(self._host.peer_id))
 
     # --- serving --------------------------------------------------------------------------------
 
@@ -488,9 +495,6 @@ class KadDht:
         try:
             while await self._serve_one(stream):
                 pass
-        except ProtocolError as error:
-            self._report(peer, str(error))
-            raise
         finally:
             streams.discard(stream)
             if not streams:
@@ -512,9 +516,6 @@ class KadDht:
         with trio.move_on_after(self.settings.query_timeout) as scope:
             await stream.send_all(varint.prefixed(encode(answer)))
         return not scope.cancelled_caught
-
-    def _report(self, peer: PeerId, reason: str) -> None:
-        self._host.events.emit(PeerMisbehaved(peer_id=peer, address=None, reason=f"DHT: {reason}"))
 
 
 def _no_peers() -> NoPeersError:

@@ -52,6 +52,11 @@ class RoutingTable:
         for bucket in self._buckets.values():
             yield from bucket.seen
 
+    def knows(self, peer: PeerId) -> bool:
+        """Tell whether a peer is in the table or waits for a place in it."""
+        bucket = self._buckets.get(common_prefix(self.own, point(peer)))
+        return bucket is not None and (peer in bucket.seen or peer in bucket.waiting)
+
     def receive_alive(self, peer: PeerId, now: float) -> PeerId | None:
         """Note a sign of life of a peer that serves the protocol.
 

@@ -15,6 +15,7 @@ from p2pnode.protocols.kad.service import KadDht
 from p2pnode.protocols.kad.validators import Validator
 from p2pnode.testing.light import LightHost, LightNetwork, light_network
 
+KEEPERS = 3  # tasks of an idle DHT
 EPOCH = 1_700_000_000.0
 
 
@@ -33,6 +34,14 @@ class SetValidator(Validator):
 
     def expires(self, key, value):
         return None if self.ttl is None else EPOCH + self.ttl
+
+
+async def settle(dht: KadDht) -> None:
+    """Wait until a node that has joined has filled its table in the background."""
+    for _ in range(10_000):
+        if len(dht._nursery.child_tasks) <= KEEPERS:
+            return
+        await trio.sleep(0.01)
 
 
 @dataclass
@@ -81,6 +90,7 @@ class DhtNetwork:
         await self._nursery.start(self._run, node)
         if bootstrap:
             await dht.bootstrap([each.address for each in bootstrap])
+            await settle(dht)
         return node
 
     async def grow(self, count: int, **changes) -> list[Dht]:
