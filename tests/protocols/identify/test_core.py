@@ -27,8 +27,7 @@ FULL = Introduction(
 )
 # The order is that of the field numbers, which is how js-libp2p and go-libp2p write it, too.
 GOLDEN = (
-    "8a02"  # 266 bytes follow
-    + "0a24"
+    "8a020a24"  # 266 bytes follow, the key first
     + KEY.public_key.protobuf.hex()
     + "1208047f000001060fa1"
     "1a042f612f31"
