@@ -60,6 +60,7 @@ class NetworkSettings:
     yamux_session_window: int = 64 * MIB  # by which all windows of a connection may grow
     yamux_max_frame: int = 65_519  # one Noise frame; every implementation takes it
     yamux_write_budget: int = 1 * MIB  # of frames gathered for one write
+    yamux_send_buffer: int = 256 * KIB  # a stream's sender may be so far ahead of the writer
     stream_close_timeout: float = 60.0  # for the peer to finish a stream that we have closed
     yamux_accept_backlog: int = 256  # unanswered inbound streams, as go-libp2p enforces
     keepalive_interval: float = 30.0

@@ -57,7 +57,11 @@ class NetworkStream(Stream):
         early = view[: max(0, self._allowance - len(self._proposal))]
         await self._send_early(early)
         if len(early) < len(view):
-            await self._settle()
+            try:
+                await self._settle()
+            except trio.Cancelled:
+                self.reset()  # the first part is on its way
+                raise
             await self._muxed.send_all(view[len(early) :])
 
     async def wait_send_all_might_not_block(self) -> None:

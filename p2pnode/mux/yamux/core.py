@@ -7,7 +7,10 @@ commands; `next_frames` and `next_deadline` are outputs. Rules:
   receiver grants more as its reader takes data; it doubles the window when that happens faster
   than four round trips, up to a limit for the stream and one for the session.
 - Data is never copied on the way out: `next_frames` gives the caller's own buffers, interleaved
-  with headers. Small frames go first, then streams take turns.
+  with headers. Control frames go first, then streams with little to send, then the others in turn.
+- SYN and ACK ride on a stream's first frame. FIN has a frame of its own: go-yamux and js-libp2p
+  act on it before they look at the data it came with.
+- A go-away frame, of either side, ends the session: go-yamux and js-libp2p drop every stream too.
 - Whatever a peer makes us keep or answer is bounded; breaking a rule is a `ProtocolError` and ends
   the session with a go-away frame.
 
@@ -15,8 +18,7 @@ Source: hashicorp/yamux, spec.md; libp2p/specs, yamux; go-yamux 4 for the window
 """
 
 from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from dataclasses import dataclass
 from typing import Final
 
 from p2pnode.config import NetworkSettings
@@ -27,79 +29,31 @@ from p2pnode.errors import (
     ResourceLimitError,
     StreamResetError,
 )
-from p2pnode.mux.yamux.frames import HEADER_BYTES, Flag, FrameType, GoAwayCode, Header
+from p2pnode.mux.yamux.frames import HEADER_BYTES, MAX_U32, Flag, FrameType, GoAwayCode, Header
+from p2pnode.mux.yamux.state import Buffer, EventKind, StreamEvent, StreamState
 
-Buffer = bytes | bytearray | memoryview
-
-MAX_WINDOW_TOTAL: Final = 2**32 - 1  # what a peer may grant: the field's own range
 MAX_CONTROL_FRAMES: Final = 4096  # waiting to be sent; a peer that never reads costs 48 KiB
-GATHERED_CHUNK: Final = 4096  # small received pieces are copied together up to this size
-GROWTH_ROUND_TRIPS: Final = 4  # a window used up within so many is doubled, as in go-yamux
-# Frames that cost the peer nothing and us a little: resets, pings, empty data. Honest peers send a
-# few a second; a trainer that cancels a whole step of calls resets hundreds at once.
-NUISANCE_BURST: Final = 2000.0
-NUISANCE_RATE: Final = 200.0  # a second
+SMALL_BYTES: Final = 4096  # a stream with no more than this to send goes before bulk
+ACK_DELAY: Final = 0.02  # seconds an acknowledgement waits for a frame to ride on
+GROWTH_ROUND_TRIPS: Final = 4  # a window half used up within so many is doubled, as in go-yamux
+# Frames that cost the peer nothing and us a little: resets, refused streams, pings, empty data.
+# Honest peers send a few a second; a trainer that cancels a step of calls resets hundreds at once.
+NUISANCE_BURST: Final = 4000.0
+NUISANCE_RATE: Final = 1000.0  # a second
 
 
-class EventKind(Enum):
-    """What happened to a stream."""
-
-    OPENED = auto()  # by the peer
-    READABLE = auto()  # data, the end of data, or a failure
-    WRITABLE = auto()  # a failure, for one who waits to send
-    FORGOTTEN = auto()  # nothing more will happen to it
-
-
-@dataclass(frozen=True, slots=True)
-class StreamEvent:
-    """Something happened to a stream."""
-
-    kind: EventKind
-    stream_id: int
-
-
-@dataclass(slots=True)
-class StreamState:
-    """What the session knows of one stream."""
-
-    stream_id: int
-    inbound: bool
-    send_window: int
-    receive_window: int  # what the peer may still send
-    receive_target: int  # what the window is brought back to
-    window_grown_at: float
-    greet: Flag  # SYN or ACK, for the next frame
-    outgoing: deque[memoryview] = field(default_factory=deque)
-    received: deque[Buffer] = field(default_factory=deque)
-    received_bytes: int = 0
-    taken: int = 0  # read since the last grant
-    finish_wanted: bool = False
-    finish_sent: bool = False
-    remote_finished: bool = False
-    discarding: bool = False  # our reader is gone
-    accepted: bool = False
-    scheduled: bool = False  # in the line of streams that can send
-    flushed: bool = True  # all that was sent has been written
-    abandon_at: float = float("inf")
-    failure: P2PNodeError | None = None
-
-    @property
-    def can_send(self) -> bool:
-        """Whether a frame could go out now."""
-        if self.failure is not None:
-            return False
-        if self.outgoing:
-            return self.send_window > 0
-        return self.finish_wanted and not self.finish_sent
+_GO_AWAY_REASONS: Final[dict[int, str]] = {
+    GoAwayCode.PROTOCOL_ERROR: "because, it says, this side broke the rules of Yamux",
+    GoAwayCode.INTERNAL_ERROR: "because, it says, it failed itself",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What to write next."""
+    """What to write next; tell `wrote` when that is done."""
 
     buffers: list[Buffer]  # in wire order
-    drained: list[StreamState]  # all they queued is among the buffers: once written, they may go on
-    events: list[StreamEvent]
+    served: list[tuple[StreamState, int]]  # how much data of which stream is among them
 
 
 class YamuxCore:
@@ -110,27 +64,34 @@ class YamuxCore:
         self._next_id = 1 if is_client else 2
         self._remote_parity = 0 if is_client else 1
         self.streams: dict[int, StreamState] = {}
-        self._discarding: dict[int, StreamState] = {}  # the first is due first
-        self._backlog = 0  # inbound streams nobody has accepted
-        self._control: deque[bytes] = deque()
+        self.failure: P2PNodeError | None = None
+        self.remote_closed = False  # by a normal go-away: nothing more will come
+        self.round_trip: float | None = None
+        self.bytes_sent = 0  # of data
+        self.bytes_received = 0
+        # Streams that wait for something, the first being due first.
+        self._discarding: dict[int, StreamState] = {}  # for the peer's end
+        self._unanswered: dict[int, StreamState] = {}  # for a frame that takes our ACK along
+        self._held: deque[StreamState] = deque()  # for the peer to acknowledge earlier ones
+        self._small: deque[StreamState] = deque()  # for their turn to send
         self._turns: deque[StreamState] = deque()
+        self._control: deque[bytes] = deque()
+        self._goodbye: bytes | None = None
+        self._went_away = False
+        self._events: list[StreamEvent] = []
         self._header = bytearray()
         self._body_left = 0
         self._body_of: StreamState | None = None
         self._body_finishes = False  # a FIN takes effect behind the data it came with
-        self._window_total = 0  # of grown windows
+        self._backlog = 0  # inbound streams nobody has accepted
+        self._unacknowledged = 0  # outbound streams the peer has not answered
+        self._growth = 0  # of all windows beyond the initial one
         self._nuisances = NUISANCE_BURST
         self._nuisances_at = now
         self._heard_at = now
         self._pings: dict[int, float] = {}
         self._next_ping = 0
         self._ping_wanted_at = now  # the first at once: the window's growth needs a round trip time
-        self.round_trip: float | None = None
-        self.remote_went_away: int | None = None
-        self.went_away = False
-        self.bytes_sent = 0  # of data
-        self.bytes_received = 0
-        self.failure: P2PNodeError | None = None
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -138,34 +99,47 @@ class YamuxCore:
         """Open a stream; its SYN travels with the first frame.
 
         Raises:
-            ConnectionClosedError: the session is ending.
+            ConnectionClosedError: the session has ended or is ending.
             ResourceLimitError: too many streams are open, or the ids are used up.
         """
-        self._check_open()
+        if self.failure is not None:
+            raise ConnectionClosedError(str(self.failure))
+        if self._went_away:
+            raise ConnectionClosedError("this side is closing the connection")
         if len(self.streams) >= self._settings.max_streams_per_connection:
             raise ResourceLimitError(f"{len(self.streams)} streams are open on the connection")
-        if self._next_id > MAX_WINDOW_TOTAL:
+        if self._next_id > MAX_U32:
             raise ResourceLimitError("the session's stream ids are used up; connect again")
         stream = self._add(self._next_id, inbound=False, greet=Flag.SYN, now=now)
         self._next_id += 2
         return stream
 
-    def accept(self, stream: StreamState) -> None:
-        """Take an inbound stream out of the backlog."""
-        if not stream.accepted:
-            stream.accepted = True
-            self._backlog -= 1
+    def accept(self, stream: StreamState, now: float) -> None:
+        """Take an inbound stream out of the backlog, and acknowledge it soon."""
+        stream.accepted = True
+        self._backlog -= 1
+        stream.due_at = now + ACK_DELAY
+        self._unanswered[stream.stream_id] = stream
 
     def greet(self, stream: StreamState) -> None:
-        """Send the stream's SYN now, for one who waits for data before it sends any."""
-        if stream.greet and not stream.outgoing and stream.failure is None:
-            self._send_control(FrameType.WINDOW_UPDATE, self._greeting(stream), stream.stream_id, 0)
+        """Send the stream's SYN or ACK now, rather than with its first frame."""
+        if stream.greet and stream.failure is None and not stream.scheduled:
+            stream.scheduled = True
+            self._small.append(stream)
 
-    def send(self, stream: StreamState, data: Buffer) -> None:
-        """Queue `data`, which must not change until it has been given out by `next_frames`."""
-        stream.outgoing.append(memoryview(data).cast("B"))
-        stream.flushed = False
+    def send(self, stream: StreamState, data: memoryview) -> None:
+        """Queue `data`, which must not change until it has been written."""
+        stream.queue(data)
         self._schedule(stream)
+
+    def wrote(self, output: Output) -> list[StreamEvent]:
+        """Note that the buffers of `output` have been written, and may change."""
+        for stream, size in output.served:
+            stream.unwritten -= size
+            if stream.unwritten <= self._settings.yamux_send_buffer:
+                self._events.append(StreamEvent(EventKind.WRITABLE, stream.stream_id))
+            self._forget_if_done(stream)
+        return self._take_events()
 
     def finish(self, stream: StreamState) -> None:
         """Close our direction, behind what is queued."""
@@ -173,67 +147,74 @@ class YamuxCore:
             stream.finish_wanted = True
             self._schedule(stream)
 
-    def discard(self, stream: StreamState, now: float) -> None:
-        """Drop what has come and will come; the stream is reset if the peer goes on for long."""
+    def discard(self, stream: StreamState, now: float) -> list[StreamEvent]:
+        """Finish our direction and drop all that has come and will come.
+
+        The peer may go on sending for a while, so that it gets to read what we sent last; then the
+        stream is reset.
+        """
+        stream.drop_received()
+        if stream.stream_id not in self.streams:
+            return []
+        if stream.greet == Flag.SYN and not stream.outgoing and not stream.finish_wanted:
+            self._fail(stream, StreamResetError("the stream was closed unused"))
+            return self._take_events()
+        self.finish(stream)
         stream.discarding = True
-        stream.received.clear()
-        stream.received_bytes = 0
-        stream.abandon_at = now + self._settings.stream_close_timeout
+        stream.due_at = now + self._settings.stream_close_timeout
+        self._unanswered.pop(stream.stream_id, None)
         self._discarding[stream.stream_id] = stream
+        return []
 
     def take(self, stream: StreamState, max_bytes: int | None, now: float) -> Buffer:
         """Return received bytes, of one piece, and grant the peer as much again.
 
-        Returns:
-            An empty buffer when nothing is there.
+        There must be some.
         """
-        if not stream.received:
-            return b""
-        piece = stream.received[0]
-        if max_bytes is not None and len(piece) > max_bytes:
-            view = memoryview(piece)
-            piece, stream.received[0] = view[:max_bytes], view[max_bytes:]
-        else:
-            stream.received.popleft()
-        stream.received_bytes -= len(piece)
-        stream.taken += len(piece)
-        if stream.taken * 2 >= stream.receive_target and not stream.remote_finished:
+        piece = stream.unstore(max_bytes)
+        if stream.taken * 2 >= stream.receive_target:
             self._grant(stream, now)
         return piece
 
-    def reset(self, stream: StreamState, error: P2PNodeError) -> list[StreamEvent]:
-        """Abort a stream in both directions."""
-        if stream.failure is not None or stream.stream_id not in self.streams:
-            return []
-        if stream.greet != Flag.SYN:  # otherwise the peer has never heard of it
-            self._send_control(FrameType.WINDOW_UPDATE, Flag.RST, stream.stream_id, 0)
-        return self._fail(stream, error)
+    def reset(self, stream: StreamState, error: P2PNodeError, code: int = 0) -> list[StreamEvent]:
+        """Abort a stream in both directions; `code` tells the peer why."""
+        if stream.stream_id in self.streams and stream.greet != Flag.SYN:  # the peer knows of it
+            self._queue_control(FrameType.WINDOW_UPDATE, Flag.RST, stream.stream_id, code)
+        self._fail(stream, error)
+        return self._take_events()
 
     def ping(self, now: float) -> int:
         """Ask for a sign of life; returns the ping's number."""
         number = self._next_ping
-        self._next_ping = (number + 1) & 0xFFFFFFFF
+        self._next_ping = (number + 1) & MAX_U32
         self._pings[number] = now
-        self._send_control(FrameType.PING, Flag.SYN, 0, number)
+        self._queue_control(FrameType.PING, Flag.SYN, 0, number)
         return number
 
     def is_waiting_for(self, ping: int) -> bool:
         """Whether a ping has not been answered yet."""
         return ping in self._pings
 
+    def forget_ping(self, ping: int) -> None:
+        """Stop waiting for a ping's answer."""
+        self._pings.pop(ping, None)
+
     def go_away(self, code: GoAwayCode) -> None:
-        """Tell the peer that the session ends; no stream can be opened any more."""
-        if not self.went_away:
-            self.went_away = True
-            self._control.append(Header(FrameType.GO_AWAY, Flag.NONE, 0, code).encode())
+        """Tell the peer, behind all that can still be sent, that the session ends."""
+        self._went_away = True
+        self._goodbye = Header(FrameType.GO_AWAY, Flag.NONE, 0, code).encode()
 
     def close(self, error: P2PNodeError) -> list[StreamEvent]:
-        """End the session: every stream fails with `error`."""
-        self.failure = self.failure or error
-        events = []
-        for stream in list(self.streams.values()):
-            events += self._fail(stream, self.failure)
-        return events
+        """End the session: nothing can be sent any more; what has come can still be read."""
+        if self.failure is None:
+            self.failure = error
+            for stream in list(self.streams.values()):
+                stream.failure = error
+                if not stream.remote_finished:
+                    stream.receive_failure = error
+                stream.outgoing.clear()
+                self._drop(stream)
+        return self._take_events()
 
     # --- inputs ---------------------------------------------------------------------------------
 
@@ -242,16 +223,16 @@ class YamuxCore:
 
         Raises:
             ProtocolError: the peer broke a rule; end the session with a go-away.
+            ConnectionClosedError: the peer ended the session because of an error.
         """
         self._heard_at = now
-        events: list[StreamEvent] = []
         view = memoryview(data)
-        while view:
+        while view and not self.remote_closed:
             if self._body_left:
                 piece = view[: self._body_left]
                 view = view[len(piece) :]
                 self._body_left -= len(piece)
-                self._receive_body(piece, events)
+                self._receive_body(piece, now)
                 continue
             missing = HEADER_BYTES - len(self._header)
             if missing == HEADER_BYTES <= len(view):
@@ -264,8 +245,8 @@ class YamuxCore:
                     break
                 header = Header.decode(self._header)
                 self._header.clear()
-            self._receive_header(header, now, events)
-        return events
+            self._receive_header(header, now)
+        return self._take_events()
 
     def handle_timeout(self, now: float) -> list[StreamEvent]:
         """Do what is due at `now`.
@@ -276,12 +257,13 @@ class YamuxCore:
         if now >= self._ping_wanted_at:
             self._ping_wanted_at = now + self._settings.keepalive_interval
             self.ping(now)
-        if self._pings:
-            oldest = next(iter(self._pings.values()))
-            if now >= max(oldest, self._heard_at) + self._settings.keepalive_timeout:
-                raise ConnectionClosedError("the peer stopped answering")
-        events: list[StreamEvent] = []
-        while (stream := self._next_abandoned()) and now >= stream.abandon_at:
+        if now >= self._silence_ends_at():
+            raise ConnectionClosedError("the peer stopped answering")
+        while (stream := _first(self._unanswered)) and now >= stream.due_at:
+            del self._unanswered[stream.stream_id]
+            self.greet(stream)
+        events = self._take_events()
+        while (stream := _first(self._discarding)) and now >= stream.due_at:
             events += self.reset(stream, StreamResetError("the peer did not end the stream"))
         return events
 
@@ -290,120 +272,126 @@ class YamuxCore:
     @property
     def has_output(self) -> bool:
         """Whether `next_frames` would give anything."""
-        return bool(self._control or self._turns)
+        if self._control or self._small or self._turns or self._goodbye:
+            return True
+        return bool(self._held) and not self._backlog_is_full
 
     def next_deadline(self) -> float:
         """When `handle_timeout` is due."""
-        deadline = self._ping_wanted_at
-        if self._pings:
-            oldest = next(iter(self._pings.values()))
-            deadline = min(deadline, max(oldest, self._heard_at) + self._settings.keepalive_timeout)
-        abandoned = self._next_abandoned()
-        return min(deadline, abandoned.abandon_at) if abandoned else deadline
+        deadline = min(self._ping_wanted_at, self._silence_ends_at())
+        for waiting in (self._unanswered, self._discarding):
+            if (stream := _first(waiting)) is not None:
+                deadline = min(deadline, stream.due_at)
+        return deadline
 
     def next_frames(self, budget: int) -> Output:
-        """Give out up to about `budget` bytes of frames."""
+        """Give out up to about `budget` bytes of frames.
+
+        Streams with little to send may use half of the budget before the others get their turn.
+        """
         buffers: list[Buffer] = [b"".join(self._control)] if self._control else []
         self._control.clear()
-        drained: list[StreamState] = []
-        events: list[StreamEvent] = []
-        while self._turns and budget > 0:
-            stream = self._turns.popleft()
-            stream.scheduled = False
-            if not stream.can_send:
+        output = Output(buffers, [])
+        if self._held and not self._backlog_is_full:
+            self._small.extend(self._held)
+            self._held.clear()
+        left = budget
+        while left > 0 and (self._small or self._turns):
+            small_first = self._small and (left * 2 > budget or not self._turns)
+            stream = (self._small if small_first else self._turns).popleft()
+            if stream.greet == Flag.SYN and stream.failure is None and self._backlog_is_full:
+                self._held.append(stream)
                 continue
-            budget -= self._data_frame(stream, buffers)
-            if not stream.outgoing:
-                drained.append(stream)
-            events += self._forget_if_done(stream)
-            self._schedule(stream)
-        return Output(buffers, drained, events)
+            stream.scheduled = False
+            if stream.can_send or (stream.greet and stream.failure is None):
+                left -= self._serve(stream, output)
+        if self._goodbye and not self._small and not self._turns:
+            buffers.append(self._goodbye)
+            self._goodbye = None
+        return output
 
-    # --- inside ---------------------------------------------------------------------------------
+    # --- inside: sending ------------------------------------------------------------------------
 
-    def _next_abandoned(self) -> StreamState | None:
-        return next(iter(self._discarding.values()), None)
+    @property
+    def _backlog_is_full(self) -> bool:
+        return self._unacknowledged >= self._settings.yamux_accept_backlog
 
-    def _check_open(self) -> None:
-        if self.failure is not None:
-            raise self.failure
-        if self.went_away or self.remote_went_away is not None:
-            raise ConnectionClosedError("the connection is closing")
-
-    def _add(self, stream_id: int, *, inbound: bool, greet: Flag, now: float) -> StreamState:
-        window = self._settings.yamux_initial_window
-        stream = StreamState(
-            stream_id=stream_id,
-            inbound=inbound,
-            send_window=window,
-            receive_window=window,
-            receive_target=window,
-            window_grown_at=now,
-            greet=greet,
-        )
-        self.streams[stream_id] = stream
-        return stream
+    def _serve(self, stream: StreamState, output: Output) -> int:
+        """Give out a stream's next frames; returns their size."""
+        buffers = output.buffers
+        pieces = stream.dequeue(min(self._settings.yamux_max_frame, stream.send_window))
+        size = sum(map(len, pieces))
+        length = HEADER_BYTES + size
+        if pieces:
+            flags = self._greeting(stream)
+            buffers.append(Header(FrameType.DATA, flags, stream.stream_id, size).encode())
+            buffers += pieces
+            stream.send_window -= size
+            self.bytes_sent += size
+            output.served.append((stream, size))
+        finishes = stream.finish_wanted and not stream.outgoing and not stream.finish_sent
+        if finishes or stream.greet:
+            flags = self._greeting(stream) | (Flag.FIN if finishes else Flag.NONE)
+            buffers.append(Header(FrameType.WINDOW_UPDATE, flags, stream.stream_id, 0).encode())
+            length += HEADER_BYTES
+        if finishes:
+            stream.finish_sent = True
+            self._forget_if_done(stream)
+        self._schedule(stream)
+        return length
 
     def _schedule(self, stream: StreamState) -> None:
         if not stream.scheduled and stream.can_send:
             stream.scheduled = True
-            self._turns.append(stream)
+            is_small = stream.outgoing_bytes <= SMALL_BYTES
+            (self._small if is_small else self._turns).append(stream)
 
-    def _greeting(self, stream: StreamState) -> Flag:
+    def _greeting(self, stream: StreamState) -> int:
+        """Return the flag that the stream's first frame carries, once."""
         flag, stream.greet = stream.greet, Flag.NONE
+        if flag == Flag.SYN:
+            stream.awaits_ack = True
+            self._unacknowledged += 1
+        elif flag == Flag.ACK:
+            self._unanswered.pop(stream.stream_id, None)
         return flag
 
-    def _send_control(self, kind: FrameType, flags: Flag, stream_id: int, length: int) -> None:
-        if len(self._control) >= MAX_CONTROL_FRAMES:
-            raise ProtocolError("the peer makes us answer faster than it reads")
+    def _queue_control(self, kind: FrameType, flags: int, stream_id: int, length: int) -> None:
         self._control.append(Header(kind, flags, stream_id, length).encode())
 
-    def _data_frame(self, stream: StreamState, buffers: list[Buffer]) -> int:
-        room = min(self._settings.yamux_max_frame, stream.send_window)
-        pieces: list[Buffer] = []
-        size = 0
-        while stream.outgoing and size < room:
-            piece = stream.outgoing.popleft()
-            if len(piece) > room - size:
-                stream.outgoing.appendleft(piece[room - size :])
-                piece = piece[: room - size]
-            pieces.append(piece)
-            size += len(piece)
-        flags = self._greeting(stream)
-        if stream.finish_wanted and not stream.outgoing:
-            flags |= Flag.FIN
-            stream.finish_sent = True
-        # An end without data is an empty window update, as js-libp2p and go-libp2p send it.
-        kind = FrameType.DATA if size else FrameType.WINDOW_UPDATE
-        buffers.append(Header(kind, flags, stream.stream_id, size).encode())
-        buffers += pieces
-        stream.send_window -= size
-        self.bytes_sent += size
-        return HEADER_BYTES + size
-
     def _grant(self, stream: StreamState, now: float) -> None:
-        limit = self._settings.yamux_max_window
-        grown = min(stream.receive_target * 2, limit)
-        growth = grown - stream.receive_target
+        """Give the peer back the window that the reader has taken, and more if it was quick."""
+        delta, stream.taken = stream.taken, 0
+        if stream.remote_finished or stream.stream_id not in self.streams:
+            return
+        target = min(stream.receive_target * 2, self._settings.yamux_max_window)
+        growth = target - stream.receive_target
         quick = self.round_trip is not None and (
-            now - stream.window_grown_at < GROWTH_ROUND_TRIPS * self.round_trip
+            now - stream.granted_at < GROWTH_ROUND_TRIPS * self.round_trip
         )
-        if quick and self._window_total + growth <= self._settings.yamux_session_window:
-            self._window_total += growth
-            stream.receive_target = grown
-        stream.window_grown_at = now
-        delta = stream.receive_target - stream.receive_window - stream.received_bytes
-        stream.taken = 0
+        affordable = self._growth + growth <= self._settings.yamux_session_window
+        if quick and affordable and not stream.discarding:
+            self._growth += growth
+            stream.receive_target = target
+            delta += growth
+        stream.granted_at = now
         stream.receive_window += delta
-        self._send_control(FrameType.WINDOW_UPDATE, self._greeting(stream), stream.stream_id, delta)
+        flags = self._greeting(stream)
+        self._queue_control(FrameType.WINDOW_UPDATE, flags, stream.stream_id, delta)
 
-    def _receive_header(self, header: Header, now: float, events: list[StreamEvent]) -> None:
-        if header.kind is FrameType.PING:
+    # --- inside: receiving ----------------------------------------------------------------------
+
+    def _receive_header(self, header: Header, now: float) -> None:
+        if len(self._control) > MAX_CONTROL_FRAMES:
+            raise ProtocolError("the peer makes us answer faster than it reads")
+        if header.kind == FrameType.PING:
             self._receive_ping(header, now)
-        elif header.kind is FrameType.GO_AWAY:
-            self.remote_went_away = header.length
+        elif header.kind == FrameType.GO_AWAY:
+            self._receive_go_away(header.length)
+        elif header.stream_id == 0:
+            raise ProtocolError("a stream's frame bears the session's own id")
         else:
-            self._receive_stream_frame(header, now, events)
+            self._receive_stream_frame(header, now)
 
     def _receive_ping(self, header: Header, now: float) -> None:
         if header.flags & Flag.ACK:
@@ -414,90 +402,100 @@ class YamuxCore:
                 self.round_trip = min(sample, smallest * 1.25)  # follows slow changes upward too
             return
         self._note_nuisance(now)
-        self._send_control(FrameType.PING, Flag.ACK, 0, header.length)
+        self._queue_control(FrameType.PING, Flag.ACK, 0, header.length)
 
-    def _receive_stream_frame(self, header: Header, now: float, events: list[StreamEvent]) -> None:
-        if header.stream_id == 0:
-            raise ProtocolError("a stream frame for the session itself")
-        if header.flags & Flag.SYN:
-            self._receive_syn(header.stream_id, now, events)
-        stream = self.streams.get(header.stream_id)
-        if header.kind is FrameType.DATA:
-            self._receive_data_header(header, stream, now)
-        elif stream is not None and header.length:
-            stream.send_window += header.length
-            if stream.send_window > MAX_WINDOW_TOTAL:
+    def _receive_go_away(self, code: int) -> None:
+        if code == GoAwayCode.NORMAL:
+            self.remote_closed = True
+            return
+        reason = _GO_AWAY_REASONS.get(code, f"with code {code}")
+        raise ConnectionClosedError(f"the peer ended the connection {reason}")
+
+    def _receive_stream_frame(self, header: Header, now: float) -> None:
+        kind, flags, stream_id, length = header
+        if flags & Flag.SYN:
+            self._receive_syn(stream_id, now)
+        stream = self._known_stream(stream_id)
+        if not length and not flags:
+            self._note_nuisance(now)
+        if kind == FrameType.DATA:
+            self._receive_data_header(length, stream)
+        elif stream is not None and length and not flags & Flag.RST:
+            stream.send_window += length
+            if stream.send_window > MAX_U32:
                 raise ProtocolError("a stream's window exceeds 32 bits")
             self._schedule(stream)
-        if stream is None:
-            return
-        if header.flags & Flag.RST:
-            self._note_nuisance(now)
-            events += self._fail(stream, StreamResetError("the peer reset the stream"))
-        elif header.flags & Flag.FIN and self._body_left:
-            self._body_finishes = True
-        elif header.flags & Flag.FIN and not stream.remote_finished:
-            self._receive_finish(stream, events)
+        if stream is not None and flags & (Flag.RST | Flag.FIN):
+            self._receive_end(header, stream, now)
 
-    def _receive_data_header(self, header: Header, stream: StreamState | None, now: float) -> None:
-        self._body_left, self._body_of, self._body_finishes = header.length, stream, False
-        if not header.length and not header.flags:
-            self._note_nuisance(now)
-        if stream is None:  # of a stream that is over: its data is read past
-            return
-        if header.length > stream.receive_window:
-            raise ProtocolError(
-                f"{header.length} bytes on a stream with a window of {stream.receive_window}"
-            )
-        if stream.remote_finished and header.length:
-            raise ProtocolError("data behind the end of a stream")
-        stream.receive_window -= header.length
+    def _known_stream(self, stream_id: int) -> StreamState | None:
+        """Find the stream of a received frame, which acknowledges it."""
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.greet == Flag.SYN:  # one the peer cannot know of yet
+            return None
+        if stream.awaits_ack:
+            self._note_ack(stream)
+        return stream
 
-    def _receive_finish(self, stream: StreamState, events: list[StreamEvent]) -> None:
-        stream.remote_finished = True
-        events.append(StreamEvent(EventKind.READABLE, stream.stream_id))
-        events += self._forget_if_done(stream)
-
-    def _receive_syn(self, stream_id: int, now: float, events: list[StreamEvent]) -> None:
+    def _receive_syn(self, stream_id: int, now: float) -> None:
         if stream_id % 2 != self._remote_parity:
             raise ProtocolError(f"the peer opened stream {stream_id}, an id of ours")
         if stream_id in self.streams:
             raise ProtocolError(f"the peer opened stream {stream_id} twice")
         full = len(self.streams) >= self._settings.max_streams_per_connection
-        if full or self.went_away or self._backlog >= self._settings.yamux_accept_backlog:
+        if full or self._went_away or self._backlog >= self._settings.yamux_accept_backlog:
             self._note_nuisance(now)
-            self._send_control(FrameType.WINDOW_UPDATE, Flag.RST, stream_id, 0)
+            self._queue_control(FrameType.WINDOW_UPDATE, Flag.RST, stream_id, 0)
             return
-        stream = self._add(stream_id, inbound=True, greet=Flag.ACK, now=now)
+        self._add(stream_id, inbound=True, greet=Flag.ACK, now=now)
         self._backlog += 1
-        # Acknowledged at once: go-libp2p stops opening streams at 256 without an answer.
-        self.greet(stream)
-        events.append(StreamEvent(EventKind.OPENED, stream_id))
+        self._events.append(StreamEvent(EventKind.OPENED, stream_id))
 
-    def _receive_body(self, piece: memoryview, events: list[StreamEvent]) -> None:
+    def _note_ack(self, stream: StreamState) -> None:
+        stream.awaits_ack = False
+        self._unacknowledged -= 1
+
+    def _receive_data_header(self, length: int, stream: StreamState | None) -> None:
+        self._body_left, self._body_of, self._body_finishes = length, stream, False
+        if stream is None:  # of a stream that is over: its data is read past
+            return
+        if length > stream.receive_window:
+            raise ProtocolError(
+                f"{length} bytes on a stream with a window of {stream.receive_window}"
+            )
+        if length and stream.remote_finished:
+            raise ProtocolError("data behind the end of a stream")
+        stream.receive_window -= length
+
+    def _receive_end(self, header: Header, stream: StreamState, now: float) -> None:
+        if header.flags & Flag.RST:
+            self._note_nuisance(now)
+            code = header.length if header.kind == FrameType.WINDOW_UPDATE else 0
+            self._fail(stream, StreamResetError(f"the peer reset the stream (code {code})"))
+        elif self._body_left:
+            self._body_finishes = True
+        else:
+            self._receive_finish(stream)
+
+    def _receive_body(self, piece: memoryview, now: float) -> None:
         stream = self._body_of
         if stream is None or stream.failure is not None:
             return
         self.bytes_received += len(piece)
-        if not stream.discarding:
-            self._store(stream, piece)
-            events.append(StreamEvent(EventKind.READABLE, stream.stream_id))
-        if not self._body_left and self._body_finishes:
-            self._receive_finish(stream, events)
-
-    @staticmethod
-    def _store(stream: StreamState, piece: memoryview) -> None:
-        stream.received_bytes += len(piece)
-        if len(piece) * 2 >= len(
-            memoryview(piece.obj)
-        ):  # a view keeps the whole of what it looks at alive
-            stream.received.append(piece)
-            return
-        last = stream.received[-1] if stream.received else None
-        if isinstance(last, bytearray) and len(last) < GATHERED_CHUNK:
-            last += piece
+        if stream.discarding:
+            stream.taken += len(piece)
+            if stream.taken * 2 >= stream.receive_target:
+                self._grant(stream, now)
         else:
-            stream.received.append(bytearray(piece))
+            stream.store(piece)
+            self._events.append(StreamEvent(EventKind.READABLE, stream.stream_id))
+        if not self._body_left and self._body_finishes:
+            self._receive_finish(stream)
+
+    def _receive_finish(self, stream: StreamState) -> None:
+        stream.remote_finished = True
+        self._events.append(StreamEvent(EventKind.READABLE, stream.stream_id))
+        self._forget_if_done(stream)
 
     def _note_nuisance(self, now: float) -> None:
         earned = (now - self._nuisances_at) * NUISANCE_RATE
@@ -506,31 +504,57 @@ class YamuxCore:
         if self._nuisances < 0:
             raise ProtocolError("the peer floods us with resets, pings or empty frames")
 
-    def _fail(self, stream: StreamState, error: P2PNodeError) -> list[StreamEvent]:
-        stream.failure = stream.failure or error
-        stream.outgoing.clear()
-        stream.received.clear()
-        stream.received_bytes = 0
-        self._drop(stream)
-        return [
-            StreamEvent(EventKind.READABLE, stream.stream_id),
-            StreamEvent(EventKind.WRITABLE, stream.stream_id),
-            StreamEvent(EventKind.FORGOTTEN, stream.stream_id),
-        ]
+    # --- inside: the streams' lives -------------------------------------------------------------
 
-    def _forget_if_done(self, stream: StreamState) -> list[StreamEvent]:
-        if not (stream.finish_sent and stream.remote_finished):
-            return []
-        if stream.stream_id not in self.streams:
-            return []
+    def _silence_ends_at(self) -> float:
+        if not self._pings:
+            return float("inf")
+        oldest = next(iter(self._pings.values()))
+        return max(oldest, self._heard_at) + self._settings.keepalive_timeout
+
+    def _add(self, stream_id: int, *, inbound: bool, greet: int, now: float) -> StreamState:
+        window = self._settings.yamux_initial_window
+        stream = StreamState(
+            stream_id=stream_id,
+            inbound=inbound,
+            greet=greet,
+            send_window=window,
+            receive_window=window,
+            receive_target=window,
+            granted_at=now,
+        )
+        self.streams[stream_id] = stream
+        return stream
+
+    def _fail(self, stream: StreamState, error: P2PNodeError) -> None:
+        """End a stream that was reset: both directions are lost, and what nobody has read."""
+        stream.failure = stream.failure or error
+        stream.receive_failure = stream.receive_failure or error
+        stream.outgoing.clear()
+        stream.drop_received()
         self._drop(stream)
-        return [StreamEvent(EventKind.FORGOTTEN, stream.stream_id)]
+
+    def _forget_if_done(self, stream: StreamState) -> None:
+        if stream.finish_sent and stream.remote_finished and not stream.unwritten:
+            self._drop(stream)
 
     def _drop(self, stream: StreamState) -> None:
         if self.streams.pop(stream.stream_id, None) is None:
             return
         self._discarding.pop(stream.stream_id, None)
-        self._window_total -= stream.receive_target - self._settings.yamux_initial_window
+        self._unanswered.pop(stream.stream_id, None)
+        self._growth -= stream.receive_target - self._settings.yamux_initial_window
         if stream.inbound and not stream.accepted:
             self._backlog -= 1
-            stream.accepted = True
+        if stream.awaits_ack:
+            self._note_ack(stream)
+        for kind in (EventKind.READABLE, EventKind.WRITABLE, EventKind.FORGOTTEN):
+            self._events.append(StreamEvent(kind, stream.stream_id))
+
+    def _take_events(self) -> list[StreamEvent]:
+        events, self._events = self._events, []
+        return events
+
+
+def _first(waiting: dict[int, StreamState]) -> StreamState | None:
+    return next(iter(waiting.values()), None)

@@ -4,14 +4,14 @@ Source: hashicorp/yamux, spec.md; libp2p/specs, yamux.
 """
 
 import struct
-from dataclasses import dataclass
-from enum import IntEnum, IntFlag
-from typing import Final
+from enum import IntEnum
+from typing import Final, NamedTuple
 
 from p2pnode.errors import ProtocolError
 
 PROTOCOL: Final = "/yamux/1.0.0"
 HEADER_BYTES: Final = 12
+MAX_U32: Final = 2**32 - 1
 _HEADER: Final = struct.Struct(">BBHII")
 _VERSION: Final = 0
 
@@ -25,14 +25,14 @@ class FrameType(IntEnum):
     GO_AWAY = 3
 
 
-class Flag(IntFlag):
-    """Marks on a frame."""
+class Flag:
+    """Marks on a frame. Plain numbers: an enum's `&` costs more than the rest of a header."""
 
-    NONE = 0
-    SYN = 1
-    ACK = 2
-    FIN = 4
-    RST = 8
+    NONE: Final = 0
+    SYN: Final = 1
+    ACK: Final = 2
+    FIN: Final = 4
+    RST: Final = 8
 
 
 class GoAwayCode(IntEnum):
@@ -43,26 +43,25 @@ class GoAwayCode(IntEnum):
     INTERNAL_ERROR = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """A frame's header.
 
     `length` is the bytes that follow (data), the window granted (window update), an opaque value
     (ping) or a code (go away).
     """
 
-    kind: FrameType
-    flags: Flag
+    kind: int
+    flags: int
     stream_id: int
     length: int
 
     def encode(self) -> bytes:
         """Return the 12 bytes."""
-        return _HEADER.pack(_VERSION, self.kind, self.flags, self.stream_id, self.length)
+        return _HEADER.pack(_VERSION, *self)
 
     @classmethod
     def decode(cls, data: bytes | bytearray | memoryview) -> "Header":
-        """Read 12 bytes; unknown flags are ignored.
+        """Read 12 bytes; unknown flags are kept, for the reader to ignore.
 
         Raises:
             ProtocolError: the version or type is unknown.
@@ -72,9 +71,4 @@ class Header:
             raise ProtocolError(f"yamux version {version} is not known")
         if kind > FrameType.GO_AWAY:
             raise ProtocolError(f"yamux frame type {kind} is not known")
-        return cls(_TYPES[kind], _FLAGS[flags & 0xF], stream_id, length)
-
-
-# Building an enum member costs a microsecond, looking it up a tenth of it.
-_TYPES: Final = tuple(FrameType)
-_FLAGS: Final = tuple(Flag(value) for value in range(16))
+        return cls(kind, flags, stream_id, length)

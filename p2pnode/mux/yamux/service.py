@@ -1,36 +1,33 @@
 """A Yamux session over a channel: one task reads, one writes, and streams wait for both.
 
-A sender's buffer goes to the channel as it is; `send_all` returns when the channel has taken it.
+A large buffer goes to the channel as it is, and `send_all` returns when the channel has taken it.
+Small ones are copied, and up to a quarter MiB of them may wait for the writer, so that it packs
+many into one write.
 """
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import trio
 
 from p2pnode.config import NetworkSettings
-from p2pnode.errors import (
-    ConnectionClosedError,
-    P2PNodeError,
-    ProtocolError,
-    StreamResetError,
-)
-from p2pnode.mux.yamux.core import Buffer, EventKind, StreamEvent, StreamState, YamuxCore
+from p2pnode.errors import ConnectionClosedError, P2PNodeError, ProtocolError, StreamResetError
+from p2pnode.mux.yamux.core import YamuxCore
 from p2pnode.mux.yamux.frames import GoAwayCode
+from p2pnode.mux.yamux.state import Buffer, EventKind, StreamEvent, StreamState
 
-_BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError)
-_ENDS: Final = (P2PNodeError, *_BROKEN)
+COPY_UP_TO: Final = 64 * 1024  # bytes; copying so much costs less than waiting for the writer
+_BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class Channel(Protocol):
-    """What a session runs over: a byte stream that takes several buffers at once."""
+    """What a session runs over: a byte stream that moves several buffers at once."""
 
     async def send_many(self, buffers: Sequence[Buffer]) -> None:
         """Send the buffers in order."""
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return received bytes, or b"" at the end."""
+    async def receive_many(self) -> list[bytes]:
+        """Return what has been received, at least one byte; [] at the end."""
 
     async def aclose(self) -> None:
         """Close the channel."""
@@ -59,6 +56,7 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         self._readable = _Signal()
         self._writable = _Signal()
         self._send_lock = trio.StrictFIFOLock()
+        self._receiving = False
         self._closed = False
 
     @property
@@ -70,14 +68,11 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         """Tell those who wait that something changed."""
         (self._readable if kind is EventKind.READABLE else self._writable).set()
 
-    def _check(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("the stream is closed")
-        if self._state.failure is not None:
-            raise self._state.failure
-
     async def send_all(self, data: Buffer) -> None:
-        """Send `data`; returns when the channel has taken all of it.
+        """Send `data`, which may change as soon as this returns.
+
+        A send that is cancelled while it waits resets the stream. Sends of several tasks follow
+        one another.
 
         Raises:
             StreamResetError: the stream was reset.
@@ -85,69 +80,107 @@ class YamuxStream(trio.abc.HalfCloseableStream):
             trio.ClosedResourceError: this side has finished or closed the stream.
         """
         async with self._send_lock:
-            self._check()
-            if self._state.finish_wanted:
-                raise trio.ClosedResourceError("the stream's sending side is closed")
-            if not data:
+            self._check_open_for_sending()
+            view = memoryview(data).cast("B")
+            if not view:
                 return
-            self._core.send(self._state, data)
+            mutable = not isinstance(view.obj, bytes)
+            if mutable and len(view) <= COPY_UP_TO:
+                view, mutable = memoryview(bytes(view)), False
+            self._core.send(self._state, view)
             self._connection.kick()
-            await self._wait_sent()
+            await self._wait_until_unwritten(0 if mutable else self._connection.send_buffer)
 
-    async def _wait_sent(self) -> None:
+    async def _wait_until_unwritten(self, limit: int) -> None:
+        state = self._state
         try:
-            while self._state.failure is None and not self._state.flushed:
+            while state.failure is None and state.unwritten > limit:
                 await self._writable.wait()
         except trio.Cancelled:
             self.reset()
             raise
+        if state.failure is not None:
+            raise _again(state.failure)
+
+    def _check_open_for_sending(self) -> None:
+        if self._closed or (self._state.finish_wanted and self._state.failure is None):
+            raise trio.ClosedResourceError("the stream's sending side is closed")
         if self._state.failure is not None:
-            raise self._state.failure
+            raise _again(self._state.failure)
 
     async def wait_send_all_might_not_block(self) -> None:
-        """See `trio.abc.SendStream`."""
+        """See `trio.abc.SendStream`; raises as `send_all` does."""
         await trio.lowlevel.checkpoint()
-        while self._state.failure is None and self._state.send_window == 0:
+        self._check_open_for_sending()
+        while self._state.failure is None and self._state.unwritten > self._connection.send_buffer:
             await self._writable.wait()
+        self._check_open_for_sending()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return received bytes; b"" at the end.
 
         Raises:
             StreamResetError: the stream was reset.
-            ConnectionClosedError: the session ended.
+            ConnectionClosedError: the session ended before the stream did.
+            trio.BusyResourceError: another task is receiving.
             trio.ClosedResourceError: this side has closed the stream.
         """
-        return bytes(await self._take(max_bytes))
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        if not await self._wait_readable():
+            return b""
+        piece = self._core.take(self._state, max_bytes, trio.current_time())
+        self._connection.kick()  # there may be a window to grant
+        return piece if isinstance(piece, bytes) else bytes(piece)
 
     async def receive_some_into(self, buffer: memoryview) -> int:
         """Copy received bytes to the front of `buffer`; returns how many, 0 at the end.
 
         Raises as `receive_some` does.
         """
-        piece = await self._take(len(buffer))
-        buffer[: len(piece)] = piece
-        return len(piece)
+        if not await self._wait_readable():
+            return 0
+        now = trio.current_time()
+        filled = 0
+        while self._state.received and filled < len(buffer):
+            piece = self._core.take(self._state, len(buffer) - filled, now)
+            buffer[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        self._connection.kick()  # there may be a window to grant
+        return filled
 
-    async def _take(self, max_bytes: int | None) -> Buffer:
+    async def _wait_readable(self) -> bool:
+        """Wait for bytes; returns whether there are any before the end."""
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving on this stream")
         state = self._state
-        await trio.lowlevel.checkpoint()
-        while True:
-            self._check()
-            if state.received:
-                piece = self._core.take(state, max_bytes, trio.current_time())
-                self._connection.kick()  # there may be a window to grant
-                return piece
-            if state.remote_finished:
-                return b""
-            self._core.greet(state)
-            self._connection.kick()
-            await self._readable.wait()
+        self._receiving = True
+        try:
+            await trio.lowlevel.checkpoint()
+            while not self._closed and not state.received:
+                if state.receive_failure is not None:
+                    raise _again(state.receive_failure)
+                if state.remote_finished:
+                    return False
+                self._core.greet(state)
+                self._connection.kick()
+                await self._readable.wait()
+        finally:
+            self._receiving = False
+        if self._closed:
+            raise trio.ClosedResourceError("the stream is closed")
+        return True
 
     async def send_eof(self) -> None:
-        """Finish our direction; the peer's stays open."""
+        """Finish our direction, behind all that was sent; the peer's stays open.
+
+        Raises as `send_all` does, but finishing twice is allowed.
+        """
         async with self._send_lock:
-            self._check()
+            if self._closed:
+                raise trio.ClosedResourceError("the stream is closed")
+            if self._state.failure is not None:
+                raise _again(self._state.failure)
             self._core.finish(self._state)
             self._connection.kick()
 
@@ -155,18 +188,16 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         """Finish our direction and drop what still comes; never waits for the peer."""
         if not self._closed:
             self._closed = True
-            if self._state.failure is None:
-                self._core.finish(self._state)
-                if not self._state.remote_finished:
-                    self._core.discard(self._state, trio.current_time())
-                self._connection.kick()
+            self._connection.dispatch(self._core.discard(self._state, trio.current_time()))
+            self._connection.kick()
+            self._connection.rearm()
             self._readable.set()
         await trio.lowlevel.checkpoint()
 
     def reset(self, code: int = 0) -> None:
-        """Abort both directions at once."""
+        """Abort both directions at once; `code` tells the peer why."""
         error = StreamResetError(f"this side reset the stream (code {code})")
-        self._connection.dispatch(self._core.reset(self._state, error))
+        self._connection.dispatch(self._core.reset(self._state, error, code))
         self._connection.kick()
 
 
@@ -185,14 +216,18 @@ class YamuxConnection:
         self._settings = settings or NetworkSettings()
         self._channel = channel
         self.core = YamuxCore(is_client=is_client, settings=self._settings, now=trio.current_time())
+        self.send_buffer = self._settings.yamux_send_buffer
         self._streams: dict[int, YamuxStream] = {}
-        self._accepted: deque[YamuxStream] = deque()
+        self._to_accept: dict[int, YamuxStream] = {}
         self._acceptable = _Signal()
         self._output = _Signal()
         self._pongs = _Signal()
-        self._writing = False
         self._written = _Signal()
-        self._cancel_scope = trio.CancelScope()
+        self._writing = False
+        self._running = False
+        self._reason: P2PNodeError | None = None
+        self._tasks = trio.CancelScope()
+        self._alarm = trio.CancelScope()
 
     @property
     def is_closed(self) -> bool:
@@ -224,70 +259,88 @@ class YamuxConnection:
         if self.core.has_output:
             self._output.set()
 
+    def rearm(self) -> None:
+        """Note that something may have to happen earlier than was known."""
+        self._alarm.deadline = min(self._alarm.deadline, self.core.next_deadline())
+
     def dispatch(self, events: Sequence[StreamEvent]) -> None:
         """Pass events on to those who wait for them."""
         for event in events:
             if event.kind is EventKind.OPENED:
                 stream = YamuxStream(self, self.core.streams[event.stream_id])
-                self._streams[event.stream_id] = stream
-                self._accepted.append(stream)
+                self._streams[event.stream_id] = self._to_accept[event.stream_id] = stream
                 self._acceptable.set()
             elif event.kind is EventKind.FORGOTTEN:
                 self._streams.pop(event.stream_id, None)
+                if self.core.failure is None:  # what came before the end can still be accepted
+                    self._to_accept.pop(event.stream_id, None)
             elif event.stream_id in self._streams:
                 self._streams[event.stream_id].wake(event.kind)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run the session until it ends; then every stream has failed.
-
-        A rule broken by the peer ends it with a go-away frame and is raised.
+        """Run the session until either side closes it; then every stream has failed.
 
         Raises:
-            ProtocolError: the peer broke a rule of Yamux or of the channel beneath.
-            ConnectionClosedError: the channel broke, or the peer stopped answering.
+            ProtocolError: the peer broke a rule of Yamux or of the channel beneath; it was told.
+            ConnectionClosedError: the channel broke, or the peer gave up or stopped answering.
         """
-        reason: P2PNodeError = ConnectionClosedError("the connection was closed")
+        self._running = True
         try:
-            with self._cancel_scope:
-                task_status.started()
+            with self._tasks:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write)
-                    nursery.start_soon(self._keep_time)
-                    await self._read()
-                    nursery.cancel_scope.cancel()
-                reason = ConnectionClosedError("the peer closed the connection")
-        except BaseExceptionGroup as group:
-            expected, others = group.split(_ENDS)
-            if expected is None or others is not None:
-                raise
-            reason = _first(expected)
-            if isinstance(reason, ProtocolError):
-                await self._say_goodbye(GoAwayCode.PROTOCOL_ERROR)
-            raise reason from None
+                    for work in (self._write, self._read, self._keep_time):
+                        nursery.start_soon(self._supervise, work)
+                    task_status.started()
         finally:
-            self.dispatch(self.core.close(reason))
-            self._acceptable.set()
-            self._pongs.set()
-            self._written.set()  # whoever waits in `aclose` has nothing left to wait for
+            self._end(self._reason or ConnectionClosedError("this side closed the connection"))
             with trio.CancelScope(shield=True, deadline=self._close_deadline()):
                 await self._channel.aclose()
+        if self._reason is not None:
+            raise self._reason
+
+    async def _supervise(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Let the first task that fails, or that finishes, end the session."""
+        try:
+            await work()
+        except ProtocolError as error:
+            self._reason = self._reason or error
+            self._end(error)
+            self.core.go_away(GoAwayCode.PROTOCOL_ERROR)
+            await self._flush()
+        except P2PNodeError as error:
+            self._reason = self._reason or error
+        except _BROKEN as error:
+            broken = ConnectionClosedError("the connection broke")
+            broken.__cause__ = error
+            self._reason = self._reason or broken
+        self._tasks.cancel()
+
+    def _end(self, error: P2PNodeError) -> None:
+        self.dispatch(self.core.close(error))
+        for signal in (self._acceptable, self._pongs, self._written):
+            signal.set()
 
     def _close_deadline(self) -> float:
         return trio.current_time() + self._settings.close_timeout
 
-    async def _say_goodbye(self, code: GoAwayCode) -> None:
-        self.core.go_away(code)
-        with trio.CancelScope(shield=True, deadline=self._close_deadline()):
-            try:
-                await self._channel.send_many(self.core.next_frames(0).buffers)
-            except _BROKEN:
-                return  # the peer hears of it by the end of the connection
+    async def _flush(self) -> None:
+        """Wait until the writer has written all it can, for a bounded time."""
+        self.kick()
+        with trio.move_on_at(self._close_deadline()):
+            while self.core.has_output or self._writing:
+                await self._written.wait()
 
     async def _read(self) -> None:
-        while data := await self._channel.receive_some():
-            self.dispatch(self.core.receive_data(data, trio.current_time()))
+        while not self.core.remote_closed:
+            pieces = await self._channel.receive_many()
+            if not pieces:
+                break
+            now = trio.current_time()
+            for data in pieces:
+                self.dispatch(self.core.receive_data(data, now))
             self._pongs.set()
             self.kick()
+        self._end(ConnectionClosedError("the peer closed the connection"))
 
     async def _write(self) -> None:
         while True:
@@ -298,25 +351,18 @@ class YamuxConnection:
                 self._writing = True
                 await self._channel.send_many(output.buffers)
                 self._writing = False
-                self._written.set()
-            for stream in output.drained:
-                stream.flushed = True
-                if stream.stream_id in self._streams:
-                    self._streams[stream.stream_id].wake(EventKind.WRITABLE)
-            self.dispatch(output.events)
+                self.dispatch(self.core.wrote(output))
+            self._written.set()
 
     async def _keep_time(self) -> None:
         while True:
-            now = trio.current_time()
-            self.dispatch(self.core.handle_timeout(now))
+            self.dispatch(self.core.handle_timeout(trio.current_time()))
             self.kick()
-            # Deadlines move while we sleep, but only away, or by a stream that closes or a ping
-            # that is sent; those are checked at least this often.
-            ahead = min(self.core.next_deadline() - now, self._settings.keepalive_timeout)
-            await trio.sleep(max(ahead, 0.0))
+            with trio.CancelScope(deadline=self.core.next_deadline()) as self._alarm:
+                await trio.sleep_forever()
 
     async def open_stream(self) -> YamuxStream:
-        """Open a stream; nothing is sent before its first data.
+        """Open a stream; nothing is sent before its first data, or before it is first read.
 
         Raises:
             ConnectionClosedError: the session has ended or is ending.
@@ -335,46 +381,56 @@ class YamuxConnection:
             ConnectionClosedError: the session ended.
         """
         await trio.lowlevel.checkpoint()
-        while not self._accepted:
+        while not self._to_accept:
             if self.core.failure is not None:
                 raise ConnectionClosedError(str(self.core.failure))
             await self._acceptable.wait()
-        stream = self._accepted.popleft()
-        self.core.accept(stream._state)  # noqa: SLF001  # the session owns its streams' states
+        stream = self._to_accept.pop(next(iter(self._to_accept)))
+        self.core.accept(stream._state, trio.current_time())  # noqa: SLF001  # the session's own
+        self.rearm()
         return stream
 
     async def ping(self) -> float:
         """Measure one round trip, in seconds.
 
         Raises:
-            ConnectionClosedError: the session ended before the answer.
+            ConnectionClosedError: the session ended, or no answer came in time.
         """
         sent_at = trio.current_time()
+        if self.core.failure is not None:
+            raise ConnectionClosedError(str(self.core.failure))
         number = self.core.ping(sent_at)
         self.kick()
-        while self.core.is_waiting_for(number):
-            if self.core.failure is not None:
-                raise ConnectionClosedError(str(self.core.failure))
-            await self._pongs.wait()
-        return trio.current_time() - sent_at
+        self.rearm()
+        try:
+            with trio.move_on_at(sent_at + self._settings.keepalive_timeout):
+                while self.core.failure is None:
+                    if not self.core.is_waiting_for(number):
+                        return trio.current_time() - sent_at
+                    await self._pongs.wait()
+        finally:
+            self.core.forget_ping(number)
+        if self.core.failure is not None:
+            raise ConnectionClosedError(str(self.core.failure))
+        raise ConnectionClosedError("the peer did not answer a ping")
 
     async def aclose(self) -> None:
-        """Say goodbye and end the session; its streams fail with `ConnectionClosedError`."""
-        if self.core.failure is None:
-            self.core.go_away(GoAwayCode.NORMAL)
-            self.kick()
-            with trio.move_on_after(self._settings.close_timeout):
-                while (self.core.has_output or self._writing) and self.core.failure is None:
-                    await self._written.wait()
-            self.dispatch(self.core.close(ConnectionClosedError("this side closed it")))
-        self._cancel_scope.cancel()
+        """Write what can be written, say goodbye and end the session, all in bounded time.
+
+        The streams fail with `ConnectionClosedError`; what they have received can still be read.
+        """
+        try:
+            if self._running and self.core.failure is None:
+                self.core.go_away(GoAwayCode.NORMAL)
+                await self._flush()
+        finally:
+            self._end(ConnectionClosedError("this side closed the connection"))
+            self._tasks.cancel()
+            if not self._running:
+                await self._channel.aclose()
         await trio.lowlevel.checkpoint()
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> P2PNodeError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, P2PNodeError):
-        return error
-    return ConnectionClosedError("the connection broke")
+def _again(error: P2PNodeError) -> P2PNodeError:
+    """Return a copy of `error` to raise: many tasks may each raise it, more than once."""
+    return type(error)(*error.args)

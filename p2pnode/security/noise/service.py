@@ -18,7 +18,7 @@ from p2pnode.security.noise.frames import LENGTH_BYTES, FrameOpener, FrameSealer
 from p2pnode.wire.keys import PrivateKey, PublicKey
 from p2pnode.wire.peer_id import PeerId
 
-RECEIVE_BYTES: Final = 512 * 1024  # asked of the stream at once
+RECEIVE_BYTES: Final = 256 * 1024  # asked of the stream at once
 MAX_HANDSHAKE_MESSAGE: Final = 8192  # an RSA-8192 identity needs 2.5 KiB
 
 
