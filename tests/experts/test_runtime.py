@@ -16,6 +16,7 @@ class Device:
 
     def __init__(self, duration=1.0, window=0.0, max_calls=100):
         self.duration = duration
+        self.busy = False
         self.log = []
         self.settled = []
         self.pool = BatchPool(max_rows=100, max_calls=max_calls, window=window)
@@ -29,8 +30,11 @@ class Device:
 
     async def compute(self, work):
         await trio.lowlevel.checkpoint()
+        assert not self.busy, "one piece of work at a time"
+        self.busy = True
         with trio.CancelScope(shield=True):  # as a thread that cannot be interrupted
             await trio.sleep(self.duration)
+        self.busy = False
         return work()
 
     async def call(self, key, uid=A, patience=100.0):

@@ -332,16 +332,20 @@ async def test_a_repetition_takes_over_when_the_first_is_given_up(
     await nursery.start(rig.host.run)
     nursery.start_soon(rig.forward)
     await trio.sleep(0.1)
-    async with trio.open_nursery() as first:
-        first.start_soon(lambda: rig.backward(patience=0.5))
-        await trio.sleep(0.1)
-        async with trio.open_nursery() as second:
-            second.start_soon(rig.backward)
-            await trio.sleep(0.1)
-            first.cancel_scope.cancel()
-    assert rig.steps() == 0
-    await rig.backward()
-    assert rig.steps() == 1
+    answers = []
+
+    async def first():
+        with trio.move_on_after(0.4):
+            await rig.backward(patience=0.5)  # over before the device is free
+
+    async def second():
+        await trio.sleep(0.2)
+        answers.append(await rig.backward())
+
+    async with trio.open_nursery() as callers:
+        callers.start_soon(first)
+        callers.start_soon(second)
+    assert len(answers) == rig.steps() == 1
     rig.assert_nothing_is_left()
 
 
