@@ -195,8 +195,8 @@ def _outcome(record: Record) -> RenderableType:
     options = record.options
     table = Table(title="p2pnode demo", title_justify="left", header_style="bold")
     table.add_column("")
-    table.add_column("four daemons, one killed", justify="right")
-    table.add_column("one process, no network", justify="right")
+    table.add_column("four daemons", justify="right")
+    table.add_column("one process", justify="right")
     last_local = record.local_steps[-1] if record.local_steps else None
     last = record.rows[-1] if record.rows else None
     good = (record.test_accuracy or 0.0) >= plan.REQUIRED_ACCURACY
@@ -206,20 +206,21 @@ def _outcome(record: Record) -> RenderableType:
         _number(record.local_accuracy, 4),
     )
     table.add_row(
-        "loss of the last step",
+        "last loss",
         _number(last.step.loss if last else None),
         _number(last_local.loss if last_local else None),
     )
+    table.add_row("largest difference before the kill", _number(record.loss_difference, 6), "")
     table.add_row("steps", str(len(record.rows)), str(len(record.local_steps)))
     table.add_row("steps skipped", str(record.skipped_steps), "-")
     table.add_row("calls", f"{last.calls if last else 0}", "-")
     table.add_row("calls a second", f"{record.calls_per_second:.0f}", "-")
     table.add_row("failed calls", str(record.failed_calls), "-")
-    table.add_row("a daemon killed after step", _number(record.killed_at), "-")
-    table.add_row("back after step", _number(record.restored_at), "-")
+    table.add_row("daemon killed after step", _number(record.killed_at), "-")
+    table.add_row("its experts back after step", _number(record.restored_at), "-")
     restored = [steps for steps in record.restored_steps.values() if steps]
     spread = f"{min(restored)} to {max(restored)}" if restored else "-"
-    table.add_row("steps its experts restored", spread, "-")
+    table.add_row("steps restored with them", spread, "-")
     table.add_row("seconds in all", f"{record.seconds:.0f}", "-")
     places = Text(f"report.json, report.png and the daemons' logs are in {options.report}/")
     verdicts = [Text(f"failed: {each}", style="bold red") for each in record.shortcomings()]

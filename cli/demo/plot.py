@@ -14,11 +14,11 @@ from cli.demo import plan
 from cli.demo.record import Record
 
 _REMOTE: Final = "#1f6feb"
-_LOCAL: Final = "#8b949e"
+_LOCAL: Final = "#e3b341"
 _GONE: Final = "#d1242f"
 _BACK: Final = "#1a7f37"
 _INK: Final = "#24292f"
-_SMOOTHED: Final = 9  # steps that the thick loss line averages over
+_SMOOTHED: Final = 7  # steps that the thick loss line averages over
 
 
 def draw(record: Record, path: Path) -> None:
@@ -36,8 +36,8 @@ def draw(record: Record, path: Path) -> None:
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
         _label_absence(loss, record)
-        loss.legend(loc="upper right", frameon=False)
-        accuracy.legend(loc="lower right", frameon=False)
+        loss.legend(loc="center right", framealpha=0.9, edgecolor="none")
+        accuracy.legend(loc="lower right", framealpha=0.9, edgecolor="none")
         swarm.set_xlabel("step")
         swarm.set_xlim(0, len(record.rows))
         test, local = record.test_accuracy or 0.0, record.local_accuracy or 0.0
@@ -54,14 +54,14 @@ def _draw_loss(axes: Axes, record: Record) -> None:
     local = [(step.number, step.loss) for step in record.local_steps if step.loss is not None]
     remote = [(row.step.number, row.step.loss) for row in record.rows if row.step.loss is not None]
     axes.plot(*_columns(remote), color=_REMOTE, alpha=0.25, linewidth=0.8)
+    axes.plot(*_columns(_smooth(remote)), color=_REMOTE, linewidth=2.2, label="four daemons")
     axes.plot(*_columns(_smooth(local)), color=_LOCAL, linestyle="--", label="one process")
-    axes.plot(*_columns(_smooth(remote)), color=_REMOTE, linewidth=1.8, label="four daemons")
     skipped = [row.step.number for row in record.rows if row.step.loss is None]
     if skipped:
         top = max((value for _, value in remote), default=1.0)
         axes.plot(skipped, [top] * len(skipped), "x", color=_GONE, label="skipped steps")
     axes.set_ylabel("training loss")
-    axes.set_yscale("log")
+    axes.set_ylim(bottom=0)
 
 
 def _draw_accuracy(axes: Axes, record: Record) -> None:
@@ -75,7 +75,6 @@ def _draw_accuracy(axes: Axes, record: Record) -> None:
         if row.step.validation is not None
     ]
     axes.plot(*_columns(batches), color=_REMOTE, alpha=0.25, linewidth=0.8, label="training batch")
-    axes.plot(*_columns(local), color=_LOCAL, linestyle="--", label="validation, one process")
     axes.plot(
         *_columns(remote),
         color=_REMOTE,
@@ -84,6 +83,7 @@ def _draw_accuracy(axes: Axes, record: Record) -> None:
         linewidth=1.8,
         label="validation, four daemons",
     )
+    axes.plot(*_columns(local), color=_LOCAL, linestyle="--", label="validation, one process")
     axes.set_ylabel("accuracy")
     lowest = min((value for _, value in (*local, *remote)), default=0.0)
     axes.set_ylim(max(0.0, min(lowest, 0.8) - 0.05), 1.01)
@@ -132,10 +132,11 @@ def _label_absence(axes: Axes, record: Record) -> None:
 
 
 def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Average each point with those before it."""
+    """Average each point with those on both sides."""
     found = []
+    reach = _SMOOTHED // 2
     for place, (number, _) in enumerate(points):
-        window = [value for _, value in points[max(0, place - _SMOOTHED + 1) : place + 1]]
+        window = [value for _, value in points[max(0, place - reach) : place + reach + 1]]
         found.append((number, sum(window) / len(window)))
     return found
 

@@ -51,6 +51,13 @@ class Record:
         last = self.rows[-1] if self.rows else None
         return last.calls / last.seconds if last else 0.0
 
+    @property
+    def loss_difference(self) -> float | None:
+        """The largest difference to the local run's loss before the kill: the network adds none."""
+        pairs = zip(self.rows[: self.killed_at], self.local_steps, strict=False)
+        losses = ((row.step.loss, step.loss) for row, step in pairs)
+        return max((abs(a - b) for a, b in losses if a is not None and b is not None), default=None)
+
     def shortcomings(self) -> list[str]:
         """Say what a good run would have had, a sentence each; none for a good run."""
         found = []
@@ -75,6 +82,7 @@ class Record:
             "shortcomings": self.shortcomings(),
             "test_accuracy": self.test_accuracy,
             "local_accuracy": self.local_accuracy,
+            "loss_difference_before_kill": self.loss_difference,
             "steps": len(self.rows),
             "skipped_steps": self.skipped_steps,
             "calls": self.rows[-1].calls if self.rows else 0,
