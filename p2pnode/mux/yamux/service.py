@@ -217,8 +217,8 @@ class YamuxConnection:
         self._channel = channel
         self.core = YamuxCore(is_client=is_client, settings=self._settings, now=trio.current_time())
         self.send_buffer = self._settings.yamux_send_buffer
-        self._streams: dict[int, YamuxStream] = {}
-        self._to_accept: dict[int, YamuxStream] = {}
+        self._streams: dict[StreamState, YamuxStream] = {}
+        self._to_accept: dict[StreamState, YamuxStream] = {}
         self._acceptable = _Signal()
         self._output = _Signal()
         self._pongs = _Signal()
@@ -267,15 +267,15 @@ class YamuxConnection:
         """Pass events on to those who wait for them."""
         for event in events:
             if event.kind is EventKind.OPENED:
-                stream = YamuxStream(self, self.core.streams[event.stream_id])
-                self._streams[event.stream_id] = self._to_accept[event.stream_id] = stream
+                stream = YamuxStream(self, event.stream)
+                self._streams[event.stream] = self._to_accept[event.stream] = stream
                 self._acceptable.set()
             elif event.kind is EventKind.FORGOTTEN:
-                self._streams.pop(event.stream_id, None)
+                self._streams.pop(event.stream, None)
                 if self.core.failure is None:  # what came before the end can still be accepted
-                    self._to_accept.pop(event.stream_id, None)
-            elif event.stream_id in self._streams:
-                self._streams[event.stream_id].wake(event.kind)
+                    self._to_accept.pop(event.stream, None)
+            elif event.stream in self._streams:
+                self._streams[event.stream].wake(event.kind)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the session until either side closes it; then every stream has failed.
@@ -292,6 +292,7 @@ class YamuxConnection:
                         nursery.start_soon(self._supervise, work)
                     task_status.started()
         finally:
+            self._running = False  # nothing more will be written, so nobody may wait for it
             self._end(self._reason or ConnectionClosedError("this side closed the connection"))
             with trio.CancelScope(shield=True, deadline=self._close_deadline()):
                 await self._channel.aclose()
@@ -327,7 +328,7 @@ class YamuxConnection:
         """Wait until the writer has written all it can, for a bounded time."""
         self.kick()
         with trio.move_on_at(self._close_deadline()):
-            while self.core.has_output or self._writing:
+            while self._running and (self.core.has_output or self._writing):
                 await self._written.wait()
 
     async def _read(self) -> None:
@@ -371,7 +372,7 @@ class YamuxConnection:
         await trio.lowlevel.checkpoint()
         state = self.core.open_stream(trio.current_time())
         stream = YamuxStream(self, state)
-        self._streams[state.stream_id] = stream
+        self._streams[state] = stream
         return stream
 
     async def accept_stream(self) -> YamuxStream:
