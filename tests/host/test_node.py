@@ -29,6 +29,7 @@ from p2pnode.host.node import NetworkHost
 from p2pnode.mux.multistream.core import encode_line
 from p2pnode.testing.hosts import host_network
 from p2pnode.transport.memory import MemoryNetwork
+from p2pnode.transport.tcp import TcpTransport
 from p2pnode.wire.addresses import parse_address, tcp_address, with_p2p
 from p2pnode.wire.keys import PrivateKey
 
@@ -586,3 +587,19 @@ async def test_events_tell_of_a_connections_beginning_and_end(autojump_clock):
             opened, ended = await events.get(), await events.get()
         assert opened.connection is ended.connection is connection
         assert ended.reason
+
+
+@pytest.mark.real
+async def test_hosts_that_end_together_do_not_wait_for_each_other():
+    for _ in range(5):
+        async with trio.open_nursery() as nursery:
+            hosts = [
+                NetworkHost(PrivateKey.generate(), transports=[TcpTransport()]) for _ in range(2)
+            ]
+            for host in hosts:
+                await nursery.start(host.run)
+                await host.listen(parse_address("/ip4/127.0.0.1/tcp/0"))
+            await hosts[0].connect(hosts[1].peer_id, hosts[1].addresses)
+            began = trio.current_time()
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - began < hosts[0].settings.close_timeout / 2
