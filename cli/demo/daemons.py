@@ -41,7 +41,7 @@ class DemoDaemon:
         self._read = 0  # how far the events were read
 
     def join(self, bootstrap: str) -> None:
-        """Join through this address from the next start on."""
+        """Join through this address, too, from the next start on."""
         self._arguments = (*self._arguments, "--bootstrap", bootstrap)
 
     def start(self) -> None:

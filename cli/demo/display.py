@@ -210,7 +210,7 @@ def _outcome(record: Record) -> RenderableType:
         _number(last.step.loss if last else None),
         _number(last_local.loss if last_local else None),
     )
-    table.add_row("largest difference before the kill", _number(record.loss_difference, 6), "")
+    table.add_row("loss difference before the kill", _number(record.loss_difference, 6), "")
     table.add_row("steps", str(len(record.rows)), str(len(record.local_steps)))
     table.add_row("steps skipped", str(record.skipped_steps), "-")
     table.add_row("calls", f"{last.calls if last else 0}", "-")
