@@ -7,10 +7,7 @@ a distance is one `^` and comparing distances is comparing integers.
 import functools
 import hashlib
 import random
-from collections.abc import Iterable
 from typing import Final
-
-from p2pnode.wire.peer_id import PeerId
 
 KEY_BITS: Final = 256
 MAX_RANDOM_PREFIX: Final = 12  # finding a key of n given bits takes about 2**n hashes: 4 ms for 12
@@ -25,11 +22,6 @@ def point(key: bytes) -> int:
 def common_prefix(a: int, b: int) -> int:
     """Count the leading bits that two points share (0 to 256)."""
     return KEY_BITS - (a ^ b).bit_length()
-
-
-def by_distance(target: int, peers: Iterable[PeerId]) -> list[PeerId]:
-    """Sort peers by their distance to `target`, the closest first."""
-    return sorted(peers, key=lambda peer: point(peer) ^ target)
 
 
 def random_key(own: int, shared_bits: int, rng: random.Random) -> bytes:

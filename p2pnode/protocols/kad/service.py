@@ -11,7 +11,6 @@ asks. Source: libp2p/specs, kad-dht; Kademlia (2002). Beyond the specification:
 
 import contextlib
 import random
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -28,24 +27,23 @@ from p2pnode.errors import (
     ProtocolError,
     RemoteError,
 )
-from p2pnode.host import Host, PeerIdentified, Stream
+from p2pnode.host import Host, PeerIdentified
 from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.keys import point, random_key
-from p2pnode.protocols.kad.messages import Contact, Message, MessageType, Record, decode, encode
+from p2pnode.protocols.kad.memory import PeersByKey
+from p2pnode.protocols.kad.messages import Contact, Message, MessageType, Record
 from p2pnode.protocols.kad.peers import KadPeers
 from p2pnode.protocols.kad.queries import Queries
 from p2pnode.protocols.kad.search import Search, Work
+from p2pnode.protocols.kad.server import KadServer
 from p2pnode.protocols.kad.validators import Validator, validator_of
-from p2pnode.wire import varint
 from p2pnode.wire.peer_id import PeerId
 
-MAX_REMEMBERED_KEYS: Final = 4096  # whose closest peers and holders are remembered
 KEYS_AT_ONCE: Final = 16  # of one `get_many`; each is a search of a few requests at once
 HOLDERS_ASKED: Final = 2  # when a value is looked up again; two, as one may have missed an update
 CLEANING_INTERVAL: Final = 5.0  # seconds; only what is due then costs anything
 
 T = TypeVar("T")
-_Memory = OrderedDict[bytes, tuple[list[PeerId], float]]  # by key: peers, and since when
 
 
 class KadDht:
@@ -72,11 +70,11 @@ class KadDht:
         self._core = KadCore(host.peer_id, self.settings, self._validators)
         self._peers = KadPeers(host, self._core, self.settings)
         self._queries = Queries(self._core, self._peers, self.settings)
+        self._server = KadServer(host, self._core, self._peers, self.settings)
         self._nursery: trio.Nursery | None = None
         self._searches: dict[tuple[str, bytes], Search[Any]] = {}
-        self._closest: _Memory = OrderedDict()
-        self._holders: _Memory = OrderedDict()
-        self._inbound: dict[PeerId, set[Stream]] = {}  # streams that are being served
+        self._closest = PeersByKey(self.settings.lookup_reuse)
+        self._holders = PeersByKey(self.settings.lookup_reuse)
 
     @property
     def peers(self) -> list[PeerId]:
@@ -96,7 +94,7 @@ class KadDht:
             try:
                 self._peers.receive_connections()
                 if self.settings.server:
-                    self._host.set_handler(self.settings.protocol, self._serve)
+                    self._server.start()
                 nursery.start_soon(self._keep_refreshed)
                 nursery.start_soon(self._keep_clean)
                 nursery.start_soon(self._keep_joined)
@@ -105,10 +103,7 @@ class KadDht:
             finally:
                 self._nursery = None
                 undo()
-                if self.settings.server:
-                    self._host.remove_handler(self.settings.protocol)
-                for stream in [each for streams in self._inbound.values() for each in streams]:
-                    stream.reset()
+                self._server.stop()
                 self._peers.reset_idle()
 
     # --- commands -------------------------------------------------------------------------------
@@ -276,7 +271,7 @@ class KadDht:
             raise NoPeersError(
                 f"none of the {lookup.asked} peers of the DHT that were asked answers"
             )
-        self._remember(self._closest, key, lookup.closest)
+        self._closest.remember(key, lookup.closest, trio.current_time())
         return lookup.closest
 
     async def _look_towards(self, key: bytes) -> None:
@@ -310,7 +305,7 @@ class KadDht:
         message = Message(type=MessageType.PUT_VALUE, key=key, record=Record(key, value))
         answers = await self._queries.ask_all(closest, message, requests)
         if len(answers) < len(closest):
-            self._closest.pop(key, None)
+            self._closest.forget(key)
         if not stored and not answers:
             raise NoPeersError("no peer of the DHT could store the value")
         return stored + len(answers)
@@ -335,9 +330,10 @@ class KadDht:
         for peer, answer in (await self._ask_some(holders, message, requests)).items():
             receive(peer, answer)
         if not values or None in values.values():
-            self._holders.pop(key, None)
+            self._holders.forget(key)
             lookup = await self._queries.iterate(message, requests, receive)
-            self._remember(self._holders, key, [peer for peer in values if values[peer]])
+            holders = [peer for peer, value in values.items() if value is not None]
+            self._holders.remember(key, holders, trio.current_time())
             keep = keep or self._core.is_near(key, lookup.closest)
         found = [value for value in (held, *values.values()) if value is not None]
         merged = validator.merge(key, found, wall_time()) if found else b""
@@ -354,7 +350,7 @@ class KadDht:
         chosen = self._rng.sample(holders, min(HOLDERS_ASKED, len(holders)))
         answers = await self._queries.ask_all(chosen, message, requests)
         if len(answers) < len(chosen):
-            self._holders.pop(message.key, None)  # the next look-up is a full search
+            self._holders.forget(message.key)  # the next look-up is a full search
         return answers
 
     def _valid_value(self, peer: PeerId, key: bytes, answer: Message) -> bytes | None:
@@ -430,18 +426,11 @@ class KadDht:
         except NoPeersError:
             return []  # a server still keeps the value itself, and serves it to whoever comes
 
-    def _remember(self, memory: _Memory, key: bytes, peers: list[PeerId]) -> None:
-        memory[key] = (peers, trio.current_time())
-        memory.move_to_end(key)
-        if len(memory) > MAX_REMEMBERED_KEYS:
-            memory.popitem(last=False)
-
-    def _recall(self, memory: _Memory, key: bytes) -> list[PeerId]:
-        peers, since = memory.get(key, ([], 0.0))
+    def _recall(self, memory: PeersByKey, key: bytes) -> list[PeerId]:
         now = trio.current_time()
-        if now - since >= self.settings.lookup_reuse:
-            return []
-        return [peer for peer in peers if not self._core.bans.is_banned(peer, now)]
+        return [
+            each for each in memory.recall(key, now) if not self._core.bans.is_banned(each, now)
+        ]
 
     def _is_current(self, key: bytes, closest: Sequence[PeerId]) -> bool:
         """Tell whether no peer in the table belongs among those remembered as closest."""
@@ -482,40 +471,6 @@ class KadDht:
             await trio.sleep(self.settings.rejoin_interval)
             if await self._peers.rejoin(banned_too=not len(self._core.table)):
                 await self._look_towards(bytes(self._host.peer_id))
-
-    # --- serving --------------------------------------------------------------------------------
-
-    async def _serve(self, stream: Stream) -> None:
-        peer = stream.peer_id
-        streams = self._inbound.setdefault(peer, set())
-        if len(streams) >= self.settings.max_streams_per_peer:
-            stream.reset()
-            return
-        streams.add(stream)
-        try:
-            while await self._serve_one(stream):
-                pass
-        finally:
-            streams.discard(stream)
-            if not streams:
-                self._inbound.pop(peer, None)
-
-    async def _serve_one(self, stream: Stream) -> bool:
-        """Answer one request; False when there is no further one."""
-        data = None
-        with trio.move_on_after(self.settings.stream_idle_timeout):
-            data = await stream.receive_prefixed(self.settings.max_message_bytes)
-        if data is None:
-            return False
-        peer = stream.peer_id
-        answer = self._core.receive_request(peer, decode(data), self._peers.contact_of, wall_time())
-        if peer in self._core.table:
-            self._peers.receive_alive(peer)
-        if answer is None:
-            return True
-        with trio.move_on_after(self.settings.query_timeout) as scope:
-            await stream.send_all(varint.prefixed(encode(answer)))
-        return not scope.cancelled_caught
 
 
 def _no_peers() -> NoPeersError:

@@ -4,10 +4,14 @@ from multiaddr import Multiaddr
 from p2pnode.config import DhtSettings
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.kad.core import KadCore
-from p2pnode.protocols.kad.keys import by_distance, point
+from p2pnode.protocols.kad.keys import point
 from p2pnode.protocols.kad.messages import Contact, Message, MessageType, Record
 from p2pnode.protocols.kad.validators import Validator
 from p2pnode.wire.peer_id import PeerId
+
+
+def _by_distance(target, peers):
+    return sorted(peers, key=lambda peer: point(peer) ^ target)
 
 
 class Rising(Validator):
@@ -63,7 +67,7 @@ def _get(core, key=b"/n/x", wall=WALL):
 def test_find_node_names_the_k_closest_without_the_one_who_asks(core):
     answer = _ask(core, MessageType.FIND_NODE, b"key")
     known = [peer for peer in core.table if peer != SENDER]
-    assert [each.peer_id for each in answer.closer] == by_distance(point(b"key"), known)[:4]
+    assert [each.peer_id for each in answer.closer] == _by_distance(point(b"key"), known)[:4]
     assert (answer.type, answer.key) == (MessageType.FIND_NODE, b"key")
 
 
@@ -73,7 +77,7 @@ def test_find_node_names_the_target_first_even_a_client(core):
     assert len(answer.closer) == 5
     own = _ask(core, MessageType.FIND_NODE, bytes(OWN))
     assert own.closer[0] == Contact(OWN, (ADDRESS,))
-    known = by_distance(point(b""), core.table)[0]
+    known = _by_distance(point(b""), core.table)[0]
     names = [each.peer_id for each in _ask(core, MessageType.FIND_NODE, bytes(known)).closer]
     assert names.count(known) == 1
 
@@ -150,15 +154,15 @@ def test_a_ping_is_echoed(core):
 
 
 def test_a_node_is_near_a_key_when_it_is_among_the_k_closest(core):
-    others = by_distance(point(b"key"), map(_peer, range(1, 40)))
-    rank = by_distance(point(b"key"), map(_peer, range(40))).index(OWN)
+    others = _by_distance(point(b"key"), map(_peer, range(1, 40)))
+    rank = _by_distance(point(b"key"), map(_peer, range(40))).index(OWN)
     assert core.is_near(b"key", others[:3])  # fewer than k are known: everybody is near
     assert core.is_near(b"key", others[:4]) is (rank < 4)
     near = next(key for key in (b"%d" % n for n in range(999)) if _rank(key) == 3)
     far = next(key for key in (b"%d" % n for n in range(999)) if _rank(key) == 4)
-    assert core.is_near(near, by_distance(point(near), map(_peer, range(1, 40)))[:4])
-    assert not core.is_near(far, by_distance(point(far), map(_peer, range(1, 40)))[:4])
+    assert core.is_near(near, _by_distance(point(near), map(_peer, range(1, 40)))[:4])
+    assert not core.is_near(far, _by_distance(point(far), map(_peer, range(1, 40)))[:4])
 
 
 def _rank(key):
-    return by_distance(point(key), map(_peer, range(40))).index(OWN)
+    return _by_distance(point(key), map(_peer, range(40))).index(OWN)

@@ -8,12 +8,10 @@ from hypothesis import strategies as st
 from p2pnode.protocols.kad.keys import (
     KEY_BITS,
     MAX_RANDOM_PREFIX,
-    by_distance,
     common_prefix,
     point,
     random_key,
 )
-from p2pnode.wire.peer_id import PeerId
 
 points = st.integers(0, 2**KEY_BITS - 1)
 
@@ -34,14 +32,6 @@ def test_shared_bits_are_the_leading_ones(a, b):
 def test_who_shares_more_bits_is_closer(target, a, b):
     if common_prefix(target, a) > common_prefix(target, b):
         assert target ^ a < target ^ b
-
-
-def test_peers_are_sorted_by_xor_distance():
-    peers = [PeerId(b"\x12\x20" + bytes([n]) * 32) for n in range(20)]
-    ordered = by_distance(point(b"key"), peers)
-    distances = [point(b"key") ^ point(peer) for peer in ordered]
-    assert distances == sorted(distances)
-    assert sorted(peers) == sorted(ordered)
 
 
 @pytest.mark.parametrize("bits", [0, 1, 5, MAX_RANDOM_PREFIX])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.protocols.kad.keys import by_distance, point
+from p2pnode.protocols.kad.keys import point
 from p2pnode.protocols.kad.lookup import MAX_CANDIDATES, Lookup
 from p2pnode.protocols.kad.table import RoutingTable
 from p2pnode.wire.peer_id import PeerId
@@ -12,11 +12,15 @@ from p2pnode.wire.peer_id import PeerId
 TARGET = point(b"target")
 
 
+def _by_distance(target, peers):
+    return sorted(peers, key=lambda peer: point(peer) ^ target)
+
+
 def _peer(number: int) -> PeerId:
     return PeerId(b"\x12\x20" + number.to_bytes(32, "big"))
 
 
-PEERS = by_distance(TARGET, map(_peer, range(60)))  # the closest first
+PEERS = _by_distance(TARGET, map(_peer, range(60)))  # the closest first
 
 
 def _lookup(seeds, *, k=20, alpha=10, beta=3, patience=1.0):
@@ -115,7 +119,7 @@ def test_liars_cannot_make_it_grow_without_bound():
     lookup = _lookup(PEERS[:1])
     lookup.next_queries(0.0)
     lookup.receive_answer(PEERS[0], map(_peer, range(100, 3000)), 0.0)
-    everybody = by_distance(TARGET, [PEERS[0], *map(_peer, range(100, 3000))])
+    everybody = _by_distance(TARGET, [PEERS[0], *map(_peer, range(100, 3000))])
     assert len(lookup._order) == MAX_CANDIDATES
     assert [peer for _, peer in lookup._order] == everybody[:MAX_CANDIDATES]
 
@@ -138,7 +142,7 @@ def test_it_finds_the_true_closest_of_a_whole_network(size):
         for peer in queries:
             answer = tables[peer].closest(TARGET, 8, without={peers[0]})
             lookup.receive_answer(peer, answer, rounds / 100)
-    assert lookup.closest == by_distance(TARGET, peers[1:])[:8]
+    assert lookup.closest == _by_distance(TARGET, peers[1:])[:8]
     assert lookup.asked <= 40
 
 

@@ -17,7 +17,7 @@ from p2pnode.errors import (
     StreamResetError,
 )
 from p2pnode.host import PeerMisbehaved
-from p2pnode.protocols.kad.keys import by_distance, point
+from p2pnode.protocols.kad.keys import point
 from p2pnode.protocols.kad.messages import Contact, Message, MessageType, Record, decode, encode
 from p2pnode.protocols.kad.peers import DhtPeerAdded, DhtPeerLost
 from p2pnode.wire import varint
@@ -25,6 +25,10 @@ from p2pnode.wire.keys import PrivateKey
 
 PROTOCOL = DhtSettings().protocol
 KEY = b"/set/key"
+
+
+def _by_distance(target, peers):
+    return sorted(peers, key=lambda peer: point(peer) ^ target)
 
 
 async def _exchange(stream, request):
@@ -90,7 +94,7 @@ async def test_closest_peers_are_the_true_closest_of_60(dht_network, autojump_cl
             key, asker = b"/set/%d" % number, nodes[number * 3]
             others = [node.peer_id for node in nodes if node is not asker]
             found = await asker.dht.closest_peers(key)
-            assert found == by_distance(point(key), others)[:20]
+            assert found == _by_distance(point(key), others)[:20]
 
 
 async def test_values_survive_the_sudden_death_of_a_third(dht_network, autojump_clock):
@@ -139,7 +143,7 @@ async def test_a_silent_peer_is_banned_twice_as_long_each_time(dht_network, auto
             assert core.bans.banned_until(other.peer_id) == trio.current_time() + ban
             assert node.dht.peers == []
             await trio.sleep_until(core.bans.banned_until(other.peer_id))
-        other.host.set_handler(PROTOCOL, other.dht._serve)
+        other.host.set_handler(PROTOCOL, other.dht._server.handle)
         assert await node.dht._peers.check(other.peer_id)
         assert len(core.bans) == 0
         assert node.dht.peers == [other.peer_id]
@@ -213,7 +217,7 @@ async def test_holders_that_died_are_replaced_by_a_search(dht_network, autojump_
         await nodes[0].dht.put_value(KEY, b"v")
         client = await net.start(nodes[:1], server=False)
         await client.dht.get_value(KEY)
-        holders, _ = client.dht._holders[KEY]
+        holders = client.dht._holders.recall(KEY, trio.current_time())
         for node in nodes:
             if node.peer_id in holders:
                 await node.crash()
@@ -457,7 +461,7 @@ async def test_a_reader_that_takes_no_answer_is_given_up(dht_network, autojump_c
         await trio.sleep(DhtSettings().query_timeout + 1)
         with pytest.raises(StreamResetError):
             await stream.receive_prefixed(2**20)
-        assert server.dht._inbound == {}
+        assert server.dht._server._streams == {}
 
 
 async def test_a_peers_streams_are_bounded(dht_network, autojump_clock):
@@ -709,8 +713,8 @@ async def test_find_peer_finds_addresses_also_of_clients(dht_network, autojump_c
     async with dht_network() as net:
         nodes = await net.grow(30, bucket_size=4)
         target = nodes[17]
-        strangers = [node for node in nodes if not node.host.addresses_of(target.peer_id)]
-        seeker = next(node for node in strangers if node is not target)
+        others = (node for node in nodes if node is not target)
+        seeker = next(node for node in others if not node.host.connection_to(target.peer_id))
         assert await seeker.dht.find_peer(target.peer_id) == target.host.addresses
         known = next(iter(nodes[0].dht.peers))
         counts = _requests(net)

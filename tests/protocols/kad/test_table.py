@@ -3,9 +3,13 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.protocols.kad.keys import by_distance, common_prefix, point
+from p2pnode.protocols.kad.keys import common_prefix, point
 from p2pnode.protocols.kad.table import RoutingTable
 from p2pnode.wire.peer_id import PeerId
+
+
+def _by_distance(target, peers):
+    return sorted(peers, key=lambda peer: point(peer) ^ target)
 
 
 def _peer(number: int) -> PeerId:
@@ -111,5 +115,5 @@ def test_the_table_stays_bounded_and_finds_the_closest(steps, target, count):
     buckets = itertools.groupby(sorted(inside, key=key), key=key)
     assert all(len(list(bucket)) <= 4 for _, bucket in buckets)
     without = set(inside[:1])
-    expected = by_distance(point(_peer(target)), set(inside) - without)[:count]
+    expected = _by_distance(point(_peer(target)), set(inside) - without)[:count]
     assert table.closest(point(_peer(target)), count, without) == expected

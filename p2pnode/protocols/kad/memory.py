@@ -1,0 +1,35 @@
+"""Which peers an earlier look-up found for a key, so that the next one can go to them at once."""
+
+from collections import OrderedDict
+from typing import Final
+
+from p2pnode.wire.peer_id import PeerId
+
+MAX_KEYS: Final = 4096  # a host of 4096 experts announces about as many prefixes at the worst
+
+
+class PeersByKey:
+    """Peers by key, for `lifetime` seconds and a bounded number of keys, the latest kept."""
+
+    def __init__(self, lifetime: float) -> None:
+        self._lifetime = lifetime
+        self._keys: OrderedDict[bytes, tuple[list[PeerId], float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def remember(self, key: bytes, peers: list[PeerId], now: float) -> None:
+        """Note what a look-up found."""
+        self._keys[key] = (peers, now)
+        self._keys.move_to_end(key)
+        if len(self._keys) > MAX_KEYS:
+            self._keys.popitem(last=False)
+
+    def recall(self, key: bytes, now: float) -> list[PeerId]:
+        """Return what was found, or nothing when that is too long ago."""
+        peers, since = self._keys.get(key, ([], now))
+        return peers if now < since + self._lifetime else []
+
+    def forget(self, key: bytes) -> None:
+        """Make the next look-up of `key` a full one."""
+        self._keys.pop(key, None)
