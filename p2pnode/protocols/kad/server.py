@@ -15,7 +15,6 @@ from p2pnode.protocols.kad.peers import KadPeers
 from p2pnode.wire import varint
 from p2pnode.wire.peer_id import PeerId
 
-
 _Served = dict[PeerId, set[Stream]]
 
 
