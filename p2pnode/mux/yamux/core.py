@@ -116,6 +116,8 @@ class YamuxCore:
 
     def accept(self, stream: StreamState, now: float) -> None:
         """Take an inbound stream out of the backlog, and acknowledge it soon."""
+        if stream.accepted or not self._is_live(stream):
+            return
         stream.accepted = True
         self._backlog -= 1
         stream.due_at = now + ACK_DELAY
@@ -137,7 +139,7 @@ class YamuxCore:
         for stream, size in output.served:
             stream.unwritten -= size
             if stream.unwritten <= self._settings.yamux_send_buffer:
-                self._events.append(StreamEvent(EventKind.WRITABLE, stream.stream_id))
+                self._events.append(StreamEvent(EventKind.WRITABLE, stream))
             self._forget_if_done(stream)
         return self._take_events()
 
@@ -154,7 +156,7 @@ class YamuxCore:
         stream is reset.
         """
         stream.drop_received()
-        if stream.stream_id not in self.streams:
+        if not self._is_live(stream):
             return []
         if stream.greet == Flag.SYN and not stream.outgoing and not stream.finish_wanted:
             self._fail(stream, StreamResetError("the stream was closed unused"))
@@ -164,6 +166,8 @@ class YamuxCore:
         stream.due_at = now + self._settings.stream_close_timeout
         self._unanswered.pop(stream.stream_id, None)
         self._discarding[stream.stream_id] = stream
+        if stream.taken * 2 >= stream.receive_target:  # the peer may be waiting for it
+            self._grant(stream, now)
         return []
 
     def take(self, stream: StreamState, max_bytes: int | None, now: float) -> Buffer:
@@ -178,7 +182,7 @@ class YamuxCore:
 
     def reset(self, stream: StreamState, error: P2PNodeError, code: int = 0) -> list[StreamEvent]:
         """Abort a stream in both directions; `code` tells the peer why."""
-        if stream.stream_id in self.streams and stream.greet != Flag.SYN:  # the peer knows of it
+        if self._is_live(stream) and stream.greet != Flag.SYN:  # the peer knows of it
             self._queue_control(FrameType.WINDOW_UPDATE, Flag.RST, stream.stream_id, code)
         self._fail(stream, error)
         return self._take_events()
@@ -362,17 +366,17 @@ class YamuxCore:
     def _grant(self, stream: StreamState, now: float) -> None:
         """Give the peer back the window that the reader has taken, and more if it was quick."""
         delta, stream.taken = stream.taken, 0
-        if stream.remote_finished or stream.stream_id not in self.streams:
+        if stream.remote_finished or not self._is_live(stream):
             return
         target = min(stream.receive_target * 2, self._settings.yamux_max_window)
-        growth = target - stream.receive_target
+        growth = max(target - stream.receive_target, 0)
         quick = self.round_trip is not None and (
             now - stream.granted_at < GROWTH_ROUND_TRIPS * self.round_trip
         )
         affordable = self._growth + growth <= self._settings.yamux_session_window
         if quick and affordable and not stream.discarding:
             self._growth += growth
-            stream.receive_target = target
+            stream.receive_target += growth
             delta += growth
         stream.granted_at = now
         stream.receive_window += delta
@@ -447,9 +451,9 @@ class YamuxCore:
             self._note_nuisance(now)
             self._queue_control(FrameType.WINDOW_UPDATE, Flag.RST, stream_id, 0)
             return
-        self._add(stream_id, inbound=True, greet=Flag.ACK, now=now)
+        stream = self._add(stream_id, inbound=True, greet=Flag.ACK, now=now)
         self._backlog += 1
-        self._events.append(StreamEvent(EventKind.OPENED, stream_id))
+        self._events.append(StreamEvent(EventKind.OPENED, stream))
 
     def _note_ack(self, stream: StreamState) -> None:
         stream.awaits_ack = False
@@ -488,13 +492,13 @@ class YamuxCore:
                 self._grant(stream, now)
         else:
             stream.store(piece)
-            self._events.append(StreamEvent(EventKind.READABLE, stream.stream_id))
+            self._events.append(StreamEvent(EventKind.READABLE, stream))
         if not self._body_left and self._body_finishes:
             self._receive_finish(stream)
 
     def _receive_finish(self, stream: StreamState) -> None:
         stream.remote_finished = True
-        self._events.append(StreamEvent(EventKind.READABLE, stream.stream_id))
+        self._events.append(StreamEvent(EventKind.READABLE, stream))
         self._forget_if_done(stream)
 
     def _note_nuisance(self, now: float) -> None:
@@ -539,8 +543,9 @@ class YamuxCore:
             self._drop(stream)
 
     def _drop(self, stream: StreamState) -> None:
-        if self.streams.pop(stream.stream_id, None) is None:
+        if not self._is_live(stream):
             return
+        del self.streams[stream.stream_id]
         self._discarding.pop(stream.stream_id, None)
         self._unanswered.pop(stream.stream_id, None)
         self._growth -= stream.receive_target - self._settings.yamux_initial_window
@@ -549,7 +554,11 @@ class YamuxCore:
         if stream.awaits_ack:
             self._note_ack(stream)
         for kind in (EventKind.READABLE, EventKind.WRITABLE, EventKind.FORGOTTEN):
-            self._events.append(StreamEvent(kind, stream.stream_id))
+            self._events.append(StreamEvent(kind, stream))
+
+    def _is_live(self, stream: StreamState) -> bool:
+        """Whether the session still has the stream; a peer may use an id again after its end."""
+        return self.streams.get(stream.stream_id) is stream
 
     def _take_events(self) -> list[StreamEvent]:
         events, self._events = self._events, []

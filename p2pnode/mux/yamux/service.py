@@ -317,7 +317,8 @@ class YamuxConnection:
         self._tasks.cancel()
 
     def _end(self, error: P2PNodeError) -> None:
-        self.dispatch(self.core.close(error))
+        """Fail every stream: to those who use one, the connection is gone, whoever erred."""
+        self.dispatch(self.core.close(ConnectionClosedError(str(error))))
         for signal in (self._acceptable, self._pongs, self._written):
             signal.set()
 

@@ -21,14 +21,6 @@ class EventKind(Enum):
     FORGOTTEN = auto()  # nothing more will happen to it
 
 
-@dataclass(frozen=True, slots=True)
-class StreamEvent:
-    """Something happened to a stream."""
-
-    kind: EventKind
-    stream_id: int
-
-
 @dataclass(slots=True, eq=False)
 class StreamState:
     """One stream. The session alone changes it; its reader and writer look at it."""
@@ -121,6 +113,20 @@ class StreamState:
         return piece
 
     def drop_received(self) -> None:
-        """Forget what has been received."""
+        """Forget what has been received, as if it had been read."""
+        self.taken += self.received_bytes
         self.received.clear()
         self.received_bytes = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """Something happened to a stream."""
+
+    kind: EventKind
+    stream: StreamState
+
+    @property
+    def stream_id(self) -> int:
+        """The stream's number; a peer may use it again after the stream's end."""
+        return self.stream.stream_id
