@@ -45,6 +45,7 @@ class NetworkStream(Stream):
         self._proposal = unsettled.first_message() if unsettled else b""
         self._allowance = optimistic_bytes
         self._failure: P2PNodeError | None = None
+        self._sending_early = trio.StrictFIFOLock()  # nothing overtakes the proposal
         self._settling = trio.Lock()  # a reader and a writer may both want the answer
 
     async def send_all(self, data: Buffer) -> None:
@@ -107,9 +108,10 @@ class NetworkStream(Stream):
 
     async def _send_early(self, data: Buffer) -> None:
         """Send `data` before the answer is known, behind the proposal if that is due."""
-        proposal, self._proposal = self._proposal, b""
-        self._allowance -= len(proposal) + len(data)
-        await self._muxed.send_all(b"".join((proposal, data)) if proposal else data)
+        async with self._sending_early:
+            proposal, self._proposal = self._proposal, b""
+            self._allowance -= len(proposal) + len(data)
+            await self._muxed.send_all(b"".join((proposal, data)) if proposal else data)
 
     async def _settle(self) -> None:
         """Wait for the answer to the proposal, if it is due; the first comer reads it for all."""
@@ -132,5 +134,5 @@ class NetworkStream(Stream):
         self._check()
 
     def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if (failure := self._failure) is not None:
+            raise type(failure)(*failure.args)  # a copy: several tasks may raise it, repeatedly
