@@ -204,7 +204,7 @@ class YamuxCore:
         self._pings.pop(ping, None)
 
     def go_away(self, code: GoAwayCode) -> None:
-        """Tell the peer, behind all that can still be sent, that the session ends."""
+        """Tell the peer, behind all that streams have queued, that the session ends."""
         self._went_away = True
         self._goodbye = Header(FrameType.GO_AWAY, Flag.NONE, 0, code).encode()
 
@@ -276,9 +276,14 @@ class YamuxCore:
     @property
     def has_output(self) -> bool:
         """Whether `next_frames` would give anything."""
-        if self._control or self._small or self._turns or self._goodbye:
+        if self._control or self._small or self._turns or self._goodbye_is_due:
             return True
         return bool(self._held) and not self._backlog_is_full
+
+    @property
+    def is_taking_leave(self) -> bool:
+        """Whether a go-away has been decided on, but not yet been given out."""
+        return self._goodbye is not None
 
     def next_deadline(self) -> float:
         """When `handle_timeout` is due."""
@@ -309,12 +314,18 @@ class YamuxCore:
             stream.scheduled = False
             if stream.can_send or (stream.greet and stream.failure is None):
                 left -= self._serve(stream, output)
-        if self._goodbye and not self._small and not self._turns:
+        if self._goodbye is not None and self._goodbye_is_due:
             buffers.append(self._goodbye)
             self._goodbye = None
         return output
 
     # --- inside: sending ------------------------------------------------------------------------
+
+    @property
+    def _goodbye_is_due(self) -> bool:
+        if self._goodbye is None or self._small or self._turns:
+            return False
+        return not any(stream.outgoing for stream in self.streams.values())
 
     @property
     def _backlog_is_full(self) -> bool:

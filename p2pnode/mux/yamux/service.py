@@ -329,7 +329,7 @@ class YamuxConnection:
         """Wait until the writer has written all it can, for a bounded time."""
         self.kick()
         with trio.move_on_at(self._close_deadline()):
-            while self._running and (self.core.has_output or self._writing):
+            while self._running and (self.core.is_taking_leave or self._writing):
                 await self._written.wait()
 
     async def _read(self) -> None:
@@ -345,6 +345,13 @@ class YamuxConnection:
         self._end(ConnectionClosedError("the peer closed the connection"))
 
     async def _write(self) -> None:
+        try:
+            await self._write_until_broken()
+        except _BROKEN:  # a peer that closed may have sent more before: let it be read
+            await trio.sleep(self._settings.close_timeout)
+            raise
+
+    async def _write_until_broken(self) -> None:
         while True:
             while not self.core.has_output:
                 await self._output.wait()
