@@ -4,9 +4,9 @@
 lock, identity -> host, listen -> identify, ping -> DHT -> bootstrap -> experts -> control socket
 ```
 
-Two nurseries hold its tasks: `network`, which carries connections, outlives `services`, so that
-services can still say goodbye while they shut down. Torch is imported only when the node hosts
-its first expert.
+Two nurseries hold its tasks. The outer one carries the network, shielded, and outlives the inner
+one of the services, so that these can still withdraw and say goodbye, whether the node is stopped,
+cancelled or fails. Torch is imported only when the node hosts its first expert.
 """
 
 import dataclasses
@@ -44,8 +44,9 @@ _JOINABLE: Final = {"bootstrap", "experts", "invite", "run"}  # what a running d
 class Node:
     """One volunteer's daemon.
 
-    `await nursery.start(node.run)` returns when the node is ready to serve. It ends when it is
-    cancelled, or in good order after `request_stop`.
+    `await nursery.start(node.run)` returns when the node is ready to serve. It ends after
+    `request_stop`, or when it is cancelled; both withdraw and save its experts, and a stop also
+    lets the calls under way finish. To give up a start, cancel it.
     """
 
     def __init__(
@@ -104,11 +105,13 @@ class Node:
                 peers_file=self._data_dir.peers_file,
             )
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._network.run)
-                await self._network.listen(node.listen)
-                await self._network.join(node.bootstrap)
-                await self._serve(uids, task_status)
-                nursery.cancel_scope.cancel()
+                carrying: trio.CancelScope = await nursery.start(_carry, self._network)
+                try:
+                    await self._network.listen(node.listen)
+                    await self._network.join(node.bootstrap)
+                    await self._serve(uids, task_status)
+                finally:
+                    carrying.cancel()
 
     async def _serve(self, uids: Sequence[Uid], task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as services:
@@ -259,13 +262,14 @@ class Node:
         return await self.network.dht.find_peer(peer_id)
 
     async def _host(self, params: Mapping[str, Any]) -> Any:
-        if fixed := sorted(set(params.get("node", {})) - _JOINABLE):
+        asked = _table(params, "node")
+        if fixed := sorted(set(asked) - _JOINABLE):
             raise ConfigError(
                 f"a running daemon cannot change node.{fixed[0]}; stop it with `p2pnode stop` and "
                 "start it anew"
             )
-        node = Settings.load(environ={}, overrides={"node": params.get("node", {})}).node
-        hosting = dataclasses.asdict(self.settings.hosting) | params.get("hosting", {})
+        node = Settings.load(environ={}, overrides={"node": asked}).node
+        hosting = dataclasses.asdict(self.settings.hosting) | _table(params, "hosting")
         settings = Settings.load(environ={}, overrides={"hosting": hosting}).hosting
         membership = self._accept_invite(node)
         uids = self._expand(node.experts, membership.name if membership else node.run)
@@ -277,6 +281,15 @@ class Node:
     async def _stop_now(self, _params: Mapping[str, Any]) -> Any:
         self.request_stop()
         return {"grace": self.settings.node.shutdown_grace}
+
+
+async def _carry(network: Network, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    """Run the network until the scope it starts with is cancelled, and not before."""
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(network.run)
+            scope.shield = True
+            task_status.started(scope)
 
 
 async def _load_hosting() -> None:
@@ -297,6 +310,13 @@ def _text(params: Mapping[str, Any], name: str) -> str:
     value = params.get(name)
     if not isinstance(value, str):
         raise BadRequestError(f"{name} must be a text")
+    return value
+
+
+def _table(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = params.get(name, {})
+    if not isinstance(value, dict):
+        raise BadRequestError(f"{name} must be a table of settings")
     return value
 
 

@@ -1,0 +1,43 @@
+import functools
+import random
+
+import pytest
+import trio
+
+from p2pnode.config import Settings
+from p2pnode.daemon.control.client import call_daemon
+from p2pnode.daemon.data_dir import DataDir
+from p2pnode.daemon.node import Node
+from p2pnode.errors import BadRequestError, ConfigError
+from p2pnode.transport.memory import MemoryNetwork
+from p2pnode.wire.addresses import tcp_address
+
+
+@pytest.fixture
+async def node(tmp_path, nursery):
+    machine = MemoryNetwork().add_machine()
+    settings = Settings().replace(node={"listen": (str(tcp_address(machine.ip, 4001)),)})
+    node = Node(DataDir(tmp_path), settings, transports=[machine], rng=random.Random(0))
+    await nursery.start(node.run)
+    return node
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ({"node": 5}, BadRequestError, "node must be a table"),
+        ({"node": ["experts"]}, BadRequestError, "node must be a table"),
+        ({"node": {"experts": 5}}, ConfigError, "node.experts must be a list"),
+        ({"node": {"listen": []}}, ConfigError, "cannot change node.listen"),
+        ({"hosting": 5}, BadRequestError, "hosting must be a table"),
+        ({"hosting": {"layer": 5}}, ConfigError, "hosting.layer must be a text"),
+    ],
+)
+async def test_a_malformed_request_to_host_is_refused_and_the_node_goes_on(
+    node, tmp_path, params, error, message
+):
+    ask = functools.partial(call_daemon, tmp_path / "control.sock", timeout=20)
+    with pytest.raises(error, match=message):
+        await trio.to_thread.run_sync(functools.partial(ask, "host", **params))
+    status = await trio.to_thread.run_sync(ask, "status")
+    assert status["peer_id"] == str(node.network.peer_id)
