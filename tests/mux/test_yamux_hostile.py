@@ -218,6 +218,31 @@ async def test_a_peer_that_goes_on_sending_to_a_closed_stream_is_cut_off_in_time
         assert not ends
 
 
+async def test_windows_set_smaller_than_the_initial_one_never_shrink_it(autojump_clock):
+    async with attacked(yamux_max_window=1000) as (server, peer, ends):
+        await peer.send_many([frame(UPDATE, SYN, 1, 0), frame(PING, ACK, 0, 0)])
+        stream = await server.accept_stream()
+        server.core.round_trip = 1.0  # slow enough for the window to want to grow
+        for _ in range(3):
+            await peer.send_many([frame(DATA, 0, 1, body=bytes(WINDOW))])
+            await stream.receive_some()
+            assert stream._state.receive_window == WINDOW
+        assert not ends
+
+
+async def test_a_stream_accepted_after_the_end_is_read_and_counted_once(autojump_clock):
+    async with attacked() as (server, peer, _):
+        await peer.send_many([frame(DATA, SYN | FIN, 1, body=b"late")])
+        await peer.aclose()
+        await trio.sleep(5)
+        assert server.is_closed
+        stream = await server.accept_stream()
+        assert await stream.receive_some() == b"late"
+        assert await stream.receive_some() == b""
+        assert server.core._backlog == 0
+        assert not server.core._unanswered
+
+
 async def test_a_peer_that_hangs_up_within_a_frame_leaves_no_clean_end(autojump_clock):
     async with attacked() as (server, peer, _):
         await peer.send_many([frame(DATA, SYN | FIN, 1, 100, body=b"short")])

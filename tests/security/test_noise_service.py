@@ -296,6 +296,21 @@ async def test_after_a_cancelled_send_the_channel_refuses_to_send(size, autojump
         await near.send_all(b"more")
 
 
+async def test_a_write_of_the_muxers_size_is_encrypted_before_anyone_can_change_it(autojump_clock):
+    # A cancelled sender of the muxer gets its buffer back while the write is still under way.
+    near, far, *_ = await secured(trio.testing.lockstep_stream_pair())
+    buffers = [bytearray(size) for size in [12, LIMIT] * 17]  # 1 MiB and one frame
+    for buffer in buffers:
+        buffer[:] = os.urandom(len(buffer))
+    expected = b"".join(buffers)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.send_many, buffers)
+        await trio.testing.wait_all_tasks_blocked()
+        for buffer in buffers:
+            buffer[:] = bytes(len(buffer))
+        assert await collect(far, len(expected)) == expected
+
+
 async def test_two_tasks_cannot_send_at_once(autojump_clock):
     near, far, *_ = await secured(trio.testing.lockstep_stream_pair())
     async with trio.open_nursery() as nursery:
