@@ -6,7 +6,7 @@ What exceeds a budget is refused before anything is decoded or allocated for it.
 
 import contextlib
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,11 +53,44 @@ class _Budget:
                 del self._used[key]
 
 
+class _Handshakes:
+    """The inbound handshakes under way; when there are too many, one gives way to a new one.
+
+    To refuse the new one would let anybody shut everybody out, at the cost of a few connections
+    that say nothing. A handshake takes a few round trips, so the oldest is the likeliest to be
+    going nowhere; and it is taken from whoever has the most under way.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._under_way: dict[object, tuple[Hashable, Callable[[], object]]] = {}  # oldest first
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    @contextlib.contextmanager
+    def hold(self, origin: Hashable, give_way: Callable[[], object]) -> Iterator[None]:
+        if len(self._under_way) >= self._limit:
+            self._drop_one()
+        key = object()
+        self._under_way[key] = (origin, give_way)
+        try:
+            yield
+        finally:
+            self._under_way.pop(key, None)
+
+    def _drop_one(self) -> None:
+        crowds = Counter(origin for origin, _ in self._under_way.values())
+        key = max(self._under_way, key=lambda each: crowds[self._under_way[each][0]])
+        _, give_way = self._under_way.pop(key)
+        give_way()
+
+
 class Budgets:
     """All budgets of a host."""
 
     def __init__(self, settings: NetworkSettings) -> None:
-        self._handshakes = _Budget(settings.max_handshakes, "inbound handshakes at once")
+        self._handshakes = _Handshakes(settings.max_handshakes)
         self._connections = _Budget(settings.max_connections, "connections")
         self._peer_connections = _Budget(
             settings.max_connections_per_peer, "connections with one peer"
@@ -79,15 +112,18 @@ class Budgets:
     @property
     def handshakes(self) -> int:
         """How many inbound handshakes are under way."""
-        return self._handshakes.used()
+        return len(self._handshakes)
 
-    def inbound_handshake(self) -> contextlib.AbstractContextManager[None]:
+    def inbound_handshake(
+        self, origin: Hashable, give_way: Callable[[], object]
+    ) -> contextlib.AbstractContextManager[None]:
         """Charge a connection that has not said yet who it is.
 
-        Raises:
-            ResourceLimitError: on entry, when too many are under way.
+        Args:
+            origin: where it comes from, without its port.
+            give_way: called when it has to make room for another one; it is no longer charged.
         """
-        return self._handshakes.hold()
+        return self._handshakes.hold(origin, give_way)
 
     @contextlib.contextmanager
     def connection(self, peer_id: PeerId) -> Iterator[None]:
@@ -100,11 +136,15 @@ class Budgets:
             yield
 
     def inbound_stream(self, peer_id: PeerId) -> contextlib.AbstractContextManager[None]:
-        """Charge a stream that a peer opened; raises as `inbound_handshake`."""
+        """Charge a stream that a peer opened.
+
+        Raises:
+            ResourceLimitError: on entry, when the peer has too many.
+        """
         return self._inbound_streams.hold(peer_id)
 
     def protocol_stream(
         self, peer_id: PeerId, protocol: str
     ) -> contextlib.AbstractContextManager[None]:
-        """Charge a negotiated stream to its protocol; raises as `inbound_handshake`."""
+        """Charge a negotiated stream to its protocol; raises as `inbound_stream`."""
         return self._protocol_streams.hold((peer_id, protocol))

@@ -48,7 +48,7 @@ from p2pnode.host.interfaces import (
 from p2pnode.host.peerstore import Peerstore, write_atomically
 from p2pnode.host.upgrader import Upgraded, Upgrader
 from p2pnode.transport.base import Listener, RawConnection, Transport
-from p2pnode.wire.addresses import split_p2p
+from p2pnode.wire.addresses import ip_of, split_p2p
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
 
@@ -343,8 +343,7 @@ class NetworkHost(Host):
         """Run an inbound connection: its handshakes, then its life."""
         peer_id = None
         try:
-            with self._budgets.inbound_handshake():
-                upgraded = await self._upgrader.inbound(raw)
+            upgraded = await self._greet(raw)
             peer_id = upgraded.peer_id
             await self._hold_connection(upgraded, "inbound")
         except ResourceLimitError as error:
@@ -358,6 +357,15 @@ class NetworkHost(Host):
             self.events.emit(
                 PeerMisbehaved(peer_id=None, address=raw.remote_address, reason=str(error))
             )
+
+    async def _greet(self, raw: RawConnection) -> Upgraded:
+        """Run the handshakes of an inbound connection, as long as there is room for them."""
+        origin = ip_of(raw.remote_address)
+        with trio.CancelScope() as scope, self._budgets.inbound_handshake(origin, scope.cancel):
+            return await self._upgrader.inbound(raw)
+        raise ResourceLimitError(
+            f"more than {self.settings.max_handshakes} inbound handshakes were under way"
+        )
 
     # --- connections ----------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 
 import pytest
 
@@ -25,7 +26,6 @@ def budgets():
 @pytest.mark.parametrize(
     ("hold", "limit", "sentence"),
     [
-        (Budgets.inbound_handshake, 2, "limit of 2 inbound handshakes"),
         (lambda budgets: budgets.connection(A), 2, "limit of 2 connections with one peer"),
         (lambda budgets: budgets.inbound_stream(A), 2, "limit of 2 inbound streams from one peer"),
         (lambda budgets: budgets.protocol_stream(A, "/x"), 1, "1 inbound streams of one protocol"),
@@ -70,6 +70,20 @@ def test_a_connection_refused_for_its_peer_leaves_no_charge_on_the_node(budgets)
 
 def test_an_error_inside_gives_everything_back(budgets):
     for _ in range(5):
-        with pytest.raises(RuntimeError), budgets.inbound_handshake(), budgets.connection(A):
+        with pytest.raises(RuntimeError), budgets.inbound_stream(B), budgets.connection(A):
             raise RuntimeError
+        with pytest.raises(RuntimeError), budgets.inbound_handshake("ip", pytest.fail):
+            raise RuntimeError
+    assert budgets.handshakes == 0
+
+
+def test_the_oldest_handshake_of_the_largest_crowd_gives_way_to_a_new_one():
+    budgets = Budgets(NetworkSettings(max_handshakes=4))
+    gone = []
+    with contextlib.ExitStack() as held:
+        for name in ("quiet", "loud 1", "loud 2", "also quiet", "loud 3", "loud 4"):
+            give_way = functools.partial(gone.append, name)
+            held.enter_context(budgets.inbound_handshake(name.partition(" ")[0], give_way))
+        assert gone == ["loud 1", "loud 2"]
+        assert budgets.handshakes == 4
     assert budgets.handshakes == 0

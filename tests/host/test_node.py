@@ -216,15 +216,28 @@ async def test_a_stranger_that_says_nothing_loses_its_place(autojump_clock):
         silent = [await stranger.dial(ours.addresses[0]) for _ in range(2)]
         await wait_all_tasks_blocked()
         assert ours.info().handshakes == 2
-        with ours.events.subscribe(ResourceRefused) as refused:
-            with pytest.raises(DialError):
-                await theirs.connect(ours.peer_id, ours.addresses)
-            assert "limit of 2 inbound handshakes" in (await refused.get()).reason
         for raw in silent:
             while await raw.stream.receive_some():
                 pass
         assert trio.current_time() == pytest.approx(3.0)
         await theirs.connect(ours.peer_id, ours.addresses)
+
+
+async def test_strangers_that_say_nothing_do_not_shut_others_out(autojump_clock):
+    settings = NetworkSettings(max_handshakes=4)
+    async with host_network() as network:
+        ours = await network.add_host(settings=settings)
+        theirs = await network.add_host()
+        stranger = network.memory.add_machine()
+        silent = [await stranger.dial(ours.addresses[0]) for _ in range(4)]
+        await wait_all_tasks_blocked()
+        with ours.events.subscribe(ResourceRefused) as refused:
+            await theirs.connect(ours.peer_id, ours.addresses)
+            event = await refused.get()
+        assert event.address == silent[0].local_address
+        assert "more than 4 inbound handshakes" in event.reason
+        assert await silent[0].stream.receive_some() == b""
+        assert ours.info().handshakes == 3
 
 
 async def test_a_full_node_refuses_connections_of_both_directions(autojump_clock):
