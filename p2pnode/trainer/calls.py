@@ -310,7 +310,9 @@ class ExpertCaller:
         async def ask(limit: float) -> ExpertInfo:
             return await self._client.info(peer_id, uid, timeout=limit)
 
-        info = self._infos[key] = await self._judged(peer_id, uid, attempt, give_up, ask)
+        info = self._infos[key] = await self._judged(
+            peer_id, uid, attempt, give_up, ask, timed=False
+        )
         if len(self._infos) > self._settings.max_cached_infos:
             self._infos.popitem(last=False)
         return info
@@ -322,6 +324,8 @@ class ExpertCaller:
         attempt: Attempt,
         give_up: float,
         ask: Callable[[float], Awaitable[T]],
+        *,
+        timed: bool = True,
     ) -> T:
         """Make one call of one host, and judge the host by its outcome."""
         limiter = self.book.limiter(peer_id)
@@ -347,7 +351,9 @@ class ExpertCaller:
             except RemoteError as error:
                 self.book.receive_failure(peer_id, uid, error)
                 raise
-            self.book.receive_success(peer_id, uid, trio.current_time() - started)
+            self.book.receive_success(
+                peer_id, uid, trio.current_time() - started if timed else None
+            )
             return answer
         finally:
             limiter.release()

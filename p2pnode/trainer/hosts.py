@@ -96,9 +96,10 @@ class HostBook:
             self._limiters[peer_id] = limiter
         return limiter
 
-    def receive_success(self, peer_id: PeerId, uid: Uid, seconds: float) -> None:
-        """A call was answered after so many seconds."""
-        self.recorder.answered(peer_id, seconds)
+    def receive_success(self, peer_id: PeerId, uid: Uid, seconds: float | None) -> None:
+        """A call was answered after so many seconds, or None where nothing was computed."""
+        if seconds is not None:
+            self.recorder.answered(peer_id, seconds)
         self._bans.receive_success((peer_id, uid))
         self._reasons.pop(uid, None)
         self._straggles.pop(peer_id, None)
@@ -134,7 +135,8 @@ class HostBook:
         error.__cause__ = reason
         return error
 
-    def _expected_wait(self, entry: HostEntry) -> tuple[float, float]:
+    def _expected_wait(self, entry: HostEntry) -> tuple[bool, float, float]:
         # A host that was never called comes first, so that its latency becomes known.
-        latency = self.recorder.latency_of(entry.peer_id) or 0.0
-        return latency * (1 + entry.load), self._rng.random()
+        latency = self.recorder.latency_of(entry.peer_id)
+        known = latency is not None
+        return known, (latency or 0.0) * (1 + entry.load), self._rng.random()

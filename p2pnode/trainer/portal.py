@@ -52,10 +52,10 @@ class Portal(Generic[Served]):
         Raises:
             BaseException: what the service raised instead; the thread has ended then.
         """
-        self._thread.start()
         try:
+            self._thread.start()
             return self._ready.result()
-        except BaseException:
+        except BaseException:  # Ctrl-C as well
             self.close()
             raise
 
@@ -72,12 +72,12 @@ class Portal(Generic[Served]):
             raise RuntimeError("a blocking call from inside the trio thread would wait for itself")
         result: Future[T] = Future()
         scope = trio.CancelScope()
-        with self._lock:
-            if self._token is None or self._closing:
-                raise self._ended("is closed")
-            self._pending.add(result)
-            self._token.run_sync_soon(self._spawn, function, args, result, scope)
         try:
+            with self._lock:
+                if self._token is None or self._closing:
+                    raise self._ended("is closed")
+                self._pending.add(result)
+                self._token.run_sync_soon(self._spawn, function, args, result, scope)
             return result.result()
         except BaseException:
             if not result.done():  # the caller was interrupted, by Ctrl-C for example
@@ -95,7 +95,8 @@ class Portal(Generic[Served]):
         with self._lock:
             self._closing = True
         self._soon(self._scope.cancel)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         if self._crash is not None and self._ready.exception() is None:
             crash, self._crash = self._crash, None
             raise crash

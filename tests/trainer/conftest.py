@@ -9,6 +9,7 @@ import pytest
 import torch
 import trio
 
+from p2pnode.clock import bind_wall_time_to_trio
 from p2pnode.config import Settings
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
@@ -125,6 +126,7 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def light_swarm(settings=SETTINGS, delay=None):
+    bind_wall_time_to_trio(1.8e9)
     async with light_network(delay) as network, trio.open_nursery() as nursery:
         yield LightSwarm(network, nursery, settings)
         nursery.cancel_scope.cancel()

@@ -1,0 +1,421 @@
+"""Which host is called, which one next, and how long everything may take; on virtual time."""
+
+import pytest
+import torch
+import trio
+
+from p2pnode.errors import (
+    AlreadyAppliedError,
+    DeadlineExceededError,
+    ExpertFailedError,
+    HostLostError,
+    NoLiveExpertError,
+    OverloadedError,
+    SchemaError,
+    UnknownExpertError,
+    WrongRunError,
+)
+from p2pnode.rpc.server import CallHandler
+from p2pnode.trainer.sources import CallPolicy, ExpertCall
+
+NAME = "ffn.0.0"
+POLICY = CallPolicy(timeout=10, timeout_after_k_min=1.0)
+INPUTS = torch.randn(3, 8)
+
+
+class Scripted(CallHandler):
+    """Serves experts, after what the script does for each call."""
+
+    def __init__(self, experts, script):
+        self.experts = experts
+        self.script = script
+        self.calls = []
+
+    def info(self, uid):
+        return self.experts.info(uid)
+
+    async def forward(self, uid, inputs, *, deadline):
+        self.calls.append("forward")
+        answer = await self.experts.forward(uid, inputs, deadline=deadline)
+        return await self.script("forward", uid, answer)
+
+    async def backward(self, uid, inputs, gradients, *, caller, call_id, deadline):
+        self.calls.append(call_id)
+        answer = await self.experts.backward(
+            uid, inputs, gradients, caller=caller, call_id=call_id, deadline=deadline
+        )
+        return await self.script("backward", uid, answer)
+
+
+async def serve_scripted(swarm, script, *patterns):
+    """Start a server whose calls go through `script(kind, uid, answer)`."""
+    made = []
+
+    def wrap(experts):
+        made.append(Scripted(experts, script))
+        return made[0]
+
+    server = await swarm.serve(*(patterns or (NAME,)), handler=wrap)
+    return server, made[0]
+
+
+def call(**changes):
+    return ExpertCall(**{"name": NAME, "inputs": (INPUTS,), "samples": (0, 1, 2), **changes})
+
+
+async def backward(caller, answer, timeout=10):
+    gradients = (torch.ones(3, 8),)
+    policy = CallPolicy(timeout=timeout)
+    return await caller.backward(call(gradients=gradients, answered_by=answer.by), policy)
+
+
+async def test_a_dead_host_is_replaced_by_another_one_of_the_expert(autojump_clock, open_swarm):
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        first, second = [await swarm.serve(NAME) for _ in range(2)]
+        caller = await swarm.session()
+        answer = await caller.forward(call(), POLICY)
+        dead, left = (first, second) if answer.by == first.host.peer_id else (second, first)
+        dead.crash()
+        for _ in range(3):
+            again = await caller.forward(call(), POLICY)
+            assert again.by == left.host.peer_id
+        torch.testing.assert_close(again.tensors, answer.tensors)
+
+
+async def test_a_failed_host_is_left_alone_and_trusted_again_later(autojump_clock, open_swarm):
+    failing = True
+
+    async def script(_kind, _uid, answer):
+        await trio.lowlevel.checkpoint()
+        if failing:
+            raise OverloadedError("full")
+        return answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        _, bad = await serve_scripted(swarm, script)
+        caller = await swarm.session()
+        with pytest.raises(OverloadedError):
+            await caller.forward(call(), POLICY)
+        assert bad.calls == ["forward"]
+        for _ in range(3):
+            with pytest.raises(NoLiveExpertError, match="full"):
+                await caller.forward(call(), POLICY)
+        assert bad.calls == ["forward"]
+        failing = False
+        await trio.sleep(swarm.settings.swarm.ban_time)
+        assert (await caller.forward(call(), POLICY)).tensors[0].shape == (3, 8)
+        stats = caller.book.recorder.snapshot()
+        assert (stats.calls, stats.failed_calls) == (3, 1)  # the schema was asked for once
+
+
+async def test_an_unknown_expert_names_what_was_looked_for(autojump_clock, open_swarm):
+    async with open_swarm() as swarm:
+        await swarm.serve(NAME)
+        caller = await swarm.session()
+        with pytest.raises(NoLiveExpertError, match=r"ffn\.7\.7"):
+            await caller.forward(call(name="ffn.7.7"), POLICY)
+
+
+async def test_a_host_that_no_longer_serves_the_expert_is_passed_over(autojump_clock, open_swarm):
+    async def script(kind, _uid, _answer):
+        await trio.lowlevel.checkpoint()
+        raise UnknownExpertError(f"no {kind} here")
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        await serve_scripted(swarm, script)
+        good = await swarm.serve(NAME)
+        caller = await swarm.session()
+        for _ in range(2):
+            assert (await caller.forward(call(), POLICY)).by == good.host.peer_id
+
+
+async def test_a_refusal_keeps_its_kind_while_the_host_is_left_alone(autojump_clock, open_swarm):
+    async def script(_kind, _uid, _answer):
+        await trio.lowlevel.checkpoint()
+        raise WrongRunError("another run's token")
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        await serve_scripted(swarm, script)
+        caller = await swarm.session()
+        for _ in range(2):
+            with pytest.raises(WrongRunError, match="another run"):
+                await caller.forward(call(), POLICY)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ((torch.zeros(3, 7),), "8"),
+        ((torch.zeros(3, 8, dtype=torch.float64),), "float64"),
+        ((torch.zeros(3, 8), torch.zeros(3, 8)), "1 input"),
+        ((torch.zeros(0, 8),), "at least one"),
+    ],
+)
+async def test_what_does_not_fit_is_refused_before_it_is_sent(
+    autojump_clock, open_swarm, inputs, sentence
+):
+    async def script(_kind, _uid, answer):
+        await trio.lowlevel.checkpoint()
+        return answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        _, handler = await serve_scripted(swarm, script)
+        caller = await swarm.session()
+        with pytest.raises(SchemaError, match=sentence):
+            await caller.forward(call(inputs=inputs), POLICY)
+        assert handler.calls == []
+        assert caller.book.recorder.snapshot().failed_calls == 0
+        await caller.forward(call(), POLICY)  # nobody was banned for the caller's mistake
+
+
+async def test_backward_goes_to_the_host_that_answered_forward(autojump_clock, open_swarm):
+    async with open_swarm() as swarm:
+        servers = [await swarm.serve(NAME) for _ in range(3)]
+        caller = await swarm.session()
+        answers = [await caller.forward(call(), POLICY) for _ in servers]
+        assert len({answer.by for answer in answers}) == 3  # each is tried once in the beginning
+        for answer in answers:
+            await backward(caller, answer)
+        assert [server.steps(NAME) for server in servers] == [1, 1, 1]
+
+
+async def test_a_lost_answer_is_asked_for_again_and_steps_the_optimiser_once(
+    autojump_clock, open_swarm
+):
+    losses = 1
+
+    async def script(kind, _uid, answer):
+        nonlocal losses
+        await trio.lowlevel.checkpoint()
+        if kind == "backward" and losses:
+            losses -= 1
+            connection = server.host.connection_to(trainer)
+            connection.end("the cable was pulled")
+            await trio.lowlevel.checkpoint()
+        return answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        server, handler = await serve_scripted(swarm, script)
+        caller = await swarm.session()
+        trainer = caller._host.peer_id
+        answer = await caller.forward(call(), POLICY)
+        gradients = await backward(caller, answer)
+        assert gradients.by == server.host.peer_id
+        first, second = handler.calls[1:]
+        assert first == second
+        assert server.steps(NAME) == 1
+
+
+async def test_backward_moves_to_another_host_when_the_first_is_dead(autojump_clock, open_swarm):
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        servers = [await swarm.serve(NAME) for _ in range(2)]
+        caller = await swarm.session()
+        answer = await caller.forward(call(), POLICY)
+        dead, left = servers
+        if dead.host.peer_id != answer.by:
+            dead, left = left, dead
+        dead.crash()
+        assert (await backward(caller, answer)).by == left.host.peer_id
+        assert left.steps(NAME) == 1
+
+
+async def test_a_step_that_was_taken_is_not_taken_elsewhere(autojump_clock, open_swarm):
+    async def script(kind, _uid, answer):
+        await trio.lowlevel.checkpoint()
+        if kind == "backward":
+            raise AlreadyAppliedError("its answer is no longer kept")
+        return answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        await serve_scripted(swarm, script)
+        caller = await swarm.session()
+        answer = await caller.forward(call(), POLICY)
+        other = await swarm.serve(NAME)
+        with pytest.raises(AlreadyAppliedError):
+            await backward(caller, answer)
+        assert other.steps(NAME) == 0
+
+
+async def test_a_silent_host_costs_half_the_time_while_another_is_left(autojump_clock, open_swarm):
+    async def script(_kind, _uid, answer):
+        await trio.sleep(1000)
+        return answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        await serve_scripted(swarm, script)
+        caller = await swarm.session()
+        start = trio.current_time()
+        with pytest.raises(DeadlineExceededError):
+            await caller.forward(call(), POLICY)
+        assert trio.current_time() - start == pytest.approx(10, abs=0.1)
+        await trio.sleep(20)
+        good = await swarm.serve(NAME)
+        await trio.sleep(1)
+        start = trio.current_time()
+        answer = await caller.forward(call(), POLICY)
+        assert answer.by == good.host.peer_id
+        assert trio.current_time() - start < 6
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+async def test_answers_with_nan_count_as_failures_if_they_are_looked_for(
+    autojump_clock, open_swarm, kind
+):
+    async def script(called, _uid, answer):
+        await trio.lowlevel.checkpoint()
+        return [torch.full_like(each, torch.nan) for each in answer] if called == kind else answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        await serve_scripted(swarm, script)
+        caller = await swarm.session()
+        careless = await caller.forward(call(), POLICY)
+        assert careless.tensors[0].isnan().any() == (kind == "forward")
+        policy = CallPolicy(timeout=10, detect_anomalies=True)
+        made = call(gradients=(torch.ones(3, 8),), answered_by=careless.by)
+        method = caller.forward if kind == "forward" else caller.backward
+        with pytest.raises(ExpertFailedError, match="NaN"):
+            await method(made, policy)
+        assert caller.book.recorder.snapshot().anomalies == 1
+
+
+async def test_a_layer_does_not_wait_for_a_straggler(autojump_clock, open_swarm):
+    async def script(_kind, _uid, answer):
+        await trio.sleep(8)
+        return answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve("ffn.0.[0:2]")
+        slow, _ = await serve_scripted(swarm, script, "ffn.1.[0:2]")
+        caller = await swarm.session()
+        calls = [call(name=name) for name in ("ffn.0.0", "ffn.1.0", "ffn.1.1")]
+        start = trio.current_time()
+        outcomes = await caller.forward_all(calls, POLICY)
+        assert trio.current_time() - start == pytest.approx(1, abs=0.1)
+        assert [type(each).__name__ for each in outcomes] == [
+            "Answer",
+            "DeadlineExceededError",
+            "DeadlineExceededError",
+        ]
+        stats = caller.book.recorder.snapshot()
+        assert (stats.stragglers, stats.failed_calls) == (2, 0)
+        # The second time in a row it counts as failed, and is left alone.
+        await caller.forward_all(calls, POLICY)
+        names = await caller.live_experts("ffn", 2)
+        assert names == ["ffn.0.0", "ffn.0.1"]
+        del slow
+
+
+async def test_beam_search_passes_over_an_expert_that_computes_nonsense(autojump_clock, open_swarm):
+    async def script(_kind, uid, answer):
+        await trio.lowlevel.checkpoint()
+        if uid.name == "ffn.0.1":
+            raise ExpertFailedError("nonsense")
+        return answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        await serve_scripted(swarm, script, "ffn.[0:2].[0:2]")
+        caller = await swarm.session()
+        scores = [
+            torch.tensor([[1.0, 0.0]]).numpy(),
+            torch.tensor([[0.0, 1.0]]).numpy(),
+        ]
+
+        async def chosen(k):
+            (row,) = await caller.choose("ffn", scores, k)
+            return [name for name, _ in row]
+
+        assert await chosen(2) == ["ffn.0.1", "ffn.0.0"]
+        with pytest.raises(ExpertFailedError):
+            await caller.forward(call(name="ffn.0.1"), POLICY)
+        assert await chosen(2) == ["ffn.0.0", "ffn.1.1"]
+        assert await chosen(4) == ["ffn.0.0", "ffn.1.1", "ffn.1.0"]
+
+
+async def test_no_more_calls_than_allowed_are_under_way_at_one_host(autojump_clock, open_swarm):
+    running, most = 0, 0
+
+    async def script(_kind, _uid, answer):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await trio.sleep(1)
+        running -= 1
+        return answer
+
+    async with open_swarm() as swarm:
+        swarm.settings = swarm.settings.replace(trainer={"calls_at_once_per_host": 3})
+        await swarm.serve()
+        await serve_scripted(swarm, script, "ffn.[0:3].[0:3]")
+        caller = await swarm.session()
+        calls = [call(name=f"ffn.{i}.{j}") for i in range(3) for j in range(3)]
+        start = trio.current_time()
+        await caller.forward_all(calls, CallPolicy(timeout=20, timeout_after_k_min=20))
+        assert most == 3
+        assert trio.current_time() - start == pytest.approx(3, abs=0.2)
+
+
+async def test_a_cancelled_call_leaves_nothing_behind(autojump_clock, open_swarm):
+    cancelled = []
+
+    async def script(_kind, _uid, answer):
+        try:
+            await trio.sleep(1000)
+        except trio.Cancelled:
+            cancelled.append(trio.current_time())
+            raise
+        return answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        server, _ = await serve_scripted(swarm, script)
+        caller = await swarm.session()
+        with trio.move_on_after(2) as scope:
+            await caller.forward(call(), POLICY)
+        assert scope.cancelled_caught
+        await trio.sleep(0.1)
+        assert len(cancelled) == 1
+        assert caller.book.limiter(server.host.peer_id).borrowed_tokens == 0
+        stats = caller.book.recorder.snapshot()
+        assert (stats.failed_calls, stats.stragglers) == (0, 0)
+
+
+async def test_a_host_lost_in_forward_is_an_error_when_it_was_the_last(autojump_clock, open_swarm):
+    async def script(_kind, _uid, _answer):
+        server.crash()
+        await trio.sleep_forever()
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        server, _ = await serve_scripted(swarm, script)
+        caller = await swarm.session()
+        with pytest.raises(HostLostError):
+            await caller.forward(call(), POLICY)
+        with pytest.raises(NoLiveExpertError, match="lost"):
+            await caller.forward(call(), POLICY)
+
+
+async def test_the_faster_of_two_hosts_is_preferred(autojump_clock, open_swarm):
+    async def slow(_kind, _uid, answer):
+        await trio.sleep(0.5)
+        return answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        await serve_scripted(swarm, slow)
+        fast = await swarm.serve(NAME)
+        caller = await swarm.session()
+        answers = [(await caller.forward(call(), POLICY)).by for _ in range(10)]
+        assert answers[2:] == [fast.host.peer_id] * 8
+        latencies = caller.book.recorder.snapshot().hosts
+        assert latencies[str(fast.host.peer_id)].latency < 0.1
