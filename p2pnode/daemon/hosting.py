@@ -85,7 +85,8 @@ class Hosting:
         return [uid.in_run(membership.name) for uid in added]
 
     async def drain(self, grace: float) -> None:
-        """Take no more calls, and give those under way `grace` seconds."""
+        """Withdraw the experts, take no more calls, and give those under way `grace` seconds."""
+        self._announcer.remove(self._announcer.uids)
         self._server.close()
         with trio.move_on_after(grace):
             await self._experts.drain()

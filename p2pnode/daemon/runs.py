@@ -25,10 +25,15 @@ class RunStore:
         """Make a key for a new run, and become its first member.
 
         Raises:
-            ConfigError: the name is not one, or the run exists here.
+            ConfigError: the name is not one, or this node knows a run of that name.
+            KeyFileError: a membership of that name cannot be read.
         """
         _check_name(name)
         peer_id = self._data_dir.load_or_create_identity().peer_id
+        if not self._key_file(name).exists() and self.get(name) is not None:
+            raise ConfigError(
+                f"this node is a member of somebody else's run called {name}; choose another name"
+            )
         key = RunKey.generate()
         try:
             write_secret(self._key_file(name), key.to_bytes(), replace=False)

@@ -7,7 +7,13 @@ from typing import Any, Final
 
 from p2pnode.daemon.control import core
 from p2pnode.daemon.control.paths import short_path
-from p2pnode.errors import BadRequestError, DaemonNotRunningError, DeadlineExceededError
+from p2pnode.errors import (
+    BadRequestError,
+    DaemonNotRunningError,
+    DeadlineExceededError,
+    LocalError,
+    OverloadedError,
+)
 
 DEFAULT_TIMEOUT: Final = 60.0
 _CHUNK: Final = 64 * 1024
@@ -19,6 +25,8 @@ def call_daemon(path: Path, method: str, *, timeout: float = DEFAULT_TIMEOUT, **
     Raises:
         DaemonNotRunningError: none listens there.
         DeadlineExceededError: it did not answer within `timeout` seconds.
+        OverloadedError: too many others wait for its answer.
+        LocalError: this user may not reach it.
         P2PNodeError: what the daemon answered, as its own class.
     """
     with contextlib.ExitStack() as stack:
@@ -26,10 +34,16 @@ def call_daemon(path: Path, method: str, *, timeout: float = DEFAULT_TIMEOUT, **
         client.settimeout(timeout)
         try:
             client.connect(stack.enter_context(short_path(path)))
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             raise DaemonNotRunningError(
                 f"no daemon runs on {path.parent}; start one with `p2pnode join`"
             ) from None
+        except BlockingIOError:  # so many wait already that the system takes no more
+            raise OverloadedError(f"the daemon on {path.parent} is too busy to answer") from None
+        except OSError as error:
+            raise LocalError(
+                f"cannot reach the daemon on {path.parent}: {error.strerror or error}"
+            ) from error
         try:
             client.sendall(core.Request(method=method, params=params).encode())
             return core.decode_reply(_read_line(client))

@@ -33,9 +33,9 @@ class ControlServer:
         Raises:
             LocalError: the socket cannot be made.
         """
-        self._path.unlink(missing_ok=True)  # left behind by a daemon that was killed
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as raw:
             try:
+                self._path.unlink(missing_ok=True)  # left behind by a daemon that was killed
                 with short_path(self._path) as name:
                     raw.bind(name)
                 self._path.chmod(0o600)
