@@ -73,11 +73,7 @@ class Portal(Generic[Served]):
         result: Future[T] = Future()
         scope = trio.CancelScope()
         try:
-            with self._lock:
-                if self._token is None or self._closing:
-                    raise self._ended("is closed")
-                self._pending.add(result)
-                self._token.run_sync_soon(self._spawn, function, args, result, scope)
+            self._submit(function, args, result, scope)
             return result.result()
         except BaseException:
             if not result.done():  # the caller was interrupted, by Ctrl-C for example
@@ -100,6 +96,19 @@ class Portal(Generic[Served]):
         if self._crash is not None and self._ready.exception() is None:
             crash, self._crash = self._crash, None
             raise crash
+
+    def _submit(
+        self,
+        function: Callable[..., Awaitable[T]],
+        args: tuple[Any, ...],
+        result: Future[T],
+        scope: trio.CancelScope,
+    ) -> None:
+        with self._lock:
+            if self._token is None or self._closing:
+                raise self._ended("is closed")
+            self._pending.add(result)
+            self._token.run_sync_soon(self._spawn, function, args, result, scope)
 
     def _soon(self, function: Callable[[], object]) -> None:
         with self._lock, contextlib.suppress(trio.RunFinishedError):
