@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from cli.output import report_error
+from cli.output import print_event, report_error
 from p2pnode import __version__
 from p2pnode.errors import P2PNodeError
 
@@ -74,7 +74,10 @@ def main(args: list[str] | None = None) -> None:
         error.show()
         sys.exit(0)
     except click.ClickException as error:
-        error.show()
+        if "--json" in args:
+            print_event("error", error=type(error).__name__, message=error.format_message())
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)

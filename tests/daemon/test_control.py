@@ -1,4 +1,5 @@
 import functools
+import socket
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from p2pnode.errors import (
     DaemonNotRunningError,
     DeadlineExceededError,
     DialError,
+    OverloadedError,
     P2PNodeError,
 )
 
@@ -93,5 +95,18 @@ async def test_a_command_gets_its_result_or_its_error(ask):
 
 
 def test_without_a_daemon_the_sentence_says_how_to_start_one(tmp_path):
-    with pytest.raises(DaemonNotRunningError, match="p2pnode join"):
-        call_daemon(tmp_path / "control.sock", "status")
+    (tmp_path / "file").touch()
+    for folder in ("", "absent", "file"):
+        with pytest.raises(DaemonNotRunningError, match="p2pnode join"):
+            call_daemon(tmp_path / folder / "control.sock", "status")
+
+
+def test_a_daemon_that_hangs_does_not_hang_the_command(tmp_path):
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as stopped:
+        stopped.bind(str(path))
+        stopped.listen(0)  # which holds one that waits
+        with pytest.raises(DeadlineExceededError, match="did not answer within"):
+            call_daemon(path, "status", timeout=0.05)
+        with pytest.raises(OverloadedError, match="too busy"):
+            call_daemon(path, "status", timeout=0.05)
