@@ -1,11 +1,13 @@
 """Running a daemon in the foreground: signals, the ready line, and its log."""
 
+import os
 import signal
+import sys
 
 import trio
 
 from cli.event_log import EventLog
-from cli.output import print_event, print_note
+from cli.output import print_event, print_line, print_note
 from p2pnode.config import Settings
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.node import Node
@@ -24,16 +26,15 @@ def run_daemon(data_dir: DataDir, settings: Settings, *, log_level: str, as_json
 
 async def _run(node: Node, log: EventLog, as_json: bool) -> None:
     async with trio.open_nursery() as signals:
-        signals.start_soon(_stop_on_signal, node)
+        starting = trio.CancelScope()
+        await signals.start(_stop_on_signal, node, starting)
         async with trio.open_nursery() as daemon:
-            held: list[Event] = []  # machines are promised the ready line first
-            stop_holding = node.events.on(Event, held.append)
-            await daemon.start(node.run)
-            stop_holding()
-            print_ready(node, as_json=as_json)
-            for event in held:
-                log.write(event)
             node.events.on(Event, log.write)
+            with starting:
+                await daemon.start(node.run)
+            if not starting.cancelled_caught:
+                print_ready(node, as_json=as_json)
+                log.release()
         signals.cancel_scope.cancel()
     if as_json:
         print_event("stopped")
@@ -41,9 +42,27 @@ async def _run(node: Node, log: EventLog, as_json: bool) -> None:
         print_note("stopped")
 
 
-async def _stop_on_signal(node: Node) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
+async def _stop_on_signal(
+    node: Node, starting: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """End the node in good order at the first signal, and the process at a second SIGINT.
+
+    A hangup counts unless it is ignored, as `nohup` has it.
+    """
+    wanted = {signal.SIGINT, signal.SIGTERM}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        wanted.add(signal.SIGHUP)
+    with trio.open_signal_receiver(*wanted) as signals:
+        task_status.started()
+        stopping = False
+        async for number in signals:
+            if stopping and number == signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            if not stopping and number == signal.SIGINT:
+                print_note("stopping; press Ctrl-C again to end at once, without saving")
+            stopping = True
+            starting.cancel()
             node.request_stop()
 
 
@@ -72,4 +91,4 @@ def print_ready(node: Node, *, as_json: bool) -> None:
         print_note(f"  WARNING: the run {run} is open: anyone may train and change these experts")
     if addresses:
         print_note("To join from another machine:")
-        print(f"p2pnode join --bootstrap {addresses[0]}", flush=True)
+        print_line(f"p2pnode join --bootstrap {addresses[0]}", sys.stdout)

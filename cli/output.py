@@ -1,16 +1,17 @@
 """What commands print: tables for people, one JSON object a line for machines."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
-_PIPE_WIDTH: Final = 250
+_PIPE_WIDTH: Final = 10_000
 
 
 def print_json(value: Any) -> None:
     """Print `value` as one line of JSON, at once."""
-    print(json.dumps(value), flush=True)
+    print_line(json.dumps(value), sys.stdout)
 
 
 def print_event(event: str, **facts: Any) -> None:
@@ -20,7 +21,24 @@ def print_event(event: str, **facts: Any) -> None:
 
 def print_note(text: str) -> None:
     """Print a line for people, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print_line(text, sys.stderr)
+
+
+def print_line(text: str, file: TextIO) -> None:
+    """Print a line at once; a daemon whose reader has left goes on without one."""
+    try:
+        print(text, file=file, flush=True)
+    except OSError:  # what is still buffered has to go somewhere, or the interpreter complains
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
+
+
+def as_one_line(text: str) -> str:
+    """Escape what would end the line or steer the terminal, such as a peer may have sent."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -42,8 +60,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("-" if each is None else str(each) for each in row))
-    # In a pipe there is no width to fit: lines stay whole, for grep.
-    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+    # In a pipe there is no width to fit: lines stay whole, for grep. Names such as `[red]` or
+    # `:x:` are what they are.
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    Console(width=width, markup=False, emoji=False).print(table)
 
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:
