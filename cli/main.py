@@ -6,13 +6,13 @@ answers at once.
 
 import importlib
 import sys
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from cli.output import print_event, report_error
 from p2pnode import __version__
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import P2PNodeError, first_leaf
 
 EXIT_FAILURE: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -88,19 +88,12 @@ def main(args: list[str] | None = None) -> None:
         expected, others = group.split((P2PNodeError, KeyboardInterrupt))
         if expected is None or others is not None:
             raise
-        leaf = _first_leaf(expected)
+        leaf = first_leaf(expected)
         if isinstance(leaf, KeyboardInterrupt):
             sys.exit(EXIT_INTERRUPTED)
         report_error(leaf, as_json="--json" in args)
         sys.exit(EXIT_FAILURE)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _first_leaf(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ wire; `from_code` turns the number back into the class on the other side. The me
 one sentence that says what to do, and the command line prints it as it is.
 """
 
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class P2PNodeError(Exception):
@@ -214,3 +216,11 @@ _BY_CODE: Final = _coded(P2PNodeError)
 def from_code(code: int, message: str) -> P2PNodeError:
     """Build the error that `code` names; an unknown code gives a plain `CallError`."""
     return _BY_CODE.get(code, CallError)(message)
+
+
+def first_leaf(group: BaseExceptionGroup[E]) -> E:
+    """Return the first of the errors that a group and the groups within it hold."""
+    error: E | BaseExceptionGroup[E] = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -19,6 +19,7 @@ from p2pnode.errors import (
     P2PNodeError,
     ProtocolError,
     ResourceLimitError,
+    first_leaf,
 )
 from p2pnode.events import EventBus
 from p2pnode.host.budgets import Budgets, ResourceRefused
@@ -190,7 +191,7 @@ class NetworkConnection(Connection):
                 await stream.aclose()
             except* ProtocolError as group:
                 stream.reset()
-                self._report(f"{stream.protocol}: {_first_leaf(group)}")
+                self._report(f"{stream.protocol}: {first_leaf(group)}")
             except* (P2PNodeError, trio.ClosedResourceError):
                 stream.reset()
         except BaseException:
@@ -284,10 +285,3 @@ class ConnectionTable:
             return newer
         wanted = "outbound" if self._own_id < one.peer_id else "inbound"
         return one if one.direction == wanted else other
-
-
-def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

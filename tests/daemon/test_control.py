@@ -60,6 +60,12 @@ async def refuse(params):
     raise DialError("no")
 
 
+async def refuse_many(params):
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refuse, params)
+        nursery.start_soon(trio.sleep_forever)
+
+
 async def hang(params):
     await trio.sleep_forever()
 
@@ -70,7 +76,12 @@ async def ask(tmp_path, nursery):
     folder = tmp_path / ("deep" * 30)
     folder.mkdir()
     path = folder / "control.sock"
-    methods = {"double": double, "refuse": refuse, "hang": hang}
+    methods = {
+        "double": double,
+        "refuse": refuse,
+        "refuse_many": refuse_many,
+        "hang": hang,
+    }
     await nursery.start(ControlServer(path, methods, request_limit=1000).run)
 
     async def ask(method, **arguments):
@@ -85,6 +96,8 @@ async def test_a_command_gets_its_result_or_its_error(ask):
     assert await ask("double", number=21) == 42
     with pytest.raises(DialError, match="no"):
         await ask("refuse")
+    with pytest.raises(DialError, match="no"):
+        await ask("refuse_many")
     with pytest.raises(BadRequestError, match="no command 'absent'"):
         await ask("absent")
     with pytest.raises(BadRequestError, match="too long"):
@@ -92,6 +105,87 @@ async def test_a_command_gets_its_result_or_its_error(ask):
     with pytest.raises(DeadlineExceededError):
         await ask("hang", timeout=0.05)
     assert await ask("double", number=1) == 2
+
+
+class Command:
+    """A command that notes how it ends, on a server of its own."""
+
+    def __init__(self, path):
+        self.path = path
+        self.begun = trio.Event()
+        self.finish = trio.Event()
+        self.cancelled = trio.Event()
+        self.server = trio.CancelScope()
+
+    async def work(self, params):
+        self.begun.set()
+        try:
+            await self.finish.wait()
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+        return "done"
+
+    async def serve(self, task_status):
+        with self.server:
+            server = ControlServer(self.path, {"work": self.work}, request_limit=1000)
+            await server.run(task_status=task_status)
+
+    async def call(self):
+        stream = await trio.open_unix_socket(str(self.path))
+        await stream.send_all(core.Request(method="work").encode())
+        await self.begun.wait()
+        return stream
+
+
+@pytest.fixture
+async def command(tmp_path, nursery):
+    command = Command(tmp_path / "control.sock")
+    await nursery.start(command.serve)
+    return command
+
+
+@pytest.mark.real
+async def test_a_client_that_hangs_up_takes_its_command_back(command):
+    stream = await command.call()
+    await stream.aclose()
+    with trio.fail_after(10):
+        await command.cancelled.wait()
+
+
+@pytest.mark.real
+async def test_a_command_that_stops_the_daemon_is_answered(command):
+    stream = await command.call()
+    command.finish.set()
+    command.server.cancel()
+    with trio.fail_after(10):
+        assert core.decode_reply(await stream.receive_some()) == "done"
+        assert await stream.receive_some() == b""
+    await stream.aclose()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("sent", [b"", b'{"method"'])
+async def test_a_client_that_sends_no_whole_request_is_told_and_left(sent, command, autojump_clock):
+    stream = await trio.open_unix_socket(str(command.path))
+    await stream.send_all(sent)
+    with pytest.raises(BadRequestError, match="no control request came"):
+        core.decode_reply(await stream.receive_some())
+    assert await stream.receive_some() == b""
+    await stream.aclose()
+
+
+@pytest.mark.real
+async def test_a_client_that_leaves_at_any_point_harms_nobody(command):
+    whole = core.Request(method="work").encode() + b"more"
+    for size in range(len(whole) + 1):
+        stream = await trio.open_unix_socket(str(command.path))
+        await stream.send_all(whole[:size])
+        await stream.aclose()
+    command.finish.set()
+    stream = await command.call()
+    assert core.decode_reply(await stream.receive_some()) == "done"
+    await stream.aclose()
 
 
 def test_without_a_daemon_the_sentence_says_how_to_start_one(tmp_path):

@@ -10,10 +10,11 @@ import trio
 
 from p2pnode.daemon.control import core
 from p2pnode.daemon.control.paths import short_path
-from p2pnode.errors import BadRequestError, LocalError, P2PNodeError
+from p2pnode.errors import BadRequestError, LocalError, P2PNodeError, first_leaf
 
-MAX_CLIENTS: Final = 32  # commands at once; more wait in the socket's backlog
-REQUEST_TIMEOUT: Final = 10.0  # for the request line to arrive, and for the reply to be taken
+MAX_CLIENTS: Final = 32  # commands at once; more wait
+REQUEST_TIMEOUT: Final = 10.0  # for the request line to arrive
+REPLY_TIMEOUT: Final = 5.0  # for the reply to be taken
 
 Method = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
@@ -54,22 +55,33 @@ class ControlServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream, self._slots:
-            with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
-                reply = await self._answer(stream)
-                with trio.fail_after(REQUEST_TIMEOUT):
-                    await stream.send_all(reply)
+            try:
+                request = await self._read_request(stream)
+            except BadRequestError as error:
+                await _reply(stream, core.encode_error(error))
+            except trio.BrokenResourceError:
+                return  # it has left already
+            else:
+                await self._carry_out(request, stream)
 
-    async def _answer(self, stream: trio.SocketStream) -> bytes:
-        try:
-            with trio.fail_after(REQUEST_TIMEOUT):
-                line = await self._read_line(stream)
-            request = core.Request.decode(line)
-            method = self._methods.get(request.method)
-            if method is None:
+    async def _carry_out(self, request: core.Request, stream: trio.SocketStream) -> None:
+        """Run a command and reply, unless the client leaves before it is done."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when_gone, stream, nursery.cancel_scope)
+            try:
+                reply = core.encode_result(await self._methods[request.method](request.params))
+            except* P2PNodeError as errors:
+                reply = core.encode_error(first_leaf(errors))
+            await _reply(stream, reply)
+            nursery.cancel_scope.cancel()
+
+    async def _read_request(self, stream: trio.SocketStream) -> core.Request:
+        with trio.move_on_after(REQUEST_TIMEOUT):
+            request = core.Request.decode(await self._read_line(stream))
+            if request.method not in self._methods:
                 raise BadRequestError(f"this daemon has no command {request.method!r}")
-            return core.encode_result(await method(request.params))
-        except P2PNodeError as error:
-            return core.encode_error(error)
+            return request
+        raise BadRequestError(f"no control request came within {REQUEST_TIMEOUT:g} s")
 
     async def _read_line(self, stream: trio.SocketStream) -> bytes:
         line = bytearray()
@@ -79,3 +91,19 @@ class ControlServer:
             if not data or len(line) > self._request_limit:
                 raise BadRequestError("the control request is cut off or too long")
         return bytes(line)
+
+
+async def _reply(stream: trio.SocketStream, reply: bytes) -> None:
+    """Send a reply, also when the daemon stops meanwhile: this very command may be why."""
+    with (
+        trio.move_on_after(REPLY_TIMEOUT, shield=True),
+        contextlib.suppress(trio.BrokenResourceError),
+    ):
+        await stream.send_all(reply)
+
+
+async def _cancel_when_gone(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    with contextlib.suppress(trio.BrokenResourceError):
+        while await stream.receive_some():
+            pass  # there is one command to a connection; what follows it is not for us
+    scope.cancel()
