@@ -114,6 +114,7 @@ def connect(
     *,
     run: str,
     invite: str | None = None,
+    key: PrivateKey | None = None,
     settings: Settings | None = None,
 ) -> Iterator[Trainer]:
     """Connect to the experts of a run, for the time of a `with` block.
@@ -126,6 +127,8 @@ def connect(
             one that answers is enough.
         run: the run's name.
         invite: what the run's owner gave you; None for an open run.
+        key: this trainer's identity, for an invite that names it; by default a new one, which
+            takes any invite that names nobody.
         settings: limits and intervals.
 
     Raises:
@@ -141,7 +144,7 @@ def connect(
     for address in addresses:
         peer_address(address)
     settings = settings or Settings()
-    key = PrivateKey.generate()
+    key = key or PrivateKey.generate()
     membership = _membership(run, invite, key.peer_id)
     service = partial(_serve, key, addresses, membership, settings)
     portal: Portal[ExpertCaller] = Portal(service, name=f"p2pnode trainer {run}")

@@ -21,8 +21,9 @@ PEER = PrivateKey.from_seed(bytes(32)).peer_id
 NOWHERE = f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}"
 
 
-def invite(*, name="digits", scopes=("train",), lasts=60.0):
-    return issue_invite(RunKey.generate(), name, scopes=scopes, expires_at=int(wall_time()) + lasts)
+def invite(*, name="digits", scopes=("train",), lasts=60.0, peer=None):
+    expires_at = int(wall_time()) + lasts
+    return issue_invite(RunKey.generate(), name, scopes=scopes, expires_at=expires_at, peer=peer)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ def invite(*, name="digits", scopes=("train",), lasts=60.0):
         (NOWHERE, {"invite": "nonsense"}, InvalidTokenError, "not an invite"),
         (NOWHERE, {"invite": invite(name="other")}, ConfigError, "run other, not digits"),
         (NOWHERE, {"invite": invite(lasts=-10)}, TokenExpiredError, "new one"),
+        (NOWHERE, {"invite": invite(peer=PEER)}, InvalidTokenError, str(PEER)),
         (NOWHERE, {"invite": invite(scopes=["host"])}, PermissionDeniedError, "scope train"),
     ],
 )
@@ -42,6 +44,17 @@ def test_what_cannot_work_is_said_before_anything_is_started(bootstrap, options,
     with pytest.raises(error, match=sentence), connect(bootstrap, run="digits", **options):
         pass
     assert threading.active_count() == threads
+
+
+def test_an_invite_that_names_a_trainer_is_accepted_with_its_key():
+    key = PrivateKey.from_seed(bytes([1]) * 32)
+    settings = Settings().replace(node={"bootstrap_timeout": 0.0})
+    named = invite(peer=key.peer_id)
+    with (
+        pytest.raises(NoPeersError),  # the invite is read before anybody is dialled
+        connect(NOWHERE, run="digits", invite=named, key=key, settings=settings),
+    ):
+        pass
 
 
 @pytest.mark.real
