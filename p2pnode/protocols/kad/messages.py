@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Final
 
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from multiaddr import Multiaddr
 
 from p2pnode.errors import InvalidAddressError, InvalidKeyError, ProtocolError
@@ -92,8 +93,9 @@ def decode(data: bytes) -> Message:
         raw = kad_pb2.Message.FromString(data)
     except DecodeError as error:
         raise ProtocolError("a DHT message is not the protobuf it should be") from error
-    if not raw.HasField("type"):
-        raise ProtocolError("a DHT message says no type, or one that is unknown")
+    # Writers of proto3, js-libp2p among them, leave a type of 0 out: that is PUT_VALUE.
+    if not raw.HasField("type") and _has_unknown_type(raw):
+        raise ProtocolError("a DHT message has a type that is unknown")
     if len(raw.key) > MAX_KEY_BYTES:
         raise ProtocolError(f"a DHT key of {len(raw.key)} bytes is too long")
     record = None
@@ -108,6 +110,12 @@ def decode(data: bytes) -> Message:
         closer=_decode_contacts(raw.closerPeers[:MAX_PEERS]),
         providers=_decode_contacts(raw.providerPeers[:MAX_PEERS]),
     )
+
+
+def _has_unknown_type(raw: kad_pb2.Message) -> bool:
+    unknown = UnknownFieldSet(raw)  # where a number that the enum lacks ends up
+    numbers = (unknown[index].field_number for index in range(len(unknown)))
+    return kad_pb2.Message.TYPE_FIELD_NUMBER in numbers
 
 
 def _encode_contact(contact: Contact) -> kad_pb2.Message.Peer:

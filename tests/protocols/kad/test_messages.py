@@ -74,7 +74,6 @@ def test_messages_have_the_bytes_other_implementations_write():
 @pytest.mark.parametrize(
     "raw",
     [
-        kad_pb2.Message(key=b"k"),  # no type
         kad_pb2.Message(type="PING", key=bytes(MAX_KEY_BYTES + 1)),
         kad_pb2.Message(type="GET_VALUE", key=b"k", record={"key": b"other", "value": b""}),
         kad_pb2.Message(type="FIND_NODE", key=b"k", closerPeers=[{"id": b"nonsense"}]),
@@ -84,6 +83,12 @@ def test_messages_have_the_bytes_other_implementations_write():
 def test_a_message_that_breaks_a_rule_is_refused(raw):
     with pytest.raises(ProtocolError):
         decode(raw.SerializeToString())
+
+
+def test_a_message_without_a_type_puts_a_value():
+    raw = bytes.fromhex("12052f706b2f78" + "1a0a0a052f706b2f78120176")  # as js-libp2p writes it
+    put = Message(type=MessageType.PUT_VALUE, key=b"/pk/x", record=Record(b"/pk/x", b"v"))
+    assert decode(raw) == put
 
 
 def test_an_unknown_type_is_refused():
