@@ -22,6 +22,25 @@ _Texts = Mapping[str, Mapping[str, str]]
 KIB = 1024
 MIB = 1024 * KIB
 
+# All other numbers are limits and times, of which 0 would stop the node or let it spin.
+_MAY_BE_ZERO = frozenset(
+    {
+        "dht.lookup_reuse",
+        "hosting.batch_window",
+        "hosting.checkpoint_interval",
+        "hosting.clip_grad_norm",
+        "hosting.learning_rate",
+        "hosting.seed",
+        "hosting.threads",
+        "network.dial_stagger",
+        "network.identify_push_delay",
+        "network.trim_grace",
+        "node.shutdown_grace",
+        "trainer.straggles_tolerated",
+        "trainer.timeout_after_k_min",
+    }
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
@@ -146,7 +165,7 @@ class HostingSettings:
     replay_window_calls: int = 4096  # backward ids remembered per expert
     replay_window_bytes: int = 64 * MIB  # backward answers kept for replay, per daemon
     update_period: float = 5.0  # between announcements of the hosted experts
-    checkpoint_interval: float = 60.0
+    checkpoint_interval: float = 60.0  # 0 saves at the end only
     checkpoints_kept: int = 2
     max_experts: int = 4096
 
@@ -240,7 +259,7 @@ def _read_file(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the config file {path} is not valid TOML: {error}") from error
 
 
@@ -306,6 +325,9 @@ def _check(name: str, value: Any, kind: Any) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         expected = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
         raise ConfigError(f"{name} must be {expected[kind]}, not {value!r}")
-    if isinstance(value, int | float) and not 0 <= value < float("inf"):
-        raise ConfigError(f"{name} must be a finite number that is not negative")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value < float("inf"):
+            raise ConfigError(f"{name} must be a finite number that is not negative")
+        if value == 0 and name not in _MAY_BE_ZERO:
+            raise ConfigError(f"{name} must be more than 0")
     return value

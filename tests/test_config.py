@@ -1,6 +1,6 @@
 import pytest
 
-from p2pnode.config import Settings
+from p2pnode.config import _MAY_BE_ZERO, Settings
 from p2pnode.errors import ConfigError
 
 
@@ -37,6 +37,8 @@ def test_a_whole_number_serves_where_a_number_is_asked():
         ({"hosting": {"hidden_dim": True}}, "must be a whole number"),
         ({"hosting": {"hidden_dim": -1}}, "not negative"),
         ({"hosting": {"learning_rate": float("nan")}}, "finite"),
+        ({"network": {"max_dials": 0}}, r"network\.max_dials must be more than 0"),
+        ({"hosting": {"update_period": 0}}, "more than 0"),
         ({"node": {"listen": [1]}}, "list of texts"),
         ({"dht": {"server": "maybe"}}, "true or false"),
         ({"dht": 3}, "table"),
@@ -47,12 +49,20 @@ def test_a_value_that_does_not_fit_is_refused_with_its_name(overrides, sentence)
         load(overrides=overrides)
 
 
-@pytest.mark.parametrize("text", ["[node", "\x00"])
-def test_a_broken_file_is_refused(tmp_path, text):
+@pytest.mark.parametrize("data", [b"[node", b"\x00", b"\xff\xfe"])
+def test_a_broken_file_is_refused(tmp_path, data):
     file = tmp_path / "node.toml"
-    file.write_text(text)
+    file.write_bytes(data)
     with pytest.raises(ConfigError, match="not valid TOML"):
         load(file=file)
+
+
+def test_zero_is_taken_where_it_means_something():
+    assert load(overrides={"hosting": {"threads": 0, "seed": 0}}) == Settings()
+    assert not load(overrides={"dht": {"server": False}}).dht.server
+    for name in sorted(_MAY_BE_ZERO):
+        section, _, field = name.partition(".")
+        assert getattr(getattr(load(texts={section: {field: "0"}}), section), field) == 0
 
 
 def test_a_missing_file_is_refused(tmp_path):

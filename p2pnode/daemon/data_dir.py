@@ -40,15 +40,21 @@ def default_data_dir() -> Path:
     """Return `$P2PNODE_DATA_DIR`, or `p2pnode` under the XDG data home."""
     if chosen := os.environ.get("P2PNODE_DATA_DIR"):
         return Path(chosen)
-    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(home) / "p2pnode"
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "p2pnode"
 
 
 class DataDir:
-    """The paths of one node's state, and the rules by which its secret files are kept."""
+    """The paths of one node's state, and the rules by which its secret files are kept.
+
+    Raises:
+        LocalError: the path starts in a home directory that cannot be found.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.expanduser().absolute()
+        try:
+            self.path = path.expanduser().absolute()
+        except RuntimeError as error:  # the user has no entry in the password file, nor $HOME
+            raise LocalError(f"cannot find the home of {path}; choose a --data-dir") from error
 
     @property
     def identity_file(self) -> Path:
@@ -113,9 +119,14 @@ class DataDir:
 
         Raises:
             DataDirInUseError: another daemon holds it.
+            LocalError: its lock file cannot be opened.
         """
         self.create()
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = self.path / "lock"
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LocalError(f"cannot open {file}: {error.strerror}") from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -60,3 +60,22 @@ def test_the_default_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("P2PNODE_DATA_DIR")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert default_data_dir() == tmp_path / "p2pnode"
+
+
+@pytest.mark.parametrize("home", [None, "/home/of/mine"])
+def test_without_a_home_the_sentence_says_what_to_do(monkeypatch, home):
+    for name in ("P2PNODE_DATA_DIR", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    if home is None:  # as in a container whose user has no name
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        with pytest.raises(LocalError, match="--data-dir"):
+            DataDir(default_data_dir())
+    else:
+        assert str(DataDir(default_data_dir()).path) == f"{home}/.local/share/p2pnode"
+
+
+def test_a_lock_that_cannot_be_opened_is_one_sentence(data_dir):
+    (data_dir.path / "lock").mkdir(parents=True)
+    with pytest.raises(LocalError, match="lock"), data_dir.lock():
+        pass
