@@ -30,7 +30,7 @@ from p2pnode.errors import (
     P2PNodeError,
     ResourceLimitError,
 )
-from p2pnode.events import EventBus
+from p2pnode.events import Event, EventBus
 from p2pnode.host.budgets import Budgets, ResourceRefused
 from p2pnode.host.connections import ConnectionInfo, ConnectionTable, NetworkConnection
 from p2pnode.host.dialer import Dial
@@ -76,6 +76,16 @@ class HostInfo:
     known_peers: int
     dials: int
     handshakes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeersNotKept(Event):
+    """The addresses of known peers could not be read or saved; the node goes on without."""
+
+    level = "warning"
+
+    path: Path
+    reason: str
 
 
 class NetworkHost(Host):
@@ -139,8 +149,10 @@ class NetworkHost(Host):
                 try:
                     await self._keep_up()
                 finally:
-                    await self._shut_down()
-                    network.cancel_scope.cancel()
+                    try:
+                        await self._shut_down()
+                    finally:
+                        network.cancel_scope.cancel()
         finally:
             self._network = None
             undo()
@@ -185,14 +197,26 @@ class NetworkHost(Host):
         if path is None or not path.exists():
             return
         try:
-            self.peerstore.load(path.read_text("utf-8"), trio.current_time(), wall_time())
-        except (OSError, ValueError):
-            path.replace(path.with_name(path.name + ".broken"))
+            try:
+                self.peerstore.load(path.read_text("utf-8"), trio.current_time(), wall_time())
+            except ValueError as error:
+                aside = path.with_name(path.name + ".broken")
+                path.replace(aside)
+                reason = f"the file is broken ({error}); it is now {aside.name}"
+                self.events.emit(PeersNotKept(path=path, reason=reason))
+        except OSError as error:
+            self.events.emit(PeersNotKept(path=path, reason=f"cannot be read: {error.strerror}"))
 
     async def _save_peerstore(self) -> None:
-        if self._peerstore_path is not None:
-            text = self.peerstore.dump(trio.current_time(), wall_time())
-            await trio.to_thread.run_sync(write_atomically, self._peerstore_path, text)
+        path = self._peerstore_path
+        if path is None:
+            return
+        text = self.peerstore.dump(trio.current_time(), wall_time())
+        try:
+            await trio.to_thread.run_sync(write_atomically, path, text)
+        except OSError as error:
+            reason = f"cannot be written: {error.strerror}"
+            self.events.emit(PeersNotKept(path=path, reason=reason))
 
     # --- addresses and handlers -----------------------------------------------------------------
 

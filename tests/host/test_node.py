@@ -25,7 +25,7 @@ from p2pnode.host import (
     PeerMisbehaved,
 )
 from p2pnode.host.budgets import ResourceRefused
-from p2pnode.host.node import NetworkHost
+from p2pnode.host.node import NetworkHost, PeersNotKept
 from p2pnode.mux.multistream.core import encode_line
 from p2pnode.testing.hosts import host_network
 from p2pnode.transport.memory import MemoryNetwork
@@ -555,11 +555,30 @@ async def test_a_broken_peerstore_is_put_aside(tmp_path, autojump_clock):
     path = tmp_path / "peers.json"
     path.write_text("not json")
     host = NetworkHost(PrivateKey.from_seed(bytes(32)), transports=[], peerstore_path=path)
+    told = []
+    host.events.on(PeersNotKept, told.append)
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)
         nursery.cancel_scope.cancel()
     assert (tmp_path / "peers.json.broken").read_text() == "not json"
     assert path.read_text() != "not json"
+    assert [(event.path, "peers.json.broken" in event.reason) for event in told] == [(path, True)]
+
+
+async def test_a_peerstore_that_cannot_be_kept_neither_ends_nor_hangs_the_node(tmp_path):
+    path = tmp_path / "peers.json"
+    path.mkdir()
+    host = NetworkHost(PrivateKey.from_seed(bytes(32)), transports=[], peerstore_path=path)
+    told = []
+    host.events.on(PeersNotKept, told.append)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.run)
+            nursery.cancel_scope.cancel()
+    assert [event.reason.partition(":")[0] for event in told] == [
+        "cannot be read",
+        "cannot be written",
+    ]
 
 
 async def test_the_snapshot_tells_of_each_connection(autojump_clock):
