@@ -84,7 +84,7 @@ class NetworkSettings:
     yamux_accept_backlog: int = 256  # unanswered inbound streams, as go-libp2p enforces
     keepalive_interval: float = 30.0
     keepalive_timeout: float = 10.0
-    idle_timeout: float = 300.0  # a connection without streams is closed after this
+    idle_timeout: float = 300.0  # a connection without streams is closed after this, as is a ping
     trim_grace: float = 10.0  # a connection idle for longer may be closed to make room for another
     duplicate_linger: float = 5.0  # an idle second connection to a peer is closed after this
     close_timeout: float = 2.0  # for saying goodbye before a connection is cut

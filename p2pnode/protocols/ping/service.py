@@ -6,7 +6,7 @@ from collections import Counter
 import trio
 
 from p2pnode.config import NetworkSettings
-from p2pnode.errors import ProtocolError, RemoteError, ResourceLimitError
+from p2pnode.errors import ProtocolError, RemoteError, ResourceLimitError, StreamResetError
 from p2pnode.host import Host, Stream
 from p2pnode.protocols.ping.core import MAX_INBOUND_STREAMS, PAYLOAD_BYTES, PROTOCOL, check_echo
 from p2pnode.wire.peer_id import PeerId
@@ -59,11 +59,14 @@ class PingService:
             raise ResourceLimitError(f"at most {MAX_INBOUND_STREAMS} ping streams are served")
         self._inbound[peer_id] += 1
         try:
-            while True:
-                payload = await _receive_payload(stream)
-                if payload is None:
-                    return
-                await stream.send_all(payload)
+            payload: bytes | None = b""
+            while payload is not None:
+                with trio.move_on_after(self._settings.idle_timeout) as scope:
+                    payload = await _receive_payload(stream)
+                    if payload is not None:
+                        await stream.send_all(payload)
+                if scope.cancelled_caught:  # it would keep its connection from being idle
+                    raise StreamResetError("the ping stream was not used for too long")
         finally:
             self._inbound[peer_id] -= 1
             if not self._inbound[peer_id]:

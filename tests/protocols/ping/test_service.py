@@ -63,6 +63,17 @@ async def test_pings_of_one_peer_wait_for_each_other(hosts, autojump_clock):
     assert service._outbound == {}
 
 
+async def test_a_ping_stream_that_is_not_used_does_not_hold_its_connection(hosts, autojump_clock):
+    ours, theirs = hosts
+    stream = await ours.open_stream(theirs.peer_id, [PROTOCOL])
+    for _ in range(3):
+        await stream.send_all(bytes(32))
+        assert await stream.receive_exactly(32) == bytes(32)
+        await trio.sleep(theirs.settings.idle_timeout / 2)
+    with pytest.raises(StreamResetError), trio.fail_after(theirs.settings.idle_timeout):
+        await stream.receive_some()
+
+
 async def test_many_pings_may_follow_on_one_stream(hosts, autojump_clock):
     ours, theirs = hosts
     stream = await ours.open_stream(theirs.peer_id, [PROTOCOL])
