@@ -262,17 +262,18 @@ class Node:
         return await self.network.dht.find_peer(peer_id)
 
     async def _host(self, params: Mapping[str, Any]) -> Any:
-        asked = _table(params, "node")
-        if fixed := sorted(set(asked) - _JOINABLE):
-            raise ConfigError(
-                f"a running daemon cannot change node.{fixed[0]}; stop it with `p2pnode stop` and "
-                "start it anew"
-            )
-        node = Settings.load(environ={}, overrides={"node": asked}).node
+        node = Settings.load(environ={}, overrides={"node": _table(params, "node")}).node
+        for name in sorted(set(_table(params, "node")) - _JOINABLE):
+            if getattr(node, name) != getattr(self.settings.node, name):
+                raise ConfigError(
+                    f"a running daemon cannot change node.{name}; stop it with `p2pnode stop` and "
+                    "start it anew"
+                )
         hosting = dataclasses.asdict(self.settings.hosting) | _table(params, "hosting")
         settings = Settings.load(environ={}, overrides={"hosting": hosting}).hosting
         membership = self._accept_invite(node)
-        uids = self._expand(node.experts, membership.name if membership else node.run)
+        run = membership.name if membership else node.run or self.settings.node.run
+        uids = self._expand(node.experts, run)
         await self.network.join(node.bootstrap)
         added = await self.host_experts(uids, settings)
         fresh = {str(uid) for uid in added}

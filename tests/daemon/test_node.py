@@ -41,3 +41,14 @@ async def test_a_malformed_request_to_host_is_refused_and_the_node_goes_on(
         await trio.to_thread.run_sync(functools.partial(ask, "host", **params))
     status = await trio.to_thread.run_sync(ask, "status")
     assert status["peer_id"] == str(node.network.peer_id)
+
+
+async def test_host_may_repeat_what_the_daemon_was_started_with(node, tmp_path):
+    """As when both are given the same config file."""
+    ask = functools.partial(call_daemon, tmp_path / "control.sock", timeout=20)
+    same = {"listen": list(node.settings.node.listen), "experts": ["digits/ffn.0"]}
+    hosting = {"layer": "nop"}
+    (added,) = await trio.to_thread.run_sync(
+        functools.partial(ask, "host", node=same, hosting=hosting)
+    )
+    assert (added["uid"], added["layer"]) == ("digits/ffn.0", "nop")
