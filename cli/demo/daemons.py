@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
-from p2pnode.errors import DeadlineExceededError, LocalError, P2PNodeError
+from p2pnode.errors import DeadlineExceededError, LocalError
 
 START_TIMEOUT: Final = 90.0  # four processes importing torch at once on a slow disk
 STOP_TIMEOUT: Final = 15.0  # the daemons' own grace for running calls, and for saving
@@ -74,7 +74,7 @@ class DemoDaemon:
         if self.ready is not None:
             return True
         assert self._process is not None, f"{self.name} was not started"
-        ended = self._process.poll() is not None
+        ended = not self.is_running
         for event in self._new_events():
             if event["event"] == "ready":
                 self.ready = event
@@ -87,6 +87,11 @@ class DemoDaemon:
                 f" see {self._log}"
             )
         return False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the current process, if there is one, has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def address(self) -> str:
@@ -159,11 +164,12 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float) -> None
 
 
 def is_saved(daemon: DemoDaemon) -> bool:
-    """Tell whether every expert of a daemon that has learnt something was saved since."""
-    try:
-        experts = daemon.experts()
-    except P2PNodeError:
-        return False
+    """Tell whether the daemon has saved every expert that has learnt something, at least once.
+
+    Raises:
+        DaemonNotRunningError: it has ended.
+    """
+    experts = daemon.experts()
     return all(expert["saved_at"] is not None for expert in experts if expert["steps"])
 
 

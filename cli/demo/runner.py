@@ -67,6 +67,8 @@ class _RemoteTraining:
     def run(self, state: Path) -> None:
         """Start the daemons, train, and end the daemons."""
         key = RunKey.generate()
+        for old in self._options.report.glob("daemon-*"):
+            old.unlink()
         config = self._options.report / "daemon.toml"
         config.write_text(_config(self._options), encoding="utf-8")
         daemons = [_make_daemon(number, key, state, config) for number in range(plan.DAEMONS)]
@@ -78,7 +80,7 @@ class _RemoteTraining:
                 daemons[0].address, run=plan.RUN, invite=_invite(key, "train"), settings=settings
             ) as swarm:
                 self._train(swarm, daemons)
-            self._record.final_steps = _final_steps(daemons)
+            self._record.final_steps = _steps_of(daemons)
             self._display.note("stopping the daemons")
 
     def _train(self, swarm: Trainer, daemons: Sequence[DemoDaemon]) -> None:
@@ -125,13 +127,14 @@ class _RemoteTraining:
                 self._note_return(victim, number)
 
     def _kill(self, victim: DemoDaemon, number: int) -> None:
-        what = f"the first checkpoint of {victim.name}"
-        wait_until(lambda: is_saved(victim), what, _SAVE_TIMEOUT)
-        steps = {expert["uid"]: expert["steps"] for expert in victim.experts()}
+        with contextlib.suppress(DaemonNotRunningError):  # someone else was faster
+            what = f"the first checkpoint of {victim.name}"
+            wait_until(lambda: is_saved(victim), what, _SAVE_TIMEOUT)
+            self._record.killed_steps = _steps_of([victim])
         victim.kill()
-        self._record.killed_steps = steps
         self._record.killed_at = number
-        self._display.note(f"killed {victim.name} and its {len(steps)} experts after step {number}")
+        count = len(plan.experts_of(plan.VICTIM))
+        self._display.note(f"killed {victim.name} and its {count} experts after step {number}")
 
     def _note_return(self, victim: DemoDaemon, number: int) -> None:
         assert victim.ready is not None
@@ -144,7 +147,7 @@ class _RemoteTraining:
         )
 
 
-def _final_steps(daemons: Sequence[DemoDaemon]) -> dict[str, int]:
+def _steps_of(daemons: Sequence[DemoDaemon]) -> dict[str, int]:
     """Ask the daemons how often their experts have stepped; who has died cannot tell."""
     found: dict[str, int] = {}
     for daemon in daemons:

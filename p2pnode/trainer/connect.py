@@ -33,7 +33,6 @@ class Trainer:
     def __init__(
         self, portal: Portal[ExpertCaller], caller: ExpertCaller, settings: Settings
     ) -> None:
-        self._portal = portal
         self._caller = caller
         self._settings = settings.trainer
         self._experts = RemoteExperts(portal, caller)

@@ -1,6 +1,7 @@
 """One remote expert as a torch module."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import nn
@@ -10,6 +11,9 @@ from p2pnode.rpc.schema import ExpertInfo
 from p2pnode.trainer.autograd import call_expert
 from p2pnode.trainer.remote import RemoteExperts
 from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall
+from p2pnode.wire.uids import Uid
+
+_ANY_RUN: Final = "run"
 
 
 class RemoteExpert(nn.Module):
@@ -26,6 +30,9 @@ class RemoteExpert(nn.Module):
         backward_timeout: the same for a backward call.
         detect_anomalies: refuse to send NaN or infinite values, and take an answer that has some
             as a failure of its host.
+
+    Raises:
+        InvalidUidError: no expert can have this name.
     """
 
     def __init__(
@@ -38,7 +45,7 @@ class RemoteExpert(nn.Module):
         detect_anomalies: bool = False,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name = Uid(_ANY_RUN, name).name  # checks it
         self._experts = experts
         self._forward_policy = CallPolicy(
             timeout=forward_timeout, detect_anomalies=detect_anomalies

@@ -41,11 +41,6 @@ class Portal(Generic[Served]):
         self._scope = trio.CancelScope()
         self._calls: trio.Nursery | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether calls can be made."""
-        return self._ready.done() and not self._closing and self._thread.is_alive()
-
     def start(self) -> Served:
         """Start the thread, and return what the service reports when it is ready.
 

@@ -12,6 +12,7 @@ from p2pnode.errors import (
     NoLiveExpertError,
     OverloadedError,
     SchemaError,
+    TensorTooLargeError,
     UnknownExpertError,
     WrongRunError,
 )
@@ -419,3 +420,53 @@ async def test_the_faster_of_two_hosts_is_preferred(autojump_clock, open_swarm):
         assert answers[2:] == [fast.host.peer_id] * 8
         latencies = caller.book.recorder.snapshot().hosts
         assert latencies[str(fast.host.peer_id)].latency < 0.1
+
+
+async def test_a_host_that_refuses_what_its_own_schema_takes_has_failed(autojump_clock, open_swarm):
+    async def script(_kind, _uid, _answer):
+        await trio.lowlevel.checkpoint()
+        raise SchemaError("input 0 must be something else")
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        await serve_scripted(swarm, script)
+        caller = await swarm.session()
+        with pytest.raises(ExpertFailedError, match="something else"):
+            await caller.forward(call(), POLICY)
+        with pytest.raises(NoLiveExpertError, match="something else"):
+            await caller.forward(call(), POLICY)
+        assert caller.book.recorder.snapshot().failed_calls == 1
+
+
+async def test_tensors_too_large_for_a_host_are_the_callers_to_split(autojump_clock, open_swarm):
+    async def script(_kind, _uid, _answer):
+        await trio.lowlevel.checkpoint()
+        raise TensorTooLargeError("send fewer rows at once")
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        _, handler = await serve_scripted(swarm, script)
+        caller = await swarm.session()
+        for _ in range(2):  # the host is not left alone for it
+            with pytest.raises(TensorTooLargeError, match="fewer rows"):
+                await caller.forward(call(), POLICY)
+        assert handler.calls == ["forward", "forward"]
+
+
+async def test_waiting_for_a_turn_at_a_busy_host_counts_as_time(autojump_clock, open_swarm):
+    async def script(_kind, _uid, answer):
+        await trio.sleep(1000)
+        return answer
+
+    async with open_swarm() as swarm:
+        swarm.settings = swarm.settings.replace(trainer={"calls_at_once_per_host": 1})
+        await swarm.serve()
+        await serve_scripted(swarm, script, "ffn.0.[0:2]")
+        caller = await swarm.session()
+        for name in ("ffn.0.0", "ffn.0.1"):
+            await caller.info(name, timeout=5)
+        start = trio.current_time()
+        calls = [call(name="ffn.0.0"), call(name="ffn.0.1")]
+        first, second = await caller.forward_all(calls, POLICY)
+        assert trio.current_time() - start == pytest.approx(10, abs=0.1)
+        assert {type(first), type(second)} == {DeadlineExceededError, OverloadedError}

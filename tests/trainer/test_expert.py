@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from p2pnode.config import HostingSettings
-from p2pnode.errors import NoLiveExpertError, NonFiniteError, SchemaError
+from p2pnode.errors import InvalidUidError, NoLiveExpertError, NonFiniteError, SchemaError
 from p2pnode.experts.backend import build_backend
 from p2pnode.experts.layers import register_layer
 from p2pnode.rpc.schema import TensorSpec
@@ -148,6 +148,12 @@ def test_an_expert_nobody_hosts_is_an_error_that_names_it(expert_of):
     stranger = RemoteExpert(expert._experts, "ffn.1.7", forward_timeout=5, backward_timeout=5)
     with pytest.raises(NoLiveExpertError, match=r"ffn\.1\.7"):
         stranger(torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("name", ["ffn", "ffn.x", "digits/ffn.0.0", ""])
+def test_a_name_that_no_expert_can_have_is_refused(name):
+    with pytest.raises(InvalidUidError):
+        RemoteExpert(None, name, forward_timeout=5, backward_timeout=5)
 
 
 def test_a_printed_expert_shows_its_name(expert_of):
