@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter
 
@@ -712,9 +713,10 @@ async def test_a_newcomer_replaces_a_dead_peer_of_a_full_bucket(dht_network, aut
 async def test_find_peer_finds_addresses_also_of_clients(dht_network, autojump_clock):
     async with dht_network() as net:
         nodes = await net.grow(30, bucket_size=4)
-        target = nodes[17]
-        others = (node for node in nodes if node is not target)
-        seeker = next(node for node in others if not node.host.connection_to(target.peer_id))
+        pairs = itertools.permutations(nodes, 2)
+        seeker, target = next(
+            (one, other) for one, other in pairs if not one.host.connection_to(other.peer_id)
+        )
         assert await seeker.dht.find_peer(target.peer_id) == target.host.addresses
         known = next(iter(nodes[0].dht.peers))
         counts = _requests(net)
