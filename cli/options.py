@@ -11,6 +11,8 @@ from p2pnode.daemon.data_dir import DataDir, default_data_dir
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_DATA_DIR_HELP: Final = "Where this node keeps its identity and experts.  [~/.local/share/p2pnode]"
+
 
 def _to_data_dir(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> DataDir:
     return DataDir(value or default_data_dir())
@@ -21,9 +23,16 @@ def data_dir_option(command: F) -> F:
     return click.option(
         "--data-dir",
         type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
         callback=_to_data_dir,
-        help="Where this node keeps its identity and experts.  [default: ~/.local/share/p2pnode]",
+        help=_DATA_DIR_HELP,
     )(command)
+
+
+def data_dir_of(settings: Settings) -> DataDir:
+    """Return the data directory that `node_options` or the config file chose."""
+    chosen = settings.node.data_dir
+    return DataDir(Path(chosen) if chosen else default_data_dir())
 
 
 def json_option(command: F) -> F:
@@ -33,6 +42,7 @@ def json_option(command: F) -> F:
 
 # flag, setting, whether it may be repeated, help
 _NODE_FLAGS: Final = (
+    ("--data-dir", "node.data_dir", "DIR", False, _DATA_DIR_HELP),
     ("--bootstrap", "node.bootstrap", "ADDR", True, "A node to join through: /ip4/…/p2p/…"),
     ("--listen", "node.listen", "MULTIADDR", True, "Where to listen.  [/ip4/0.0.0.0/tcp/4001]"),
     ("--announce", "node.announce", "MULTIADDR", True, "Told to others instead of --listen."),

@@ -46,6 +46,7 @@ _MAY_BE_ZERO = frozenset(
 class NodeSettings:
     """Who this node is, where it listens, and what it joins."""
 
+    data_dir: str = ""  # where its state is kept; by default p2pnode in the user's data directory
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
     announce: tuple[str, ...] = ()  # told to others instead of the listen addresses
     bootstrap: tuple[str, ...] = ()

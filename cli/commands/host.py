@@ -6,11 +6,10 @@ from typing import Any, Final
 
 import click
 
-from cli.options import data_dir_option, json_option, node_options, settings_from
+from cli.options import data_dir_of, json_option, node_options, settings_from
 from cli.output import print_event, print_note
 from p2pnode.config import Settings
 from p2pnode.daemon.control.client import call_daemon
-from p2pnode.daemon.data_dir import DataDir
 from p2pnode.errors import DaemonNotRunningError
 
 START_TIMEOUT: Final = 300.0  # importing torch and building many experts on a slow disk
@@ -18,11 +17,9 @@ START_TIMEOUT: Final = 300.0  # importing torch and building many experts on a s
 
 @click.command()
 @node_options
-@data_dir_option
 @json_option
 def host(
     *,
-    data_dir: DataDir,
     as_json: bool,
     assignments: tuple[str, ...],
     config_file: Path | None,
@@ -40,6 +37,7 @@ def host(
     settings = settings_from(flags, assignments, config_file)
     if not settings.node.experts:
         raise click.UsageError("say what to host, as in --experts 'digits/ffn0.[0:4].[0:4]'")
+    data_dir = data_dir_of(settings)
     try:
         added = call_daemon(
             data_dir.control_socket, "host", timeout=START_TIMEOUT, **changed(settings)
@@ -64,4 +62,5 @@ def changed(settings: Settings) -> dict[str, Any]:
         values = dataclasses.asdict(getattr(settings, section))
         usual = dataclasses.asdict(getattr(defaults, section))
         found[section] = {name: value for name, value in values.items() if value != usual[name]}
+    found["node"].pop("data_dir", None)  # how it was found
     return found

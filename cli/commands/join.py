@@ -5,17 +5,14 @@ from typing import Any
 
 import click
 
-from cli.options import data_dir_option, json_option, node_options, settings_from
-from p2pnode.daemon.data_dir import DataDir
+from cli.options import data_dir_of, json_option, node_options, settings_from
 
 
 @click.command()
 @node_options
-@data_dir_option
 @json_option
 def join(
     *,
-    data_dir: DataDir,
     as_json: bool,
     assignments: tuple[str, ...],
     config_file: Path | None,
@@ -34,4 +31,4 @@ def join(
     settings = settings_from(flags, assignments, config_file)
     from cli.daemon import run_daemon  # noqa: PLC0415  # `join --help` need not load the node
 
-    run_daemon(data_dir, settings, log_level=log_level, as_json=as_json)
+    run_daemon(data_dir_of(settings), settings, log_level=log_level, as_json=as_json)

@@ -157,3 +157,20 @@ def test_runs_are_created_invited_to_and_inspected(tmp_path):
     assert fails("run", "inspect", invite["invite"][:-5])[1] == "InvalidTokenError"
     assert fails("run", "invite", "other", "--data-dir", tmp_path / "owner")[1] == "ConfigError"
     assert run_command("run", "invite", "digits", "--expires", "soon").returncode == 2
+
+
+def test_everything_may_stand_in_the_config_file(tmp_path):
+    config = tmp_path / "node.toml"
+    config.write_text(
+        f'[node]\ndata_dir = "{tmp_path / "mine"}"\nlisten = ["/ip4/127.0.0.1/tcp/0"]\n'
+        'announce = ["/ip4/203.0.113.5/tcp/4001"]\n'
+    )
+    with subprocess.Popen(
+        [*COMMAND, "join", "--json", "--config", config], stdout=subprocess.PIPE, text=True
+    ) as process:
+        ready = json.loads(process.stdout.readline())
+        assert ready["addresses"] == [f"/ip4/203.0.113.5/tcp/4001/p2p/{ready['peer_id']}"]
+        assert ask_command("id", "--data-dir", tmp_path / "mine")["peer_id"] == ready["peer_id"]
+        hosted = ask_command("host", "--config", config, "--experts", "digits/ffn.0")
+        assert [each["uid"] for each in hosted["experts"]] == ["digits/ffn.0"]
+        process.send_signal(signal.SIGTERM)
