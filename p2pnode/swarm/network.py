@@ -24,7 +24,7 @@ from p2pnode.swarm.index import NAMESPACE, IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.transport.base import Transport
 from p2pnode.transport.tcp import TcpTransport
-from p2pnode.wire.addresses import parse_address, peer_address, with_p2p
+from p2pnode.wire.addresses import parse_address, peer_address, split_p2p, with_p2p
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
 
@@ -59,7 +59,7 @@ class Network:
             transports=[TcpTransport()] if transports is None else transports,
             settings=settings.network,
             rng=rng,
-            announce=[parse_address(each) for each in settings.node.announce],
+            announce=[split_p2p(parse_address(each))[0] for each in settings.node.announce],
             events=events,
             peerstore_path=peers_file,
         )

@@ -40,6 +40,12 @@ def test_two_daemons_meet_and_every_command_answers(start):
     assert first.terminate() == 0
 
 
+def test_an_announced_address_may_end_in_the_peer_id(tmp_path, start):
+    peer_id = ask_command("id", "--data-dir", tmp_path / "node")["peer_id"]
+    announced = f"/dns4/example.org/tcp/4001/p2p/{peer_id}"
+    assert start("node", "--announce", announced).ready["addresses"] == [announced]
+
+
 def test_tables_for_people(start):
     first = start("first")
     for command, expected in [
