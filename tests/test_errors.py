@@ -16,6 +16,14 @@ def test_an_unknown_code_is_a_plain_call_error():
 
 def test_every_error_has_a_sentence_and_a_side():
     for kind in vars(errors).values():
-        if isinstance(kind, type) and kind is not errors.P2PNodeError:
+        ours = isinstance(kind, type) and kind.__module__ == errors.__name__
+        if ours and kind is not errors.P2PNodeError:
             assert kind.__doc__
             assert issubclass(kind, errors.LocalError | errors.RemoteError)
+
+
+def test_the_first_leaf_is_found_however_deep_it_lies():
+    wanted = errors.DialError("no")
+    group = ExceptionGroup("", [wanted, errors.DialError("other")])
+    assert errors.first_leaf(group) is wanted
+    assert errors.first_leaf(ExceptionGroup("", [group, ValueError()])) is wanted
