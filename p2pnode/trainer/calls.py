@@ -7,6 +7,9 @@ to it once under the same id, so that the host steps its optimiser at most once;
 other hosts are tried. A lost host may have taken the step before it was lost, and then two hosts
 of the expert have taken it, each once.
 
+An expert that fails on NaN or infinite values is not to blame for them: the caller is told, and the
+expert stays in use.
+
 While another host is left to try, one attempt gets at most half of the remaining time.
 """
 
@@ -24,6 +27,7 @@ from p2pnode.errors import (
     DeadlineExceededError,
     ExpertFailedError,
     HostLostError,
+    NonFiniteError,
     OverloadedError,
     P2PNodeError,
     RemoteError,
@@ -40,7 +44,7 @@ from p2pnode.swarm.beam import Scores, beam_search
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.trainer.hosts import HostBook
 from p2pnode.trainer.quorum import Attempt, gather
-from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall
+from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall, anomaly_in
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
@@ -178,6 +182,7 @@ class ExpertCaller:
 
         Raises:
             SchemaError, TensorTooLargeError: the inputs do not fit; they were not sent.
+            NonFiniteError: the expert failed on inputs that are not finite.
             NoLiveExpertError: no live host is known.
             RemoteError: what the last host tried answered.
         """
@@ -189,9 +194,12 @@ class ExpertCaller:
             info.check_inputs(metas)
 
             async def ask(limit: float) -> list[torch.Tensor]:
-                outputs = await self._client.forward(
-                    peer_id, uid, call.inputs, timeout=limit, info=info
-                )
+                try:
+                    outputs = await self._client.forward(
+                        peer_id, uid, call.inputs, timeout=limit, info=info
+                    )
+                except ExpertFailedError as error:
+                    raise (anomaly_in(call) or error) from error
                 return self._checked(peer_id, uid, outputs, policy)
 
             outputs = await self._judged(peer_id, uid, attempt, give_up, ask)
@@ -211,6 +219,7 @@ class ExpertCaller:
 
         Raises:
             SchemaError, TensorTooLargeError: the tensors do not fit; they were not sent.
+            NonFiniteError: the expert failed on tensors that are not finite.
             AlreadyAppliedError: the step was taken, but the answer is lost.
             NoLiveExpertError: no live host is known.
             RemoteError: what the last host tried answered.
@@ -224,15 +233,18 @@ class ExpertCaller:
             info.check_gradients(metas, gradient_metas)
 
             async def ask(limit: float) -> list[torch.Tensor]:
-                gradients = await self._client.backward(
-                    peer_id,
-                    uid,
-                    call.inputs,
-                    call.gradients,
-                    call_id=call_id,
-                    timeout=limit,
-                    info=info,
-                )
+                try:
+                    gradients = await self._client.backward(
+                        peer_id,
+                        uid,
+                        call.inputs,
+                        call.gradients,
+                        call_id=call_id,
+                        timeout=limit,
+                        info=info,
+                    )
+                except ExpertFailedError as error:
+                    raise (anomaly_in(call) or error) from error
                 return self._checked(peer_id, uid, gradients, policy)
 
             try:
@@ -339,7 +351,7 @@ class ExpertCaller:
             self.book.recorder.started(peer_id)
             try:
                 answer = await ask(give_up - started)
-            except TensorTooLargeError:
+            except (NonFiniteError, TensorTooLargeError):
                 self.book.recorder.failed(peer_id)
                 raise
             except SchemaError as error:

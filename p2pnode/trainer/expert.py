@@ -72,7 +72,8 @@ class RemoteExpert(nn.Module):
         Raises:
             SchemaError, TensorTooLargeError: the tensors are not what the expert takes; nothing
                 was sent.
-            NonFiniteError: anomalies are looked for, and an input has some; nothing was sent.
+            NonFiniteError: an input holds NaN or infinite values; with `detect_anomalies` it was
+                not sent, and otherwise the expert failed on it.
             NoLiveExpertError: no live host is known.
             RemoteError: what the last host tried answered.
         """

@@ -26,7 +26,7 @@ from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall, ExpertSource
 from p2pnode.wire.uids import Uid, check_prefix
 
 # The caller can mend these, so they are raised as they are when they left samples unanswered.
-_OURS_TO_MEND: Final = (SchemaError, TensorTooLargeError, NotAMemberError)
+_OURS_TO_MEND: Final = (NonFiniteError, SchemaError, TensorTooLargeError, NotAMemberError)
 
 
 class MixtureOfExperts(nn.Module):
@@ -110,7 +110,8 @@ class MixtureOfExperts(nn.Module):
 
         Raises:
             SchemaError, TensorTooLargeError: the inputs are not what the experts take.
-            NonFiniteError: the gate's scores, or with `detect_anomalies` an input, are not finite.
+            NonFiniteError: the gate's scores, or inputs that experts failed on, are not finite. In
+                backward it is raised for gradients that are not.
             NoLiveExpertError: some samples have no live expert, or none of theirs answered. In
                 backward it is raised when no expert answered for any sample.
             NotAMemberError: the experts refuse this trainer.

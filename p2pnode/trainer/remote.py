@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
-from p2pnode.errors import NonFiniteError, P2PNodeError
-from p2pnode.experts.backend import all_finite
+from p2pnode.errors import P2PNodeError
 from p2pnode.rpc.schema import ExpertInfo
 from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.portal import Portal
-from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall, ExpertSource, Scores
+from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall, ExpertSource, Scores, anomaly_in
 
 
 class RemoteExperts(ExpertSource):
@@ -65,9 +64,5 @@ def _refuse_anomalies(calls: Sequence[ExpertCall], policy: CallPolicy) -> None:
     if not policy.detect_anomalies:
         return
     for call in calls:
-        for what, tensors in (("an input", call.inputs), ("a gradient", call.gradients)):
-            if not all_finite(tensors):
-                raise NonFiniteError(
-                    f"{what} for {call.name} holds NaN or infinite values; lower the learning"
-                    " rate, or look for the first layer that puts them out"
-                )
+        if (anomaly := anomaly_in(call)) is not None:
+            raise anomaly

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import NonFiniteError, P2PNodeError
+from p2pnode.experts.backend import all_finite
 
 Scores = npt.NDArray[np.float32]
 
@@ -23,6 +24,17 @@ class ExpertCall:
     samples: tuple[int, ...] = ()  # which rows of the layer's batch these are
     gradients: tuple[torch.Tensor, ...] = ()  # of the outputs, in a backward call
     answered_by: Any = None  # in a backward call, `Answer.by` of its forward call
+
+
+def anomaly_in(call: ExpertCall) -> NonFiniteError | None:
+    """Return the error for a call whose tensors hold NaN or infinite values, or None."""
+    for what, tensors in (("an input", call.inputs), ("a gradient", call.gradients)):
+        if not all_finite(tensors):
+            return NonFiniteError(
+                f"{what} for {call.name} holds NaN or infinite values; lower the learning"
+                " rate, or look for the first layer that puts them out"
+            )
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

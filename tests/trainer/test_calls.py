@@ -10,6 +10,7 @@ from p2pnode.errors import (
     ExpertFailedError,
     HostLostError,
     NoLiveExpertError,
+    NonFiniteError,
     OverloadedError,
     SchemaError,
     TensorTooLargeError,
@@ -287,6 +288,21 @@ async def test_answers_with_nan_count_as_failures_if_they_are_looked_for(
         with pytest.raises(ExpertFailedError, match="NaN"):
             await method(made, policy)
         assert caller.book.recorder.snapshot().anomalies == 1
+
+
+async def test_nan_from_the_caller_is_not_held_against_the_expert(autojump_clock, open_swarm):
+    async with open_swarm() as swarm:
+        server = await swarm.serve("ffn.0.0")
+        caller = await swarm.session()
+        bad = torch.full((3, 8), torch.nan)
+        with pytest.raises(NonFiniteError, match=r"an input for ffn\.0\.0"):
+            await caller.forward(call(inputs=(bad,)), POLICY)
+        answer = await caller.forward(call(), POLICY)
+        with pytest.raises(NonFiniteError, match=r"a gradient for ffn\.0\.0"):
+            await caller.backward(call(gradients=(bad,), answered_by=answer.by), POLICY)
+        assert server.steps("ffn.0.0") == 0
+        await caller.backward(call(gradients=(torch.ones(3, 8),), answered_by=answer.by), POLICY)
+        assert server.steps("ffn.0.0") == 1
 
 
 async def test_a_layer_does_not_wait_for_a_straggler(autojump_clock, open_swarm):
