@@ -136,11 +136,20 @@ class DataDir:
                     f"a daemon (process {holder}) already runs on {self.path}; stop it with "
                     "`p2pnode stop`, or give this one another --data-dir"
                 ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode("ascii"), 0)
+            try:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode("ascii"), 0)
+            except OSError as error:
+                raise self._not_writable(error) from error
             yield
         finally:
             os.close(descriptor)
+
+    def _not_writable(self, error: OSError) -> LocalError:
+        return LocalError(
+            f"cannot write in the data directory {self.path} ({error.strerror}); make room or "
+            "give this user access, or choose another with --data-dir"
+        )
 
     def wait_unlocked(self, timeout: float) -> None:
         """Block until no daemon holds the directory.

@@ -84,15 +84,17 @@ class Node:
 
         Raises:
             DataDirInUseError: another daemon runs on the data directory.
-            KeyFileError: the identity cannot be read.
+            KeyFileError: the identity or a membership cannot be read.
             AddressInUseError: a listen address is taken.
             InvalidAddressError: an address cannot be read.
             NoPeersError: none of the bootstrap addresses answers.
+            LocalError: the data directory cannot be written.
             InvalidUidError, InvalidTokenError, CheckpointError: an expert cannot be hosted.
         """
         with self._data_dir.lock():
             node = self.settings.node
             membership = self._accept_invite(node)
+            self._runs.all()  # a corrupt one is said now, not by the command that meets it first
             uids = self._expand(node.experts, membership.name if membership else node.run)
             if uids:
                 await _load_hosting()  # before anything listens: importing torch takes seconds

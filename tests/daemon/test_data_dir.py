@@ -54,6 +54,13 @@ def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path):
         DataDir(tmp_path / "file" / "node").create()
 
 
+def test_a_full_disk_is_one_sentence(data_dir):
+    data_dir.create()
+    (data_dir.path / "lock").symlink_to("/dev/full")
+    with pytest.raises(LocalError, match="make room"), data_dir.lock():
+        pass
+
+
 def test_the_default_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("P2PNODE_DATA_DIR", str(tmp_path))
     assert default_data_dir() == tmp_path

@@ -6,20 +6,32 @@ import trio
 
 from p2pnode.config import Settings
 from p2pnode.daemon.control.client import call_daemon
-from p2pnode.daemon.data_dir import DataDir
+from p2pnode.daemon.data_dir import DataDir, write_secret
 from p2pnode.daemon.node import Node
-from p2pnode.errors import BadRequestError, ConfigError
+from p2pnode.errors import BadRequestError, ConfigError, KeyFileError
 from p2pnode.transport.memory import MemoryNetwork
 from p2pnode.wire.addresses import tcp_address
 
 
-@pytest.fixture
-async def node(tmp_path, nursery):
+def make_node(path):
     machine = MemoryNetwork().add_machine()
     settings = Settings().replace(node={"listen": (str(tcp_address(machine.ip, 4001)),)})
-    node = Node(DataDir(tmp_path), settings, transports=[machine], rng=random.Random(0))
+    return Node(DataDir(path), settings, transports=[machine], rng=random.Random(0))
+
+
+@pytest.fixture
+async def node(tmp_path, nursery):
+    node = make_node(tmp_path)
     await nursery.start(node.run)
     return node
+
+
+async def test_a_corrupt_membership_is_told_at_the_start_and_left_as_it_is(tmp_path):
+    path = tmp_path / "runs" / "digits.json"
+    write_secret(path, b"junk", replace=False)
+    with pytest.raises(KeyFileError, match="move it away"):
+        await make_node(tmp_path).run()
+    assert path.read_bytes() == b"junk"
 
 
 @pytest.mark.parametrize(
