@@ -21,7 +21,7 @@ PEER = PrivateKey.from_seed(bytes(32)).peer_id
 NOWHERE = f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}"
 
 
-def invite(*, name="digits", scopes=("train",), lasts=60.0, peer=None):
+def invite(*, name="digits", scopes=("train",), lasts=86400.0, peer=None):
     expires_at = int(wall_time()) + lasts
     return issue_invite(RunKey.generate(), name, scopes=scopes, expires_at=expires_at, peer=peer)
 
