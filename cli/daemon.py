@@ -79,6 +79,7 @@ def print_ready(node: Node, *, as_json: bool) -> None:
                 {"uid": each["uid"], "step": each["steps"], "restored": each["restored"]}
                 for each in experts
             ],
+            open_runs=node.open_runs(),
         )
         return
     print_note(f"node {node.network.peer_id} is ready")

@@ -46,6 +46,22 @@ def test_an_announced_address_may_end_in_the_peer_id(tmp_path, start):
     assert start("node", "--announce", announced).ready["addresses"] == [announced]
 
 
+def test_machines_too_are_told_which_runs_are_open(start):
+    node = start("node", "--experts", "pond/nop.0", "--layer", "nop")
+    assert node.ready["open_runs"] == ["pond"]
+
+
+def test_a_usage_error_is_json_where_json_is_asked_for():
+    for arguments in (
+        ["absent"],
+        ["join", "--absent"],
+        ["run", "invite", "x", "--expires", "soon"],
+    ):
+        done = run_command(*arguments, "--json")
+        assert done.returncode == 2
+        assert json.loads(done.stdout)["event"] == "error"
+
+
 def test_tables_for_people(start):
     first = start("first")
     for command, expected in [
