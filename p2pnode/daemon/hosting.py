@@ -67,6 +67,7 @@ class Hosting:
 
         Raises:
             PermissionDeniedError, TokenExpiredError: we may not host in this run.
+            InvalidUidError: they cannot be announced, too many or too scattered.
             ConfigError, CheckpointError: as `ExpertHost.add`.
         """
         if "host" not in membership.scopes:
@@ -80,6 +81,7 @@ class Hosting:
             )
         self._memberships[membership.run_id] = membership
         by_id = [uid.in_run(membership.run_id) for uid in uids]
+        self._announcer.check(by_id)
         added = [status.uid for status in await self._experts.add(by_id, settings)]
         self._announcer.add(added)
         return [uid.in_run(membership.name) for uid in added]

@@ -90,11 +90,19 @@ class Announcer:
         Raises:
             InvalidUidError: too many, or too scattered, coordinates under one prefix.
         """
-        wanted = self._uids.union(uids)
-        for coordinates in _by_place(wanted).values():
-            check_coordinates(coordinates)
-        self._uids = wanted
+        added = list(uids)
+        self.check(added)
+        self._uids.update(added)
         self._changed.set()
+
+    def check(self, uids: Iterable[Uid]) -> None:
+        """See whether `add` would take these.
+
+        Raises:
+            InvalidUidError: it would not.
+        """
+        for coordinates in _by_place(self._uids.union(uids)).values():
+            check_coordinates(coordinates)
 
     def remove(self, uids: Iterable[Uid]) -> None:
         """Withdraw experts, at once when `run` is running."""
@@ -108,8 +116,10 @@ class Announcer:
             while True:
                 self._changed = trio.Event()
                 due = trio.current_time() + self._period
+                # A round is not cut off when it takes long: the same prefixes would be last, and
+                # missing, each time.
+                await self.announce()
                 with trio.move_on_at(due):
-                    await self.announce()
                     await self._changed.wait()
         finally:
             self._uids.clear()

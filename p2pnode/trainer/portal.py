@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from p2pnode.errors import ConnectionClosedError, P2PNodeError
+from p2pnode.errors import ConnectionClosedError, P2PNodeError, first_leaf
 
 T = TypeVar("T")
 Served = TypeVar("Served")
@@ -179,8 +179,5 @@ def _leaf(error: BaseException) -> BaseException:
     if isinstance(error, BaseExceptionGroup):
         expected, others = error.split(P2PNodeError)
         if expected is not None and others is None:
-            leaf: BaseException = expected
-            while isinstance(leaf, BaseExceptionGroup):
-                leaf = leaf.exceptions[0]
-            return leaf
+            return first_leaf(expected)
     return error

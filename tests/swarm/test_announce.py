@@ -5,7 +5,13 @@ import trio.testing
 from p2pnode.clock import wall_time
 from p2pnode.config import DhtSettings, HostingSettings
 from p2pnode.errors import InvalidUidError
-from p2pnode.swarm.announce import WITHDRAWAL_TIMEOUT, Announcer, ExpertsAnnounced, Proof
+from p2pnode.swarm.announce import (
+    PUTS_AT_ONCE,
+    WITHDRAWAL_TIMEOUT,
+    Announcer,
+    ExpertsAnnounced,
+    Proof,
+)
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid, expand
 
@@ -269,3 +275,27 @@ async def test_announcing_is_cancelled_cleanly(swarm_network, autojump_clock):
         assert scope.cancelled_caught
         await trio.testing.wait_all_tasks_blocked()
         assert len(node.dht._nursery.child_tasks) == tasks
+
+
+async def test_a_round_longer_than_the_period_still_reaches_every_prefix(
+    swarm_network, autojump_clock, monkeypatch
+):
+    period = 2.0
+    async with swarm_network() as net:
+        node = await net.start()
+        put_value = node.dht.put_value
+
+        async def slowly(key, value):
+            await trio.sleep(period * 0.8)
+            return await put_value(key, value)
+
+        monkeypatch.setattr(node.dht, "put_value", slowly)
+        settings = HostingSettings(update_period=period)
+        announcer = Announcer(node.host, node.dht, PrivateKey.from_seed(bytes(32)), settings)
+        announcer.add([Uid(RUN, f"b{number}.0") for number in range(3 * PUTS_AT_ONCE)])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(announcer.run)
+            with node.host.events.subscribe(ExpertsAnnounced) as rounds:
+                event = await rounds.get()
+            assert event.prefixes == 3 * PUTS_AT_ONCE
+            nursery.cancel_scope.cancel()
