@@ -8,6 +8,11 @@ public key, so anyone who knows the id can verify its tokens without asking anyb
    leaves the machine. Noise proves peer ids, so a token seen by others is of no use to them.
 3. A host verifies signature, expiry, operation and peer against the run's id alone.
 
+Of the biscuit language, tokens use a few plain facts and checks; one that holds anything else is
+refused before it is evaluated. A single check that joins facts can keep the library, and with it
+the whole node, busy for hours, since it looks at its clock only between two steps; and anyone can
+sign such a token with a run of his own.
+
 An *open* run has the id `open:<name>`, no key and no tokens: anyone may train and host in it.
 
 Source: biscuit specification 3.3 (github.com/eclipse-biscuit/biscuit). This is the one module
@@ -47,8 +52,19 @@ OPEN_PREFIX: Final = "open:"
 
 _KEY_BYTES: Final = 32
 _MAX_INVITE_CHARS: Final = 8192
+_TEXT: Final = r'"[^"\\\n]*"'
+_DATE: Final = r"[0-9T:Z+.-]+"
+_FACT: Final = rf"(?:run|name|scope|invited)\({_TEXT}\)|expires\({_DATE}\)"
+# What a holder may narrow further: who, until when, and what for.
+_CHECK: Final = (
+    rf"check if (?:peer\({_TEXT}\)|operation\({_TEXT}\)|time\((\$\w+)\), \1 <=? {_DATE}"
+    r"|operation\(\$o\), scope\(\$o\))"
+)
+_OWNERS_BLOCK: Final = re.compile(rf"(?:(?:{_FACT}|{_CHECK});\n)*", re.ASCII)
+_HOLDERS_BLOCK: Final = re.compile(rf"(?:{_CHECK};\n)*", re.ASCII)
+_MAX_LINES: Final = 16  # of one block; the owner's has up to nine
 # The library's default of 1 ms for a whole evaluation is missed by an honest token whenever the
-# machine is busy; facts and iterations stay at its defaults, and bound what a hostile one costs.
+# machine is busy.
 _MAX_EVALUATION: Final = dt.timedelta(milliseconds=200)
 _FACTS: Final = "run({run}); name({name}); expires({expires});"
 _CHECKS: Final = "check if time($t), $t < {expires}; check if operation($o), scope($o);"
@@ -268,6 +284,7 @@ def read_invite(text: str) -> Invite:
         data = _from_text(text.removeprefix(INVITE_PREFIX))
         run_id = base58.b58encode(data[:_KEY_BYTES]).decode("ascii")
         token = biscuit_auth.Biscuit.from_bytes(data[_KEY_BYTES:], _public_key(run_id))
+        _blocks_of(token)
         authorizer = _authorizer("allow if true", {}).build(token)
         (name, expires) = _query(authorizer, "name($n), expires($e)", "$n, $e")[0]
         scopes = frozenset(scope for (scope,) in _query(authorizer, "scope($s)", "$s"))
@@ -307,8 +324,8 @@ def verify_token(
 ) -> float:
     """Check that `token` lets `peer_id` do `operation` in the run.
 
-    Further checks that a holder appended (an earlier expiry, fewer scopes) are honoured; they
-    depend on the time too, so a verdict should be kept for a short while only.
+    Further checks that a holder appended (an earlier expiry, one operation only) are honoured;
+    they depend on the time too, so a verdict should be kept for a short while only.
 
     Args:
         token: the biscuit, as sent by the peer.
@@ -330,16 +347,14 @@ def verify_token(
         raise NotAMemberError(f"a token of {len(token)} bytes is not accepted")
     try:
         verified = biscuit_auth.Biscuit.from_bytes(token, _public_key(run_id))
-        blocks = verified.block_count()
-        if blocks > MAX_TOKEN_BLOCKS:
-            raise NotAMemberError(f"a token of {blocks} blocks is not accepted")
+        blocks = _blocks_of(verified)
         facts = {"now": _moment(now), "operation": operation, "peer": str(peer_id)}
         authorizer = _authorizer(_REQUEST, facts).build(verified)
         authorizer.authorize()
         # A token that fits every peer is an invite someone sent as it is: refuse it, so that
         # nobody gets used to sending tokens that a listener could take for himself.
         bound = f'check if peer("{peer_id}");'
-        if not any(bound in verified.block_source(each).splitlines() for each in range(blocks)):
+        if not any(bound in block.splitlines() for block in blocks):
             raise NotAMemberError("the token is not bound to its holder; accept the invite first")
         (expires,) = _query(authorizer, "expires($e)", "$e")[0]
         return float(expires.timestamp())
@@ -347,6 +362,23 @@ def verify_token(
         raise _denied(str(error), operation) from error
     except (*_BROKEN, IndexError) as error:
         raise _unverified(token, run_id) from error
+
+
+def _blocks_of(token: biscuit_auth.Biscuit) -> list[str]:
+    """Return the source of each block, if all of them keep to the facts and checks in use.
+
+    Raises:
+        NotAMemberError: they do not; evaluating them could take any time.
+    """
+    count = token.block_count()
+    if count > MAX_TOKEN_BLOCKS:
+        raise NotAMemberError(f"a token of {count} blocks is not accepted")
+    blocks = [token.block_source(number) for number in range(count)]
+    for number, source in enumerate(blocks):
+        allowed = _HOLDERS_BLOCK if number else _OWNERS_BLOCK
+        if source.count("\n") > _MAX_LINES or not allowed.fullmatch(source):
+            raise NotAMemberError("the token holds rules that tokens of runs do not have")
+    return blocks
 
 
 def _denied(reason: str, operation: Operation) -> NotAMemberError:
