@@ -77,7 +77,7 @@ class TensorClient:
 
     async def info(self, peer_id: PeerId, uid: Uid, *, timeout: float | None = None) -> ExpertInfo:
         """Ask what the expert takes and gives."""
-        reply, _ = await self._call(peer_id, "info", uid, timeout=timeout)
+        reply, _ = await self._call(peer_id, "info", uid, timeout=timeout, expected=())
         if reply.info is None:
             raise ExpertFailedError(f"{peer_id} did not describe {uid}")
         return reply.info

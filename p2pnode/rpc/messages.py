@@ -29,7 +29,7 @@ from p2pnode.errors import (
     ProtocolError,
     from_code,
 )
-from p2pnode.rpc.schema import MAX_TENSORS, ExpertInfo, TensorMeta, read_meta
+from p2pnode.rpc.schema import MAX_TENSORS, ExpertInfo, TensorMeta, read_meta, shown
 from p2pnode.wire.uids import Uid
 
 PROTOCOL: Final = "/p2pnode/tensor/1.0.0"
@@ -95,7 +95,7 @@ def decode_request(data: bytes) -> Request:
         header = _unpack(data)
         operation = header.get("op")
         if operation not in OPERATIONS:
-            raise BadRequestError(f"the operation {str(operation)[:32]!r} is not one of a call")
+            raise BadRequestError(f"the operation {shown(operation)} is not one of a call")
         tensors = _unpack_metas(header.get("tensors", []))
         gradients = header.get("grads", 0)
         call_id = header.get("id", b"")
@@ -174,7 +174,7 @@ def _unpack(data: bytes) -> dict[Any, Any]:
         raise ProtocolError("a call's header must be a map")
     if header.get("v") != VERSION:
         raise ProtocolError(
-            f"the call is of version {str(header.get('v'))[:16]}, this node speaks {VERSION};"
+            f"the call is of version {shown(header.get('v'))}, this node speaks {VERSION};"
             " update the older of the two"
         )
     return header
@@ -194,8 +194,8 @@ def _unpack_metas(data: Any) -> tuple[TensorMeta, ...]:
         dtype, shape, codec, size = entry
         meta = read_meta(dtype, shape)
         if codec != CODEC:
-            raise ProtocolError(f"the codec {str(codec)[:32]!r} is not known here")
+            raise ProtocolError(f"the codec {shown(codec)} is not known here")
         if type(size) is not int or size != meta.nbytes:
-            raise ProtocolError(f"a tensor of {meta} cannot have {str(size)[:32]} bytes")
+            raise ProtocolError(f"a tensor of {meta} cannot have {shown(size)} bytes")
         found.append(meta)
     return tuple(found)

@@ -184,13 +184,18 @@ def read_meta(dtype: Any, shape: Any) -> TensorMeta:
         ProtocolError: the dtype is unknown, or the shape is not one.
     """
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise ProtocolError(f"the dtype {str(dtype)[:32]!r} is none of {', '.join(ITEM_BYTES)}")
+        raise ProtocolError(f"the dtype {shown(dtype)} is none of {', '.join(ITEM_BYTES)}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise ProtocolError(f"a shape must be a list of at most {MAX_DIMENSIONS} sizes")
     try:
         return TensorMeta(dtype, tuple(map(_size, shape)))
     except ValueError as error:
         raise ProtocolError(f"a shape is malformed: {error}") from error
+
+
+def shown(value: Any) -> str:
+    """Write a value from the wire for an error message; a deeply nested one has no `repr`."""
+    return repr(value)[:32] if isinstance(value, str | int) else f"a {type(value).__name__}"
 
 
 def _check(
@@ -229,7 +234,7 @@ def _bounded(data: Any) -> list[Any]:
 
 def _size(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= _MAX_SIZE:
-        raise ValueError(f"{str(value)[:32]!r} is not a size")
+        raise ValueError(f"{shown(value)} is not a size")
     return value
 
 

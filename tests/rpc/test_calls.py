@@ -690,6 +690,18 @@ async def test_a_host_cannot_make_a_caller_allocate_what_it_likes(allocated, aut
         assert allocated == []
 
 
+async def test_tensors_in_place_of_a_description_are_not_received(allocated, autojump_clock):
+    async with rig() as it:
+
+        async def lie(stream):
+            await stream.send_all(encode_reply(Reply(tensors=(TensorMeta("int8", (2**20,)),))))
+
+        it.far.set_handler(PROTOCOL, lie)
+        with pytest.raises(ExpertFailedError, match="not what the schema promises"):
+            await it.client.info(it.far.peer_id, UID)
+        assert allocated == []
+
+
 async def test_a_host_that_never_answers_is_given_up(autojump_clock):
     async with rig() as it:
 

@@ -205,3 +205,22 @@ def test_deep_nesting_is_refused():
 def test_a_schema_error_stays_a_type_error_on_the_other_side():
     message = encode_reply(Reply(error=SchemaError("wrong")))
     assert isinstance(decode_reply(unframed(message)).error, TypeError)
+
+
+@pytest.mark.parametrize("depth", [100, 1000, 1020])
+@pytest.mark.parametrize("place", ["v", "op", "uid", "ms", "token", "dtype", "size", "codec"])
+def test_a_deeply_nested_header_is_malformed_like_any_other(place, depth):
+    packer = msgpack.Packer()
+    tensor = {"dtype": "float32", "size": 2, "codec": "none"}
+    header = {"v": 1, "op": "forward", "uid": str(UID), "ms": 1, "token": b"", "tensors": None}
+    packed = [packer.pack_map_header(len(header))]
+    bomb = b"\x91" * depth + b"\xc0"
+    for key, value in header.items():
+        packed.append(packer.pack(key))
+        if key == "tensors":
+            meta = [bomb if each == place else packer.pack(tensor[each]) for each in tensor]
+            packed += [b"\x91\x94", meta[0], b"\x91", meta[1], meta[2], packer.pack(8)]
+        else:
+            packed.append(bomb if key == place else packer.pack(value))
+    with pytest.raises(BadRequestError):
+        decode_request(b"".join(packed))
