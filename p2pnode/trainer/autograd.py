@@ -17,7 +17,7 @@ themselves have stepped with w_ij either way.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,8 +37,8 @@ def call_expert(
 
     Args:
         forward: takes detached inputs, gives an answer.
-        backward: takes the inputs, the gradients of the outputs and the forward call's answer;
-            gives the gradients of the inputs.
+        backward: takes the inputs, the gradients of the outputs and the forward call's answer
+            (but for its tensors); gives the gradients of the inputs.
         inputs: the expert's tensors.
 
     Returns:
@@ -73,8 +73,8 @@ class Plan:
         forward: takes groups and the layer's inputs; gives each group's answer, one tensor of
             floating point, or None.
         backward: takes groups that answered, the layer's inputs, for each group the gradients of
-            its outputs, and its forward answer; gives for each group the gradients of its inputs,
-            or None.
+            its outputs, and its forward answer but for the tensors; gives for each group the
+            gradients of its inputs, or None.
         like: what an answer looks like, but for the number of rows, in case that there is none.
     """
 
@@ -115,9 +115,11 @@ class _ExpertFunction(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         ctx.save_for_backward(*inputs)
         ctx.backward_call = backward
-        ctx.answer = forward([each.detach() for each in inputs])
+        answer = forward([each.detach() for each in inputs])
+        # Without its tensors: they become the outputs, and would hold each other with the graph.
+        ctx.answer = replace(answer, tensors=())
         device = inputs[0].device
-        outputs = tuple(each.to(device) for each in ctx.answer.tensors)
+        outputs = tuple(each.to(device) for each in answer.tensors)
         ctx.mark_non_differentiable(*(each for each in outputs if not each.is_floating_point()))
         return outputs
 
@@ -152,7 +154,8 @@ class _MixtureFunction(torch.autograd.Function):
             mask[group.samples, group.places] = True
         weights = _softmax_over(scores, mask)
         ctx.save_for_backward(weights, scores, outputs, *inputs)
-        ctx.answered = answered
+        # Their tensors are in `outputs`.
+        ctx.answered = [(group, replace(answer, tensors=())) for group, answer in answered]
         ctx.plan = plan
         return (_spread(weights, outputs) * outputs).sum(1)
 
