@@ -75,7 +75,6 @@ class NetworkSettings:
     max_streams_per_connection: int = 1024
     max_inbound_streams_per_peer: int = 1024
     max_inbound_streams_per_protocol_per_peer: int = 512
-    yamux_initial_window: int = 256 * KIB  # the specification's fixed starting point
     yamux_max_window: int = 16 * MIB
     yamux_session_window: int = 64 * MIB  # by which all windows of a connection may grow
     yamux_max_frame: int = 65_519  # one Noise frame; every implementation takes it

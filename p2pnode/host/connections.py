@@ -27,7 +27,7 @@ from p2pnode.host.interfaces import Connection, Direction, PeerMisbehaved, Strea
 from p2pnode.host.streams import NetworkStream
 from p2pnode.host.upgrader import Upgraded
 from p2pnode.mux.multistream import Dialer, select_inbound, select_outbound
-from p2pnode.mux.yamux import YamuxStream
+from p2pnode.mux.yamux import INITIAL_WINDOW, YamuxStream
 from p2pnode.wire.peer_id import PeerId
 
 
@@ -104,7 +104,7 @@ class NetworkConnection(Connection):
                 self,
                 protocols[0],
                 unsettled=unsettled,
-                optimistic_bytes=self._settings.yamux_initial_window,
+                optimistic_bytes=INITIAL_WINDOW,
             )
         protocol = None
         try:

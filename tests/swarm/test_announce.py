@@ -295,7 +295,7 @@ async def test_a_round_longer_than_the_period_still_reaches_every_prefix(
         announcer.add([Uid(RUN, f"b{number}.0") for number in range(3 * PUTS_AT_ONCE)])
         async with trio.open_nursery() as nursery:
             await nursery.start(announcer.run)
-            with node.host.events.subscribe(ExpertsAnnounced) as rounds:
+            with trio.fail_after(60), node.host.events.subscribe(ExpertsAnnounced) as rounds:
                 event = await rounds.get()
             assert event.prefixes == 3 * PUTS_AT_ONCE
             nursery.cancel_scope.cancel()

@@ -29,7 +29,15 @@ from p2pnode.errors import (
     ResourceLimitError,
     StreamResetError,
 )
-from p2pnode.mux.yamux.frames import HEADER_BYTES, MAX_U32, Flag, FrameType, GoAwayCode, Header
+from p2pnode.mux.yamux.frames import (
+    HEADER_BYTES,
+    INITIAL_WINDOW,
+    MAX_U32,
+    Flag,
+    FrameType,
+    GoAwayCode,
+    Header,
+)
 from p2pnode.mux.yamux.state import Buffer, EventKind, StreamEvent, StreamState
 
 MAX_CONTROL_FRAMES: Final = 4096  # waiting to be sent; a peer that never reads costs 48 KiB
@@ -528,7 +536,7 @@ class YamuxCore:
         return max(oldest, self._heard_at) + self._settings.keepalive_timeout
 
     def _add(self, stream_id: int, *, inbound: bool, greet: int, now: float) -> StreamState:
-        window = self._settings.yamux_initial_window
+        window = INITIAL_WINDOW
         stream = StreamState(
             stream_id=stream_id,
             inbound=inbound,
@@ -559,7 +567,7 @@ class YamuxCore:
         del self.streams[stream.stream_id]
         self._discarding.pop(stream.stream_id, None)
         self._unanswered.pop(stream.stream_id, None)
-        self._growth -= stream.receive_target - self._settings.yamux_initial_window
+        self._growth -= stream.receive_target - INITIAL_WINDOW
         if stream.inbound and not stream.accepted:
             self._backlog -= 1
         if stream.awaits_ack:

@@ -11,6 +11,7 @@ from p2pnode.errors import ProtocolError
 
 PROTOCOL: Final = "/yamux/1.0.0"
 HEADER_BYTES: Final = 12
+INITIAL_WINDOW: Final = 256 * 1024  # of each direction of a stream, before any grant
 MAX_U32: Final = 2**32 - 1
 _HEADER: Final = struct.Struct(">BBHII")
 _VERSION: Final = 0
