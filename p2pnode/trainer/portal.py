@@ -7,6 +7,7 @@ is gone.
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -32,6 +33,7 @@ class Portal(Generic[Served]):
     def __init__(self, service: Callable[..., Awaitable[None]], *, name: str) -> None:
         self._service = service
         self._thread = threading.Thread(target=self._run, name=name)
+        self._process = os.getpid()
         self._ready: Future[Served] = Future()
         self._crash: BaseException | None = None
         self._lock = threading.Lock()  # over the three below, which both sides use
@@ -60,9 +62,15 @@ class Portal(Generic[Served]):
         Any thread but trio's own may call, and several at once.
 
         Raises:
-            ConnectionClosedError: the portal is closed, or was closed during the call.
+            ConnectionClosedError: the portal is closed, or was closed during the call; or this is
+                a child process, to which a fork has not brought the thread.
             BaseException: what the function raised.
         """
+        if os.getpid() != self._process:
+            raise ConnectionClosedError(
+                "the trainer's connection belongs to another process; call its experts there, or"
+                " connect in this one (a DataLoader worker is a process of its own)"
+            )
         if threading.get_ident() == self._thread.ident:
             raise RuntimeError("a blocking call from inside the trio thread would wait for itself")
         result: Future[T] = Future()

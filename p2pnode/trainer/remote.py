@@ -1,7 +1,7 @@
 """The run's experts as blocking calls: the bridge from torch modules to the trio thread."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from p2pnode.errors import P2PNodeError
 from p2pnode.rpc.schema import ExpertInfo
@@ -22,6 +22,12 @@ class RemoteExperts(ExpertSource):
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a connection to remote experts cannot be pickled; save the model's state_dict(), and"
+            " connect where it is loaded"
+        )
 
     def choose(self, block: str, scores: Sequence[Scores], k: int) -> list[list[tuple[str, float]]]:
         """See `ExpertSource`."""

@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -152,6 +153,14 @@ def test_a_copied_model_calls_the_same_experts(remote, trainer_settings):
     inputs = torch.randn(2, 8)
     with torch.no_grad():
         torch.testing.assert_close(twin(inputs), layer(inputs))
+
+
+def test_a_model_is_saved_by_its_state_and_never_with_its_connection(remote, trainer_settings):
+    experts, _, _ = remote
+    layer, _ = twin_layers(experts, trainer_settings.hosting)
+    with pytest.raises(TypeError, match="state_dict"):
+        pickle.dumps(layer)
+    assert set(layer.state_dict()) == {"gate.weight", "gate.bias"}
 
 
 # --- the layer itself ---------------------------------------------------------------------------

@@ -1,5 +1,7 @@
+import os
 import signal
 import threading
+import warnings
 
 import pytest
 import trio
@@ -200,3 +202,25 @@ def test_a_blocking_call_inside_the_trio_thread_is_refused(portal):
 
     with pytest.raises(RuntimeError, match="wait for itself"):
         portal.call(call_back)
+
+
+def test_a_forked_process_is_told_that_the_portal_is_not_its_own(portal):
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12 for forks with threads
+        child = os.fork()
+    if not child:
+        signal.alarm(10)  # without the check the call would wait for ever
+        said = b""
+        try:
+            portal.call(double, 1)
+        except ConnectionClosedError as error:
+            said = str(error).encode()
+        finally:
+            os.write(write, said)
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        assert b"belongs to another process" in pipe.read()
+    os.waitpid(child, 0)
+    assert portal.call(double, 2) == 4
