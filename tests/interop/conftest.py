@@ -107,12 +107,12 @@ class JsPeer:
                     await self._answers.pop(message["id"]).send(message)
 
 
-@pytest.fixture
-async def js(nodejs, tmp_path, nursery):
-    """Start a js-libp2p node for one test."""
-    with (tmp_path / "js-libp2p.log").open("wb") as log:
+@contextlib.asynccontextmanager
+async def running(nodejs, log_file, nursery, *arguments):
+    """Start a js-libp2p node that ends with the block."""
+    with log_file.open("wb") as log:
         process = await trio.lowlevel.open_process(
-            [nodejs, str(RIG / "peer.mjs")],
+            [nodejs, str(RIG / "peer.mjs"), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -123,7 +123,7 @@ async def js(nodejs, tmp_path, nursery):
         with trio.move_on_after(COMMAND_TIMEOUT):
             await peer.ready.wait()
         if peer.hello is None:
-            pytest.fail(f"js-libp2p did not start: {(tmp_path / 'js-libp2p.log').read_text()}")
+            pytest.fail(f"js-libp2p did not start: {log_file.read_text()}")
         yield peer
     finally:
         process.kill()
@@ -131,3 +131,17 @@ async def js(nodejs, tmp_path, nursery):
             await process.wait()
             await process.stdin.aclose()
             await process.stdout.aclose()
+
+
+@pytest.fixture
+async def js(nodejs, tmp_path, nursery):
+    """A js-libp2p node for one test."""
+    async with running(nodejs, tmp_path / "js-libp2p.log", nursery) as peer:
+        yield peer
+
+
+@pytest.fixture
+async def js_dht(nodejs, tmp_path, nursery):
+    """A js-libp2p node that serves our DHT, for one test."""
+    async with running(nodejs, tmp_path / "js-libp2p-dht.log", nursery, "dht") as peer:
+        yield peer

@@ -2,6 +2,7 @@
 //
 // A command is {"id": 1, "do": "dial", …}; its answer {"id": 1, "result": …} or
 // {"id": 1, "error": {"name": …, "message": …}}. The first line out is {"event": "ready", …}.
+// With the argument `dht` the node also serves our DHT.
 
 import { createHash, randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline'
@@ -20,18 +21,28 @@ const { yamux } = await import('@libp2p/yamux')
 const { identify, identifyPush } = await import('@libp2p/identify')
 const { ping } = await import('@libp2p/ping')
 const { tcp } = await import('@libp2p/tcp')
+const { kadDHT, passthroughMapper } = await import('@libp2p/kad-dht')
+const { publicKeyToProtobuf } = await import('@libp2p/crypto/keys')
 const { multiaddr } = await import('@multiformats/multiaddr')
 const { peerIdFromString } = await import('@libp2p/peer-id')
 
 const ECHO = '/p2pnode-test/echo/1.0.0'
 const HALF = '/p2pnode-test/answer-at-the-end/1.0.0'
 
+// The defaults leave out peers on loopback addresses.
+const dht = kadDHT({ protocol: '/p2pnode/kad/1.0.0', peerInfoMapper: passthroughMapper, clientMode: false })
+
 const node = await createLibp2p({
   addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
   transports: [tcp()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
-  services: { identify: identify(), identifyPush: identifyPush(), ping: ping() },
+  services: {
+    identify: identify(),
+    identifyPush: identifyPush(),
+    ping: ping(),
+    ...(process.argv.includes('dht') ? { dht } : {})
+  },
   connectionMonitor: { pingInterval: 1000 }
 })
 
@@ -152,6 +163,37 @@ const commands = {
 
   async ping ({ peer }) {
     return await node.services.ping.ping(peerIdFromString(peer))
+  },
+
+  async findPeer ({ peer }) {
+    const found = await node.peerRouting.findPeer(peerIdFromString(peer), { useCache: false })
+    return found.multiaddrs.map(String)
+  },
+
+  async putOwnKey () {
+    const key = Buffer.concat([Buffer.from('/pk/'), node.peerId.toMultihash().bytes])
+    const stored = []
+    for await (const event of node.services.dht.put(key, publicKeyToProtobuf(node.peerId.publicKey))) {
+      if (event.name === 'PEER_RESPONSE' && event.messageName === 'PUT_VALUE') stored.push(event.from.toString())
+    }
+    return stored
+  },
+
+  async getKey ({ peer }) {
+    const key = Buffer.concat([Buffer.from('/pk/'), peerIdFromString(peer).toMultihash().bytes])
+    return hex(await node.contentRouting.get(key))
+  },
+
+  async provide () {
+    await node.contentRouting.provide(node.peerId.toCID())
+  },
+
+  async findProviders ({ peer }) {
+    const found = []
+    for await (const provider of node.contentRouting.findProviders(peerIdFromString(peer).toCID())) {
+      found.push(provider.id.toString())
+    }
+    return found
   },
 
   async handle ({ protocol }) {
