@@ -54,6 +54,8 @@ def meta_of(tensor: torch.Tensor) -> TensorMeta:
         SchemaError: its dtype or layout cannot be sent.
     """
     name = _NAMES.get(tensor.dtype)
+    if tensor.is_meta:
+        raise SchemaError("a tensor on the device meta cannot be sent: it has no data")
     if name is None or tensor.layout is not torch.strided:
         raise SchemaError(
             f"a {str(tensor.layout).removeprefix('torch.')} tensor of {tensor.dtype} cannot be"

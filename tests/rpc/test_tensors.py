@@ -60,7 +60,12 @@ def test_views_and_parameters_are_sent_as_what_they_show():
 
 
 @pytest.mark.parametrize(
-    "tensor", [torch.zeros(1, dtype=torch.complex64), torch.zeros(2, 2).to_sparse()]
+    "tensor",
+    [
+        torch.zeros(1, dtype=torch.complex64),
+        torch.zeros(2, 2).to_sparse(),
+        torch.zeros(2, device="meta"),
+    ],
 )
 def test_what_has_no_plain_buffer_is_refused(tensor):
     with pytest.raises(SchemaError, match="cannot be sent"):
