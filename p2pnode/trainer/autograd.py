@@ -57,7 +57,6 @@ class Group:
     places: torch.Tensor  # int64 (n,): which of the sample's k experts this one is
 
 
-ForwardAll = Callable[[Sequence[Group], Sequence[torch.Tensor]], Sequence[Answer | None]]
 BackwardAll = Callable[
     [Sequence[Group], Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[Answer]],
     Sequence[Gradients | None],
@@ -65,37 +64,38 @@ BackwardAll = Callable[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Whom to call for a layer's batch, and how.
+class Answered:
+    """The experts that answered for a layer's batch, and how to call them in backward.
 
     Attributes:
-        groups: which samples chose which expert.
-        forward: takes groups and the layer's inputs; gives each group's answer, one tensor of
-            floating point, or None.
-        backward: takes groups that answered, the layer's inputs, for each group the gradients of
+        groups: their samples.
+        answers: for each group one tensor of floating point.
+        backward: takes groups, the layer's inputs, for each group the gradients of
             its outputs, and its forward answer but for the tensors; gives for each group the
             gradients of its inputs, or None.
         like: what an answer looks like, but for the number of rows, in case that there is none.
     """
 
     groups: Sequence[Group]
-    forward: ForwardAll
+    answers: Sequence[Answer]
     backward: BackwardAll
     like: torch.Tensor
 
 
-def mix_experts(plan: Plan, scores: torch.Tensor, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Call the experts of a layer within the autograd graph, and mix what they answer.
+def mix_experts(
+    answered: Answered, scores: torch.Tensor, inputs: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Mix what the experts of a layer answered, and join them to the autograd graph.
 
     Args:
-        plan: whom to call.
+        answered: by which experts, and what.
         scores: (samples, k), the gate's scores of the chosen experts.
         inputs: the layer's tensors, each (samples, …).
 
     Returns:
         (samples, …); zeros for samples that no expert answered for.
     """
-    mixed: torch.Tensor = _apply(_MixtureFunction, plan, scores, *inputs)
+    mixed: torch.Tensor = _apply(_MixtureFunction, answered, scores, *inputs)
     return mixed
 
 
@@ -136,40 +136,34 @@ class _MixtureFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         _dummy: torch.Tensor,
-        plan: Plan,
+        answered: Answered,
         scores: torch.Tensor,
         *inputs: torch.Tensor,
     ) -> torch.Tensor:
-        answers = plan.forward(plan.groups, [each.detach() for each in inputs])
-        answered = [
-            (group, answer)
-            for group, answer in zip(plan.groups, answers, strict=True)
-            if answer is not None
-        ]
-        first = answered[0][1].tensors[0] if answered else plan.like
+        first = answered.answers[0].tensors[0] if answered.answers else answered.like
         mask = torch.zeros_like(scores, dtype=torch.bool)
         outputs = first.new_zeros((*mask.shape, *first.shape[1:]), device=scores.device)
-        for group, answer in answered:
+        for group, answer in zip(answered.groups, answered.answers, strict=True):
             outputs[group.samples, group.places] = answer.tensors[0].to(scores.device)
             mask[group.samples, group.places] = True
         weights = _softmax_over(scores, mask)
         ctx.save_for_backward(weights, scores, outputs, *inputs)
-        # Their tensors are in `outputs`.
-        ctx.answered = [(group, replace(answer, tensors=())) for group, answer in answered]
-        ctx.plan = plan
+        ctx.groups = answered.groups
+        ctx.answers = [replace(answer, tensors=()) for answer in answered.answers]
+        ctx.call_back = answered.backward
         return (_spread(weights, outputs) * outputs).sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weights, scores, outputs, *inputs = ctx.saved_tensors
-        groups = [group for group, _ in ctx.answered]
+        groups = ctx.groups
         pushed = _spread(weights, outputs) * gradient.unsqueeze(1)  # (samples, k, …)
-        found = ctx.plan.backward(
+        found = ctx.call_back(
             groups,
             [each.detach() for each in inputs],
             [pushed[group.samples, group.places] for group in groups],
-            [answer for _, answer in ctx.answered],
+            ctx.answers,
         )
         survived = torch.zeros_like(weights, dtype=torch.bool)
         for group, gradients in zip(groups, found, strict=True):

@@ -3,11 +3,14 @@
 One linear layer gives each sample a score for every coordinate of every grid dimension, and an
 expert's score is the sum over its coordinates, so M1 + … + Mn outputs score M1 · … · Mn experts.
 Beam search finds the k best live ones; all samples that chose the same expert travel in one call;
-what comes back is averaged by softmax over the experts that answered. `p2pnode.trainer.autograd`
-has the formulas. Source: Ryabinin & Gusev 2020 (Learning@home), section 3.2.
+what comes back is averaged by softmax over the experts that answered. A sample whose experts have
+all failed chooses again, among the others. `p2pnode.trainer.autograd` has the formulas. Source:
+Ryabinin & Gusev 2020 (Learning@home), section 3.2.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -21,7 +24,7 @@ from p2pnode.errors import (
     SchemaError,
     TensorTooLargeError,
 )
-from p2pnode.trainer.autograd import Gradients, Group, Plan, mix_experts
+from p2pnode.trainer.autograd import Answered, Gradients, Group, mix_experts
 from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall, ExpertSource, Scores
 from p2pnode.wire.uids import Uid, check_prefix
 
@@ -112,22 +115,21 @@ class MixtureOfExperts(nn.Module):
             SchemaError, TensorTooLargeError: the inputs are not what the experts take.
             NonFiniteError: the gate's scores, or inputs that experts failed on, are not finite. In
                 backward it is raised for gradients that are not.
-            NoLiveExpertError: some samples have no live expert, or none of theirs answered. In
+            NoLiveExpertError: some samples have no live expert, or none answered in time. In
                 backward it is raised when no expert answered for any sample.
             NotAMemberError: the experts refuse this trainer.
             NoPeersError: this trainer has lost all its peers.
         """
         self._check(inputs)
         logits = self.gate(inputs[0].flatten(1, -2).mean(1) if inputs[0].dim() > 2 else inputs[0])
-        chosen = self._experts.choose(self.block, self._split(logits), self.k_best)
-        groups, coordinates = self._arrange(chosen, logits.device)
-        plan = Plan(
+        groups, answers = self._ask(self._split(logits), [each.detach() for each in inputs])
+        answered = Answered(
             groups=groups,
-            forward=self._call,
+            answers=answers,
             backward=self._call_back,
             like=inputs[0][:0].detach() if self._like is None else self._like,
         )
-        return mix_experts(plan, self._score(logits, coordinates), inputs)
+        return mix_experts(answered, self._score(logits, groups), inputs)
 
     def live_experts(self) -> list[str]:
         """List the names of the layer's experts that can be called now."""
@@ -160,67 +162,71 @@ class MixtureOfExperts(nn.Module):
             )
         return [part.numpy() for part in torch.split(scores, list(self.grid), dim=1)]
 
-    def _arrange(
-        self, chosen: Sequence[Sequence[tuple[str, float]]], device: torch.device
-    ) -> tuple[list[Group], torch.Tensor]:
-        """Group the samples by expert.
+    def _score(self, logits: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
+        """Return the scores of each sample's experts, with their way back to the gate.
 
         Returns:
-            The groups; and the coordinates of each sample's experts in its order, int64 of shape
-            (samples, k, dimensions), zero where a sample has fewer than k.
+            (samples, k) in the order of the groups' places; what stands in places that no group
+            has means nothing.
         """
-        samples: dict[str, list[int]] = {}
-        places: dict[str, list[int]] = {}
-        coordinates = torch.zeros(len(chosen), self.k_best, len(self.grid), dtype=torch.int64)
-        for sample, experts in enumerate(chosen):
-            for place, (name, _) in enumerate(experts):
-                samples.setdefault(name, []).append(sample)
-                places.setdefault(name, []).append(place)
-        groups = []
-        for name, rows in samples.items():
-            group = Group(
-                name=name,
-                samples=torch.tensor(rows, device=device),
-                places=torch.tensor(places[name], device=device),
-            )
-            groups.append(group)
-            position = torch.tensor(Uid("run", name).coordinates)
-            coordinates[rows, places[name]] = position
-        return groups, coordinates.to(device)
-
-    def _score(self, logits: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
-        """Return the chosen experts' scores, (samples, k), with their way back to the gate."""
-        sizes = torch.tensor((0, *self.grid[:-1]), device=logits.device)
-        columns = (coordinates + sizes.cumsum(0)).flatten(1)
-        return logits.gather(1, columns).view(coordinates.shape).sum(2)
+        columns = torch.zeros(len(logits), self.k_best, len(self.grid), dtype=torch.int64)
+        sizes = torch.tensor((0, *self.grid[:-1])).cumsum(0)
+        for group in groups:
+            position = sizes + torch.tensor(Uid("run", group.name).coordinates)
+            columns[group.samples.cpu(), group.places.cpu()] = position
+        gathered = logits.gather(1, columns.flatten(1).to(logits.device))
+        return gathered.view(columns.shape).sum(2)
 
     # --- calls ----------------------------------------------------------------------------------
 
-    def _call(self, groups: Sequence[Group], inputs: Sequence[torch.Tensor]) -> list[Answer | None]:
-        calls = [
-            ExpertCall(
-                name=group.name,
-                inputs=tuple(each[group.samples] for each in inputs),
-                samples=tuple(group.samples.tolist()),
+    def _ask(
+        self, scores: Sequence[Scores], inputs: Sequence[torch.Tensor]
+    ) -> tuple[list[Group], list[Answer]]:
+        """Call the best experts of each sample.
+
+        Samples that none of theirs answered for choose again while there is time, among those
+        that have not failed.
+
+        Returns:
+            The groups of samples that were answered for, and the answers.
+        """
+        policy = self._forward_policy
+        until = time.monotonic() + policy.timeout
+        waiting = list(range(len(inputs[0])))
+        groups: list[Group] = []
+        answers: list[Answer] = []
+        failures: dict[str, P2PNodeError] = {}
+        while waiting:
+            chosen = self._experts.choose(
+                self.block, [each[waiting] for each in scores], self.k_best
             )
-            for group in groups
-        ]
-        outcomes = self._experts.forward(calls, self._forward_policy)
-        answers = [outcome if isinstance(outcome, Answer) else None for outcome in outcomes]
-        if any(answer is not None and len(answer.tensors) != 1 for answer in answers):
+            asked = _group(waiting, chosen, failures, inputs[0].device)
+            if not asked:
+                break
+            done: set[int] = set()
+            calls = [_call_of(group, inputs) for group in asked]
+            for group, call, outcome in zip(
+                asked, calls, self._experts.forward(calls, policy), strict=True
+            ):
+                if isinstance(outcome, Answer):
+                    groups.append(group)
+                    answers.append(outcome)
+                    done.update(call.samples)
+                else:
+                    failures[group.name] = outcome
+            waiting = [sample for sample in waiting if sample not in done]
+            policy = replace(policy, timeout=until - time.monotonic())
+            if policy.timeout <= 0 or any(isinstance(x, _OURS_TO_MEND) for x in failures.values()):
+                break
+        if any(len(answer.tensors) != 1 for answer in answers):
             raise SchemaError(
                 f"the experts of {self.block} give several tensors; a mixture has one"
             )
-        answered = torch.zeros(len(inputs[0]), dtype=torch.bool)
-        for call, answer in zip(calls, answers, strict=True):
-            if answer is not None:
-                answered[list(call.samples)] = True
-        missing = len(answered) - int(answered.sum())
-        self.unanswered_samples += missing
-        self._like = next((each.tensors[0][:0] for each in answers if each), self._like)
-        if missing and not self._allow_zero_outputs:
-            raise self._unanswered(missing, len(answered), outcomes)
-        return answers
+        self._like = next((each.tensors[0][:0] for each in answers), self._like)
+        self.unanswered_samples += len(waiting)
+        if waiting and not self._allow_zero_outputs:
+            raise self._unanswered(len(waiting), len(inputs[0]), list(failures.values()))
+        return groups, answers
 
     def _unanswered(
         self, missing: int, total: int, outcomes: Sequence[Answer | P2PNodeError]
@@ -244,13 +250,7 @@ class MixtureOfExperts(nn.Module):
         answers: Sequence[Answer],
     ) -> list[Gradients | None]:
         calls = [
-            ExpertCall(
-                name=group.name,
-                inputs=tuple(each[group.samples] for each in inputs),
-                samples=tuple(group.samples.tolist()),
-                gradients=(gradient,),
-                answered_by=answer.by,
-            )
+            replace(_call_of(group, inputs), gradients=(gradient,), answered_by=answer.by)
             for group, gradient, answer in zip(groups, gradients, answers, strict=True)
         ]
         outcomes = self._experts.backward(calls, self._backward_policy)
@@ -264,6 +264,38 @@ class MixtureOfExperts(nn.Module):
         if not reached and not self._allow_zero_outputs:
             raise self._unanswered(len(asked), len(asked), outcomes)
         return [outcome.tensors if isinstance(outcome, Answer) else None for outcome in outcomes]
+
+
+def _group(
+    samples: Sequence[int],
+    chosen: Sequence[Sequence[tuple[str, float]]],
+    left_out: Collection[str],
+    device: torch.device,
+) -> list[Group]:
+    """Group samples by the experts chosen for them, but for those left out."""
+    members: dict[str, tuple[list[int], list[int]]] = {}
+    for sample, experts in zip(samples, chosen, strict=True):
+        for place, (name, _) in enumerate(experts):
+            if name not in left_out:
+                rows, places = members.setdefault(name, ([], []))
+                rows.append(sample)
+                places.append(place)
+    return [
+        Group(
+            name=name,
+            samples=torch.tensor(rows, device=device),
+            places=torch.tensor(places, device=device),
+        )
+        for name, (rows, places) in members.items()
+    ]
+
+
+def _call_of(group: Group, inputs: Sequence[torch.Tensor]) -> ExpertCall:
+    return ExpertCall(
+        name=group.name,
+        inputs=tuple(each[group.samples] for each in inputs),
+        samples=tuple(group.samples.tolist()),
+    )
 
 
 class RemoteMixtureOfExperts(MixtureOfExperts):

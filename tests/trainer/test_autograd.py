@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from p2pnode.trainer.autograd import Group, Plan, call_expert, mix_experts
+from p2pnode.trainer.autograd import Answered, Group, call_expert, mix_experts
 from p2pnode.trainer.sources import Answer
 
 SAMPLES, FEATURES, EXPERTS = 6, 5, 4
@@ -31,7 +31,7 @@ def tensors():
     return inputs, scores
 
 
-def plan_of(experts, forward_fails=(), backward_fails=()):
+def answered_by(experts, inputs, forward_fails=(), backward_fails=()):
     groups = []
     for expert in range(EXPERTS):
         pairs = [(s, row.index(expert)) for s, row in enumerate(CHOSEN) if expert in row]
@@ -40,17 +40,6 @@ def plan_of(experts, forward_fails=(), backward_fails=()):
 
     def number(group):
         return int(group.name.partition(".")[2])
-
-    def forward(groups, inputs):
-        with torch.no_grad():
-            return [
-                None
-                if number(group) in forward_fails
-                else Answer(
-                    tensors=(experts[number(group)](inputs[0][group.samples]),), by=group.name
-                )
-                for group in groups
-            ]
 
     def backward(groups, inputs, gradients, answers):
         found = []
@@ -64,7 +53,13 @@ def plan_of(experts, forward_fails=(), backward_fails=()):
         return found
 
     like = torch.empty(0, FEATURES, dtype=torch.float64)
-    return Plan(groups=groups, forward=forward, backward=backward, like=like)
+    groups = [group for group in groups if number(group) not in forward_fails]
+    with torch.no_grad():
+        answers = [
+            Answer(tensors=(experts[number(group)](inputs[group.samples]),), by=group.name)
+            for group in groups
+        ]
+    return Answered(groups=groups, answers=answers, backward=backward, like=like)
 
 
 def plain_mixture(experts, inputs, scores, left_out=()):
@@ -88,7 +83,7 @@ def gradients_of(outputs, experts, *leaves):
 @pytest.mark.parametrize("failing", [(), (0,), (1, 3)])
 def test_mixture_and_gradients_are_those_of_softmax_over_the_responders(experts, tensors, failing):
     inputs, scores = tensors
-    mixed = mix_experts(plan_of(experts, forward_fails=failing), scores, [inputs])
+    mixed = mix_experts(answered_by(experts, inputs, forward_fails=failing), scores, [inputs])
     plain = plain_mixture(experts, inputs, scores, failing)
     torch.testing.assert_close(mixed, plain)
     ours = gradients_of(mixed, experts, inputs, scores)
@@ -99,7 +94,7 @@ def test_mixture_and_gradients_are_those_of_softmax_over_the_responders(experts,
 def test_experts_get_the_gradients_of_the_plain_mixture(experts, tensors):
     inputs, scores = tensors
     weights = torch.linspace(-1, 2, FEATURES)
-    (mix_experts(plan_of(experts), scores, [inputs]) * weights).sin().sum().backward()
+    (mix_experts(answered_by(experts, inputs), scores, [inputs]) * weights).sin().sum().backward()
     ours = [[p.grad.clone() for p in expert.parameters()] for expert in experts]
     for expert in experts:
         expert.zero_grad()
@@ -111,14 +106,14 @@ def test_experts_get_the_gradients_of_the_plain_mixture(experts, tensors):
 def test_gradients_pass_gradcheck(experts, tensors):
     inputs, scores = tensors
     assert torch.autograd.gradcheck(
-        lambda x, s: mix_experts(plan_of(experts), s, [x]), (inputs, scores)
+        lambda x, s: mix_experts(answered_by(experts, x), s, [x]), (inputs, scores)
     )
 
 
 @pytest.mark.parametrize("failing", [(0,), (1, 2)])
 def test_experts_that_fail_in_backward_are_dropped_from_the_average(experts, tensors, failing):
     inputs, scores = tensors
-    mixed = mix_experts(plan_of(experts, backward_fails=failing), scores, [inputs])
+    mixed = mix_experts(answered_by(experts, inputs, backward_fails=failing), scores, [inputs])
     upstream = torch.randn(SAMPLES, FEATURES, dtype=torch.float64)
     ours = torch.autograd.grad(mixed, (inputs, scores), upstream)
     survivors = plain_mixture(experts, inputs, scores, failing)
@@ -128,7 +123,7 @@ def test_experts_that_fail_in_backward_are_dropped_from_the_average(experts, ten
 
 def test_a_sample_without_survivors_gets_no_gradient(experts, tensors):
     inputs, scores = tensors
-    mixed = mix_experts(plan_of(experts, backward_fails=(0, 1, 2)), scores, [inputs])
+    mixed = mix_experts(answered_by(experts, inputs, backward_fails=(0, 1, 2)), scores, [inputs])
     input_gradient, score_gradient = torch.autograd.grad(mixed.sum(), (inputs, scores))
     assert not input_gradient[0].any()
     assert not score_gradient.any()  # one survivor has all the weight, whatever its score
@@ -137,7 +132,9 @@ def test_a_sample_without_survivors_gets_no_gradient(experts, tensors):
 
 def test_without_any_answer_the_output_is_zero(experts, tensors):
     inputs, scores = tensors
-    mixed = mix_experts(plan_of(experts, forward_fails=range(EXPERTS)), scores, [inputs])
+    mixed = mix_experts(
+        answered_by(experts, inputs, forward_fails=range(EXPERTS)), scores, [inputs]
+    )
     assert mixed.shape == (SAMPLES, FEATURES)
     assert not mixed.any()
     mixed.sum().backward()
@@ -149,7 +146,7 @@ def test_very_unequal_scores_stay_finite(experts, tensors):
     inputs, _ = tensors
     scores = torch.tensor([[0.0, -2000.0, 3000.0]] * SAMPLES, dtype=torch.float64)
     scores.requires_grad_()
-    plan = plan_of(experts, backward_fails=(0,))
+    plan = answered_by(experts, inputs, backward_fails=(0,))
     mix_experts(plan, scores, [inputs]).sum().backward()
     assert torch.isfinite(inputs.grad).all()
     assert torch.isfinite(scores.grad).all()
@@ -232,7 +229,7 @@ def test_a_graph_that_is_kept_steps_again_and_a_used_one_calls_nobody():
 
 def test_second_derivatives_are_refused(experts, tensors):
     inputs, scores = tensors
-    outputs = mix_experts(plan_of(experts), scores, [inputs])
+    outputs = mix_experts(answered_by(experts, inputs), scores, [inputs])
     (gradient,) = torch.autograd.grad(outputs.pow(2).sum(), inputs, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
@@ -241,4 +238,4 @@ def test_second_derivatives_are_refused(experts, tensors):
 def test_inference_mode_makes_no_graph(experts, tensors):
     inputs, scores = tensors
     with torch.inference_mode():
-        assert not mix_experts(plan_of(experts), scores, [inputs]).requires_grad
+        assert not mix_experts(answered_by(experts, inputs), scores, [inputs]).requires_grad

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from p2pnode.errors import (
     SchemaError,
     UnknownExpertError,
 )
+from p2pnode.trainer import mixture
 from p2pnode.trainer.local import LocalExperts
-from p2pnode.trainer.mixture import MixtureOfExperts, RemoteMixtureOfExperts
+from p2pnode.trainer.mixture import MixtureOfExperts, RemoteMixtureOfExperts, _group
 from p2pnode.trainer.remote import RemoteExperts
 from p2pnode.wire.uids import expand
 
@@ -42,6 +44,13 @@ class FlakyExperts(LocalExperts):
         self.forward_errors = {}
         self.backward_errors = {}
         self.calls = []
+        self.leave_out = set()  # by the second choice of a batch
+
+    def choose(self, block, scores, k):
+        found = super().choose(block, scores, k + len(self.leave_out))
+        if self.calls:
+            found = [[each for each in row if each[0] not in self.leave_out] for row in found]
+        return [row[:k] for row in found]
 
     def forward(self, calls, policy):
         self.calls.append([(call.name, len(call.inputs[0])) for call in calls])
@@ -145,6 +154,28 @@ def test_training_goes_on_when_a_host_dies_in_the_middle(remote, trainer_setting
     assert 1 <= stats.failed_calls <= 6
 
 
+def test_samples_whose_experts_died_are_sent_to_living_ones(remote, trainer_settings):
+    experts, servers, portal = remote
+    there, here = twin_layers(experts, trainer_settings.hosting, k_best=1)
+    inputs = torch.randn(32, 8)
+    doomed = {name for row in chosen_by(there, inputs) for name, _ in row if "ffn.1." in name}
+    assert doomed
+
+    async def crash():
+        servers[1].crash()
+
+    portal.call(crash)
+    for column in range(3):
+        del here._experts._backends[f"ffn.1.{column}"]
+    leaves = [inputs.clone().requires_grad_() for _ in range(2)]
+    outputs = [layer(leaf) for layer, leaf in zip((there, here), leaves, strict=True)]
+    torch.testing.assert_close(*outputs)
+    for each in outputs:
+        each.pow(2).sum().backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
+    assert there.unanswered_samples == 0
+
+
 def test_a_copied_model_calls_the_same_experts(remote, trainer_settings):
     experts, _, _ = remote
     layer, _ = twin_layers(experts, trainer_settings.hosting)
@@ -179,8 +210,8 @@ def test_the_scores_of_the_chosen_experts_lead_back_to_the_gate(experts):
     layer = layer_over(experts)
     inputs = torch.randn(5, 8)
     chosen = chosen_by(layer, inputs)
-    _, coordinates = layer._arrange(chosen, torch.device("cpu"))
-    scores = layer._score(layer.gate(inputs), coordinates)
+    groups = _group(range(5), chosen, (), inputs.device)
+    scores = layer._score(layer.gate(inputs), groups)
     for sample, row in enumerate(chosen):
         torch.testing.assert_close(scores[sample], torch.tensor([score for _, score in row]))
 
@@ -211,6 +242,54 @@ def test_experts_that_fail_are_left_out_of_the_average(experts):
         for weight, (name, _) in zip(weights, kept, strict=True)
     )
     torch.testing.assert_close(outputs[:1], expected)
+
+
+def test_experts_chosen_again_lead_back_to_the_gate(experts):
+    layer = layer_over(experts, k_best=2)
+    inputs = torch.randn(6, 8)
+    lost = [name for name, _ in chosen_by(layer, inputs)[0]]
+    experts.forward_errors = dict.fromkeys(lost, HostLostError("gone"))
+    experts.leave_out = set(lost)
+    outputs = layer(inputs)
+    second = [name for name, _ in chosen_by(layer, inputs)[0]]
+    assert set(second).isdisjoint(lost)
+    total = layer.gate(inputs[:1])
+    scores = [total[0, int(i)] + total[0, 3 + int(j)] for _, i, j in (n.split(".") for n in second)]
+    weights = torch.softmax(torch.stack(scores), 0)
+    parts = [experts.backend(name).module(inputs[:1]).detach() for name in second]
+    expected = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    torch.testing.assert_close(outputs[:1], expected)
+    (ours,) = torch.autograd.grad(outputs[:1].sum(), layer.gate.weight, retain_graph=True)
+    (theirs,) = torch.autograd.grad(expected.sum(), layer.gate.weight)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_an_expert_that_failed_is_not_asked_again_by_the_same_batch(experts):
+    layer = layer_over(experts)
+    experts.forward_errors = dict.fromkeys(experts._backends, HostLostError("gone"))
+    with pytest.raises(NoLiveExpertError, match="gone"):
+        layer(torch.randn(50, 8))
+    asked = [name for calls in experts.calls for name, _ in calls]
+    assert len(asked) == len(set(asked))
+
+
+def test_choosing_again_ends_with_the_time_of_the_batch(experts, monkeypatch):
+    layer = layer_over(experts, k_best=1, forward_timeout=5.0)
+    now = [100.0]
+    monkeypatch.setattr(mixture, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def fail_slowly(calls, policy):
+        experts.leave_out.update(call.name for call in calls)
+        experts.calls.append([call.name for call in calls])
+        timeouts.append(policy.timeout)
+        now[0] += 2.0
+        return [HostLostError("gone") for _ in calls]
+
+    timeouts = []
+    monkeypatch.setattr(experts, "forward", fail_slowly)
+    with pytest.raises(NoLiveExpertError, match="gone"):
+        layer(torch.randn(1, 8))
+    assert timeouts == [5.0, 3.0, 1.0]
 
 
 def test_a_sample_that_nobody_answers_for_is_an_error(experts):
