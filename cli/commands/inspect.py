@@ -11,6 +11,7 @@ from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.runs import FOREVER
 
+STOP_TIMEOUT: Final = 300.0  # for running calls to end, and for experts to be saved
 STOP_MARGIN: Final = 20.0  # for saving experts once their calls have ended
 
 
@@ -157,7 +158,7 @@ def ping(peer: str, times: int, data_dir: DataDir, as_json: bool) -> None:
 @json_option
 def stop(data_dir: DataDir, as_json: bool) -> None:
     """Stop the running daemon: it withdraws its experts, saves them, and exits."""
-    grace = call_daemon(data_dir.control_socket, "stop")["grace"]
+    grace = call_daemon(data_dir.control_socket, "stop", timeout=STOP_TIMEOUT)["grace"]
     data_dir.wait_unlocked(grace + STOP_MARGIN)
     if as_json:
         print_json({"stopped": True})

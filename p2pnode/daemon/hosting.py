@@ -58,7 +58,7 @@ class Hosting:
         finally:
             self._server.close()
             with trio.CancelScope(shield=True):
-                await self._experts.save_all()
+                await self.save()
 
     async def add(
         self, membership: Membership, uids: Sequence[Uid], settings: HostingSettings
@@ -92,6 +92,14 @@ class Hosting:
         self._server.close()
         with trio.move_on_after(grace):
             await self._experts.drain()
+
+    async def save(self) -> None:
+        """Save the experts now.
+
+        Raises:
+            CheckpointError: some could not be saved; all were tried.
+        """
+        await self._experts.save_all()
 
     def memberships(self) -> list[Membership]:
         """The runs in which something is hosted."""

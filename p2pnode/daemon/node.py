@@ -282,7 +282,12 @@ class Node:
         return [expert for expert in self.hosted() if expert["uid"] in fresh]
 
     async def _stop_now(self, _params: Mapping[str, Any]) -> Any:
-        self.request_stop()
+        try:
+            if self._hosting is not None:  # here, so that whoever asked hears if it fails
+                await self._hosting.drain(self.settings.node.shutdown_grace)
+                await self._hosting.save()
+        finally:
+            self.request_stop()
         return {"grace": self.settings.node.shutdown_grace}
 
 

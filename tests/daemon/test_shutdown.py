@@ -1,14 +1,16 @@
 """How a node ends: withdrawn while it can still be heard, with its experts saved."""
 
+import functools
 import random
 
 import pytest
 import trio
 
 from p2pnode.config import Settings
+from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.node import Node
-from p2pnode.errors import LocalError
+from p2pnode.errors import CheckpointError, LocalError
 from p2pnode.swarm.index import decode_index, index_key, open_entry
 from p2pnode.transport.memory import MemoryNetwork
 from p2pnode.wire.addresses import tcp_address
@@ -106,3 +108,19 @@ async def test_experts_added_by_a_start_that_fails_are_saved(first, tmp_path):
         await host_of(first, tmp_path).run()
     assert "control socket" in str(raised.value.exceptions)
     assert len(saved(tmp_path)) == 2
+
+
+@pytest.mark.real
+async def test_who_stops_a_node_hears_that_its_experts_could_not_be_saved(first, tmp_path, nursery):
+    host = host_of(first, tmp_path)
+
+    async def full_disk():
+        raise CheckpointError("the disk is full")
+
+    with pytest.RaisesGroup(CheckpointError, flatten_subgroups=True):
+        async with trio.open_nursery() as daemon:
+            await daemon.start(host.run)
+            host._hosting._experts.save_all = full_disk
+            ask = functools.partial(call_daemon, DataDir(tmp_path / "host").control_socket, "stop")
+            with pytest.raises(CheckpointError, match="the disk is full"):
+                await trio.to_thread.run_sync(ask)
