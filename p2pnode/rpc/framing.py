@@ -1,11 +1,13 @@
 """One message of a tensor call over a stream: a header behind its length, then tensors."""
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
 import torch
+import trio
 
-from p2pnode.errors import ProtocolError
+from p2pnode.errors import DeadlineExceededError, ProtocolError
 from p2pnode.host import Stream
 from p2pnode.rpc.messages import PREFIX_BYTES
 from p2pnode.rpc.schema import TensorMeta
@@ -13,6 +15,8 @@ from p2pnode.rpc.tensors import empty
 
 # Below this, one copy is cheaper than another write; above it, tensors are sent from their memory.
 MAX_JOINED_BYTES: Final = 32 * 1024
+# What a sender must get through within its receiver's patience: memory is held for all it declared.
+PROGRESS_BYTES: Final = 256 * 1024
 _READ_AHEAD: Final = 4096  # holds most headers, and small calls whole; what is too much is copied
 
 
@@ -54,10 +58,17 @@ class IncomingMessage:
         header, self._ahead = self._ahead[PREFIX_BYTES:end], self._ahead[end:]
         return header
 
-    async def tensors(self, metas: Sequence[TensorMeta]) -> list[torch.Tensor]:
+    async def tensors(
+        self, metas: Sequence[TensorMeta], *, patience: float = math.inf
+    ) -> list[torch.Tensor]:
         """Allocate and receive the tensors that the header declares.
 
+        Args:
+            metas: of the tensors.
+            patience: seconds to wait for each `PROGRESS_BYTES` of them.
+
         Raises:
+            DeadlineExceededError: they come more slowly than that.
             ProtocolError: the stream ended before.
             StreamResetError, ConnectionClosedError: the sender is gone.
         """
@@ -67,8 +78,16 @@ class IncomingMessage:
             known = min(len(self._ahead), len(buffer))
             buffer[:known] = self._ahead[:known]
             self._ahead = self._ahead[known:]
-            if known < len(buffer):
-                await self._stream.receive_into(buffer[known:])
+            while known < len(buffer):
+                part = buffer[known : known + PROGRESS_BYTES]
+                with trio.move_on_after(patience) as scope:
+                    await self._stream.receive_into(part)
+                if scope.cancelled_caught:
+                    raise DeadlineExceededError(
+                        f"the tensors come too slowly: less than {len(part)} bytes within"
+                        f" {patience:g} s; send fewer rows at once"
+                    )
+                known += len(part)
             tensors.append(tensor)
         return tensors
 

@@ -193,7 +193,9 @@ class TensorServer:
                 f" {self._settings.max_call_bytes}, so send fewer rows at once"
             )
         charge.add(size + sum(meta.nbytes for meta in answer))
-        tensors = await call.incoming.tensors(request.tensors)
+        tensors = await call.incoming.tensors(
+            request.tensors, patience=self._settings.payload_patience
+        )
         inputs, gradients = tensors[:count], tensors[count:]
         if request.operation == "forward":
             outputs = await call.watched(

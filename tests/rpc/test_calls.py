@@ -602,6 +602,26 @@ async def test_a_payload_that_never_comes_is_waited_for_until_the_deadline(autoj
         await stream.aclose()
 
 
+@pytest.mark.parametrize("trickle", [0, 1000])
+async def test_a_payload_that_trickles_does_not_hold_its_memory(trickle, autojump_clock):
+    async with rig() as it:
+        stream = await it.raw()
+        meta = TensorMeta("bfloat16", (4, 1024, 256))
+        request = it.request(uid=WIDE.in_run(KEY.run_id), tensors=(meta,), milliseconds=600_000)
+        await stream.send_all(request)
+        while (now := trio.current_time()) < 60:
+            with contextlib.suppress(StreamResetError):
+                await stream.send_all(bytes(trickle))
+            await trio.sleep(1.0)
+            if not it.server.budget.bytes_in_flight:
+                break
+        assert now == pytest.approx(it.settings.payload_patience, abs=1.1)
+        error = (await reply_on(stream)).error
+        assert type(error) is DeadlineExceededError
+        assert "too slowly" in str(error)
+        await stream.aclose()
+
+
 async def test_a_payload_cut_short_is_a_bad_request(autojump_clock):
     async with rig() as it:
         stream = await it.raw()
