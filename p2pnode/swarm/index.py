@@ -50,6 +50,7 @@ MAX_LOAD: Final = 2**31 - 1
 _VERSION: Final = 1
 _PAYLOAD_TYPE: Final = b"/p2pnode/index/1"
 _MAX_OPENED: Final = 8192  # verified entries remembered: an entry is met many times
+_MAX_OPENED_COORDINATES: Final = 2**20  # of all these; 200 bytes of an entry may stand for 4096
 _MAX_PROOFS: Final = 4096
 
 VerifyMembership = Callable[[bytes, str, PeerId, float], float]
@@ -162,6 +163,7 @@ class IndexValidator(Validator):
     def __init__(self, verify: VerifyMembership) -> None:
         self._verify = verify
         self._opened: OrderedDict[bytes, IndexEntry] = OrderedDict()
+        self._opened_coordinates = 0
         self._proofs: OrderedDict[tuple[bytes, str, PeerId], float] = OrderedDict()
 
     def validate(self, key: bytes, value: bytes, now: float) -> None:
@@ -218,8 +220,13 @@ class IndexValidator(Validator):
         entry = self._opened.get(envelope)
         if entry is None:
             entry = self._opened[envelope] = open_entry(envelope)
-            if len(self._opened) > _MAX_OPENED:
-                self._opened.popitem(last=False)
+            self._opened_coordinates += len(entry.coordinates)
+            while (
+                len(self._opened) > _MAX_OPENED
+                or self._opened_coordinates > _MAX_OPENED_COORDINATES
+            ):
+                _, forgotten = self._opened.popitem(last=False)
+                self._opened_coordinates -= len(forgotten.coordinates)
         return entry
 
     def _check_membership(self, entry: IndexEntry, now: float) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from multiaddr import Multiaddr
 
 from p2pnode.errors import InvalidUidError, NotAMemberError, ProtocolError
+from p2pnode.swarm import index as index_module
 from p2pnode.swarm.index import (
     MAX_COORDINATES,
     MAX_ENTRIES,
@@ -329,3 +330,16 @@ def _capped_at(limit):
         return sorted(items, key=key)[:limit]
 
     return nsmallest
+
+
+def test_small_entries_of_many_coordinates_do_not_fill_the_memory(index, monkeypatch):
+    monkeypatch.setattr(index_module, "_MAX_OPENED_COORDINATES", 2 * MAX_COORDINATES)
+    coordinates = tuple(range(MAX_COORDINATES))
+    for seq in range(5):
+        value = encode_index([_sealed(coordinates=coordinates, seq=seq)])
+        assert len(value) < 400
+        index.validate(KEY, value, NOW)
+        (entry,) = index.entries(value, NOW)
+        assert entry.coordinates == coordinates
+        kept = [len(each.coordinates) for each in index._opened.values()]
+        assert sum(kept) == index._opened_coordinates == min(seq + 1, 2) * MAX_COORDINATES
