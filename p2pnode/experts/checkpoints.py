@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -190,8 +191,8 @@ def _decode(data: bytes, uid: Uid) -> Checkpoint:
 
 def _encode(uid: Uid, checkpoint: Checkpoint) -> bytes:
     state = checkpoint.state
-    applied = torch.tensor(list(b"".join(checkpoint.applied)), dtype=torch.uint8)
-    tensors = {**state.tensors, _APPLIED: applied.reshape(-1, KEY_BYTES)}
+    applied = np.frombuffer(bytearray().join(checkpoint.applied), np.uint8)
+    tensors = {**state.tensors, _APPLIED: torch.from_numpy(applied).reshape(-1, KEY_BYTES)}
     metadata: dict[str, Any] = {
         "format": FORMAT,
         "uid": str(uid),
