@@ -144,7 +144,7 @@ class RpcSettings:
     max_deadline: float = 600.0
     default_timeout: float = 30.0
     header_timeout: float = 10.0  # from a stream's opening to its request's header
-    payload_patience: float = 10.0  # for each 256 KiB of a request's tensors to arrive
+    payload_patience: float = 30.0  # for each 256 KiB of a request's tensors to arrive
     token_cache_size: int = 4096
 
 
