@@ -1,6 +1,5 @@
 """Hosting and training as users do it: real daemons, and a trainer in another process or thread."""
 
-import contextlib
 import re
 import subprocess
 import sys
@@ -100,8 +99,6 @@ def test_remote_experts_train_and_survive_a_killed_host(start, two_hosts, owner)
         before = [step() for _ in range(20)]
         assert before[-1] < before[0]
         second.kill()
-        with contextlib.suppress(NoLiveExpertError):  # samples whose both experts have just died
-            step()
         after = [step() for _ in range(20)]
         assert after[-1] < before[0]
         assert swarm.stats().failed_calls > 0
