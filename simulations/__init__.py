@@ -1,1 +1,1 @@
-"""Scenarios that run the real node code under virtual time."""
+"""The home of scenarios that run the real node code under virtual time; none is here yet."""

@@ -183,13 +183,17 @@ def test_a_damaged_checkpoint_is_kept_and_the_one_before_is_used(start, owner, t
     assert files[-1].read_bytes() == damaged
 
 
-def test_the_readme_script_runs_as_it_stands(start, owner, tmp_path):
-    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_readme_example_and_script_run_as_they_stand(start, owner, tmp_path):
+    text = (ROOT / "README.md").read_text()
+    example, script = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(script.splitlines()) <= 30
     host = start(
         "host", "--invite", invite(owner), "--experts", "digits/ffn0.[0:4].[0:4]", *QUICK,
         command="host",
     )  # fmt: skip
+    names = {"address": host.address, "invite": invite(owner)}
+    exec(example, names)
+    assert names["loss"].item() > 0
     file = tmp_path / "elsewhere" / "train.py"
     file.parent.mkdir()
     file.write_text(script.replace("range(100)", "range(20)"))
