@@ -29,7 +29,8 @@ from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall, ExpertSource
 from p2pnode.wire.uids import Uid, check_prefix
 
 # The caller can mend these, so they are raised as they are when they left samples unanswered.
-_OURS_TO_MEND: Final = (NonFiniteError, SchemaError, TensorTooLargeError, NotAMemberError)
+_OUR_TENSORS: Final = (NonFiniteError, SchemaError, TensorTooLargeError)  # no expert takes them
+_OURS_TO_MEND: Final = (*_OUR_TENSORS, NotAMemberError)
 
 
 class MixtureOfExperts(nn.Module):
@@ -216,7 +217,7 @@ class MixtureOfExperts(nn.Module):
                     failures[group.name] = outcome
             waiting = [sample for sample in waiting if sample not in done]
             policy = replace(policy, timeout=until - time.monotonic())
-            if policy.timeout <= 0 or any(isinstance(x, _OURS_TO_MEND) for x in failures.values()):
+            if policy.timeout <= 0 or any(isinstance(x, _OUR_TENSORS) for x in failures.values()):
                 break
         if any(len(answer.tensors) != 1 for answer in answers):
             raise SchemaError(

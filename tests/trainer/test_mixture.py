@@ -273,6 +273,28 @@ def test_an_expert_that_failed_is_not_asked_again_by_the_same_batch(experts):
     assert len(asked) == len(set(asked))
 
 
+@pytest.mark.parametrize(
+    ("error", "chosen_again"),
+    [
+        (PermissionDeniedError("not here"), True),  # the host may be the one that is wrong
+        (SchemaError("other shape"), False),
+        (NonFiniteError("NaN"), False),
+    ],
+)
+def test_tensors_that_no_expert_takes_are_not_sent_to_others(experts, error, chosen_again):
+    layer = layer_over(experts, k_best=2)
+    inputs = torch.randn(1, 8)
+    lost = [name for name, _ in chosen_by(layer, inputs)[0]]
+    experts.forward_errors = dict.fromkeys(lost, error)
+    experts.leave_out = set(lost)
+    if chosen_again:
+        assert layer(inputs).any()
+    else:
+        with pytest.raises(type(error)):
+            layer(inputs)
+    assert len(experts.calls) == 1 + chosen_again
+
+
 def test_choosing_again_ends_with_the_time_of_the_batch(experts, monkeypatch):
     layer = layer_over(experts, k_best=1, forward_timeout=5.0)
     now = [100.0]
