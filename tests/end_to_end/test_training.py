@@ -11,6 +11,7 @@ import torch
 
 import p2pnode as package
 from p2pnode.errors import (
+    DeadlineExceededError,
     DialError,
     HostLostError,
     NoLiveExpertError,
@@ -18,6 +19,7 @@ from p2pnode.errors import (
     NotAMemberError,
     PermissionDeniedError,
     SchemaError,
+    TensorTooLargeError,
     TokenExpiredError,
     WrongRunError,
 )
@@ -123,6 +125,10 @@ def test_every_mistake_of_a_trainer_is_a_typed_error(two_hosts, owner, tmp_path)
             swarm.expert("ffn0.0.0")(inputs.double())
         with pytest.raises(NoLiveExpertError, match=r"ffn0\.7\.7"):
             swarm.expert("ffn0.7.7")(inputs)
+        with pytest.raises(TensorTooLargeError, match="16384"):
+            swarm.expert("ffn0.0.0")(torch.zeros(16_385, 64))
+        with pytest.raises(DeadlineExceededError):
+            swarm.expert("ffn0.0.0", forward_timeout=1e-5)(inputs)
         assert swarm.expert("ffn0.1.1")(inputs).shape == (2, 64)
         second.kill()
         started = time.monotonic()
