@@ -12,7 +12,6 @@ from enum import IntEnum
 from typing import Final
 
 from google.protobuf.message import DecodeError
-from google.protobuf.unknown_fields import UnknownFieldSet
 from multiaddr import Multiaddr
 
 from p2pnode.errors import InvalidAddressError, InvalidKeyError, ProtocolError
@@ -93,9 +92,11 @@ def decode(data: bytes) -> Message:
         raw = kad_pb2.Message.FromString(data)
     except DecodeError as error:
         raise ProtocolError("a DHT message is not the protobuf it should be") from error
-    # Writers of proto3, js-libp2p among them, leave a type of 0 out: that is PUT_VALUE.
-    if not raw.HasField("type") and _has_unknown_type(raw):
-        raise ProtocolError("a DHT message has a type that is unknown")
+    try:
+        # Writers of proto3, js-libp2p among them, leave a type of 0 out: that is PUT_VALUE.
+        kind = MessageType(raw.type)
+    except ValueError:
+        raise ProtocolError("a DHT message has a type that is unknown") from None
     if len(raw.key) > MAX_KEY_BYTES:
         raise ProtocolError(f"a DHT key of {len(raw.key)} bytes is too long")
     record = None
@@ -104,18 +105,12 @@ def decode(data: bytes) -> Message:
             raise ProtocolError("a DHT message holds the record of another key")
         record = Record(raw.record.key, raw.record.value, raw.record.timeReceived)
     return Message(
-        type=MessageType(raw.type),
+        type=kind,
         key=raw.key,
         record=record,
         closer=_decode_contacts(raw.closerPeers[:MAX_PEERS]),
         providers=_decode_contacts(raw.providerPeers[:MAX_PEERS]),
     )
-
-
-def _has_unknown_type(raw: kad_pb2.Message) -> bool:
-    unknown = UnknownFieldSet(raw)  # where a number that the enum lacks ends up
-    numbers = (unknown[index].field_number for index in range(len(unknown)))
-    return kad_pb2.Message.TYPE_FIELD_NUMBER in numbers
 
 
 def _encode_contact(contact: Contact) -> kad_pb2.Message.Peer:

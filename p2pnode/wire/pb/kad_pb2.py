@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19p2pnode/wire/pb/kad.proto\x12\x0bp2pnode.kad\":\n\x06Record\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x14\n\x0ctimeReceived\x18\x05 \x01(\t\"\x86\x04\n\x07Message\x12.\n\x04type\x18\x01 \x01(\x0e\x32 .p2pnode.kad.Message.MessageType\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12#\n\x06record\x18\x03 \x01(\x0b\x32\x13.p2pnode.kad.Record\x12.\n\x0b\x63loserPeers\x18\x08 \x03(\x0b\x32\x19.p2pnode.kad.Message.Peer\x12\x30\n\rproviderPeers\x18\t \x03(\x0b\x32\x19.p2pnode.kad.Message.Peer\x12\x17\n\x0f\x63lusterLevelRaw\x18\n \x01(\x05\x1aZ\n\x04Peer\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\r\n\x05\x61\x64\x64rs\x18\x02 \x03(\x0c\x12\x37\n\nconnection\x18\x03 \x01(\x0e\x32#.p2pnode.kad.Message.ConnectionType\"i\n\x0bMessageType\x12\r\n\tPUT_VALUE\x10\x00\x12\r\n\tGET_VALUE\x10\x01\x12\x10\n\x0c\x41\x44\x44_PROVIDER\x10\x02\x12\x11\n\rGET_PROVIDERS\x10\x03\x12\r\n\tFIND_NODE\x10\x04\x12\x08\n\x04PING\x10\x05\"W\n\x0e\x43onnectionType\x12\x11\n\rNOT_CONNECTED\x10\x00\x12\r\n\tCONNECTED\x10\x01\x12\x0f\n\x0b\x43\x41N_CONNECT\x10\x02\x12\x12\n\x0e\x43\x41NNOT_CONNECT\x10\x03')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19p2pnode/wire/pb/kad.proto\x12\x0bp2pnode.kad\"l\n\x06Record\x12\x10\n\x03key\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\x19\n\x0ctimeReceived\x18\x05 \x01(\tH\x02\x88\x01\x01\x42\x06\n\x04_keyB\x08\n\x06_valueB\x0f\n\r_timeReceived\"\xea\x04\n\x07Message\x12\x33\n\x04type\x18\x01 \x01(\x0e\x32 .p2pnode.kad.Message.MessageTypeH\x00\x88\x01\x01\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12(\n\x06record\x18\x03 \x01(\x0b\x32\x13.p2pnode.kad.RecordH\x02\x88\x01\x01\x12.\n\x0b\x63loserPeers\x18\x08 \x03(\x0b\x32\x19.p2pnode.kad.Message.Peer\x12\x30\n\rproviderPeers\x18\t \x03(\x0b\x32\x19.p2pnode.kad.Message.Peer\x12\x1c\n\x0f\x63lusterLevelRaw\x18\n \x01(\x05H\x03\x88\x01\x01\x1az\n\x04Peer\x12\x0f\n\x02id\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05\x61\x64\x64rs\x18\x02 \x03(\x0c\x12<\n\nconnection\x18\x03 \x01(\x0e\x32#.p2pnode.kad.Message.ConnectionTypeH\x01\x88\x01\x01\x42\x05\n\x03_idB\r\n\x0b_connection\"i\n\x0bMessageType\x12\r\n\tPUT_VALUE\x10\x00\x12\r\n\tGET_VALUE\x10\x01\x12\x10\n\x0c\x41\x44\x44_PROVIDER\x10\x02\x12\x11\n\rGET_PROVIDERS\x10\x03\x12\r\n\tFIND_NODE\x10\x04\x12\x08\n\x04PING\x10\x05\"W\n\x0e\x43onnectionType\x12\x11\n\rNOT_CONNECTED\x10\x00\x12\r\n\tCONNECTED\x10\x01\x12\x0f\n\x0b\x43\x41N_CONNECT\x10\x02\x12\x12\n\x0e\x43\x41NNOT_CONNECT\x10\x03\x42\x07\n\x05_typeB\x06\n\x04_keyB\t\n\x07_recordB\x12\n\x10_clusterLevelRawb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'p2pnode.wire.pb.kad_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RECORD']._serialized_start=42
-  _globals['_RECORD']._serialized_end=100
-  _globals['_MESSAGE']._serialized_start=103
-  _globals['_MESSAGE']._serialized_end=621
-  _globals['_MESSAGE_PEER']._serialized_start=335
-  _globals['_MESSAGE_PEER']._serialized_end=425
-  _globals['_MESSAGE_MESSAGETYPE']._serialized_start=427
-  _globals['_MESSAGE_MESSAGETYPE']._serialized_end=532
-  _globals['_MESSAGE_CONNECTIONTYPE']._serialized_start=534
-  _globals['_MESSAGE_CONNECTIONTYPE']._serialized_end=621
+  _globals['_RECORD']._serialized_end=150
+  _globals['_MESSAGE']._serialized_start=153
+  _globals['_MESSAGE']._serialized_end=771
+  _globals['_MESSAGE_PEER']._serialized_start=405
+  _globals['_MESSAGE_PEER']._serialized_end=527
+  _globals['_MESSAGE_MESSAGETYPE']._serialized_start=529
+  _globals['_MESSAGE_MESSAGETYPE']._serialized_end=634
+  _globals['_MESSAGE_CONNECTIONTYPE']._serialized_start=636
+  _globals['_MESSAGE_CONNECTIONTYPE']._serialized_end=723
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bp2pnode/wire/pb/noise.proto\x12\rp2pnode.noise\"I\n\x0fNoiseExtensions\x12\x1f\n\x17webtransport_certhashes\x18\x01 \x03(\x0c\x12\x15\n\rstream_muxers\x18\x02 \x03(\t\"w\n\x15NoiseHandshakePayload\x12\x14\n\x0cidentity_key\x18\x01 \x01(\x0c\x12\x14\n\x0cidentity_sig\x18\x02 \x01(\x0c\x12\x32\n\nextensions\x18\x04 \x01(\x0b\x32\x1e.p2pnode.noise.NoiseExtensions')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bp2pnode/wire/pb/noise.proto\x12\rp2pnode.noise\"I\n\x0fNoiseExtensions\x12\x1f\n\x17webtransport_certhashes\x18\x01 \x03(\x0c\x12\x15\n\rstream_muxers\x18\x02 \x03(\t\"\xb7\x01\n\x15NoiseHandshakePayload\x12\x19\n\x0cidentity_key\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x19\n\x0cidentity_sig\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\x37\n\nextensions\x18\x04 \x01(\x0b\x32\x1e.p2pnode.noise.NoiseExtensionsH\x02\x88\x01\x01\x42\x0f\n\r_identity_keyB\x0f\n\r_identity_sigB\r\n\x0b_extensionsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NOISEEXTENSIONS']._serialized_start=46
   _globals['_NOISEEXTENSIONS']._serialized_end=119
-  _globals['_NOISEHANDSHAKEPAYLOAD']._serialized_start=121
-  _globals['_NOISEHANDSHAKEPAYLOAD']._serialized_end=240
+  _globals['_NOISEHANDSHAKEPAYLOAD']._serialized_start=122
+  _globals['_NOISEHANDSHAKEPAYLOAD']._serialized_end=305
 # @@protoc_insertion_point(module_scope)
