@@ -2,7 +2,8 @@
 
 ```
 run ── upkeep (idle connections, peerstore)
- └─ network ── accept, one task for each listen address
+ └─ network ── transport, one task each
+             ├ accept, one task for each listen address
              ├ dial, one task for each peer being dialled
              └ connection, one task each ── muxer ── reader, writer, timer
                                           └ stream handlers, one task each
@@ -160,6 +161,8 @@ class NetworkHost(Host):
     async def _hold_network(self, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as network:
+                for transport in self._transports:
+                    await network.start(transport.run)
                 task_status.started(network)
                 await trio.sleep_forever()
 

@@ -43,6 +43,15 @@ class Listener(ABC):
 class Transport(ABC):
     """Dials and listens at the multiaddrs of one kind, written without their `/p2p` part."""
 
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry what this transport does in the background until cancelled, which ends it.
+
+        The owner starts it before it dials or listens. A transport without tasks of its own has
+        nothing to carry.
+        """
+        task_status.started()
+        await trio.sleep_forever()
+
     @abstractmethod
     def can_dial(self, address: Multiaddr) -> bool:
         """Tell whether this transport understands `address`, names included."""
