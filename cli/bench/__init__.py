@@ -1,0 +1,1 @@
+"""Measuring this machine and this software: figures, and ratios taken within one run."""

@@ -1,0 +1,74 @@
+"""`bench …`: measure this machine and this software."""
+
+import click
+
+from cli.options import json_option
+
+_MIB = 1024 * 1024
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine and this software.
+
+    Figures that have a baseline are ratios within one run: only those can be compared between
+    machines, and between days.
+    """
+
+
+@bench.command()
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=7,
+    show_default=True,
+    help="How often each figure is measured; medians count.",
+)
+@click.option(
+    "--megabytes",
+    type=click.IntRange(1, 4096),
+    default=128,
+    show_default=True,
+    help="MiB of one transfer.",
+)
+@click.option(
+    "--pings",
+    type=click.IntRange(1, 100_000),
+    default=300,
+    show_default=True,
+    help="Round trips in one round.",
+)
+@click.option(
+    "--dials",
+    type=click.IntRange(1, 1000),
+    default=10,
+    show_default=True,
+    help="Dials in one round.",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 10_000),
+    default=500,
+    show_default=True,
+    help="Idle connections whose memory is counted.",
+)
+@json_option
+def stream(
+    *, rounds: int, megabytes: int, pings: int, dials: int, connections: int, as_json: bool
+) -> None:
+    """Measure connections and streams over loopback TCP.
+
+    The baselines are a TCP connection that only encrypts, and TCP alone. Nothing leaves this
+    machine.
+    """
+    from cli.bench.figures import print_figures  # noqa: PLC0415  # `bench --help` stays quick
+    from cli.bench.stream import Plan, run_stream  # noqa: PLC0415
+
+    plan = Plan(
+        rounds=rounds,
+        size=megabytes * _MIB,
+        pings=pings,
+        dials=dials,
+        connections=connections,
+    )
+    print_figures("Streams, loopback TCP", run_stream(plan), as_json=as_json)
