@@ -19,9 +19,10 @@ from p2pnode.errors import (
     P2PNodeError,
     ProtocolError,
     ResourceLimitError,
+    StreamResetError,
     first_leaf,
 )
-from p2pnode.events import EventBus
+from p2pnode.events import Event, EventBus
 from p2pnode.host.budgets import Budgets, ResourceRefused
 from p2pnode.host.interfaces import Connection, Direction, PeerMisbehaved, StreamHandler
 from p2pnode.host.streams import NetworkStream
@@ -29,6 +30,25 @@ from p2pnode.host.upgrader import Upgraded
 from p2pnode.mux.multistream import Dialer, select_inbound, select_outbound
 from p2pnode.mux.yamux import INITIAL_WINDOW, YamuxStream
 from p2pnode.wire.peer_id import PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboundStreamFailed(Event):
+    """A stream that a peer opened did not come to its proper end; the connection goes on.
+
+    Attributes:
+        peer_id: who opened it.
+        address: where the peer is.
+        protocol: what was agreed on, or None if it did not come to that.
+        kind: the class of the error.
+        reason: its text.
+    """
+
+    peer_id: PeerId
+    address: Multiaddr
+    protocol: str | None
+    kind: type[Exception]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,13 +194,17 @@ class NetworkConnection(Connection):
         try:
             with trio.move_on_after(self._settings.negotiation_timeout):
                 return await select_inbound(muxed, handlers.__contains__)
-            muxed.reset()
-        except NegotiationError:
+            raise StreamResetError(
+                f"the negotiation took longer than {self._settings.negotiation_timeout:g} s"
+            )
+        except NegotiationError as error:
             # Often data that was sent in the hope of a protocol we do not speak. Closing, unlike
             # a reset, lets our refusal arrive.
             await muxed.aclose()
-        except (P2PNodeError, trio.ClosedResourceError):
+            self._note_failure(None, error)
+        except (P2PNodeError, trio.ClosedResourceError) as error:
             muxed.reset()
+            self._note_failure(None, error)
         return None
 
     async def _handle(self, stream: NetworkStream, handler: StreamHandler) -> None:
@@ -192,11 +216,24 @@ class NetworkConnection(Connection):
             except* ProtocolError as group:
                 stream.reset()
                 self._report(f"{stream.protocol}: {first_leaf(group)}")
-            except* (P2PNodeError, trio.ClosedResourceError):
+            except* (P2PNodeError, trio.ClosedResourceError) as group:
                 stream.reset()
+                self._note_failure(stream.protocol, first_leaf(group))
         except BaseException:
             stream.reset()
             raise
+
+    def _note_failure(self, protocol: str | None, error: Exception) -> None:
+        if not self.is_closed:
+            self._events.emit(
+                InboundStreamFailed(
+                    peer_id=self.peer_id,
+                    address=self.remote_address,
+                    protocol=protocol,
+                    kind=type(error),
+                    reason=str(error),
+                )
+            )
 
     def _report(self, reason: str) -> None:
         self._events.emit(
