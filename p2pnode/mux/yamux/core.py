@@ -421,7 +421,9 @@ class YamuxCore:
     def _receive_ping(self, header: Header, now: float) -> None:
         if header.flags & Flag.ACK:
             sent_at = self._pings.pop(header.length, None)
-            if sent_at is not None:
+            if sent_at is None:  # late, or never asked for
+                self._note_nuisance(now)
+            else:
                 sample = now - sent_at
                 smallest = sample if self.round_trip is None else self.round_trip
                 self.round_trip = min(sample, smallest * 1.25)  # follows slow changes upward too
@@ -441,7 +443,7 @@ class YamuxCore:
         if flags & Flag.SYN:
             self._receive_syn(stream_id, now)
         stream = self._known_stream(stream_id)
-        if not length and not flags:
+        if (not length and not flags) or (stream is None and flags & Flag.RST):
             self._note_nuisance(now)
         if kind == FrameType.DATA:
             self._receive_data_header(length, stream)
