@@ -1,0 +1,154 @@
+"""Attacks within the messages of protocols: bombs, lies, streams that never end."""
+
+from typing import Final
+
+import trio
+
+from p2pnode.config import KIB, MIB
+from p2pnode.mux.yamux.frames import INITIAL_WINDOW, Flag
+from p2pnode.protocols.identify.core import PROTOCOL as IDENTIFY
+from p2pnode.protocols.identify.core import PUSH_PROTOCOL
+from p2pnode.protocols.ping.core import PROTOCOL as PING
+from p2pnode.testing.hostile.attacker import Attack, Attacker
+from p2pnode.testing.hostile.frames import FrameStream
+from p2pnode.wire import varint
+from p2pnode.wire.envelope import seal
+from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.pb import identify_pb2
+from p2pnode.wire.records import DOMAIN, PAYLOAD_TYPE, PeerRecord
+
+PIECE: Final = 32 * KIB
+SOMEBODY: Final = PrivateKey.from_seed(b"somebody who is not the attacker")
+
+
+def identify_answer(data: bytes, *, ends: bool = True) -> Attack:
+    """Answer the victim's question who we are with `data`; then end the stream, or fall silent."""
+
+    async def attack(attacker: Attacker) -> None:
+        wire = await attacker.multiplex()
+        await _pour(await wire.wait_opened(IDENTIFY), data, ends=ends)
+
+    return attack
+
+
+def said(protocol: str, data: bytes, *, ends: bool = True) -> Attack:
+    """Open a stream and say `data` on it; then end it, or fall silent."""
+
+    async def attack(attacker: Attacker) -> None:
+        await _pour(await attacker.talk(protocol), data, ends=ends)
+
+    return attack
+
+
+def identify_push(data: bytes, *, ends: bool = True) -> Attack:
+    """Push `data` as news about us."""
+    return said(PUSH_PROTOCOL, data, ends=ends)
+
+
+async def _pour(stream: FrameStream, data: bytes, *, ends: bool) -> None:
+    """Send data, as much of it as the victim's window lets through, and wait for the outcome."""
+    sent = 0
+    while sent < len(data) and not stream.wire.is_over(stream.stream_id):
+        piece = data[sent : sent + PIECE]
+        await stream.wait_grant(sent + len(piece) + 256)  # the negotiation counts, too
+        if not await stream.send(piece):
+            return
+        sent += len(piece)
+    if ends:
+        await stream.send(flags=Flag.FIN)
+    await stream.wait_over()
+
+
+# --- identify -------------------------------------------------------------------------------------
+
+
+def _envelope_of(payload: bytes, kind: bytes = PAYLOAD_TYPE) -> bytes:
+    envelope = seal(SOMEBODY, DOMAIN, kind, payload)
+    return varint.prefixed(identify_pb2.Identify(signedPeerRecord=envelope).SerializeToString())
+
+
+def _record_of_somebody() -> bytes:
+    record = PeerRecord(peer_id=SOMEBODY.peer_id, seq=1, addresses=())
+    message = identify_pb2.Identify(signedPeerRecord=record.seal(SOMEBODY))
+    return varint.prefixed(message.SerializeToString())
+
+
+INTRODUCTIONS: Final[dict[str, bytes]] = {
+    "of 1 MB": varint.prefixed(bytes(MIB)),
+    "of 1 MB in small messages": varint.prefixed(
+        identify_pb2.Identify(protocols=["/x"] * 1000).SerializeToString()
+    )
+    * 256,
+    "of a length without end": b"\xff" * 100,
+    "of garbage": varint.prefixed(b"\xff" * 400),
+    "of groups within groups": varint.prefixed(b"\x7b" * 8000),
+    "with a length beyond its end": varint.prefixed(b"\x12\xff\xff\xff\xff\x07"),
+    "that is not text": varint.prefixed(b"\x32\x02\xc3\x28"),
+    "with another's key": varint.prefixed(
+        identify_pb2.Identify(publicKey=SOMEBODY.public_key.protobuf).SerializeToString()
+    ),
+    "with another's record": _record_of_somebody(),
+    "with an envelope of garbage": _envelope_of(b"\xff" * 4000),
+    "with a record of another type": _envelope_of(b"", b"\x07\x07"),
+    "that stops half-way": varint.encode(4000) + bytes(100),
+}
+
+# 4000 protocols of no name and 4000 addresses of no content: legal, and worth nothing.
+EMPTY_THINGS: Final = varint.prefixed(b"\x1a\x00" * 4000) + varint.prefixed(b"\x12\x00" * 4000)
+
+
+async def push_flood(attacker: Attacker, count: int = 300) -> None:
+    """Push news at a rate nobody changes at."""
+    wire = await attacker.multiplex()
+    data = varint.prefixed(identify_pb2.Identify(protocols=["/x"]).SerializeToString())
+    for _ in range(count):
+        stream = wire.open_stream()
+        await stream.propose(PUSH_PROTOCOL)
+        if not await stream.send(data, Flag.FIN):
+            return
+
+
+# --- the DHT --------------------------------------------------------------------------------------
+
+FIND_NODE: Final = b"\x08\x04"
+
+REQUESTS: Final[dict[str, bytes]] = {
+    "of a giant length": varint.encode(2**40),
+    "of a length without end": b"\xff" * 100,
+    "of garbage": varint.prefixed(b"\xff" * 4000),
+    "of groups within groups": varint.prefixed(b"\x7b" * MIB),
+    "with half a million peers of nothing": varint.prefixed(
+        FIND_NODE + b"\x42\x00" * (MIB // 2 - 1)
+    ),
+    "with half a million records": varint.prefixed(FIND_NODE + b"\x1a\x00" * (MIB // 2 - 1)),
+    "of an unknown type": varint.prefixed(b"\x08\x63" + b"\x78\x01" * (MIB // 2 - 1)),
+    "with a giant key": varint.prefixed(FIND_NODE + b"\x12" + varint.prefixed(bytes(4096))),
+    "with the record of another key": varint.prefixed(b"\x08\x00\x12\x01a\x1a\x03\x0a\x01b"),
+    "with a record nobody can check": varint.prefixed(
+        b"\x08\x00\x12\x04/x/y\x1a\x09\x0a\x04/x/y\x12\x01v"
+    ),
+    "that stops half-way": varint.encode(4000) + bytes(100),
+}
+
+
+async def requests_never_read(attacker: Attacker, protocol: str, count: int = 200_000) -> None:
+    """Ask and ask on one stream, and grant no window for the answers."""
+    request = varint.prefixed(FIND_NODE + b"\x12" + varint.prefixed(bytes(32)))
+    await said(protocol, request * count, ends=False)(attacker)
+
+
+async def many_streams(attacker: Attacker, protocol: str, count: int) -> None:
+    """Open many streams of a protocol, and use none."""
+    wire = await attacker.multiplex()
+    streams = [wire.open_stream() for _ in range(count)]
+    for stream in streams:
+        await stream.propose(protocol)
+    with trio.move_on_after(5):
+        for stream in streams:
+            await stream.wait_over()
+
+
+# --- ping -----------------------------------------------------------------------------------------
+
+half_a_ping: Final = said(PING, bytes(16))
+pings_never_read: Final = said(PING, bytes(3 * INITIAL_WINDOW), ends=False)
