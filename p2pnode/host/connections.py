@@ -6,7 +6,7 @@ carries and is closed when it has been idle for a while. So neither side ever se
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -300,12 +300,16 @@ class ConnectionTable:
                 found.append(connection)
         return found
 
-    def least_useful(self, now: float) -> NetworkConnection | None:
+    def least_useful(
+        self, now: float, protected: Container[PeerId] = ()
+    ) -> NetworkConnection | None:
         """Return the connection to close to make room for another, if any may go."""
         idle = [
             each
             for each in self
-            if not each.streams and now - each.last_used >= self._settings.trim_grace
+            if not each.streams
+            and each.peer_id not in protected
+            and now - each.last_used >= self._settings.trim_grace
         ]
         return min(idle, key=lambda each: each.last_used, default=None)
 

@@ -167,6 +167,23 @@ class Host(ABC):
         """All open connections."""
 
     @abstractmethod
+    def protect(self, peer_id: PeerId, tag: str) -> None:
+        """Never close the peer's connections to make room for others, now or later.
+
+        Args:
+            peer_id: who is to be kept.
+            tag: why, so that several parts of a node may each protect and unprotect a peer.
+        """
+
+    @abstractmethod
+    def unprotect(self, peer_id: PeerId, tag: str) -> bool:
+        """Take back what `protect` said; returns whether another tag still protects the peer."""
+
+    @abstractmethod
+    def is_protected(self, peer_id: PeerId) -> bool:
+        """Whether any tag protects the peer."""
+
+    @abstractmethod
     async def connect(
         self, peer_id: PeerId, addresses: Sequence[Multiaddr] = (), *, timeout: float | None = None
     ) -> Connection:

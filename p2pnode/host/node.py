@@ -46,6 +46,7 @@ from p2pnode.host.interfaces import (
     PeerMisbehaved,
     StreamHandler,
 )
+from p2pnode.host.manager import ProtectedPeers
 from p2pnode.host.peerstore import Peerstore, write_atomically
 from p2pnode.host.upgrader import Upgraded, Upgrader
 from p2pnode.transport.base import Listener, RawConnection, Transport
@@ -127,6 +128,7 @@ class NetworkHost(Host):
         self._last_addresses: list[Multiaddr] = []
         self._connections = ConnectionTable(self.peer_id, self.settings)
         self._budgets = Budgets(self.settings)
+        self._protected = ProtectedPeers()
         self._upgrader = Upgrader(key, self.settings)
         self._dials: dict[PeerId, Dial] = {}
         self._dial_slots = trio.CapacityLimiter(self.settings.max_dials)
@@ -292,6 +294,18 @@ class NetworkHost(Host):
         """See `Host`."""
         return [each for each in self._connections if not each.is_closed]
 
+    def protect(self, peer_id: PeerId, tag: str) -> None:
+        """See `Host`."""
+        self._protected.protect(peer_id, tag)
+
+    def unprotect(self, peer_id: PeerId, tag: str) -> bool:
+        """See `Host`."""
+        return self._protected.unprotect(peer_id, tag)
+
+    def is_protected(self, peer_id: PeerId) -> bool:
+        """See `Host`."""
+        return peer_id in self._protected
+
     def info(self) -> HostInfo:
         """Describe the network side as it is now."""
         return HostInfo(
@@ -434,7 +448,7 @@ class NetworkHost(Host):
     async def _make_room(self) -> None:
         """Close the connection unused for longest when there is no room for another."""
         if self._budgets.is_full:
-            spare = self._connections.least_useful(trio.current_time())
+            spare = self._connections.least_useful(trio.current_time(), self._protected)
             if spare is not None:
                 await spare.aclose()
                 await spare.ended.wait()

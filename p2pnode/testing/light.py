@@ -30,6 +30,7 @@ from p2pnode.host import (
     Stream,
     StreamHandler,
 )
+from p2pnode.host.manager import ProtectedPeers
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
 
@@ -253,6 +254,7 @@ class LightHost(Host):
         self._address = address
         self._known: dict[PeerId, tuple[tuple[Multiaddr, ...], float]] = {}
         self._connections: dict[PeerId, LightConnection] = {}
+        self._protected = ProtectedPeers()
 
     @property
     def addresses(self) -> list[Multiaddr]:
@@ -291,6 +293,18 @@ class LightHost(Host):
     def connections(self) -> list[Connection]:
         """See `Host`."""
         return list(self._connections.values())
+
+    def protect(self, peer_id: PeerId, tag: str) -> None:
+        """See `Host`; nothing is ever trimmed here."""
+        self._protected.protect(peer_id, tag)
+
+    def unprotect(self, peer_id: PeerId, tag: str) -> bool:
+        """See `Host`."""
+        return self._protected.unprotect(peer_id, tag)
+
+    def is_protected(self, peer_id: PeerId) -> bool:
+        """See `Host`."""
+        return peer_id in self._protected
 
     async def connect(
         self, peer_id: PeerId, addresses: Sequence[Multiaddr] = (), *, timeout: float | None = None

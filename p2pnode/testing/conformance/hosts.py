@@ -129,6 +129,23 @@ class HostConformance(ABC):
             assert ECHO in ours.protocols_of(theirs.peer_id)
             assert ours.addresses_of(theirs.peer_id) == theirs.addresses
 
+    # --- whom to keep ---------------------------------------------------------------------------
+
+    async def test_a_peer_is_protected_until_every_tag_is_taken_back(
+        self, clock: Clock | None
+    ) -> None:
+        async with self.run_pair() as (ours, theirs), _within():
+            assert not ours.is_protected(theirs.peer_id)
+            ours.protect(theirs.peer_id, "mesh")
+            ours.protect(theirs.peer_id, "mesh")
+            ours.protect(theirs.peer_id, "relay")
+            assert ours.is_protected(theirs.peer_id)
+            assert ours.unprotect(theirs.peer_id, "mesh")
+            assert ours.is_protected(theirs.peer_id)
+            assert not ours.unprotect(theirs.peer_id, "relay")
+            assert not ours.unprotect(theirs.peer_id, "relay")
+            assert not ours.is_protected(theirs.peer_id)
+
     # --- streams --------------------------------------------------------------------------------
 
     async def test_a_stream_carries_bytes_both_ways(self, clock: Clock | None) -> None:
