@@ -67,6 +67,14 @@ class NetworkSettings:
     dial_attempts_at_once: int = 4  # addresses of one peer tried in parallel
     dial_stagger: float = 0.25  # head start of each address over the next, as RFC 8305 has it
     max_dials: int = 128  # peers dialled at once, node-wide
+    listen_backlog: int = 1024  # connections the system holds until this node takes them
+    reuse_port: bool = True  # dial from the port listened on, so that others learn where we are
+    dns_servers: tuple[str, ...] = ()  # asked instead of the system's, as 192.0.2.1 or [::1]:53
+    dns_timeout: float = 4.0  # for one address, with all the names behind it
+    dns_lookups_at_once: int = 16  # node-wide
+    dns_max_addresses: int = 64  # taken from the names in one address
+    dnsaddr_max_depth: int = 4  # lists within lists, as in go-libp2p
+    dnsaddr_max_names: int = 16  # asked for on behalf of one address
     handshake_timeout: float = 10.0
     negotiation_timeout: float = 10.0
     max_handshakes: int = 64  # inbound handshakes under way, node-wide

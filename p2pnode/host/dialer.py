@@ -16,9 +16,10 @@ from p2pnode.config import NetworkSettings
 from p2pnode.errors import DialError, HandshakeError, P2PNodeError
 from p2pnode.host.upgrader import Upgraded
 from p2pnode.transport.base import RawConnection, Transport
-from p2pnode.wire.addresses import split_p2p
+from p2pnode.wire.addresses import name_of, split_p2p
 from p2pnode.wire.peer_id import PeerId
 
+Resolve = Callable[[Multiaddr, PeerId], Awaitable[list[Multiaddr]]]
 Upgrade = Callable[[RawConnection, PeerId], Awaitable[Upgraded]]
 
 
@@ -33,12 +34,14 @@ class Dial:
         self,
         peer_id: PeerId,
         transports: Sequence[Transport],
+        resolve: Resolve,
         upgrade: Upgrade,
         settings: NetworkSettings,
     ) -> None:
         self.peer_id = peer_id
         self.done = trio.Event()
         self._transports = transports
+        self._resolve = resolve
         self._upgrade = upgrade
         self._settings = settings
         self._scope = trio.CancelScope(deadline=trio.current_time())
@@ -133,17 +136,17 @@ class Dial:
 
     async def _reach(self, address: Multiaddr) -> Upgraded | None:
         """Dial and upgrade; an address with a name gives its meanings to the race instead."""
+        if name_of(address) is not None:
+            meanings = await self._resolve(address, self.peer_id)
+            del self._outcomes[address]
+            fresh = [each for each in meanings if each not in self._outcomes]
+            self._waiting.extendleft(reversed(fresh))
+            return None
         transport = next((each for each in self._transports if each.can_dial(address)), None)
         if transport is None:
             raise DialError("this node has no transport for it")
         raw = None
         with trio.move_on_after(self._settings.dial_attempt_timeout):
-            resolved = await transport.resolve(address)
-            if resolved != [address]:
-                del self._outcomes[address]
-                fresh = [each for each in resolved if each not in self._outcomes]
-                self._waiting.extendleft(reversed(fresh))
-                return None
             raw = await transport.dial(address)
         if raw is None:
             raise DialError(f"no answer within {self._settings.dial_attempt_timeout:g} s")

@@ -50,6 +50,7 @@ from p2pnode.host.manager import ProtectedPeers
 from p2pnode.host.peerstore import Peerstore, write_atomically
 from p2pnode.host.upgrader import Upgraded, Upgrader
 from p2pnode.transport.base import Listener, RawConnection, Transport
+from p2pnode.transport.resolver import Resolver
 from p2pnode.wire.addresses import ip_of, split_p2p
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
@@ -129,6 +130,7 @@ class NetworkHost(Host):
         self._connections = ConnectionTable(self.peer_id, self.settings)
         self._budgets = Budgets(self.settings)
         self._protected = ProtectedPeers()
+        self._resolver = Resolver(self.settings)
         self._upgrader = Upgrader(key, self.settings)
         self._dials: dict[PeerId, Dial] = {}
         self._dial_slots = trio.CapacityLimiter(self.settings.max_dials)
@@ -347,7 +349,13 @@ class NetworkHost(Host):
 
     def _start_dial(self, peer_id: PeerId) -> Dial:
         network = self._running()
-        dial = Dial(peer_id, self._transports, self._upgrader.outbound, self.settings)
+        dial = Dial(
+            peer_id,
+            self._transports,
+            self._resolver.resolve,
+            self._upgrader.outbound,
+            self.settings,
+        )
         self._dials[peer_id] = dial
         network.start_soon(self._dial, dial)
         return dial

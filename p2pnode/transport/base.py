@@ -12,9 +12,13 @@ from multiaddr import Multiaddr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawConnection:
-    """A fresh byte stream and the addresses of its two ends."""
+    """A fresh byte stream and the addresses of its two ends.
 
-    stream: trio.abc.HalfCloseableStream
+    Half-close is not asked of the stream: what runs above it ends its streams by frames of its
+    own, and neither WebSocket nor TLS has it.
+    """
+
+    stream: trio.abc.Stream
     local_address: Multiaddr
     remote_address: Multiaddr
 
@@ -54,19 +58,11 @@ class Transport(ABC):
 
     @abstractmethod
     def can_dial(self, address: Multiaddr) -> bool:
-        """Tell whether this transport understands `address`, names included."""
-
-    @abstractmethod
-    async def resolve(self, address: Multiaddr) -> list[Multiaddr]:
-        """Turn an address with a name into those without, in the order to try them.
-
-        Raises:
-            DialError: the name cannot be resolved.
-        """
+        """Tell whether this transport can dial `address`, or will once its name is resolved."""
 
     @abstractmethod
     async def dial(self, address: Multiaddr) -> RawConnection:
-        """Connect to an address that `resolve` returned.
+        """Connect to an address with an IP address in it, such as a `Resolver` finds.
 
         Raises:
             DialError: nobody answers there.

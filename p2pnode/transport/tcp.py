@@ -5,104 +5,103 @@ for company would only delay them.
 """
 
 import errno
+import ipaddress
 import socket
-from typing import Final, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import trio
 from multiaddr import Multiaddr
 
+from p2pnode.config import NetworkSettings
 from p2pnode.errors import AddressInUseError, DialError, InvalidAddressError
 from p2pnode.transport.base import Listener, RawConnection, Transport
 from p2pnode.transport.interfaces import own_addresses
+from p2pnode.transport.reuse import CAN_REUSE, Endpoint, choose_source
 from p2pnode.wire.addresses import tcp_address
 
-_FAMILIES: Final = {
-    "ip4": socket.AF_INET,
-    "ip6": socket.AF_INET6,
-    "dns": socket.AF_UNSPEC,
-    "dns4": socket.AF_INET,
-    "dns6": socket.AF_INET6,
-}
+_HOSTS: Final = frozenset({"ip4", "ip6", "dns", "dns4", "dns6"})
 _IPS: Final = frozenset({"ip4", "ip6"})
+# Somebody else has this pair of endpoints, or had it a moment ago.
+_TAKEN: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})
 # The shortages trio.serve_listeners also waits out, and for as long: connections that end give
 # back what is short.
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _SHORTAGE_PAUSE: Final = 0.1
 
 
-class _Endpoint(NamedTuple):
-    kind: str
-    host: str
-    port: int
-
-
 class TcpTransport(Transport):
     """Byte streams over TCP."""
 
+    def __init__(self, settings: NetworkSettings | None = None) -> None:
+        self._settings = settings or NetworkSettings()
+        self._listening: list[Endpoint] = []
+
     def can_dial(self, address: Multiaddr) -> bool:
         """See `Transport`."""
-        return _endpoint(address) is not None
-
-    async def resolve(self, address: Multiaddr) -> list[Multiaddr]:
-        """See `Transport`."""
-        kind, host, port = _checked_endpoint(address)
-        if kind in _IPS:
-            await trio.lowlevel.checkpoint()
-            return [address]
-        try:
-            answers = await trio.socket.getaddrinfo(
-                host, port, family=_FAMILIES[kind], type=socket.SOCK_STREAM
-            )
-        except (OSError, UnicodeError) as error:
-            raise DialError(f"the name {host} cannot be resolved: {_sentence(error)}") from error
-        return list(dict.fromkeys(tcp_address(str(answer[4][0]), port) for answer in answers))
+        protocols = [protocol.name for protocol in address.protocols()]
+        return len(protocols) == 2 and protocols[0] in _HOSTS and protocols[1] == "tcp"
 
     async def dial(self, address: Multiaddr) -> RawConnection:
-        """See `Transport`."""
-        kind, host, port = _checked_endpoint(address)
-        if kind not in _IPS:
-            raise ValueError(f"{address} must be resolved before it is dialled")
+        """See `Transport`; from the listening port, where `reuse_port` is set and it can be."""
+        target = endpoint_of(address)
+        if target is None:
+            raise DialError(f"{address} is not an address TCP can dial; it needs an IP and a port")
         try:
-            connecting = trio.socket.socket(_FAMILIES[kind], socket.SOCK_STREAM)
-            try:
-                await connecting.connect((host, port))
-                return _raw_connection(trio.SocketStream(connecting))
-            except BaseException:
-                connecting.close()
-                raise
+            return _raw_connection(await self._connect(target))
         except OSError as error:
             raise DialError(f"{address} cannot be reached: {_sentence(error)}") from error
 
-    async def listen(self, address: Multiaddr) -> Listener:
+    async def _connect(self, target: Endpoint) -> trio.SocketStream:
+        source = choose_source(target, self._listening) if self._settings.reuse_port else None
+        if source is not None:
+            try:
+                return await _connect(target, source)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+        return await _connect(target, None)
+
+    async def listen(self, address: Multiaddr) -> "TcpListener":
         """See `Transport`."""
-        endpoint = _endpoint(address)
-        if endpoint is None or endpoint.kind not in _IPS:
+        await trio.lowlevel.checkpoint()
+        endpoint = endpoint_of(address)
+        if endpoint is None:
             raise InvalidAddressError(
                 f"cannot listen on {address}; give an IP address and a port, "
                 "such as /ip4/0.0.0.0/tcp/4001"
             )
         try:
-            (listener,) = await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
+            listening = _listen(endpoint, self._settings)
         except OSError as error:
             raise _listen_error(error, address) from error
-        return TcpListener(listener)
+        listener = TcpListener(trio.SocketListener(listening), self._listening)
+        self._listening.append(listener.endpoint)
+        return listener
 
 
 class TcpListener(Listener):
-    """A listening TCP socket."""
+    """A listening TCP socket.
 
-    def __init__(self, listener: trio.SocketListener) -> None:
+    Args:
+        listener: the socket.
+        listening: where the transport notes it, as long as it listens.
+    """
+
+    def __init__(self, listener: trio.SocketListener, listening: list[Endpoint]) -> None:
         self._listener = listener
-        self._host, self._port = listener.socket.getsockname()[:2]
+        self._listening = listening
+        host, port = listener.socket.getsockname()[:2]
+        self.endpoint = Endpoint(ipaddress.ip_address(host), port)
 
     @property
     def addresses(self) -> list[Multiaddr]:
         """See `Listener`."""
-        if self._host == "0.0.0.0":  # noqa: S104  # compared, not bound
-            return [tcp_address(str(ip), self._port) for ip in own_addresses(4)]
-        if self._host == "::":
-            return [tcp_address(str(ip), self._port) for ip in own_addresses(6)]
-        return [tcp_address(self._host, self._port)]
+        ip, port = self.endpoint
+        if not ip.is_unspecified:
+            return [tcp_address(str(ip), port)]
+        return [tcp_address(str(own), port) for own in own_addresses(ip.version)]
 
     async def accept(self) -> RawConnection:
         """See `Listener`."""
@@ -121,7 +120,56 @@ class TcpListener(Listener):
 
     async def aclose(self) -> None:
         """See `Listener`."""
+        if self.endpoint in self._listening:
+            self._listening.remove(self.endpoint)
         await self._listener.aclose()
+
+
+def endpoint_of(address: Multiaddr) -> Endpoint | None:
+    """Return where `/ip4/<ip>/tcp/<port>`, or its IPv6 form, leads; None for any other address."""
+    parts = list(address.items())
+    if len(parts) != 2 or parts[0][0].name not in _IPS or parts[1][0].name != "tcp":
+        return None
+    return Endpoint(ipaddress.ip_address(parts[0][1]), int(parts[1][1]))
+
+
+@contextmanager
+def _closed_on_error(opened: trio.socket.SocketType | socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        opened.close()
+        raise
+
+
+async def _connect(target: Endpoint, source: Endpoint | None) -> trio.SocketStream:
+    connecting = trio.socket.socket(target.family, socket.SOCK_STREAM)
+    with _closed_on_error(connecting):
+        if source is not None:
+            connecting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            connecting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if target.family == socket.AF_INET6:
+                connecting.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            await connecting.bind(source.pair)
+        await connecting.connect(target.pair)
+        if connecting.getsockname() == connecting.getpeername():
+            # Nobody listens there, and the system happened to dial from that very port.
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        return trio.SocketStream(connecting)
+
+
+def _listen(endpoint: Endpoint, settings: NetworkSettings) -> trio.socket.SocketType:
+    opened = socket.socket(endpoint.family, socket.SOCK_STREAM)
+    with _closed_on_error(opened):
+        # A restarted node gets its port back although old connections linger in the kernel.
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if endpoint.family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind(endpoint.pair)
+        opened.listen(settings.listen_backlog)
+        if settings.reuse_port and CAN_REUSE:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return trio.socket.from_stdlib_socket(opened)
 
 
 def _raw_connection(stream: trio.SocketStream) -> RawConnection:
@@ -130,20 +178,6 @@ def _raw_connection(stream: trio.SocketStream) -> RawConnection:
         local_address=tcp_address(*stream.socket.getsockname()[:2]),
         remote_address=tcp_address(*stream.socket.getpeername()[:2]),
     )
-
-
-def _endpoint(address: Multiaddr) -> _Endpoint | None:
-    parts = list(address.items())
-    if len(parts) != 2 or parts[0][0].name not in _FAMILIES or parts[1][0].name != "tcp":
-        return None
-    return _Endpoint(parts[0][0].name, parts[0][1], int(parts[1][1]))
-
-
-def _checked_endpoint(address: Multiaddr) -> _Endpoint:
-    endpoint = _endpoint(address)
-    if endpoint is None:
-        raise DialError(f"{address} is not an address TCP can dial")
-    return endpoint
 
 
 def _listen_error(error: OSError, address: Multiaddr) -> AddressInUseError | InvalidAddressError:
@@ -159,5 +193,5 @@ def _listen_error(error: OSError, address: Multiaddr) -> AddressInUseError | Inv
     return InvalidAddressError(f"this machine cannot listen on {address}: {_sentence(error)}")
 
 
-def _sentence(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+def _sentence(error: OSError) -> str:
+    return (error.strerror or str(error) or type(error).__name__).lower()

@@ -8,7 +8,7 @@ addresses have equal bytes. Source: multiformats/multiaddr; libp2p/specs, addres
 import functools
 import ipaddress
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Literal, NamedTuple, cast
 
 from multiaddr import Multiaddr
 
@@ -19,8 +19,17 @@ from p2pnode.wire.peer_id import PeerId
 MAX_ADDRESS_BYTES: Final = 1024  # a relayed WebTransport address with two certificate hashes is 250
 _P2P: Final = varint.encode(421)
 _IP_NAMES: Final = frozenset({"ip4", "ip6"})
+_NAME_KINDS: Final = frozenset({"dns", "dns4", "dns6", "dnsaddr"})
+_TLS_NAMES: Final = frozenset({"tls", "wss"})
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class NamePart(NamedTuple):
+    """The part of an address that names a machine, or with `dnsaddr` a list of addresses."""
+
+    kind: Literal["dns", "dns4", "dns6", "dnsaddr"]
+    name: str
 
 
 def parse_address(text: str) -> Multiaddr:
@@ -114,6 +123,38 @@ def ip_of(address: Multiaddr) -> IpAddress | None:
     if protocol is None or protocol.name not in _IP_NAMES:
         return None
     return ipaddress.ip_address(value)
+
+
+def name_of(address: Multiaddr) -> NamePart | None:
+    """Return the name that `address` starts with, or None (an IP address, …)."""
+    protocol, value = next(iter(address.items()), (None, ""))
+    if protocol is None or protocol.name not in _NAME_KINDS:
+        return None
+    return NamePart(cast('Literal["dns", "dns4", "dns6", "dnsaddr"]', protocol.name), value)
+
+
+def with_ip(address: Multiaddr, ip: IpAddress) -> Multiaddr:
+    """Put `ip` in the place of the name that `address` starts with.
+
+    TLS still has to know the name, to ask for the right certificate and to check it: it stays as
+    `/sni`.
+    """
+    name = name_of(address)
+    if name is None:
+        raise ValueError(f"{address} does not start with a name")
+    parts = [Multiaddr(f"/ip{ip.version}/{ip}"), *address.split()[1:]]
+    protocols = [part.protocols()[0].name for part in parts]
+    if "sni" not in protocols:
+        for place, protocol in enumerate(protocols):
+            if protocol in _TLS_NAMES:
+                sni = Multiaddr(f"/sni/{name.name}")
+                secured = [Multiaddr("/tls"), sni]
+                # /wss is /tls/ws, and the name belongs between the two.
+                parts[place : place + 1] = (
+                    [*secured, Multiaddr("/ws")] if protocol == "wss" else secured
+                )
+                break
+    return Multiaddr(b"".join(part.to_bytes() for part in parts))
 
 
 def is_loopback(address: Multiaddr) -> bool:

@@ -37,9 +37,10 @@ class Script(Transport):
     def can_dial(self, address):
         return "udp" not in str(address)
 
-    async def resolve(self, address):
-        await trio.sleep(0.1 if address in self.names else 0)
-        return self.names.get(address, [address])
+    async def resolve(self, address, peer_id):
+        assert peer_id == PEER
+        await trio.sleep(0.1)
+        return self.names[address]
 
     async def dial(self, address):
         self.started.append((trio.current_time(), address))
@@ -72,7 +73,7 @@ REFUSED = DialError("connection refused")
 
 
 async def run(script, addresses, *, timeout=10.0, settings=SETTINGS):
-    dial = Dial(PEER, [script], script.upgrade, settings)
+    dial = Dial(PEER, [script], script.resolve, script.upgrade, settings)
     dial.offer(addresses)
     with dial.wanted_until(trio.current_time() + timeout):
         return dial, await dial.run()
@@ -172,7 +173,7 @@ async def test_a_name_is_replaced_by_what_it_means(autojump_clock):
 
 async def test_an_address_that_comes_late_still_counts(autojump_clock):
     script = Script({address(1): (2.0, REFUSED), address(2): (0.1, None)})
-    dial = Dial(PEER, [script], script.upgrade, SETTINGS)
+    dial = Dial(PEER, [script], script.resolve, script.upgrade, SETTINGS)
     dial.offer([address(1)])
     winners = []
 
@@ -196,7 +197,7 @@ async def test_of_two_winners_one_is_closed(autojump_clock):
         await gate.wait()
         return Won(raw)
 
-    dial = Dial(PEER, [script], upgrade, SETTINGS)
+    dial = Dial(PEER, [script], script.resolve, upgrade, SETTINGS)
     dial.offer([address(1), address(2)])
     winners = []
 
@@ -214,7 +215,7 @@ async def test_of_two_winners_one_is_closed(autojump_clock):
 
 async def test_a_dial_nobody_wants_any_more_ends(autojump_clock):
     script = Script({address(1): (math.inf, None)})
-    dial = Dial(PEER, [script], script.upgrade, SETTINGS)
+    dial = Dial(PEER, [script], script.resolve, script.upgrade, SETTINGS)
     dial.offer([address(1)])
     async with trio.open_nursery() as nursery:
         with contextlib.ExitStack() as callers:
@@ -229,13 +230,13 @@ async def test_a_dial_nobody_wants_any_more_ends(autojump_clock):
 
 async def test_the_longest_patience_of_all_callers_counts(autojump_clock):
     script = Script({address(1): (2.0, None)})
-    dial = Dial(PEER, [script], script.upgrade, SETTINGS)
+    dial = Dial(PEER, [script], script.resolve, script.upgrade, SETTINGS)
     dial.offer([address(1)])
     with dial.wanted_until(1.0), dial.wanted_until(3.0):
         assert await dial.run() is not None
 
 
 async def test_a_refusal_after_the_race_is_what_callers_get():
-    dial = Dial(PEER, [], None, SETTINGS)
+    dial = Dial(PEER, [], None, None, SETTINGS)
     dial.refuse(ResourceLimitError("full"))
     assert isinstance(dial.failure, ResourceLimitError)

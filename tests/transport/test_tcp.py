@@ -4,11 +4,14 @@ import socket
 import pytest
 import trio
 
-from p2pnode.errors import DialError, InvalidAddressError
+from p2pnode.config import NetworkSettings
+from p2pnode.errors import AddressInUseError, InvalidAddressError
 from p2pnode.testing.conformance.transports import TransportConformance
 from p2pnode.transport import tcp
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.wire.addresses import parse_address
+
+LOOPBACK = parse_address("/ip4/127.0.0.1/tcp/0")
 
 
 def has_ip6():
@@ -20,22 +23,31 @@ def has_ip6():
     return True
 
 
-@pytest.mark.real
-class TestTcpOverIp4(TransportConformance):
+needs_ip6 = pytest.mark.skipif(not has_ip6(), reason="this machine has no IPv6 loopback")
+
+
+class TcpConformance(TransportConformance):
+    foreign = (*TransportConformance.foreign, "/ip4/127.0.0.1/tcp/1/ws")
+
     def make_transports(self):
         transport = TcpTransport()
         return transport, transport
+
+
+@pytest.mark.real
+class TestTcpOverIp4(TcpConformance):
+    wildcard = "/ip4/0.0.0.0/tcp/0"
+    named = "/dns4/node.example/tcp/7"
 
     def listen_address(self, transport):
-        return parse_address("/ip4/127.0.0.1/tcp/0")
+        return LOOPBACK
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not has_ip6(), reason="this machine has no IPv6 loopback")
-class TestTcpOverIp6(TransportConformance):
-    def make_transports(self):
-        transport = TcpTransport()
-        return transport, transport
+@needs_ip6
+class TestTcpOverIp6(TcpConformance):
+    wildcard = "/ip6/::/tcp/0"
+    named = "/dns6/node.example/tcp/7"
 
     def listen_address(self, transport):
         return parse_address("/ip6/::1/tcp/0")
@@ -43,7 +55,7 @@ class TestTcpOverIp6(TransportConformance):
 
 @pytest.mark.real
 async def test_small_writes_leave_at_once_on_both_sides():
-    listener = await TcpTransport().listen(parse_address("/ip4/127.0.0.1/tcp/0"))
+    listener = await TcpTransport().listen(LOOPBACK)
     ours = await TcpTransport().dial(listener.addresses[0])
     theirs = await listener.accept()
     for connection in (ours, theirs):
@@ -53,23 +65,7 @@ async def test_small_writes_leave_at_once_on_both_sides():
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("text", "version"), [("/ip4/0.0.0.0/tcp/0", 4), ("/ip6/::/tcp/0", 6)])
-async def test_a_wildcard_listener_names_addresses_that_can_be_dialled(text, version):
-    if version == 6 and not has_ip6():
-        pytest.skip("this machine has no IPv6 loopback")
-    transport = TcpTransport()
-    listener = await transport.listen(parse_address(text))
-    assert listener.addresses
-    for address in listener.addresses:
-        assert not str(address).startswith(text.removesuffix("/0"))
-        connection = await transport.dial(address)
-        await connection.stream.aclose()
-    assert str(listener.addresses[-1]).startswith(("/ip4/127.0.0.1/", "/ip6/::1/"))
-    await listener.aclose()
-
-
-@pytest.mark.real
-@pytest.mark.skipif(not has_ip6(), reason="this machine has no IPv6 loopback")
+@needs_ip6
 async def test_both_wildcards_share_a_port():
     transport = TcpTransport()
     first = await transport.listen(parse_address("/ip6/::/tcp/0"))
@@ -77,59 +73,6 @@ async def test_both_wildcards_share_a_port():
     second = await transport.listen(parse_address(f"/ip4/0.0.0.0/tcp/{port}"))
     await first.aclose()
     await second.aclose()
-
-
-class Resolver(trio.abc.HostnameResolver):
-    """A name server of one name."""
-
-    def __init__(self):
-        self.asked = []
-
-    async def getaddrinfo(self, host, port, family=0, type=0, *_rest):  # noqa: A002  # trio's name
-        self.asked.append((host, family))
-        if host != b"node.example":
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        answers = {
-            socket.AF_INET: ("192.0.2.1", port),
-            socket.AF_INET6: ("2001:db8::1", port, 0, 0),
-        }
-        wanted = [family] if family else [socket.AF_INET6, socket.AF_INET]
-        # A real resolver repeats itself, too.
-        return [(each, type, 0, "", answers[each]) for each in wanted for _ in range(2)]
-
-    async def getnameinfo(self, sockaddr, flags):
-        raise NotImplementedError
-
-
-@pytest.fixture
-async def resolver():
-    resolver = Resolver()
-    trio.socket.set_custom_hostname_resolver(resolver)
-    return resolver
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("dns4", ["/ip4/192.0.2.1/tcp/7"]),
-        ("dns6", ["/ip6/2001:db8::1/tcp/7"]),
-        ("dns", ["/ip6/2001:db8::1/tcp/7", "/ip4/192.0.2.1/tcp/7"]),
-    ],
-)
-async def test_names_resolve_to_addresses_of_their_family(resolver, kind, expected):
-    address = parse_address(f"/{kind}/node.example/tcp/7")
-    assert TcpTransport().can_dial(address)
-    assert [str(each) for each in await TcpTransport().resolve(address)] == expected
-
-
-async def test_an_unknown_name_fails_and_is_named(resolver):
-    with pytest.raises(DialError, match=r"nowhere\.example cannot be resolved"):
-        await TcpTransport().resolve(parse_address("/dns4/nowhere.example/tcp/7"))
-
-
-async def test_a_name_is_not_dialled_unresolved():
-    with pytest.raises(ValueError, match="resolved before"):
-        await TcpTransport().dial(parse_address("/dns4/node.example/tcp/7"))
 
 
 @pytest.mark.parametrize(
@@ -140,17 +83,17 @@ async def test_a_name_is_not_dialled_unresolved():
     ],
 )
 async def test_each_reason_not_to_listen_has_its_sentence(monkeypatch, number, sentence):
-    async def refuse(*_args, **_kwargs):
+    def refuse(*_args):
         raise OSError(number, "Reason")
 
-    monkeypatch.setattr(trio, "open_tcp_listeners", refuse)
+    monkeypatch.setattr(tcp, "_listen", refuse)
     with pytest.raises(InvalidAddressError, match=sentence):
         await TcpTransport().listen(parse_address("/ip4/127.0.0.1/tcp/80"))
 
 
 @pytest.mark.real
 async def test_a_shortage_of_files_is_waited_out(monkeypatch, autojump_clock):
-    listener = await TcpTransport().listen(parse_address("/ip4/127.0.0.1/tcp/0"))
+    listener = await TcpTransport().listen(LOOPBACK)
     failures = iter([OSError(errno.EMFILE, "Too many open files")] * 3)
 
     class Short:
@@ -163,3 +106,113 @@ async def test_a_shortage_of_files_is_waited_out(monkeypatch, autojump_clock):
             await listener.accept()
     await listener.aclose()
     assert trio.current_time() == pytest.approx(3 * tcp._SHORTAGE_PAUSE)
+
+
+# --- dialling from the listening port ----------------------------------------------------------
+
+
+async def dial_between(dialler, target):
+    """Dial from one transport to a listener of another; returns where from."""
+    ours = await dialler.dial(target.addresses[0])
+    theirs = await target.accept()
+    assert ours.local_address == theirs.remote_address
+    await trio.aclose_forcefully(theirs.stream)
+    await trio.aclose_forcefully(ours.stream)
+    return ours.local_address
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("listen", ["/ip4/127.0.0.1/tcp/0", "/ip4/0.0.0.0/tcp/0"])
+async def test_a_node_that_listens_dials_from_its_listening_port(listen):
+    dialler = TcpTransport()
+    own = await dialler.listen(parse_address(listen))
+    one = await TcpTransport().listen(LOOPBACK)
+    other = await TcpTransport().listen(LOOPBACK)
+    assert await dial_between(dialler, one) == own.addresses[-1]
+    assert await dial_between(dialler, other) == own.addresses[-1]
+    for listener in (own, one, other):
+        await listener.aclose()
+
+
+@pytest.mark.real
+@needs_ip6
+async def test_ports_are_reused_within_their_family_alone():
+    dialler = TcpTransport()
+    own = await dialler.listen(parse_address("/ip6/::1/tcp/0"))
+    four = await TcpTransport().listen(LOOPBACK)
+    six = await TcpTransport().listen(parse_address("/ip6/::1/tcp/0"))
+    port = own.addresses[0].value_for_protocol("tcp")
+    assert (await dial_between(dialler, four)).value_for_protocol("tcp") != port
+    assert await dial_between(dialler, six) == own.addresses[0]
+    for listener in (own, four, six):
+        await listener.aclose()
+
+
+@pytest.mark.real
+async def test_a_second_connection_to_the_same_place_gets_a_port_of_its_own():
+    dialler = TcpTransport()
+    own = await dialler.listen(LOOPBACK)
+    target = await TcpTransport().listen(LOOPBACK)
+    connections = [await dialler.dial(target.addresses[0]) for _ in range(3)]
+    sources = {connection.local_address for connection in connections}
+    assert len(sources) == 3
+    assert own.addresses[0] in sources
+    for connection in connections:
+        await connection.stream.aclose()
+    await target.aclose()
+    await own.aclose()
+
+
+@pytest.mark.real
+async def test_a_dial_to_ones_own_listener_is_answered_by_the_listener():
+    transport = TcpTransport()
+    own = await transport.listen(LOOPBACK)
+    assert await dial_between(transport, own) != own.addresses[0]
+    await own.aclose()
+
+
+@pytest.mark.real
+async def test_a_socket_that_would_connect_to_itself_is_refused(monkeypatch):
+    """What the system may do by chance, when nobody listens on a port it gives out."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = parse_address(f"/ip4/127.0.0.1/tcp/{port}")
+    itself = tcp.endpoint_of(address)
+    monkeypatch.setattr(tcp, "choose_source", lambda _target, _listening: itself)
+    with pytest.raises(tcp.DialError, match="refused"):
+        await TcpTransport().dial(address)
+
+
+@pytest.mark.real
+async def test_a_port_is_reused_only_while_it_is_listened_on_and_if_the_settings_say_so():
+    target = await TcpTransport().listen(LOOPBACK)
+    for settings, reuses in [
+        (NetworkSettings(), True),
+        (NetworkSettings(reuse_port=False), False),
+    ]:
+        dialler = TcpTransport(settings)
+        own = await dialler.listen(LOOPBACK)
+        assert (await dial_between(dialler, target) == own.addresses[0]) is reuses
+        await own.aclose()
+        assert await dial_between(dialler, target) != own.addresses[0]
+    await target.aclose()
+
+
+@pytest.mark.real
+async def test_a_second_program_on_a_reused_port_is_refused():
+    first, second = TcpTransport(), TcpTransport()
+    own = await first.listen(LOOPBACK)
+    target = await TcpTransport().listen(LOOPBACK)
+    connection = await first.dial(target.addresses[0])
+    for address in (
+        own.addresses[0],
+        parse_address(str(own.addresses[0]).replace("127.0.0.1", "0.0.0.0")),
+    ):
+        with pytest.raises(AddressInUseError):
+            await second.listen(address)
+    await own.aclose()
+    again = await second.listen(own.addresses[0])  # although a connection still uses the port
+    await again.aclose()
+    await connection.stream.aclose()
+    await target.aclose()
