@@ -1,8 +1,8 @@
 """The limits our stack is compared with: trio's TCP alone, and TCP with sealed frames only.
 
 The sealed pipe is as fast as we know how to make it. Frames have a fixed size, so it needs no
-headers; it reuses its buffers, and writes four frames at once, which fit the processor's cache:
-one frame a write costs a fifth more processor time, sixteen a tenth more.
+headers; it reuses its buffers, and writes eight frames at once, which fit the processor's cache:
+one frame a write costs a third more processor time, sixteen a quarter more.
 """
 
 import struct
@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 FRAME_BYTES: Final = 64 * 1024
 SEALED_BYTES: Final = FRAME_BYTES + 16
-FRAMES_PER_WRITE: Final = 4
+FRAMES_PER_WRITE: Final = 8
 PING_BYTES: Final = 64
 DONE: Final = b"."
-_READ_BYTES: Final = 256 * 1024
+_READ_BYTES: Final = 1024 * 1024
 _KEY: Final = bytes(32)  # measured, not kept secret
 _pack_nonce: Final = struct.Struct("<4xQ").pack
 _COUNT: Final = struct.Struct(">I")

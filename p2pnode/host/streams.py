@@ -77,15 +77,12 @@ class NetworkStream(Stream):
         return await self._muxed.receive_some(max_bytes)
 
     async def receive_into(self, buffer: memoryview) -> None:
-        """See `Stream`; bytes go straight from the muxer's buffers to their place."""
+        """See `Stream`; bytes are decrypted straight to their place, where the peer lets them."""
         if self._unsettled is not None or self._failure is not None:
             await self._settle()
-        filled = 0
-        while filled < len(buffer):
-            size = await self._muxed.receive_some_into(buffer[filled:])
-            if not size:
-                raise ProtocolError(f"the stream ended after {filled} of {len(buffer)} bytes")
-            filled += size
+        filled = await self._muxed.receive_into(buffer)
+        if filled < len(buffer):
+            raise ProtocolError(f"the stream ended after {filled} of {len(buffer)} bytes")
 
     async def send_eof(self) -> None:
         """See `Stream`; on an optimistic stream it waits for the answer first.

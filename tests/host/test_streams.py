@@ -35,10 +35,13 @@ class Muxed:
         taken, self._rest = self._rest[:max_bytes], self._rest[max_bytes or len(self._rest) :]
         return taken
 
-    async def receive_some_into(self, buffer):
-        data = await self.receive_some(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+    async def receive_into(self, buffer):
+        filled = 0
+        while filled < len(buffer):
+            data = await self.receive_some(len(buffer) - filled)
+            buffer[filled : filled + len(data)] = data
+            filled += len(data)
+        return filled
 
     async def send_eof(self):
         self.ended = True

@@ -10,6 +10,7 @@ import trio
 from p2pnode.config import KIB, MIB, NetworkSettings
 from p2pnode.errors import ConnectionClosedError, ProtocolError, StreamResetError
 from p2pnode.mux.yamux import YamuxConnection
+from p2pnode.testing.channels import PieceChannel
 
 WINDOW = 256 * KIB
 DATA, UPDATE, PING, GO_AWAY = range(4)
@@ -21,10 +22,11 @@ def frame(kind, flags, stream_id, length=None, *, body=b""):
     return struct.pack(">BBHII", 0, kind, flags, stream_id, length) + body
 
 
-class Wire:
+class Wire(PieceChannel):
     """One end of a channel in memory; `capacity` writes fit in."""
 
     def __init__(self, outgoing, incoming):
+        super().__init__()
         self._outgoing = outgoing
         self._incoming = incoming
 

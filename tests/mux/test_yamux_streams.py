@@ -18,15 +18,17 @@ from p2pnode.errors import (
 )
 from p2pnode.mux.yamux import YamuxConnection
 from p2pnode.mux.yamux.frames import Flag, FrameType, GoAwayCode, Header
+from p2pnode.testing.channels import PieceChannel
 
 WINDOW = 256 * KIB
 PATTERN = bytes(range(251)) * 5000
 
 
-class MemoryChannel:
+class MemoryChannel(PieceChannel):
     """One end of a channel: bytes arrive after `delay`, at `rate` bytes a second."""
 
     def __init__(self, *, delay=0.0, rate=math.inf, room=math.inf):
+        super().__init__()
         self.delay, self.rate, self.room = delay, rate, room
         self.arriving = []  # (when, bytes)
         self.free_at = 0.0
@@ -214,7 +216,7 @@ async def test_a_buffer_may_change_as_soon_as_it_is_sent(autojump_clock):
             received = bytearray(size)
             view, filled = memoryview(received), 0
             while filled < size:
-                filled += await theirs.receive_some_into(view[filled:])
+                filled += await theirs.receive_into(view[filled:])
             assert received == b"a" * size
 
 
@@ -525,9 +527,7 @@ async def test_a_cancelled_receive_loses_nothing(autojump_clock, into):
     async with two_sessions() as (client, server):
         ours, theirs = await pair_of_streams(client, server)
         buffer = memoryview(bytearray(5))
-        receive = (
-            functools.partial(theirs.receive_some_into, buffer) if into else theirs.receive_some
-        )
+        receive = functools.partial(theirs.receive_into, buffer) if into else theirs.receive_some
         with trio.move_on_after(1) as scope:
             await receive()
         assert scope.cancelled_caught

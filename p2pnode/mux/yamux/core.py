@@ -134,8 +134,11 @@ class YamuxCore:
         self._unanswered[stream.stream_id] = stream
 
     def greet(self, stream: StreamState) -> None:
-        """Send the stream's SYN or ACK now, rather than with its first frame."""
-        if stream.greet and stream.failure is None and not stream.scheduled:
+        """Send the stream's SYN or ACK now, rather than with its first frame.
+
+        What `send_later` left goes with it.
+        """
+        if (stream.greet or stream.outgoing) and stream.failure is None and not stream.scheduled:
             stream.scheduled = True
             self._small.append(stream)
 
@@ -144,8 +147,12 @@ class YamuxCore:
         stream.queue(data)
         self._schedule(stream)
 
+    def send_later(self, stream: StreamState, data: memoryview) -> None:
+        """Queue `data` to go with what is sent next on `stream`, or with its acknowledgement."""
+        stream.queue(data)
+
     def wrote(self, output: Output) -> list[StreamEvent]:
-        """Note that the buffers of `output` have been written, and may change."""
+        """Note that the buffers of `output` have been taken, and may change."""
         for stream, size in output.served:
             stream.unwritten -= size
             if stream.unwritten <= self._settings.yamux_send_buffer:
@@ -180,6 +187,19 @@ class YamuxCore:
             self._grant(stream, now)
         return []
 
+    def expect(self, stream: StreamState, buffer: memoryview) -> None:
+        """Put what comes next on `stream` into `buffer`, until it is full; nothing waits there.
+
+        The stream becomes readable when that is done, or when nothing more will come.
+        """
+        assert not stream.received
+        stream.destination = buffer
+
+    def stop_expecting(self, stream: StreamState) -> int:
+        """Take back the buffer; returns how many of its bytes have not been filled."""
+        destination, stream.destination = stream.destination, None
+        return 0 if destination is None else len(destination)
+
     def take(self, stream: StreamState, max_bytes: int | None, now: float) -> Buffer:
         """Return received bytes, of one piece, and grant the peer as much again.
 
@@ -189,6 +209,12 @@ class YamuxCore:
         if stream.taken * 2 >= stream.receive_target:
             self._grant(stream, now)
         return piece
+
+    def unread(self, stream: StreamState, data: bytes) -> None:
+        """Take back what was taken last, or its end."""
+        stream.received.appendleft(data)
+        stream.received_bytes += len(data)
+        stream.taken -= len(data)
 
     def reset(self, stream: StreamState, error: P2PNodeError, code: int = 0) -> list[StreamEvent]:
         """Abort a stream in both directions; `code` tells the peer why."""
@@ -231,6 +257,31 @@ class YamuxCore:
         return self._take_events()
 
     # --- inputs ---------------------------------------------------------------------------------
+
+    def destination(self, size: int) -> memoryview | None:
+        """Return where the next `size` bytes from the channel may be put, sparing a copy.
+
+        They must all be data of one stream, and wanted by its waiting reader; otherwise it is
+        None, and they are for `receive_data`. When they are there, tell `receive_placed`.
+        """
+        stream = self._body_of
+        if stream is None or not 0 < size <= self._body_left:
+            return None
+        wanted = stream.destination
+        if wanted is None or len(wanted) < size or stream.discarding or stream.failure is not None:
+            return None
+        return wanted[:size]
+
+    def receive_placed(self, size: int, now: float) -> list[StreamEvent]:
+        """Note that `size` bytes from the channel lie where `destination` said."""
+        stream = self._body_of
+        assert stream is not None
+        self._heard_at = now
+        self._body_left -= size
+        self.bytes_received += size
+        stream.note_filled(size)
+        self._note_body(stream, now)
+        return self._take_events()
 
     def receive_data(self, data: Buffer, now: float) -> list[StreamEvent]:
         """Take bytes from the channel.
@@ -377,7 +428,7 @@ class YamuxCore:
         if flag == Flag.SYN:
             stream.awaits_ack = True
             self._unacknowledged += 1
-        elif flag == Flag.ACK:
+        elif flag == Flag.ACK and not stream.outgoing:  # else what `send_later` left still waits
             self._unanswered.pop(stream.stream_id, None)
         return flag
 
@@ -511,10 +562,17 @@ class YamuxCore:
         self.bytes_received += len(piece)
         if stream.discarding:
             stream.taken += len(piece)
-            if stream.taken * 2 >= stream.receive_target:
-                self._grant(stream, now)
         else:
-            stream.store(piece)
+            rest = piece if stream.destination is None else stream.fill(piece)
+            if rest:
+                stream.store(rest)
+        self._note_body(stream, now)
+
+    def _note_body(self, stream: StreamState, now: float) -> None:
+        """Act on data that has come, wherever it went."""
+        if stream.taken * 2 >= stream.receive_target:
+            self._grant(stream, now)
+        if not stream.destination and not stream.discarding:
             self._events.append(StreamEvent(EventKind.READABLE, stream))
         if not self._body_left and self._body_finishes:
             self._receive_finish(stream)

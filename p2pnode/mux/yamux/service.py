@@ -2,9 +2,13 @@
 
 A large buffer goes to the channel as it is, and `send_all` returns when the channel has taken it.
 Small ones are copied, and up to a quarter MiB of them may wait for the writer, so that it packs
-many into one write.
+many into one write. But when nothing was written for a moment, whoever has something to send
+writes it at once: waking the writer for a single message would cost more than the message.
+
+A reader that knows how much it wants gives its buffer, and the channel decrypts straight into it.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
@@ -17,17 +21,37 @@ from p2pnode.mux.yamux.frames import GoAwayCode
 from p2pnode.mux.yamux.state import Buffer, EventKind, StreamEvent, StreamState
 
 COPY_UP_TO: Final = 64 * 1024  # bytes; copying so much costs less than waiting for the writer
+QUIET_TIME: Final = 100e-6  # seconds; a write that follows another one sooner waits for company
 _BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class Channel(Protocol):
-    """What a session runs over: a byte stream that moves several buffers at once."""
+    """What a session runs over: `p2pnode.security.noise.SecureChannel`, step by step."""
 
-    async def send_many(self, buffers: Sequence[Buffer]) -> None:
-        """Send the buffers in order."""
+    @property
+    def is_flushed(self) -> bool:
+        """Whether everything that was written has been sent."""
 
-    async def receive_many(self) -> list[bytes]:
-        """Return what has been received, at least one byte; [] at the end."""
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Take buffers, in order, when all earlier ones are flushed; they may change afterwards."""
+
+    def send_now(self) -> bool:
+        """Send what can be sent without waiting; returns whether that was everything."""
+
+    async def flush(self) -> None:
+        """Send what was written."""
+
+    async def wait_received(self) -> bool:
+        """Wait until something can be read; returns False at the end."""
+
+    def next_size(self) -> int:
+        """Return how many bytes `read` would give, or -1 if they have to be waited for."""
+
+    def read(self) -> bytes:
+        """Return the next piece."""
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Write the next piece to `buffer`, of exactly its size."""
 
     async def aclose(self) -> None:
         """Close the channel."""
@@ -36,6 +60,8 @@ class Channel(Protocol):
 class _Signal:
     """Wakes all who wait, again and again."""
 
+    __slots__ = ("_lot",)
+
     def __init__(self) -> None:
         self._lot = trio.lowlevel.ParkingLot()
 
@@ -43,7 +69,8 @@ class _Signal:
         await self._lot.park()
 
     def set(self) -> None:
-        self._lot.unpark_all()
+        if self._lot:
+            self._lot.unpark_all()
 
 
 class YamuxStream(trio.abc.HalfCloseableStream):
@@ -116,6 +143,17 @@ class YamuxStream(trio.abc.HalfCloseableStream):
             await self._writable.wait()
         self._check_open_for_sending()
 
+    def send_later(self, data: Buffer) -> None:
+        """Queue a few bytes to go with what is sent next, or with the stream's acknowledgement.
+
+        Whoever waits to read from the stream sends them, too.
+        """
+        self._core.send_later(self._state, memoryview(data))
+
+    def unread(self, data: bytes) -> None:
+        """Put back the end of what was received, to be received again."""
+        self._core.unread(self._state, data)
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return received bytes; b"" at the end.
 
@@ -127,21 +165,49 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         """
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
-        if not await self._wait_readable():
-            return b""
-        piece = self._core.take(self._state, max_bytes, trio.current_time())
+        state = self._state
+        self._begin_receiving()
+        try:
+            if state.received or self._is_at_end():
+                await trio.lowlevel.checkpoint()
+            while not state.received or self._closed:
+                if self._is_at_end():
+                    return b""
+                await self._wait_readable()
+        finally:
+            self._receiving = False
+        piece = self._core.take(state, max_bytes, trio.current_time())
         self._connection.kick()  # there may be a window to grant
         return piece if isinstance(piece, bytes) else bytes(piece)
 
-    async def receive_some_into(self, buffer: memoryview) -> int:
-        """Copy received bytes to the front of `buffer`; returns how many, 0 at the end.
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Fill `buffer`; returns how many bytes there were for it before the end.
 
-        Raises as `receive_some` does.
+        What has come when it is cancelled is lost. Raises as `receive_some` does.
         """
-        if not await self._wait_readable():
-            return 0
-        now = trio.current_time()
+        state, core = self._state, self._core
+        self._begin_receiving()
+        try:
+            missing = len(buffer)
+            if state.received or self._is_at_end():
+                await trio.lowlevel.checkpoint()
+                missing -= self._take_into(buffer)
+            if not missing:
+                return len(buffer)
+            core.expect(state, buffer[-missing:])
+            try:
+                while state.destination and not self._is_at_end():
+                    await self._wait_readable()
+            finally:
+                missing = core.stop_expecting(state)
+        finally:
+            self._receiving = False
+        return len(buffer) - missing
+
+    def _take_into(self, buffer: memoryview) -> int:
+        """Copy what has been received to the front of `buffer`, as far as there is room."""
         filled = 0
+        now = trio.current_time()
         while self._state.received and filled < len(buffer):
             piece = self._core.take(self._state, len(buffer) - filled, now)
             buffer[filled : filled + len(piece)] = piece
@@ -149,27 +215,23 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         self._connection.kick()  # there may be a window to grant
         return filled
 
-    async def _wait_readable(self) -> bool:
-        """Wait for bytes; returns whether there are any before the end."""
+    def _begin_receiving(self) -> None:
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving on this stream")
-        state = self._state
         self._receiving = True
-        try:
-            await trio.lowlevel.checkpoint()
-            while not self._closed and not state.received:
-                if state.receive_failure is not None:
-                    raise _again(state.receive_failure)
-                if state.remote_finished:
-                    return False
-                self._core.greet(state)
-                self._connection.kick()
-                await self._readable.wait()
-        finally:
-            self._receiving = False
+
+    def _is_at_end(self) -> bool:
+        """Whether nothing more will come; raises if that is no clean end."""
         if self._closed:
             raise trio.ClosedResourceError("the stream is closed")
-        return True
+        if self._state.receive_failure is not None:
+            raise _again(self._state.receive_failure)
+        return self._state.remote_finished
+
+    async def _wait_readable(self) -> None:
+        self._core.greet(self._state)  # what is held back for company goes now
+        self._connection.kick()
+        await self._readable.wait()
 
     async def send_eof(self) -> None:
         """Finish our direction, behind all that was sent; the peer's stays open.
@@ -224,6 +286,7 @@ class YamuxConnection:
         self._pongs = _Signal()
         self._written = _Signal()
         self._writing = False
+        self._wrote_at = -math.inf
         self._running = False
         self._reason: P2PNodeError | None = None
         self._tasks = trio.CancelScope()
@@ -255,9 +318,29 @@ class YamuxConnection:
         return self.core.round_trip
 
     def kick(self) -> None:
-        """Wake the writer if there is something to write."""
-        if self.core.has_output:
+        """See to it that what there is to write gets written: at once, or by the writer."""
+        if not self.core.has_output:
+            return
+        now = trio.current_time()
+        may_write = self._running and not self._writing and self._channel.is_flushed
+        if may_write and now - self._wrote_at > QUIET_TIME:
+            self._wrote_at = now
+            self._fill_channel()
+            if self._channel.send_now():
+                self._written.set()
+        if self._has_work:
             self._output.set()
+
+    @property
+    def _has_work(self) -> bool:
+        return self.core.has_output or not self._channel.is_flushed
+
+    def _fill_channel(self) -> None:
+        """Let the channel take what goes next; its senders get their buffers back."""
+        output = self.core.next_frames(self._settings.yamux_write_budget)
+        if output.buffers:
+            self._channel.write(output.buffers)
+            self.dispatch(self.core.wrote(output))
 
     def rearm(self) -> None:
         """Note that something may have to happen earlier than was known."""
@@ -329,17 +412,20 @@ class YamuxConnection:
         """Wait until the writer has written all it can, for a bounded time."""
         self.kick()
         with trio.move_on_at(self._close_deadline()):
-            while self._running and (self.core.is_taking_leave or self._writing):
+            while self._running and (self.core.is_taking_leave or not self._channel.is_flushed):
                 await self._written.wait()
 
     async def _read(self) -> None:
-        while not self.core.remote_closed:
-            pieces = await self._channel.receive_many()
-            if not pieces:
-                break
+        core, channel = self.core, self._channel
+        while not core.remote_closed and await channel.wait_received():
             now = trio.current_time()
-            for data in pieces:
-                self.dispatch(self.core.receive_data(data, now))
+            while (size := channel.next_size()) >= 0:
+                destination = core.destination(size)
+                if destination is None:
+                    self.dispatch(core.receive_data(channel.read(), now))
+                else:
+                    channel.read_into(destination)
+                    self.dispatch(core.receive_placed(size, now))
             self._pongs.set()
             self.kick()
         self._end(ConnectionClosedError("the peer closed the connection"))
@@ -353,14 +439,14 @@ class YamuxConnection:
 
     async def _write_until_broken(self) -> None:
         while True:
-            while not self.core.has_output:
+            while not self._has_work:
                 await self._output.wait()
-            output = self.core.next_frames(self._settings.yamux_write_budget)
-            if output.buffers:
-                self._writing = True
-                await self._channel.send_many(output.buffers)
-                self._writing = False
-                self.dispatch(self.core.wrote(output))
+            self._writing = True
+            if self._channel.is_flushed:
+                self._fill_channel()
+            await self._channel.flush()
+            self._writing = False
+            self._wrote_at = trio.current_time()
             self._written.set()
 
     async def _keep_time(self) -> None:

@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Final
+from typing import Final, NamedTuple
 
 from p2pnode.errors import P2PNodeError
 
@@ -44,6 +44,7 @@ class StreamState:
     received: deque[Buffer] = field(default_factory=deque)
     received_bytes: int = 0
     taken: int = 0  # read since the last grant
+    destination: memoryview | None = None  # what its waiting reader still wants filled
     remote_finished: bool = False
     receive_failure: P2PNodeError | None = None  # nothing more will come, and no clean end
     discarding: bool = False  # our reader is gone
@@ -112,6 +113,21 @@ class StreamState:
         self.taken += len(piece)
         return piece
 
+    def fill(self, piece: memoryview) -> memoryview:
+        """Copy a received piece to the waiting reader; returns what it did not want."""
+        destination = self.destination
+        assert destination is not None
+        size = min(len(piece), len(destination))
+        destination[:size] = piece[:size]
+        self.note_filled(size)
+        return piece[size:]
+
+    def note_filled(self, size: int) -> None:
+        """Note that so much more of the reader's buffer has been filled."""
+        assert self.destination is not None
+        self.destination = self.destination[size:]
+        self.taken += size
+
     def drop_received(self) -> None:
         """Forget what has been received, as if it had been read."""
         self.taken += self.received_bytes
@@ -119,8 +135,7 @@ class StreamState:
         self.received_bytes = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StreamEvent:
+class StreamEvent(NamedTuple):
     """Something happened to a stream."""
 
     kind: EventKind

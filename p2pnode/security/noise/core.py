@@ -85,7 +85,23 @@ class CipherState:
         try:
             return self._cipher.decrypt(self._next_nonce(), ciphertext, associated)
         except InvalidTag:
-            raise ProtocolError("a message does not decrypt: it was changed or replayed") from None
+            raise _undecryptable() from None
+
+    def decrypt_into(self, ciphertext: Buffer, out: memoryview) -> None:
+        """Write the plaintext to `out`, which has 16 bytes less than `ciphertext`.
+
+        Raises:
+            ProtocolError: as `decrypt`; then what is in `out` is worthless.
+            ConnectionClosedError: 2**64 - 1 messages were decrypted with this key.
+        """
+        try:
+            self._cipher.decrypt_into(self._next_nonce(), ciphertext, None, out)
+        except InvalidTag:
+            raise _undecryptable() from None
+
+
+def _undecryptable() -> ProtocolError:
+    return ProtocolError("a message does not decrypt: it was changed or replayed")
 
 
 class _SymmetricState:

@@ -1,9 +1,10 @@
 """Frames of an established Noise channel, as pure state machines.
 
-Each frame is a 2-byte big-endian length and that many bytes of ciphertext. Sealing encrypts large
-buffers from where they lie into one output buffer, which is reused; small ones are gathered first,
-since a frame of their own would cost more than copying them. Opening decrypts frames from where
-they were received; only a frame cut by the end of a read is put together by copying.
+Each frame is a 2-byte big-endian length and that many bytes of ciphertext. Nothing large is
+copied: sealing encrypts buffers from where they lie into one output buffer, which is reused, and
+opening decrypts a frame from where it was received to where its reader wants it. Small buffers are
+gathered into one frame, since a frame of their own would cost more than copying them; and a frame
+cut by the end of a read is put together by copying.
 
 Source: libp2p/specs, noise, wire format.
 """
@@ -15,11 +16,9 @@ from p2pnode.errors import ProtocolError
 from p2pnode.security.noise.core import MAX_PLAINTEXT, TAG_BYTES, Buffer, CipherState
 
 LENGTH_BYTES: Final = 2
-# Fewer system calls, and it stays in the processor's cache. A whole write of the muxer fits: its
-# callers' buffers are not looked at any more once the write has begun, even if it is cancelled.
-BATCH_BYTES: Final = (1024 + 160) * 1024
 GATHER_BELOW: Final = 8192  # bytes; copying so much costs less than a frame of its own
-MAX_SPARE_OUTPUTS: Final = 4  # idle channels hold no buffer; a large batch takes one of these
+SPARE_BYTES: Final = 768 * 1024  # of a buffer worth keeping: holds a whole write of the muxer
+MAX_SPARE_OUTPUTS: Final = 4  # idle channels hold no buffer; a large write takes one of these
 _spare_outputs: list[bytearray] = []
 
 
@@ -28,39 +27,53 @@ class FrameSealer:
 
     def __init__(self, cipher: CipherState) -> None:
         self._cipher = cipher
+        self._output: bytearray | None = None
 
-    def seal(self, buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+    def seal(self, buffers: Sequence[Buffer]) -> Buffer:
         """Encrypt `buffers`, in order, as one run of bytes.
 
-        Yields:
-            Batches of about a MiB to write at once. A batch is valid until the next is taken.
+        Returns:
+            What to write. It is valid until `release`, which must come before the next `seal`.
 
         Raises:
             ConnectionClosedError: the key has encrypted as many frames as it may.
         """
-        if sum(map(len, buffers)) < GATHER_BELOW:  # no buffer to borrow for one small frame
-            sealed = self._cipher.encrypt(b"".join(buffers))
-            yield len(sealed).to_bytes(LENGTH_BYTES, "big") + sealed
-            return
-        output = _spare_outputs.pop() if _spare_outputs else bytearray(BATCH_BYTES)
-        try:
-            yield from self._seal_into(memoryview(output), buffers)
-        finally:
-            if len(_spare_outputs) < MAX_SPARE_OUTPUTS:
-                _spare_outputs.append(output)
-
-    def _seal_into(self, output: memoryview, buffers: Sequence[Buffer]) -> Iterator[memoryview]:
-        filled = 0
-        for plaintext in _plaintexts(buffers):
+        total = sum(map(len, buffers))
+        if total < GATHER_BELOW:  # no buffer to borrow for one small frame
+            if not total:
+                return b""
+            sealed = self._cipher.encrypt(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+            return len(sealed).to_bytes(LENGTH_BYTES, "big") + sealed
+        plaintexts = list(_plaintexts(buffers))
+        self._output = _borrow(total + len(plaintexts) * (LENGTH_BYTES + TAG_BYTES))
+        view = memoryview(self._output)
+        encrypt_into = self._cipher.encrypt_into
+        end = 0
+        for plaintext in plaintexts:
             size = len(plaintext) + TAG_BYTES
-            if filled + LENGTH_BYTES + size > BATCH_BYTES:
-                yield output[:filled]
-                filled = 0
-            start = filled + LENGTH_BYTES
-            output[filled:start] = size.to_bytes(LENGTH_BYTES, "big")
-            filled = start + size
-            self._cipher.encrypt_into(plaintext, output[start:filled])
-        yield output[:filled]
+            start = end + LENGTH_BYTES
+            view[end] = size >> 8
+            view[end + 1] = size & 0xFF
+            end = start + size
+            encrypt_into(plaintext, view[start:end])
+        return view[:end]
+
+    def release(self) -> None:
+        """Give the output buffer back: what `seal` returned has been written, or never will be."""
+        output, self._output = self._output, None
+        if output is None or len(output) != SPARE_BYTES:
+            return
+        if len(_spare_outputs) < MAX_SPARE_OUTPUTS:
+            _spare_outputs.append(output)
+
+
+def _borrow(size: int) -> bytearray:
+    if size > SPARE_BYTES:
+        return bytearray(size)
+    try:
+        return _spare_outputs.pop()
+    except IndexError:
+        return bytearray(SPARE_BYTES)
 
 
 def _plaintexts(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
@@ -68,78 +81,107 @@ def _plaintexts(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
     gathered: list[Buffer] = []
     size = 0
     for buffer in buffers:
+        if len(buffer) < GATHER_BELOW:
+            if size + len(buffer) > MAX_PLAINTEXT:
+                yield b"".join(gathered)
+                gathered, size = [], 0
+            gathered.append(buffer)
+            size += len(buffer)
+            continue
         view = memoryview(buffer)
         for start in range(0, len(view), MAX_PLAINTEXT):
             piece = view[start : start + MAX_PLAINTEXT]
-            small = len(piece) < GATHER_BELOW
-            if gathered and (not small or size + len(piece) > MAX_PLAINTEXT):
+            if len(piece) < GATHER_BELOW:  # the end of the buffer: the next one may follow it
+                gathered, size = [piece], len(piece)
+                break
+            if size:
                 yield b"".join(gathered)
                 gathered, size = [], 0
-            if small:
-                gathered.append(piece)
-                size += len(piece)
-            else:
-                yield piece
-    if gathered:
+            yield piece
+    if size:
         yield b"".join(gathered)
 
 
 class FrameOpener:
-    """The receiving direction."""
+    """The receiving direction: `receive_data`, then `open` while `next_size` finds a frame."""
 
     def __init__(self, cipher: CipherState) -> None:
         self._cipher = cipher
-        self._cut = bytearray()  # the beginning of a frame whose rest has not come
+        self._data = memoryview(b"")  # received last
+        self._offset = 0  # of the first frame there that has not been opened
+        self._cut = bytearray()  # a frame whose beginning ended an earlier read
 
     @property
     def is_inside_frame(self) -> bool:
         """Whether the bytes received so far end within a frame."""
         return bool(self._cut)
 
-    def receive_data(self, data: Buffer) -> list[bytes]:
-        """Take bytes from the peer; returns the plaintexts of the frames they complete.
+    def receive_data(self, data: Buffer) -> None:
+        """Take bytes from the peer; all whole frames of earlier ones must have been opened."""
+        view = memoryview(data)
+        self._data, self._offset = view, 0
+        if self._cut:
+            self._extend_cut(LENGTH_BYTES)
+            if len(self._cut) >= LENGTH_BYTES:
+                self._extend_cut(self._cut_size())
 
-        Empty plaintexts are left out.
+    def next_size(self) -> int:
+        """Return how many bytes of plaintext the next whole frame has, or -1 if there is none.
 
         Raises:
-            ProtocolError: a frame is too short, or was changed, replayed or left out on its way.
+            ProtocolError: the frame has no room for its tag.
+        """
+        if self._cut:
+            if len(self._cut) < LENGTH_BYTES or len(self._cut) < self._cut_size():
+                return -1
+            return _plaintext_size(self._cut_size() - LENGTH_BYTES)
+        data, offset = self._data, self._offset
+        available = len(data) - offset - LENGTH_BYTES
+        if available >= 0:
+            size = data[offset] << 8 | data[offset + 1]
+            if size <= available:
+                return _plaintext_size(size)
+        if available > -LENGTH_BYTES:
+            self._cut += data[offset:]
+        self._data, self._offset = memoryview(b""), 0
+        return -1
+
+    def open(self) -> bytes:
+        """Return the plaintext of the frame that `next_size` found.
+
+        Raises:
+            ProtocolError: it was changed, replayed or left out on its way.
             ConnectionClosedError: the key has decrypted as many frames as it may.
         """
-        plaintexts: list[bytes] = []
-        view = memoryview(data)
-        offset = self._complete_cut(view, plaintexts) if self._cut else 0
-        available = len(view)
-        while available - offset >= LENGTH_BYTES:
-            start = offset + LENGTH_BYTES
-            end = start + (view[offset] << 8 | view[offset + 1])
-            if end > available:
-                break
-            self._open(view[start:end], plaintexts)
-            offset = end
-        self._cut += view[offset:]
-        return plaintexts
+        return self._cipher.decrypt(self._take())
 
-    def _complete_cut(self, view: memoryview, plaintexts: list[bytes]) -> int:
-        """Complete the cut frame; returns how many bytes of `view` that took."""
-        taken = 0
-        while True:
-            needed = LENGTH_BYTES
-            if len(self._cut) >= LENGTH_BYTES:
-                needed += self._cut[0] << 8 | self._cut[1]
-            missing = needed - len(self._cut)
-            if not missing:
-                frame, self._cut = self._cut, bytearray()
-                self._open(memoryview(frame)[LENGTH_BYTES:], plaintexts)
-                return taken
-            piece = view[taken : taken + missing]
-            if not piece:
-                return taken
-            self._cut += piece
-            taken += len(piece)
+    def open_into(self, buffer: memoryview) -> None:
+        """Write the plaintext to `buffer`, of exactly its size; raises as `open` does.
 
-    def _open(self, ciphertext: memoryview, plaintexts: list[bytes]) -> None:
-        if len(ciphertext) < TAG_BYTES:
-            raise ProtocolError(f"a frame of {len(ciphertext)} bytes has no room for its tag")
-        plaintext = self._cipher.decrypt(ciphertext)
-        if plaintext:
-            plaintexts.append(plaintext)
+        When it raises, the buffer's content is worthless.
+        """
+        self._cipher.decrypt_into(self._take(), buffer)
+
+    def _take(self) -> memoryview:
+        if self._cut:
+            frame, self._cut = self._cut, bytearray()
+            return memoryview(frame)[LENGTH_BYTES:]
+        data, offset = self._data, self._offset
+        start = offset + LENGTH_BYTES
+        self._offset = end = start + (data[offset] << 8 | data[offset + 1])
+        return data[start:end]
+
+    def _cut_size(self) -> int:
+        return LENGTH_BYTES + (self._cut[0] << 8 | self._cut[1])
+
+    def _extend_cut(self, size: int) -> None:
+        """Move bytes from what was received to the cut frame, until it has `size` if they do."""
+        start = self._offset
+        self._offset = min(start + max(size - len(self._cut), 0), len(self._data))
+        self._cut += self._data[start : self._offset]
+
+
+def _plaintext_size(size: int) -> int:
+    if size < TAG_BYTES:
+        raise ProtocolError(f"a frame of {size} bytes has no room for its tag")
+    return size - TAG_BYTES

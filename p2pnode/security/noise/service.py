@@ -5,21 +5,23 @@ bytes.
 """
 
 import operator
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from p2pnode.errors import ConnectionClosedError, HandshakeError, P2PNodeError
+from p2pnode.errors import ConnectionClosedError, HandshakeError, P2PNodeError, ProtocolError
 from p2pnode.security.noise.core import Buffer, Handshake
 from p2pnode.security.noise.frames import LENGTH_BYTES, FrameOpener, FrameSealer
+from p2pnode.transport.shortcut import SocketShortcut
 from p2pnode.wire.keys import PrivateKey, PublicKey
 from p2pnode.wire.peer_id import PeerId
 
 RECEIVE_BYTES: Final = 256 * 1024  # asked of the stream at once
+SEND_BYTES: Final = 512 * 1024  # encrypted at once: more would not stay in the processor's cache
 MAX_HANDSHAKE_MESSAGE: Final = 8192  # an RSA-8192 identity needs 2.5 KiB
+_NOTHING: Final = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,10 @@ async def _receive_message(stream: trio.abc.Stream, received: bytearray) -> byte
 class SecureChannel(trio.abc.Stream):
     """An encrypted byte stream. One task may send while another receives.
 
+    It has two faces. As a `trio.abc.Stream` it is used like any other. The muxer takes the steps
+    one by one: `write` encrypts, `send_now` and `flush` send; `wait_received` waits, `next_size`
+    looks, and `read` or `read_into` decrypts, straight to where the bytes are wanted.
+
     Args:
         stream: what carries the frames; closed with the channel.
         sealer, opener: the two directions.
@@ -111,48 +117,74 @@ class SecureChannel(trio.abc.Stream):
         received: bytes = b"",
     ) -> None:
         self._stream = stream
+        self._shortcut = SocketShortcut.of(stream)
+        self._receive = (self._shortcut or stream).receive_some
         self._sealer = sealer
         self._opener = opener
-        self._received = received
-        self._plaintexts: deque[bytes] = deque()
+        self._unsent = _NOTHING
+        self._rest = b""  # of a plaintext of which a reader wanted less
         self._sending = False
         self._receiving = False
         self._send_broken = False
         self._receive_failure: P2PNodeError | None = None
         self._closed = False
+        if received:
+            self._opener.receive_data(received)
 
-    async def send_all(self, data: Buffer) -> None:
-        """Encrypt and send `data`; raises as `send_many` does."""
-        await self.send_many((data,))
+    # --- sending --------------------------------------------------------------------------------
 
-    async def send_many(self, buffers: Sequence[Buffer]) -> None:
-        """Encrypt and send several buffers, in order, as one run of bytes.
+    @property
+    def is_flushed(self) -> bool:
+        """Whether everything that was written has been sent."""
+        return not self._unsent
 
-        A send that was cancelled or failed leaves the channel unable to send: part of a frame may
-        be on its way.
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Encrypt `buffers`, in order, for `flush` to send; they may change as soon as it returns.
+
+        What was written before must have been flushed.
 
         Raises:
             ConnectionClosedError: the key has encrypted as many frames as it may.
+        """
+        assert not self._unsent
+        self._unsent = memoryview(self._sealer.seal(buffers))
+
+    def send_now(self) -> bool:
+        """Send what can be sent without waiting; returns whether that was everything.
+
+        Not while another task is in `flush`.
+        """
+        if self._shortcut is not None and not self._closed:
+            self._note_sent(self._shortcut.send_now(self._unsent))
+        return not self._unsent
+
+    async def flush(self) -> None:
+        """Send what was written.
+
+        A flush that was cancelled or failed leaves the channel unable to send: part of a frame
+        may be on its way.
+
+        Raises:
             trio.BrokenResourceError: the stream broke, or an earlier send did not finish.
             trio.BusyResourceError: another task is sending.
             trio.ClosedResourceError: the channel was closed.
         """
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending on this channel")
-        if self._closed:
-            raise trio.ClosedResourceError("the channel is closed")
-        if self._send_broken:
-            raise trio.BrokenResourceError("an earlier send did not finish")
-        if not any(map(len, buffers)):
-            await self._stream.send_all(b"")
-            return
+        self._check_sendable()
         self._sending = self._send_broken = True
         try:
-            for batch in self._sealer.seal(buffers):
-                await self._stream.send_all(batch)
+            await self._stream.send_all(self._unsent)
             self._send_broken = False
         finally:
             self._sending = False
+            self._note_sent(len(self._unsent))  # or it never will be
+
+    async def send_all(self, data: Buffer) -> None:
+        """Encrypt and send `data`; raises as `write` and `flush` do."""
+        self._check_sendable()
+        view = memoryview(data)
+        for start in range(0, len(view) or 1, SEND_BYTES):
+            self.write((view[start : start + SEND_BYTES],))
+            await self.flush()
 
     async def wait_send_all_might_not_block(self) -> None:
         """See `trio.abc.SendStream`."""
@@ -164,64 +196,114 @@ class SecureChannel(trio.abc.Stream):
         finally:
             self._sending = False
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return the next plaintext, or its first `max_bytes`; b"" at the end.
+    def _check_sendable(self) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this channel")
+        if self._closed:
+            raise trio.ClosedResourceError("the channel is closed")
+        if self._send_broken:
+            raise trio.BrokenResourceError("an earlier send did not finish")
+
+    def _note_sent(self, size: int) -> None:
+        self._unsent = self._unsent[size:]
+        if not self._unsent:
+            self._unsent = _NOTHING  # which lets go of the sealer's buffer
+            self._sealer.release()
+
+    # --- receiving ------------------------------------------------------------------------------
+
+    async def wait_received(self) -> bool:
+        """Wait until a frame has come; returns False when none will.
 
         Raises:
-            ProtocolError: a frame was changed, replayed or left out on its way.
+            ProtocolError: the frame has no room for its tag.
             ConnectionClosedError: the stream ended inside a frame.
             trio.BrokenResourceError: the stream broke.
             trio.BusyResourceError: another task is receiving.
             trio.ClosedResourceError: the channel was closed.
         """
-        if max_bytes is not None and operator.index(max_bytes) < 1:
-            raise ValueError("max_bytes must be at least 1")
-        if self._plaintexts and not self._closed:
-            await trio.lowlevel.checkpoint()
-        elif not await self._fill():
-            return b""
-        plaintext = self._plaintexts.popleft()
-        if max_bytes is not None and len(plaintext) > max_bytes:
-            self._plaintexts.appendleft(plaintext[max_bytes:])
-            return plaintext[:max_bytes]
-        return plaintext
-
-    async def receive_many(self) -> list[bytes]:
-        """Return the plaintexts of all frames that have come, at least one; [] at the end.
-
-        Raises as `receive_some` does.
-        """
-        if self._plaintexts and not self._closed:
-            await trio.lowlevel.checkpoint()
-        elif not await self._fill():
-            return []
-        plaintexts = list(self._plaintexts)
-        self._plaintexts.clear()
-        return plaintexts
-
-    async def _fill(self) -> bool:
-        """Wait for plaintexts; returns whether there are any before the end."""
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving on this channel")
-        if self._receive_failure is not None:
-            raise self._receive_failure
+        if self._closed:
+            raise trio.ClosedResourceError("the channel is closed")
+        if self.next_size() >= 0:
+            await trio.lowlevel.checkpoint()
+            return True
         self._receiving = True
         try:
-            while not self._plaintexts:
-                data = self._received or await self._stream.receive_some(RECEIVE_BYTES)
-                self._received = b""
+            while self.next_size() < 0:
+                data = await self._receive(RECEIVE_BYTES)
                 if data:
-                    self._plaintexts.extend(self._opener.receive_data(data))
+                    self._opener.receive_data(data)
                 elif self._opener.is_inside_frame:
                     raise ConnectionClosedError("the connection ended inside an encrypted frame")
                 else:
                     return False
-        except P2PNodeError as error:
-            self._receive_failure = error
-            raise
         finally:
             self._receiving = False
         return True
+
+    def next_size(self) -> int:
+        """Return how many bytes `read` would give, or -1 if it has to be waited for.
+
+        Raises:
+            ProtocolError: the frame has no room for its tag.
+        """
+        if self._rest:
+            return len(self._rest)
+        if self._receive_failure is not None:
+            raise self._receive_failure
+        try:
+            return self._opener.next_size()
+        except ProtocolError as error:
+            self._receive_failure = error
+            raise
+
+    def read(self) -> bytes:
+        """Return the plaintext that `next_size` found.
+
+        Raises:
+            ProtocolError: a frame was changed, replayed or left out on its way.
+            ConnectionClosedError: the key has decrypted as many frames as it may.
+        """
+        rest, self._rest = self._rest, b""
+        if rest:
+            return rest
+        try:
+            return self._opener.open()
+        except P2PNodeError as error:
+            self._receive_failure = error
+            raise
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Write the plaintext to `buffer`, of exactly its size; raises as `read` does.
+
+        When it raises, the buffer's content is worthless.
+        """
+        if self._rest:
+            buffer[:], self._rest = self._rest, b""
+            return
+        try:
+            self._opener.open_into(buffer)
+        except P2PNodeError as error:
+            self._receive_failure = error
+            raise
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return the next plaintext, or its first `max_bytes`; b"" at the end.
+
+        Raises as `wait_received` and `read` do.
+        """
+        if max_bytes is not None and operator.index(max_bytes) < 1:
+            raise ValueError("max_bytes must be at least 1")
+        while await self.wait_received():
+            plaintext = self.read()
+            if max_bytes is not None and len(plaintext) > max_bytes:
+                self._rest = plaintext[max_bytes:]
+                return plaintext[:max_bytes]
+            if plaintext:  # a frame may be empty, which is no end
+                return plaintext
+        return b""
 
     async def aclose(self) -> None:
         """Close the stream beneath."""
