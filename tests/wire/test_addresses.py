@@ -1,3 +1,5 @@
+import ipaddress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,12 +9,14 @@ from p2pnode.errors import InvalidAddressError
 from p2pnode.wire import addresses
 from p2pnode.wire.addresses import (
     is_loopback,
+    name_of,
     parse_address,
     peer_address,
     read_address,
     read_addresses,
     split_p2p,
     tcp_address,
+    with_ip,
     with_p2p,
 )
 from p2pnode.wire.keys import PrivateKey
@@ -152,3 +156,47 @@ def test_loopback_addresses_are_told_apart(text, expected):
 
 def test_an_address_without_an_ip_has_none():
     assert addresses.ip_of(parse_address("/dns4/example.org/tcp/1")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/dns/a.example/tcp/1", ("dns", "a.example")),
+        ("/dns6/a.example/tcp/1/ws", ("dns6", "a.example")),
+        (f"/dnsaddr/a.example/p2p/{ID}", ("dnsaddr", "a.example")),
+        ("/ip4/1.2.3.4/tcp/1/tls/sni/a.example/ws", None),
+        (f"/p2p/{ID}", None),
+    ],
+)
+def test_the_name_of_an_address_stands_at_its_beginning(text, expected):
+    assert name_of(parse_address(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "ip", "expected"),
+    [
+        ("/dns4/a.example/tcp/1", "1.2.3.4", "/ip4/1.2.3.4/tcp/1"),
+        ("/dns/a.example/tcp/1/ws", "::1", "/ip6/::1/tcp/1/ws"),
+        ("/dns/a.example/tcp/1/wss", "::1", "/ip6/::1/tcp/1/tls/sni/a.example/ws"),
+        ("/dns/a.example/tcp/1/tls/ws", "::1", "/ip6/::1/tcp/1/tls/sni/a.example/ws"),
+        ("/dns/a.example/tcp/1/tls/sni/b/ws", "::1", "/ip6/::1/tcp/1/tls/sni/b/ws"),
+        (
+            f"/dns4/a.example/tcp/1/wss/p2p/{ID}",
+            "1.2.3.4",
+            f"/ip4/1.2.3.4/tcp/1/tls/sni/a.example/ws/p2p/{ID}",
+        ),
+    ],
+)
+def test_a_name_gives_way_to_its_ip_and_stays_known_to_tls(text, ip, expected):
+    assert str(with_ip(parse_address(text), ipaddress.ip_address(ip))) == expected
+
+
+def test_only_a_name_gives_way_to_an_ip():
+    with pytest.raises(ValueError, match="does not start with a name"):
+        with_ip(tcp_address("1.2.3.4", 1), ipaddress.ip_address("::1"))
+
+
+@pytest.mark.parametrize("tail", ["/ws", "/wss", "/tls/ws", "/tls/sni/a.example/ws"])
+def test_the_ip_of_a_websocket_address_is_known(tail):
+    assert is_loopback(parse_address(f"/ip6/::1/tcp/1{tail}"))
+    assert not is_loopback(parse_address(f"/ip4/192.0.2.1/tcp/1{tail}"))
