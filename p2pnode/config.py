@@ -7,6 +7,7 @@ file. Sizes are bytes and durations seconds, unless a name says otherwise.
 
 import dataclasses
 import difflib
+import ipaddress
 import os
 import tomllib
 import typing
@@ -34,7 +35,8 @@ _MAY_BE_ZERO = frozenset(
         "hosting.threads",
         "network.dial_stagger",
         "network.identify_push_delay",
-        "network.trim_grace",
+        "limits.trim_grace",
+        "limits.trim_silence",
         "node.shutdown_grace",
         "trainer.straggles_tolerated",
         "trainer.timeout_after_k_min",
@@ -60,7 +62,7 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSettings:
-    """Limits of connections and streams."""
+    """Times and sizes of connections and streams."""
 
     dial_timeout: float = 10.0
     dial_attempt_timeout: float = 5.0  # one address; a silent one gives way to the next
@@ -69,6 +71,14 @@ class NetworkSettings:
     max_dials: int = 128  # peers dialled at once, node-wide
     listen_backlog: int = 1024  # connections the system holds until this node takes them
     reuse_port: bool = True  # dial from the port listened on, so that others learn where we are
+    websocket_upgrade_timeout: float = 5.0  # TLS and HTTP together
+    max_websocket_upgrades: int = 64  # inbound ones under way, at each listener
+    websocket_max_message: int = 256 * KIB  # sent in one piece
+    websocket_receive_buffer: int = 64 * KIB  # taken from the network at once
+    websocket_max_empty_frames: int = 100  # pings and the like in a row, without data between
+    tls_certificate: str = ""  # a PEM file: the chain to listen on /wss with
+    tls_key: str = ""  # a PEM file: the key of that certificate
+    tls_authorities: str = ""  # a PEM file: trusted on dialling /wss, besides the system's
     dns_servers: tuple[str, ...] = ()  # asked instead of the system's, as 192.0.2.1 or [::1]:53
     dns_timeout: float = 4.0  # for one address, with all the names behind it
     dns_lookups_at_once: int = 16  # node-wide
@@ -77,23 +87,23 @@ class NetworkSettings:
     dnsaddr_max_names: int = 16  # asked for on behalf of one address
     handshake_timeout: float = 10.0
     negotiation_timeout: float = 10.0
-    max_handshakes: int = 64  # inbound handshakes under way, node-wide
-    max_connections: int = 1024
-    max_connections_per_peer: int = 8
-    max_streams_per_connection: int = 1024
-    max_inbound_streams_per_peer: int = 1024
-    max_inbound_streams_per_protocol_per_peer: int = 512
+    max_handshakes: int = 64  # OLD
+    max_connections: int = 1024  # OLD
+    max_connections_per_peer: int = 8  # OLD
+    max_streams_per_connection: int = 1024  # OLD
+    max_inbound_streams_per_peer: int = 1024  # OLD
+    max_inbound_streams_per_protocol_per_peer: int = 512  # OLD
+    trim_grace: float = 10.0  # OLD
     yamux_max_window: int = 16 * MIB
     yamux_session_window: int = 64 * MIB  # by which all windows of a connection may grow
-    yamux_max_frame: int = 65_519  # one Noise frame; every implementation takes it
-    yamux_write_budget: int = 1 * MIB  # of frames gathered for one write
+    yamux_max_frame: int = 4 * 65_519  # whole Noise frames; all implementations take up to 1 MiB
+    yamux_write_budget: int = 384 * KIB  # of frames gathered for one write, and one frame more
     yamux_send_buffer: int = 256 * KIB  # a stream's sender may be so far ahead of the writer
     stream_close_timeout: float = 60.0  # for the peer to finish a stream that we have closed
     yamux_accept_backlog: int = 256  # unanswered inbound streams, as go-libp2p enforces
     keepalive_interval: float = 30.0
     keepalive_timeout: float = 10.0
     idle_timeout: float = 300.0  # a connection without streams is closed after this, as is a ping
-    trim_grace: float = 10.0  # a connection idle for longer may be closed to make room for another
     duplicate_linger: float = 5.0  # an idle second connection to a peer is closed after this
     close_timeout: float = 2.0  # for saying goodbye before a connection is cut
     identify_timeout: float = 10.0
@@ -105,6 +115,97 @@ class NetworkSettings:
     max_addresses_per_peer: int = 32
     address_ttl: float = 3600.0  # how long a peer's addresses are kept after it was connected
     peerstore_save_interval: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """Budgets: how much of this node all peers together, a subnet, a peer or a protocol may use.
+
+    Made for an ordinary volunteer: a machine of 16 GB with a thousand connections. *Bytes* are the
+    receive windows of streams, which is what peers may send us before we have read any of it; a
+    stream begins with 256 KiB. docs/decisions/0005-budgets.md says why it is cut this way.
+    """
+
+    # The node. An eighth of 16 GB for windows is 8,192 streams that have not grown: each of a
+    # thousand connections may have eight. Neither direction can shut the other one out.
+    max_connections: int = 1024
+    max_inbound_connections: int = 896
+    max_outbound_connections: int = 896
+    max_handshakes: int = 64  # inbound, under way; a few round trips each, so 64 are many a second
+    max_inbound_streams: int = 4096
+    max_outbound_streams: int = 4096
+    max_bytes: int = 2048 * MIB
+
+    # Trimming keeps the node well below the hard limit: above the high mark it closes connections
+    # down to the low one, sparing those that are new, protected or busy with a call.
+    high_water: int = 768
+    low_water: int = 640
+    trim_grace: float = 10.0  # a connection that is younger, or was used within it, is spared
+    trim_silence: float = 10.0  # between two trims
+    # An open stream of a protocol that begins so is no call: its connection may well be trimmed.
+    background_protocols: tuple[str, ...] = ("/meshsub/", "/floodsub/", "/ipfs/", "/p2pnode/kad/")
+
+    # Subnets, which are dearer to an attacker than peer ids. An *address* is what one household
+    # or machine has, a *network* what one organisation has: 64 lets a computer room behind one
+    # NAT in, and is a sixteenth of the node; a network gets a quarter, an address half of that in
+    # bytes. Bursts let all of them come back at once after a power cut.
+    ip4_address_prefix: int = 32
+    ip4_network_prefix: int = 24
+    ip6_address_prefix: int = 64
+    ip6_network_prefix: int = 48
+    exempt_subnets: tuple[str, ...] = ("127.0.0.0/8", "::1/128")  # no limits below apply there
+    max_inbound_connections_per_address: int = 64
+    max_inbound_connections_per_network: int = 256
+    max_bytes_per_address: int = 512 * MIB
+    max_bytes_per_network: int = 1024 * MIB
+    connections_per_second_per_address: float = 8.0  # inbound ones
+    connection_burst_per_address: int = 64
+    connections_per_second_per_network: float = 32.0
+    connection_burst_per_network: int = 256
+    max_rates_kept: int = 8192  # subnets and peers whose recent haste is remembered; 1 MB
+
+    # Peers. A trainer that keeps 64 calls going has 64 streams, and windows that grow to about
+    # what its link holds: 16 MiB each at most, 64 MiB together on one connection.
+    max_connections_per_peer: int = 8  # both sides dialled, twice, and lost ones not yet noticed
+    max_inbound_streams_per_peer: int = 1024
+    max_outbound_streams_per_peer: int = 1024
+    max_bytes_per_peer: int = 256 * MIB  # an eighth of the node
+    streams_per_second_per_peer: float = 2000.0  # inbound ones; what one processor core can serve
+    stream_burst_per_peer: int = 4000
+
+    # A connection: three quarters of its peer's, so that another one to the same peer has room.
+    max_streams_per_connection: int = 768
+    max_bytes_per_connection: int = 192 * MIB
+
+    # Protocols: none can use up the streams of the others, of the node or of one peer.
+    max_inbound_streams_per_protocol: int = 2048
+    max_outbound_streams_per_protocol: int = 2048
+    max_inbound_streams_per_protocol_per_peer: int = 512
+    max_outbound_streams_per_protocol_per_peer: int = 512
+
+    refusal_interval: float = 10.0  # each limit's refusals are told in one event so often
+
+    def __post_init__(self) -> None:
+        """Check what a single value does not show.
+
+        Raises:
+            ConfigError: a mark, a prefix length or a subnet does not fit.
+        """
+        if self.low_water > self.high_water:
+            raise ConfigError("limits.low_water must not exceed limits.high_water")
+        for version, bits in ((4, 32), (6, 128)):
+            address = getattr(self, f"ip{version}_address_prefix")
+            network = getattr(self, f"ip{version}_network_prefix")
+            if not 1 <= network <= address <= bits:
+                raise ConfigError(
+                    f"limits.ip{version}_network_prefix must be at least 1 and not exceed "
+                    f"ip{version}_address_prefix, which must not exceed {bits}"
+                )
+        for each in self.exempt_subnets:
+            try:
+                ipaddress.ip_network(each)
+            except ValueError as error:
+                raise ConfigError(f"limits.exempt_subnets holds no subnet: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +312,7 @@ class Settings:
 
     node: NodeSettings = field(default_factory=NodeSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
     dht: DhtSettings = field(default_factory=DhtSettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     hosting: HostingSettings = field(default_factory=HostingSettings)

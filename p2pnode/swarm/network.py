@@ -24,6 +24,7 @@ from p2pnode.swarm.index import NAMESPACE, IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.transport.base import Transport
 from p2pnode.transport.tcp import TcpTransport
+from p2pnode.transport.websocket import WebSocketTransport
 from p2pnode.wire.addresses import parse_address, peer_address, split_p2p, with_p2p
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
@@ -35,7 +36,7 @@ class Network:
     Args:
         key: the node's identity.
         settings: of the whole node.
-        transports: TCP by default.
+        transports: TCP and WebSocket by default.
         rng: the source of chance.
         events: where everything below emits.
         peers_file: where addresses of known peers are kept, if anywhere.
@@ -52,11 +53,12 @@ class Network:
         peers_file: Path | None = None,
     ) -> None:
         rng = rng or random.Random()
+        events = events or EventBus()
         self.key = key
         self._settings = settings
         self.host = NetworkHost(
             key,
-            transports=[TcpTransport()] if transports is None else transports,
+            transports=_transports(settings, events) if transports is None else transports,
             settings=settings.network,
             rng=rng,
             announce=[split_p2p(parse_address(each))[0] for each in settings.node.announce],
@@ -140,6 +142,11 @@ class Network:
             peer_id, address = peer_address(peer)
             return peer_id, [address]
         return PeerId.from_text(peer), []
+
+
+def _transports(settings: Settings, events: EventBus) -> list[Transport]:
+    network = settings.network
+    return [TcpTransport(network), WebSocketTransport(network, events=events)]
 
 
 def _verify_host(token: bytes, run_id: str, peer_id: PeerId, now: float) -> float:

@@ -49,19 +49,20 @@ class TcpTransport(Transport):
         if target is None:
             raise DialError(f"{address} is not an address TCP can dial; it needs an IP and a port")
         try:
-            return _raw_connection(await self._connect(target))
+            return await self.connect(target)
         except OSError as error:
-            raise DialError(f"{address} cannot be reached: {_sentence(error)}") from error
+            raise no_answer(address, error) from error
 
-    async def _connect(self, target: Endpoint) -> trio.SocketStream:
+    async def connect(self, target: Endpoint) -> RawConnection:
+        """Connect, for `dial` and for transports on top of TCP; raises `OSError`."""
         source = choose_source(target, self._listening) if self._settings.reuse_port else None
         if source is not None:
             try:
-                return await _connect(target, source)
+                return _raw_connection(await _connect(target, source))
             except OSError as error:
                 if error.errno not in _TAKEN:
                     raise
-        return await _connect(target, None)
+        return _raw_connection(await _connect(target, None))
 
     async def listen(self, address: Multiaddr) -> "TcpListener":
         """See `Transport`."""
@@ -73,9 +74,13 @@ class TcpTransport(Transport):
                 "such as /ip4/0.0.0.0/tcp/4001"
             )
         try:
-            listening = _listen(endpoint, self._settings)
+            return self.open_listener(endpoint)
         except OSError as error:
-            raise _listen_error(error, address) from error
+            raise listen_error(address, error) from error
+
+    def open_listener(self, endpoint: Endpoint) -> "TcpListener":
+        """Listen, for `listen` and for transports on top of TCP; raises `OSError`."""
+        listening = _listen(endpoint, self._settings)
         listener = TcpListener(trio.SocketListener(listening), self._listening)
         self._listening.append(listener.endpoint)
         return listener
@@ -180,7 +185,13 @@ def _raw_connection(stream: trio.SocketStream) -> RawConnection:
     )
 
 
-def _listen_error(error: OSError, address: Multiaddr) -> AddressInUseError | InvalidAddressError:
+def no_answer(address: Multiaddr, error: OSError) -> DialError:
+    """Say why `address` could not be connected to."""
+    return DialError(f"{address} cannot be reached: {_sentence(error)}")
+
+
+def listen_error(address: Multiaddr, error: OSError) -> AddressInUseError | InvalidAddressError:
+    """Say why this node cannot listen on `address`, and what to do."""
     if error.errno == errno.EADDRINUSE:
         return AddressInUseError(
             f"{address} is taken by another program; stop it, or listen on another port "

@@ -12,7 +12,8 @@ class TestMemoryTransport(TransportConformance):
     sockets = False
     foreign = (*TransportConformance.foreign, "/ip6/::1/tcp/1", "/ip4/127.0.0.1/tcp/1/ws")
 
-    def make_transports(self):
+    @pytest.fixture
+    def made(self):
         network = MemoryNetwork()
         return network.add_machine(), network.add_machine()
 

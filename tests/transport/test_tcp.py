@@ -14,22 +14,11 @@ from p2pnode.wire.addresses import parse_address
 LOOPBACK = parse_address("/ip4/127.0.0.1/tcp/0")
 
 
-def has_ip6():
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ip6 = pytest.mark.skipif(not has_ip6(), reason="this machine has no IPv6 loopback")
-
-
 class TcpConformance(TransportConformance):
     foreign = (*TransportConformance.foreign, "/ip4/127.0.0.1/tcp/1/ws")
 
-    def make_transports(self):
+    @pytest.fixture
+    def made(self):
         transport = TcpTransport()
         return transport, transport
 
@@ -44,7 +33,7 @@ class TestTcpOverIp4(TcpConformance):
 
 
 @pytest.mark.real
-@needs_ip6
+@pytest.mark.usefixtures("_ip6")
 class TestTcpOverIp6(TcpConformance):
     wildcard = "/ip6/::/tcp/0"
     named = "/dns6/node.example/tcp/7"
@@ -65,7 +54,7 @@ async def test_small_writes_leave_at_once_on_both_sides():
 
 
 @pytest.mark.real
-@needs_ip6
+@pytest.mark.usefixtures("_ip6")
 async def test_both_wildcards_share_a_port():
     transport = TcpTransport()
     first = await transport.listen(parse_address("/ip6/::/tcp/0"))
@@ -135,7 +124,7 @@ async def test_a_node_that_listens_dials_from_its_listening_port(listen):
 
 
 @pytest.mark.real
-@needs_ip6
+@pytest.mark.usefixtures("_ip6")
 async def test_ports_are_reused_within_their_family_alone():
     dialler = TcpTransport()
     own = await dialler.listen(parse_address("/ip6/::1/tcp/0"))

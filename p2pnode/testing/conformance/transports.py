@@ -1,7 +1,7 @@
 """What every transport must do.
 
-Subclass `TransportConformance` as `Test…`, override its two methods, and declare what the
-transport cannot do by its class attributes; the tests in question are then skipped with a reason.
+Subclass `TransportConformance` as `Test…`, override its fixture `made` and its method, and declare
+what the transport cannot do by class attributes; the tests in question are skipped with a reason.
 """
 
 import contextlib
@@ -34,6 +34,7 @@ class TransportConformance(ABC):
 
     Attributes:
         half_close: whether streams can be ended in one direction only.
+        resumable: whether a stream can go on after a send on it was cancelled.
         wildcard: an address that means all of this machine's interfaces, with port 0, or None.
         named: an address with a name in it that the transport understands, or None.
         sockets: whether connections are open files of this process.
@@ -41,6 +42,7 @@ class TransportConformance(ABC):
     """
 
     half_close: ClassVar[bool] = True
+    resumable: ClassVar[bool] = True
     wildcard: ClassVar[str | None] = None
     named: ClassVar[str | None] = None
     sockets: ClassVar[bool] = True
@@ -54,9 +56,10 @@ class TransportConformance(ABC):
         "/ip4/127.0.0.1/udp/1/quic-v1",
     )
 
-    @abstractmethod
-    def make_transports(self) -> tuple[Transport, Transport]:
-        """Return the transport that dials and the one that listens."""
+    @pytest.fixture
+    def made(self) -> tuple[Transport, Transport]:
+        """The transport that dials and the one that listens."""
+        raise NotImplementedError("override this fixture")
 
     @abstractmethod
     def listen_address(self, transport: Transport) -> Multiaddr:
@@ -66,6 +69,11 @@ class TransportConformance(ABC):
     def _half_closing(self) -> None:
         if not self.half_close:
             pytest.skip("streams of this transport have no half-close")
+
+    @pytest.fixture
+    def _tearable(self) -> None:
+        if self.resumable:
+            pytest.skip("after a cancelled send this transport goes on with the next one")
 
     @pytest.fixture
     def _open_files(self) -> None:
@@ -85,12 +93,13 @@ class TransportConformance(ABC):
         return parse_address(self.named)
 
     @pytest.fixture
-    async def transports(self, nursery: trio.Nursery) -> tuple[Transport, Transport]:
+    async def transports(
+        self, nursery: trio.Nursery, made: tuple[Transport, Transport]
+    ) -> tuple[Transport, Transport]:
         """Both transports, carried until the test ends."""
-        pair = self.make_transports()
-        for transport in dict.fromkeys(pair):
+        for transport in dict.fromkeys(made):
             await nursery.start(transport.run)
-        return pair
+        return made
 
     @pytest.fixture
     def dialer(self, transports: tuple[Transport, Transport]) -> Transport:
@@ -130,10 +139,11 @@ class TransportConformance(ABC):
             await _clog(theirs)
             return ours, theirs
 
+        clogged = make_clogged if self.resumable else None
         if self.half_close:
-            await check_half_closeable_stream(make, make_clogged)  # type: ignore[arg-type]  # declared
+            await check_half_closeable_stream(make, clogged)  # type: ignore[arg-type]  # declared
         else:
-            await check_two_way_stream(make, make_clogged)
+            await check_two_way_stream(make, clogged)
 
     async def test_bytes_arrive_whole_and_in_order_in_both_directions_at_once(
         self, pair: tuple[RawConnection, RawConnection]
@@ -258,6 +268,21 @@ class TransportConformance(ABC):
             nursery.start_soon(send)
             await wait_all_tasks_blocked(0.05)
             await trio.aclose_forcefully(pair[1].stream)
+
+    @pytest.mark.usefixtures("_tearable")
+    async def test_a_cancelled_send_leaves_no_gap_in_the_stream(
+        self, pair: tuple[RawConnection, RawConnection]
+    ) -> None:
+        ours, theirs = (each.stream for each in pair)
+        await _clog(ours)
+        with pytest.raises(trio.BrokenResourceError):
+            await ours.send_all(b"x")
+        await trio.aclose_forcefully(ours)
+        received = bytearray()
+        with contextlib.suppress(trio.BrokenResourceError):
+            while chunk := await theirs.receive_some():
+                received += chunk
+        assert received == (MEGABYTE * (len(received) // len(MEGABYTE) + 1))[: len(received)]
 
     async def test_many_connections_stay_apart(self, dialer: Transport, listener: Listener) -> None:
         async def serve() -> None:
