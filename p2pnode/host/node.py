@@ -148,7 +148,8 @@ class NetworkHost(Host):
         undo = self.events.on(PeerIdentified, self._receive_identified)
         try:
             async with trio.open_nursery() as nursery:
-                network: trio.Nursery = await nursery.start(self._hold_network)
+                with trio.CancelScope(shield=True):  # cancelled, it would wait for its task's end
+                    network: trio.Nursery = await nursery.start(self._hold_network)
                 self._network = network
                 task_status.started()
                 try:
