@@ -88,23 +88,31 @@ class Dial:
 
     async def run(self) -> Upgraded | None:
         """Race the addresses; returns the winner, or None when all have failed."""
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                while self._winner is None:
-                    self._changed = trio.Event()
-                    if self._waiting and self._active < self._settings.dial_attempts_at_once:
-                        address = self._waiting.popleft()
-                        self._outcomes[address] = None
-                        self._active += 1
-                        nursery.start_soon(self._attempt, address)
-                        with trio.move_on_after(self._settings.dial_stagger):
-                            await self._changed.wait()
-                    elif self._active:
-                        await self._changed.wait()
-                    else:
-                        break
-                nursery.cancel_scope.cancel()
+        try:
+            with self._scope:
+                await self._race()
+        except BaseException:  # cancelled from outside, when the race may be won already
+            if self._winner is not None:
+                await trio.aclose_forcefully(self._winner.raw.stream)
+            raise
         return self._winner
+
+    async def _race(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while self._winner is None:
+                self._changed = trio.Event()
+                if self._waiting and self._active < self._settings.dial_attempts_at_once:
+                    address = self._waiting.popleft()
+                    self._outcomes[address] = None
+                    self._active += 1
+                    nursery.start_soon(self._attempt, address)
+                    with trio.move_on_after(self._settings.dial_stagger):
+                        await self._changed.wait()
+                elif self._active:
+                    await self._changed.wait()
+                else:
+                    break
+            nursery.cancel_scope.cancel()
 
     @property
     def failure(self) -> P2PNodeError:
