@@ -1,0 +1,38 @@
+import pytest
+import trio
+
+from p2pnode.testing.cancellation import Moment
+from p2pnode.testing.footprint import footprint
+
+QUIET_AFTER = 150.0  # seconds by which timeouts have ended whatever was not ended at once
+
+
+@pytest.fixture(params=list(Moment), ids=lambda each: each.name.lower())
+def moment(request):
+    return request.param
+
+
+@pytest.fixture
+def leftovers():
+    """Measure hosts as they are now; the function returned tells what they hold beyond that."""
+
+    async def watch(*hosts):
+        await trio.sleep(1)
+        before = footprint(*hosts)
+        kept = {each for host in hosts for each in host.connections()}
+
+        async def left():
+            for host in hosts:
+                for connection in host.connections():  # a dial may be through when it is cancelled
+                    if connection not in kept:
+                        await connection.aclose()
+            growth = footprint(*hosts).growth_since(before)
+            with trio.move_on_after(QUIET_AFTER):
+                while growth:
+                    await trio.sleep(0.5)
+                    growth = footprint(*hosts).growth_since(before)
+            return growth
+
+        return left
+
+    return watch
