@@ -140,9 +140,10 @@ class KadDht:
                 for address in known
             )
             raise NoPeersError(f"no bootstrap peer answers: {tried}")
-        if addresses and self._nursery is not None:
+        if addresses:
             await self._look_towards(bytes(self._host.peer_id))
-            self._nursery.start_soon(self._refresh_ranges)  # the rest of the table can wait
+            if self._nursery is not None:  # else the DHT has stopped meanwhile
+                self._nursery.start_soon(self._refresh_ranges)  # the rest of the table can wait
         return len(addresses) - len(failures)
 
     async def refresh(self) -> None:
