@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "peers": ("cli.commands.inspect:peers", "List the peers the daemon is connected to."),
     "experts": ("cli.commands.inspect:experts", "List hosted experts, or find who hosts some."),
     "ping": ("cli.commands.inspect:ping", "Measure the round trip to a peer."),
+    "perf": ("cli.commands.perf:perf", "Measure how fast data goes to a peer, and comes back."),
     "bench": ("cli.commands.bench:bench", "Measure this machine and this software."),
     "stop": ("cli.commands.inspect:stop", "Stop the running daemon, saving its experts."),
 }

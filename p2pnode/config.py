@@ -209,6 +209,17 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PerfSettings:
+    """Throughput measurements by libp2p's perf protocol."""
+
+    serve: bool = False  # eight bytes from anyone then cost this node gigabytes: for trusted nets
+    max_bytes: int = 4096 * MIB  # one served run, each way
+    max_runs_per_peer: int = 2  # served at once
+    max_runs: int = 8  # served at once, of all peers together
+    run_timeout: float = 120.0  # a whole run, served or our own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DhtSettings:
     """Limits and intervals of the Kademlia DHT."""
 
@@ -313,6 +324,7 @@ class Settings:
     node: NodeSettings = field(default_factory=NodeSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    perf: PerfSettings = field(default_factory=PerfSettings)
     dht: DhtSettings = field(default_factory=DhtSettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     hosting: HostingSettings = field(default_factory=HostingSettings)

@@ -18,6 +18,7 @@ from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.protocols.kad.validators import PublicKeyValidator
+from p2pnode.protocols.perf.service import PerfService
 from p2pnode.protocols.ping.service import PingService
 from p2pnode.security.tokens import verify_token
 from p2pnode.swarm.index import NAMESPACE, IndexValidator
@@ -67,6 +68,7 @@ class Network:
         )
         self.identify = IdentifyService(self.host, settings.network)
         self.ping = PingService(self.host, settings.network)
+        self.perf = PerfService(self.host, settings.perf)
         index = IndexValidator(_verify_host)
         self.dht = KadDht(
             self.host,
@@ -90,6 +92,8 @@ class Network:
             await nursery.start(self.host.run)
             await nursery.start(self.identify.run)
             await nursery.start(self.ping.run)
+            if self._settings.perf.serve:
+                await nursery.start(self.perf.run)
             await nursery.start(self.dht.run)
             task_status.started()
 

@@ -1,0 +1,1 @@
+"""Perf: how fast a connection to a peer is."""

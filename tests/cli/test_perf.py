@@ -1,0 +1,22 @@
+"""What `p2pnode perf` takes on its command line."""
+
+import pytest
+from click.testing import CliRunner
+
+from cli.commands.perf import Size
+from cli.main import cli
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("1000", 1000), ("64K", 65_536), ("100m", 104_857_600), ("2G", 2_147_483_648)],
+)
+def test_sizes_are_read_in_powers_of_1024(text, size):
+    assert Size().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1", "1.5M", "1MB", "1T", "1" * 16])
+def test_what_is_no_size_is_a_usage_error(text):
+    result = CliRunner().invoke(cli, ["perf", "/ip4/127.0.0.1/tcp/1", f"--upload={text}"])
+    assert result.exit_code == 2
+    assert "is not a size such as" in result.output
