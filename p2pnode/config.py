@@ -87,13 +87,6 @@ class NetworkSettings:
     dnsaddr_max_names: int = 16  # asked for on behalf of one address
     handshake_timeout: float = 10.0
     negotiation_timeout: float = 10.0
-    max_handshakes: int = 64  # OLD
-    max_connections: int = 1024  # OLD
-    max_connections_per_peer: int = 8  # OLD
-    max_streams_per_connection: int = 1024  # OLD
-    max_inbound_streams_per_peer: int = 1024  # OLD
-    max_inbound_streams_per_protocol_per_peer: int = 512  # OLD
-    trim_grace: float = 10.0  # OLD
     yamux_max_window: int = 16 * MIB
     yamux_session_window: int = 64 * MIB  # by which all windows of a connection may grow
     yamux_max_frame: int = 4 * 65_519  # whole Noise frames; all implementations take up to 1 MiB

@@ -6,6 +6,7 @@ wire; `from_code` turns the number back into the class on the other side. The me
 one sentence that says what to do, and the command line prints it as it is.
 """
 
+from enum import StrEnum
 from typing import ClassVar, Final, TypeVar
 
 E = TypeVar("E", bound=BaseException)
@@ -111,10 +112,59 @@ class ProtocolNotSupportedError(NegotiationError):
     """The peer speaks none of the protocols asked for."""
 
 
+class Limit(StrEnum):
+    """Which budget of this node refused something: whose it is, and of what.
+
+    `address` and `network` are the small and the large subnet a peer connects from; `pair` is one
+    protocol with one peer. Rates are of new ones in a second.
+    """
+
+    NODE_CONNECTIONS = "node.connections"
+    NODE_INBOUND_CONNECTIONS = "node.inbound_connections"
+    NODE_OUTBOUND_CONNECTIONS = "node.outbound_connections"
+    NODE_HANDSHAKES = "node.handshakes"
+    NODE_INBOUND_STREAMS = "node.inbound_streams"
+    NODE_OUTBOUND_STREAMS = "node.outbound_streams"
+    NODE_BYTES = "node.bytes"
+    NETWORK_INBOUND_CONNECTIONS = "network.inbound_connections"
+    NETWORK_CONNECTION_RATE = "network.connection_rate"
+    NETWORK_BYTES = "network.bytes"
+    ADDRESS_INBOUND_CONNECTIONS = "address.inbound_connections"
+    ADDRESS_CONNECTION_RATE = "address.connection_rate"
+    ADDRESS_BYTES = "address.bytes"
+    PEER_CONNECTIONS = "peer.connections"
+    PEER_INBOUND_STREAMS = "peer.inbound_streams"
+    PEER_OUTBOUND_STREAMS = "peer.outbound_streams"
+    PEER_STREAM_RATE = "peer.stream_rate"
+    PEER_BYTES = "peer.bytes"
+    CONNECTION_STREAMS = "connection.streams"
+    CONNECTION_BYTES = "connection.bytes"
+    PROTOCOL_INBOUND_STREAMS = "protocol.inbound_streams"
+    PROTOCOL_OUTBOUND_STREAMS = "protocol.outbound_streams"
+    PAIR_INBOUND_STREAMS = "pair.inbound_streams"
+    PAIR_OUTBOUND_STREAMS = "pair.outbound_streams"
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether waiting a second helps."""
+        return self.value.endswith("_rate")
+
+
 class ResourceLimitError(RemoteError):
-    """A budget of this node or of the peer is used up; try again later or elsewhere."""
+    """A budget of this node or of the peer is used up; try again later or elsewhere.
+
+    Attributes:
+        limit: which budget of this node, or None if it is the peer's.
+    """
 
     code = 429
+
+    def __init__(self, message: str, limit: Limit | None = None) -> None:
+        super().__init__(message, limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CallError(RemoteError):

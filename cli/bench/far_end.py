@@ -19,7 +19,7 @@ import trio
 
 from cli.bench import bare
 from cli.output import print_event
-from p2pnode.config import NetworkSettings
+from p2pnode.config import LimitSettings
 from p2pnode.host import Stream
 from p2pnode.host.node import NetworkHost
 from p2pnode.transport.tcp import TcpTransport
@@ -80,10 +80,14 @@ async def _control(stream: trio.SocketStream, leave: trio.CancelScope) -> None:
 
 
 async def _serve(max_connections: int) -> None:
-    settings = NetworkSettings(
-        max_connections=max_connections, max_connections_per_peer=max_connections
+    limits = LimitSettings(
+        low_water=max_connections,
+        high_water=max_connections,
+        max_connections=max_connections,
+        max_inbound_connections=max_connections,
+        max_connections_per_peer=max_connections,
     )
-    host = NetworkHost(PrivateKey.generate(), transports=[TcpTransport()], settings=settings)
+    host = NetworkHost(PrivateKey.generate(), transports=[TcpTransport()], limits=limits)
     host.set_handler(ECHO, echo)
     host.set_handler(SINK, sink)
     facts: dict[str, Any] = {}

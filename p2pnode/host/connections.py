@@ -6,7 +6,7 @@ carries and is closed when it has been idle for a while. So neither side ever se
 """
 
 import functools
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -23,12 +23,14 @@ from p2pnode.errors import (
     first_leaf,
 )
 from p2pnode.events import Event, EventBus
-from p2pnode.host.budgets import Budgets, ResourceRefused
+from p2pnode.host.budgets import ConnectionAccount, StreamAccount
 from p2pnode.host.interfaces import Connection, Direction, PeerMisbehaved, StreamHandler
+from p2pnode.host.manager import Candidate
 from p2pnode.host.streams import NetworkStream
 from p2pnode.host.upgrader import Upgraded
 from p2pnode.mux.multistream import Dialer, select_inbound, select_outbound
 from p2pnode.mux.yamux import INITIAL_WINDOW, YamuxStream
+from p2pnode.wire.error_codes import StreamCode, stream_code
 from p2pnode.wire.peer_id import PeerId
 
 
@@ -84,23 +86,24 @@ class NetworkConnection(Connection):
     def __init__(
         self,
         upgraded: Upgraded,
-        direction: Direction,
         *,
         settings: NetworkSettings,
-        budgets: Budgets,
+        account: ConnectionAccount,
         events: EventBus,
     ) -> None:
         self.peer_id = upgraded.peer_id
         self.public_key = upgraded.public_key
-        self.direction = direction
+        self.direction = account.direction
         self.local_address = upgraded.raw.local_address
         self.remote_address = upgraded.raw.remote_address
         self.opened_at = trio.current_time()
         self.last_used = self.opened_at  # a stream was open then
         self.ended = trio.Event()  # its place in the budgets is free again
+        self.is_leaving = False  # it was chosen to make room for others
+        self.account = account
         self._muxer = upgraded.muxer
+        self._muxer.charge_to(account)
         self._settings = settings
-        self._budgets = budgets
         self._events = events
 
     @property
@@ -119,6 +122,7 @@ class NetworkConnection(Connection):
         muxed = await self._muxer.open_stream()
         self.last_used = trio.current_time()
         if len(protocols) == 1:
+            self._charge(muxed, protocols[0])
             return NetworkStream(
                 muxed,
                 self,
@@ -138,7 +142,16 @@ class NetworkConnection(Connection):
                 f"{self.peer_id} agreed on none of {', '.join(protocols)} within "
                 f"{self._settings.negotiation_timeout:g} s"
             )
+        self._charge(muxed, protocol)
         return NetworkStream(muxed, self, protocol)
+
+    def _charge(self, muxed: YamuxStream, protocol: str) -> None:
+        """Charge a stream we opened to its protocol, or reset it."""
+        try:
+            _account_of(muxed).speak(protocol, trio.current_time())
+        except ResourceLimitError as error:
+            muxed.reset(stream_code(error))
+            raise
 
     async def aclose(self) -> None:
         """See `Connection`."""
@@ -167,24 +180,20 @@ class NetworkConnection(Connection):
 
     async def _serve(self, muxed: YamuxStream, handlers: Mapping[str, StreamHandler]) -> None:
         """Negotiate and handle one inbound stream: the supervisor boundary of its handler."""
+        account = _account_of(muxed)
         try:
-            with self._budgets.inbound_stream(self.peer_id):
+            with account.serving():
                 protocol = await self._negotiate(muxed, handlers)
                 if protocol is None:
                     return
                 handler = handlers.get(protocol)
                 if handler is None:  # it was removed while we agreed on it
-                    muxed.reset()
+                    muxed.reset(StreamCode.NEGOTIATION_FAILED)
                     return
-                with self._budgets.protocol_stream(self.peer_id, protocol):
-                    await self._handle(NetworkStream(muxed, self, protocol), handler)
-        except ResourceLimitError as error:
-            muxed.reset()
-            self._events.emit(
-                ResourceRefused(
-                    peer_id=self.peer_id, address=self.remote_address, reason=str(error)
-                )
-            )
+                account.speak(protocol, trio.current_time())
+                await self._handle(NetworkStream(muxed, self, protocol), handler)
+        except ResourceLimitError as error:  # of `speak`, where it was counted and told of
+            muxed.reset(stream_code(error))
         finally:
             self.last_used = trio.current_time()
 
@@ -240,6 +249,19 @@ class NetworkConnection(Connection):
             PeerMisbehaved(peer_id=self.peer_id, address=self.remote_address, reason=reason)
         )
 
+    def candidate(self) -> Candidate["NetworkConnection"]:
+        """Describe it to whoever decides which connections must go."""
+        return Candidate(
+            connection=self,
+            peer_id=self.peer_id,
+            direction=self.direction,
+            crowd=self.account.crowd,
+            last_used=self.last_used,
+            opened_at=self.opened_at,
+            streams=self.streams,
+            calls=self.account.calls,
+        )
+
     def info(self) -> ConnectionInfo:
         """Describe the connection as it is now."""
         return ConnectionInfo(
@@ -253,6 +275,12 @@ class NetworkConnection(Connection):
             bytes_received=self._muxer.bytes_received,
             rtt=self._muxer.rtt,
         )
+
+
+def _account_of(muxed: YamuxStream) -> StreamAccount:
+    account = muxed.account
+    assert isinstance(account, StreamAccount)  # as the connection's own account makes them
+    return account
 
 
 class ConnectionTable:
@@ -269,6 +297,9 @@ class ConnectionTable:
 
     def __contains__(self, peer_id: PeerId) -> bool:
         return peer_id in self._by_peer
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_peer.values()))
 
     def add(self, connection: NetworkConnection) -> None:
         """Take in a connection."""
@@ -300,18 +331,9 @@ class ConnectionTable:
                 found.append(connection)
         return found
 
-    def least_useful(
-        self, now: float, protected: Container[PeerId] = ()
-    ) -> NetworkConnection | None:
-        """Return the connection to close to make room for another, if any may go."""
-        idle = [
-            each
-            for each in self
-            if not each.streams
-            and each.peer_id not in protected
-            and now - each.last_used >= self._settings.trim_grace
-        ]
-        return min(idle, key=lambda each: each.last_used, default=None)
+    def candidates(self) -> list[Candidate[NetworkConnection]]:
+        """Describe the connections that stay, to whoever decides which of them must go."""
+        return [each.candidate() for each in self if not each.is_leaving]
 
     def _better(self, one: NetworkConnection, other: NetworkConnection) -> NetworkConnection:
         """Choose as the peer's side does.

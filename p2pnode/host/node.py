@@ -23,35 +23,42 @@ import trio
 from multiaddr import Multiaddr
 
 from p2pnode.clock import wall_time
-from p2pnode.config import NetworkSettings
+from p2pnode.config import LimitSettings, NetworkSettings
 from p2pnode.errors import (
     ConnectionClosedError,
     DialError,
     InvalidAddressError,
+    Limit,
     P2PNodeError,
     ResourceLimitError,
 )
 from p2pnode.events import Event, EventBus
-from p2pnode.host.budgets import Budgets, ResourceRefused
+from p2pnode.host.budgets import (
+    CONNECTION_RESOURCES,
+    BudgetReport,
+    Budgets,
+    ConnectionAccount,
+    Resource,
+)
 from p2pnode.host.connections import ConnectionInfo, ConnectionTable, NetworkConnection
 from p2pnode.host.dialer import Dial
 from p2pnode.host.interfaces import (
     Connection,
     ConnectionEnded,
     ConnectionOpened,
-    Direction,
     Host,
     LocalPeerChanged,
     PeerIdentified,
     PeerMisbehaved,
     StreamHandler,
 )
-from p2pnode.host.manager import ProtectedPeers
+from p2pnode.host.manager import ConnectionManager, ProtectedPeers
 from p2pnode.host.peerstore import Peerstore, write_atomically
 from p2pnode.host.upgrader import Upgraded, Upgrader
 from p2pnode.transport.base import Listener, RawConnection, Transport
 from p2pnode.transport.resolver import Resolver
-from p2pnode.wire.addresses import ip_of, split_p2p
+from p2pnode.wire.addresses import split_p2p
+from p2pnode.wire.error_codes import connection_code
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
 
@@ -70,6 +77,7 @@ class HostInfo:
         known_peers: how many peers the peerstore holds.
         dials: peers being dialled now.
         handshakes: inbound connections that have not yet said who they are.
+        budgets: what is used of what may be used, and what was refused.
     """
 
     peer_id: PeerId
@@ -79,6 +87,7 @@ class HostInfo:
     known_peers: int
     dials: int
     handshakes: int
+    budgets: BudgetReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +106,8 @@ class NetworkHost(Host):
     Args:
         key: the node's identity.
         transports: the first that understands an address is used.
-        settings: limits and timeouts.
+        settings: timeouts and sizes.
+        limits: how much peers may use.
         rng: chance; seeds make a run repeatable.
         announce: told to others instead of the listen addresses, if not empty.
         events: where this host emits, shared with the rest of the node.
@@ -110,6 +120,7 @@ class NetworkHost(Host):
         *,
         transports: Sequence[Transport],
         settings: NetworkSettings | None = None,
+        limits: LimitSettings | None = None,
         rng: random.Random | None = None,
         announce: Sequence[Multiaddr] = (),
         events: EventBus | None = None,
@@ -128,8 +139,10 @@ class NetworkHost(Host):
         self._listeners: list[Listener] = []
         self._last_addresses: list[Multiaddr] = []
         self._connections = ConnectionTable(self.peer_id, self.settings)
-        self._budgets = Budgets(self.settings)
+        limits = limits or LimitSettings()
+        self._budgets = Budgets(limits, self.events.emit)
         self._protected = ProtectedPeers()
+        self._manager = ConnectionManager(limits, self._protected)
         self._resolver = Resolver(self.settings)
         self._upgrader = Upgrader(key, self.settings)
         self._dials: dict[PeerId, Dial] = {}
@@ -192,6 +205,8 @@ class NetworkHost(Host):
             now = trio.current_time()
             for connection in self._connections.to_close(now):
                 self._running().start_soon(connection.aclose)
+            self._trim()
+            self._budgets.refusals.tell(now)
             self.peerstore.expire(now)
             if now - saved_at >= self.settings.peerstore_save_interval:
                 saved_at = now
@@ -319,6 +334,7 @@ class NetworkHost(Host):
             known_peers=len(self.peerstore),
             dials=len(self._dials),
             handshakes=self._budgets.handshakes,
+            budgets=self._budgets.report(),
         )
 
     def _receive_identified(self, event: PeerIdentified) -> None:
@@ -362,14 +378,15 @@ class NetworkHost(Host):
         return dial
 
     async def _dial(self, dial: Dial) -> None:
+        account = self._budgets.dial(dial.peer_id)
         try:
             async with self._dial_slots:
+                self._check_room(account)
                 upgraded = await dial.run()
             if upgraded is not None:
-                try:
-                    await self._running().start(self._hold_connection, upgraded, "outbound")
-                except ResourceLimitError as error:
-                    dial.refuse(error)
+                await self._running().start(self._hold_connection, upgraded, account)
+        except ResourceLimitError as error:
+            dial.refuse(error)
         finally:
             self._finish(dial)
 
@@ -391,16 +408,13 @@ class NetworkHost(Host):
 
     async def _receive(self, raw: RawConnection) -> None:
         """Run an inbound connection: its handshakes, then its life."""
-        peer_id = None
         try:
-            upgraded = await self._greet(raw)
-            peer_id = upgraded.peer_id
-            await self._hold_connection(upgraded, "inbound")
-        except ResourceLimitError as error:
+            with self._budgets.accept(raw.remote_address, trio.current_time()) as account:
+                self._check_room(account)
+                upgraded = await self._greet(raw, account)
+                await self._hold_connection(upgraded, account)
+        except ResourceLimitError:  # the budgets have counted it, and told of it
             await trio.aclose_forcefully(raw.stream)
-            self.events.emit(
-                ResourceRefused(peer_id=peer_id, address=raw.remote_address, reason=str(error))
-            )
         except ConnectionClosedError:
             pass  # it changed its mind
         except P2PNodeError as error:
@@ -408,13 +422,17 @@ class NetworkHost(Host):
                 PeerMisbehaved(peer_id=None, address=raw.remote_address, reason=str(error))
             )
 
-    async def _greet(self, raw: RawConnection) -> Upgraded:
+    async def _greet(self, raw: RawConnection, account: ConnectionAccount) -> Upgraded:
         """Run the handshakes of an inbound connection, as long as there is room for them."""
-        origin = ip_of(raw.remote_address)
-        with trio.CancelScope() as scope, self._budgets.inbound_handshake(origin, scope.cancel):
+        with (
+            trio.CancelScope() as scope,
+            self._budgets.handshake(raw.remote_address, scope.cancel),
+        ):
             return await self._upgrader.inbound(raw)
-        raise ResourceLimitError(
-            f"more than {self.settings.max_handshakes} inbound handshakes were under way"
+        raise account.refuse(
+            Limit.NODE_HANDSHAKES,
+            "its handshakes took the longest when too many others were under way",
+            trio.current_time(),
         )
 
     # --- connections ----------------------------------------------------------------------------
@@ -422,7 +440,7 @@ class NetworkHost(Host):
     async def _hold_connection(
         self,
         upgraded: Upgraded,
-        direction: Direction,
+        account: ConnectionAccount,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -432,11 +450,11 @@ class NetworkHost(Host):
             ResourceLimitError: a budget has no room for it.
         """
         connection = NetworkConnection(
-            upgraded, direction, settings=self.settings, budgets=self._budgets, events=self.events
+            upgraded, settings=self.settings, account=account, events=self.events
         )
         try:
-            await self._make_room()
-            with self._budgets.connection(upgraded.peer_id):
+            with account:
+                await self._admit(upgraded, account)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(connection.carry)
                     self._add(connection)
@@ -445,6 +463,8 @@ class NetworkHost(Host):
                     try:
                         reason = await connection.serve(nursery, self._handlers)
                     finally:
+                        if connection.is_leaving:
+                            reason = "this side closed it to make room for others"
                         self._remove(connection, reason)
                     # Handlers have seen their streams fail; they get a moment to tidy up.
                     nursery.cancel_scope.deadline = (
@@ -454,13 +474,52 @@ class NetworkHost(Host):
             connection.ended.set()
             await trio.aclose_forcefully(upgraded.raw.stream)
 
-    async def _make_room(self) -> None:
-        """Close the connection unused for longest when there is no room for another."""
-        if self._budgets.is_full:
-            spare = self._connections.least_useful(trio.current_time(), self._protected)
-            if spare is not None:
-                await spare.aclose()
-                await spare.ended.wait()
+    async def _admit(self, upgraded: Upgraded, account: ConnectionAccount) -> None:
+        """Charge a connection now that its peer is known, at the cost of an unused one if need be.
+
+        Raises:
+            ResourceLimitError: there is no room for it; the peer was told.
+        """
+        if account.direction == "outbound":
+            account.locate(upgraded.raw.remote_address, trio.current_time())
+        lack = self._budgets.lack_of_room(account.direction)
+        if lack is not None and (spare := self._spare(lack[1])) is not None:
+            spare.is_leaving = True
+            await spare.aclose()
+            await spare.ended.wait()
+        try:
+            account.identify(upgraded.peer_id, trio.current_time())
+        except ResourceLimitError as error:
+            await upgraded.muxer.refuse(connection_code(error))
+            raise
+
+    def _check_room(self, account: ConnectionAccount) -> None:
+        """Refuse a connection before its handshakes if there can be no place for it.
+
+        Raises:
+            ResourceLimitError: all places are taken, and by connections in use.
+        """
+        lack = self._budgets.lack_of_room(account.direction)
+        if lack is not None and self._spare(lack[1]) is None:
+            raise account.refusal(*lack, trio.current_time())
+
+    def _spare(self, resource: Resource) -> NetworkConnection | None:
+        """Find a connection to close for another one that lacks `resource`."""
+        candidates = [
+            each
+            for each in self._connections.candidates()
+            if resource in CONNECTION_RESOURCES[each.direction]
+        ]
+        return self._manager.spare(candidates, trio.current_time())
+
+    def _trim(self) -> None:
+        """Close the least valuable connections when there are more than the high mark."""
+        now = trio.current_time()
+        if self._manager.is_trim_due(len(self._connections), now):
+            candidates = self._connections.candidates()
+            for connection in self._manager.trim(candidates, now):
+                connection.is_leaving = True
+                self._running().start_soon(connection.aclose)
 
     def _add(self, connection: NetworkConnection) -> None:
         peer_id = connection.peer_id
@@ -475,6 +534,7 @@ class NetworkHost(Host):
             )
         if (dial := self._dials.get(peer_id)) is not None:
             self._finish(dial)  # whoever dialled, its callers have their connection
+        self._trim()
         self.events.emit(ConnectionOpened(connection=connection))
 
     def _remove(self, connection: NetworkConnection, reason: str) -> None:

@@ -61,6 +61,7 @@ class Network:
             key,
             transports=_transports(settings, events) if transports is None else transports,
             settings=settings.network,
+            limits=settings.limits,
             rng=rng,
             announce=[split_p2p(parse_address(each))[0] for each in settings.node.announce],
             events=events,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import trio
 
+from p2pnode.host.budgets.scopes import Kind, Resource
 from p2pnode.host.node import NetworkHost
 
 
@@ -73,8 +74,8 @@ def _held_by(host: NetworkHost) -> Counter[str]:
         held["unwritten bytes"] += sum(each.unwritten for each in muxer.core.streams.values())
         held["unaccepted streams"] += muxer.core._backlog  # noqa: SLF001
         held["grown window"] += muxer.core._growth  # noqa: SLF001
-    for name, budget in vars(host._budgets).items():  # noqa: SLF001
-        used = getattr(budget, "_used", None)
-        if isinstance(used, Counter):
-            held[f"budget of{name}"] = sum(used.values())
+    for kind in Kind:
+        for scope in host._budgets.scopes.of(kind):  # noqa: SLF001
+            for resource, used in zip(Resource, scope.used, strict=True):
+                held[f"{kind} {resource.name}"] += used
     return held

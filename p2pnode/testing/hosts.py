@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import trio
 
-from p2pnode.config import NetworkSettings
+from p2pnode.config import LimitSettings, NetworkSettings
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.ping.service import PingService
@@ -32,6 +32,7 @@ class HostNetwork:
         key: PrivateKey | None = None,
         *,
         settings: NetworkSettings | None = None,
+        limits: LimitSettings | None = None,
         listen: bool = True,
         identify: bool = True,
     ) -> NetworkHost:
@@ -39,7 +40,8 @@ class HostNetwork:
 
         Args:
             key: made from the host's number by default.
-            settings: limits of its network side.
+            settings: times and sizes of its network side.
+            limits: its budgets.
             listen: whether others can dial it.
             identify: whether it serves and uses identify and ping.
         """
@@ -49,6 +51,7 @@ class HostNetwork:
             key or PrivateKey.from_seed(number.to_bytes(32, "big")),
             transports=[machine],
             settings=settings,
+            limits=limits,
             rng=random.Random(number),
         )
         await self.nursery.start(host.run)

@@ -6,9 +6,7 @@ from p2pnode.config import NetworkSettings
 from p2pnode.host.connections import ConnectionTable
 from p2pnode.wire.keys import PrivateKey
 
-SETTINGS = NetworkSettings(
-    dial_timeout=10.0, idle_timeout=300.0, duplicate_linger=5.0, trim_grace=10.0
-)
+SETTINGS = NetworkSettings(dial_timeout=10.0, idle_timeout=300.0, duplicate_linger=5.0)
 SMALL, LARGE = sorted(PrivateKey.from_seed(bytes([number]) * 32).peer_id for number in (1, 2))
 
 
@@ -91,11 +89,3 @@ def test_a_connection_with_streams_stays_and_is_fresh_when_they_end():
     busy.streams = 0
     assert found.to_close(1299.0) == []
     assert found.to_close(1300.0) == [busy]
-
-
-def test_room_is_made_by_the_connection_unused_for_longest():
-    busy = connection(LARGE, "outbound", 0.0, streams=1)
-    older, newer = connection(SMALL, "outbound", 1.0), connection(LARGE, "outbound", 2.0)
-    found = table(SMALL, busy, newer, older)
-    assert found.least_useful(12.5) is older
-    assert found.least_useful(10.9) is None

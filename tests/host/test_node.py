@@ -5,13 +5,14 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from p2pnode.config import NetworkSettings
+from p2pnode.config import LimitSettings, NetworkSettings
 from p2pnode.errors import (
     AddressInUseError,
     ConnectionClosedError,
     DialError,
     HandshakeError,
     InvalidAddressError,
+    Limit,
     NegotiationError,
     ProtocolError,
     ProtocolNotSupportedError,
@@ -208,9 +209,10 @@ async def test_garbage_from_a_stranger_is_noted_and_nothing_else_suffers(autojum
 
 
 async def test_a_stranger_that_says_nothing_loses_its_place(autojump_clock):
-    settings = NetworkSettings(max_handshakes=2, handshake_timeout=3.0)
+    settings = NetworkSettings(handshake_timeout=3.0)
+    limits = LimitSettings(max_handshakes=2)
     async with host_network() as network:
-        ours = await network.add_host(settings=settings)
+        ours = await network.add_host(settings=settings, limits=limits)
         theirs = await network.add_host()
         stranger = network.memory.add_machine()
         silent = [await stranger.dial(ours.addresses[0]) for _ in range(2)]
@@ -224,9 +226,8 @@ async def test_a_stranger_that_says_nothing_loses_its_place(autojump_clock):
 
 
 async def test_strangers_that_say_nothing_do_not_shut_others_out(autojump_clock):
-    settings = NetworkSettings(max_handshakes=4)
     async with host_network() as network:
-        ours = await network.add_host(settings=settings)
+        ours = await network.add_host(limits=LimitSettings(max_handshakes=4))
         theirs = await network.add_host()
         stranger = network.memory.add_machine()
         silent = [await stranger.dial(ours.addresses[0]) for _ in range(4)]
@@ -235,14 +236,14 @@ async def test_strangers_that_say_nothing_do_not_shut_others_out(autojump_clock)
             await theirs.connect(ours.peer_id, ours.addresses)
             event = await refused.get()
         assert event.address == silent[0].local_address
-        assert "more than 4 inbound handshakes" in event.reason
+        assert event.limit is Limit.NODE_HANDSHAKES
         assert await silent[0].stream.receive_some() == b""
         assert ours.info().handshakes == 3
 
 
 async def test_a_full_node_refuses_connections_of_both_directions(autojump_clock):
     async with host_network() as network:
-        full = await network.add_host(settings=NetworkSettings(max_connections=1), identify=False)
+        full = await network.add_host(limits=LimitSettings(max_connections=1), identify=False)
         first, second = [await network.add_host(identify=False) for _ in range(2)]
         full.set_handler("/test/forever", forever)
         connection = await first.connect(full.peer_id, full.addresses)
@@ -251,9 +252,10 @@ async def test_a_full_node_refuses_connections_of_both_directions(autojump_clock
         with pytest.raises(ResourceLimitError, match="limit of 1 connections"):
             await full.connect(second.peer_id, second.addresses)
         with full.events.subscribe(ResourceRefused) as refused:
-            await second.connect(full.peer_id, full.addresses)  # refused behind its handshake
+            with pytest.raises(DialError):
+                await second.connect(full.peer_id, full.addresses)
             event = await refused.get()
-        assert event.peer_id == second.peer_id
+        assert (event.limit, event.peer_id) == (Limit.NODE_CONNECTIONS, None)
         await wait_all_tasks_blocked()
         assert second.connections() == []
         assert not connection.is_closed
@@ -261,8 +263,8 @@ async def test_a_full_node_refuses_connections_of_both_directions(autojump_clock
 
 async def test_a_full_node_makes_room_by_closing_what_is_unused(autojump_clock):
     async with host_network() as network:
-        settings = NetworkSettings(max_connections=1, trim_grace=10.0)
-        full = await network.add_host(settings=settings)
+        limits = LimitSettings(max_connections=1, trim_grace=10.0)
+        full = await network.add_host(limits=limits)
         first, second = await network.add_host(), await network.add_host()
         await first.connect(full.peer_id, full.addresses)
         await trio.sleep(15)
@@ -271,9 +273,9 @@ async def test_a_full_node_makes_room_by_closing_what_is_unused(autojump_clock):
 
 
 async def test_one_peer_may_have_so_many_streams_and_other_peers_theirs(autojump_clock):
-    settings = NetworkSettings(max_inbound_streams_per_peer=2)
+    limits = LimitSettings(max_inbound_streams_per_peer=2)
     async with host_network() as network:
-        ours = await network.add_host(settings=settings, identify=False)
+        ours = await network.add_host(limits=limits, identify=False)
         ours.set_handler(ECHO, echo)
         greedy, modest = [await network.add_host(identify=False) for _ in range(2)]
         ours_at = (ours.peer_id, ours.addresses)
@@ -291,9 +293,9 @@ async def test_one_peer_may_have_so_many_streams_and_other_peers_theirs(autojump
 
 
 async def test_one_protocol_cannot_use_up_the_streams_of_another(autojump_clock):
-    settings = NetworkSettings(max_inbound_streams_per_protocol_per_peer=1)
+    limits = LimitSettings(max_inbound_streams_per_protocol_per_peer=1)
     async with host_network() as network:
-        ours = await network.add_host(settings=settings)
+        ours = await network.add_host(limits=limits)
         theirs = await network.add_host()
         ours.set_handler("/test/forever", forever)
         ours.set_handler(ECHO, echo)

@@ -508,7 +508,7 @@ CROWDS = [
         name="crowd: connections that say nothing",
         attack=functools.partial(silent_crowd, count=1000),
         event=ResourceRefused,
-        reason="handshakes",
+        reason="connections a second come from",
         memory=24 * MIB,
     ),
     Case(

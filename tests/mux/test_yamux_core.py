@@ -374,14 +374,6 @@ def test_a_peer_that_never_reads_cannot_make_answers_pile_up():
     assert len(core._control) <= MAX_CONTROL_FRAMES + 1
 
 
-def test_the_number_of_streams_is_limited():
-    core = make(max_streams_per_connection=2)
-    core.open_stream(0.0)
-    core.open_stream(0.0)
-    with pytest.raises(ResourceLimitError):
-        core.open_stream(0.0)
-
-
 def test_used_up_ids_are_refused():
     core = make()
     core._next_id = 2**32 - 1
@@ -507,7 +499,7 @@ def test_control_frames_go_first_then_small_messages_then_bulk():
 
 
 def test_small_messages_without_end_do_not_starve_bulk():
-    core = quiet(make(max_streams_per_connection=5000, yamux_accept_backlog=5000))
+    core = quiet(make(yamux_accept_backlog=5000))
     bulk = core.open_stream(0.0)
     core.send(bulk, memoryview(bytes(WINDOW)))
     sent = 0
@@ -867,7 +859,7 @@ TestTwoCores.settings = settings(max_examples=60, stateful_step_count=40, deadli
 
 def test_no_command_of_ours_fails_because_of_the_peer():
     # What an application calls must not raise because answers pile up: the session ends instead.
-    core = quiet(make(is_client=False, max_streams_per_connection=10_000))
+    core = quiet(make(is_client=False))
     for number in range(1, 500, 2):
         core.receive_data(frame(FrameType.WINDOW_UPDATE, Flag.SYN, number), 0.0)
         core.accept(core.streams[number], 0.0)

@@ -13,7 +13,6 @@ from p2pnode.errors import (
     ConnectionClosedError,
     P2PNodeError,
     ProtocolError,
-    ResourceLimitError,
     StreamResetError,
 )
 from p2pnode.mux.yamux import YamuxConnection
@@ -402,14 +401,6 @@ async def test_a_refused_stream_is_reset(autojump_clock):
         with pytest.raises(StreamResetError):
             await streams[2].receive_some()
         assert client.session.streams == 2
-
-
-async def test_streams_beyond_our_own_limit_are_refused_at_once(autojump_clock):
-    async with two_sessions(max_streams_per_connection=2) as (client, _):
-        for _ in range(2):
-            await client.session.open_stream()
-        with pytest.raises(ResourceLimitError):
-            await client.session.open_stream()
 
 
 async def test_what_a_closed_stream_still_gets_is_dropped_and_its_peer_is_not_held_up(

@@ -11,6 +11,7 @@ commands; `next_frames` and `next_deadline` are outputs. Rules:
 - SYN and ACK ride on a stream's first frame. FIN has a frame of its own: go-yamux and js-libp2p
   act on it before they look at the data it came with.
 - A go-away frame, of either side, ends the session: go-yamux and js-libp2p drop every stream too.
+- A stream's window is charged to the session's account, which says how much there may be of it.
 - Whatever a peer makes us keep or answer is bounded; breaking a rule is a `ProtocolError` and ends
   the session with a go-away frame.
 
@@ -31,6 +32,7 @@ from p2pnode.errors import (
     ResourceLimitError,
     StreamResetError,
 )
+from p2pnode.mux.yamux.accounts import Account, Unmetered
 from p2pnode.mux.yamux.frames import (
     HEADER_BYTES,
     INITIAL_WINDOW,
@@ -41,6 +43,7 @@ from p2pnode.mux.yamux.frames import (
     Header,
 )
 from p2pnode.mux.yamux.state import Buffer, EventKind, StreamEvent, StreamState
+from p2pnode.wire.error_codes import StreamCode, connection_reason, stream_code, stream_reason
 
 MAX_CONTROL_FRAMES: Final = 4096  # waiting to be sent; a peer that never reads costs 48 KiB
 SMALL_BYTES: Final = 4096  # a stream with no more than this to send goes before bulk
@@ -73,6 +76,7 @@ class YamuxCore:
         self._settings = settings
         self._next_id = 1 if is_client else 2
         self._remote_parity = 0 if is_client else 1
+        self.account: Account = Unmetered()
         self.streams: dict[int, StreamState] = {}
         self.failure: P2PNodeError | None = None
         self.remote_closed = False  # by a normal go-away: nothing more will come
@@ -110,14 +114,12 @@ class YamuxCore:
 
         Raises:
             ConnectionClosedError: the session has ended or is ending.
-            ResourceLimitError: too many streams are open, or the ids are used up.
+            ResourceLimitError: the account has no room for it, or the ids are used up.
         """
         if self.failure is not None:
             raise ConnectionClosedError(str(self.failure))
         if self._went_away:
             raise ConnectionClosedError("this side is closing the connection")
-        if len(self.streams) >= self._settings.max_streams_per_connection:
-            raise ResourceLimitError(f"{len(self.streams)} streams are open on the connection")
         if self._next_id > MAX_U32:
             raise ResourceLimitError("the session's stream ids are used up; connect again")
         stream = self._add(self._next_id, inbound=False, greet=Flag.SYN, now=now)
@@ -174,6 +176,7 @@ class YamuxCore:
         """
         stream.drop_received()
         if not self._is_live(stream):
+            stream.account.end(0)
             return []
         if stream.greet == Flag.SYN and not stream.outgoing and not stream.finish_wanted:
             self._fail(stream, StreamResetError("the stream was closed unused"))
@@ -206,6 +209,8 @@ class YamuxCore:
         There must be some.
         """
         piece = stream.unstore(max_bytes)
+        if not stream.received and not self._is_live(stream):
+            stream.account.end(0)
         if stream.taken * 2 >= stream.receive_target:
             self._grant(stream, now)
         return piece
@@ -239,7 +244,7 @@ class YamuxCore:
         """Stop waiting for a ping's answer."""
         self._pings.pop(ping, None)
 
-    def go_away(self, code: GoAwayCode) -> None:
+    def go_away(self, code: int) -> None:
         """Tell the peer, behind all that streams have queued, that the session ends."""
         self._went_away = True
         self._goodbye = Header(FrameType.GO_AWAY, Flag.NONE, 0, code).encode()
@@ -446,7 +451,8 @@ class YamuxCore:
             now - stream.granted_at < GROWTH_ROUND_TRIPS * self.round_trip
         )
         affordable = self._growth + growth <= self._settings.yamux_session_window
-        if quick and affordable and not stream.discarding:
+        wanted = quick and affordable and growth and not stream.discarding
+        if wanted and stream.account.grow(growth):
             self._growth += growth
             stream.receive_target += growth
             delta += growth
@@ -486,7 +492,7 @@ class YamuxCore:
         if code == GoAwayCode.NORMAL:
             self.remote_closed = True
             return
-        reason = _GO_AWAY_REASONS.get(code, f"with code {code}")
+        reason = _GO_AWAY_REASONS.get(code, f"with {connection_reason(code)}")
         raise ConnectionClosedError(f"the peer ended the connection {reason}")
 
     def _receive_stream_frame(self, header: Header, now: float) -> None:
@@ -520,14 +526,20 @@ class YamuxCore:
             raise ProtocolError(f"the peer opened stream {stream_id}, an id of ours")
         if stream_id in self.streams:
             raise ProtocolError(f"the peer opened stream {stream_id} twice")
-        full = len(self.streams) >= self._settings.max_streams_per_connection
-        if full or self._went_away or self._backlog >= self._settings.yamux_accept_backlog:
-            self._note_nuisance(now)
-            self._queue_control(FrameType.WINDOW_UPDATE, Flag.RST, stream_id, 0)
+        if self._went_away or self._backlog >= self._settings.yamux_accept_backlog:
+            self._refuse(stream_id, StreamCode.RESOURCE_LIMIT_EXCEEDED, now)
             return
-        stream = self._add(stream_id, inbound=True, greet=Flag.ACK, now=now)
+        try:
+            stream = self._add(stream_id, inbound=True, greet=Flag.ACK, now=now)
+        except ResourceLimitError as error:
+            self._refuse(stream_id, stream_code(error), now)
+            return
         self._backlog += 1
         self._events.append(StreamEvent(EventKind.OPENED, stream))
+
+    def _refuse(self, stream_id: int, code: StreamCode, now: float) -> None:
+        self._note_nuisance(now)
+        self._queue_control(FrameType.WINDOW_UPDATE, Flag.RST, stream_id, code)
 
     def _note_ack(self, stream: StreamState) -> None:
         stream.awaits_ack = False
@@ -549,7 +561,9 @@ class YamuxCore:
         if header.flags & Flag.RST:
             self._note_nuisance(now)
             code = header.length if header.kind == FrameType.WINDOW_UPDATE else 0
-            self._fail(stream, StreamResetError(f"the peer reset the stream (code {code})"))
+            self._fail(
+                stream, StreamResetError(f"the peer reset the stream ({stream_reason(code)})")
+            )
         elif self._body_left:
             self._body_finishes = True
         else:
@@ -599,10 +613,12 @@ class YamuxCore:
 
     def _add(self, stream_id: int, *, inbound: bool, greet: int, now: float) -> StreamState:
         window = INITIAL_WINDOW
+        account = self.account.open_stream(inbound=inbound, window=window, now=now)
         stream = StreamState(
             stream_id=stream_id,
             inbound=inbound,
             greet=greet,
+            account=account,
             send_window=window,
             receive_window=window,
             receive_target=window,
@@ -630,6 +646,7 @@ class YamuxCore:
         self._discarding.pop(stream.stream_id, None)
         self._unanswered.pop(stream.stream_id, None)
         self._growth -= stream.receive_target - INITIAL_WINDOW
+        stream.account.end(stream.received_bytes)
         if stream.inbound and not stream.accepted:
             self._backlog -= 1
         if stream.awaits_ack:

@@ -8,6 +8,7 @@ writes it at once: waking the writer for a single message would cost more than t
 A reader that knows how much it wants gives its buffer, and the channel decrypts straight into it.
 """
 
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
@@ -16,6 +17,7 @@ import trio
 
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import ConnectionClosedError, P2PNodeError, ProtocolError, StreamResetError
+from p2pnode.mux.yamux.accounts import Account, StreamAccount
 from p2pnode.mux.yamux.core import YamuxCore
 from p2pnode.mux.yamux.frames import GoAwayCode
 from p2pnode.mux.yamux.state import Buffer, EventKind, StreamEvent, StreamState
@@ -90,6 +92,11 @@ class YamuxStream(trio.abc.HalfCloseableStream):
     def stream_id(self) -> int:
         """The stream's number within its session."""
         return self._state.stream_id
+
+    @property
+    def account(self) -> StreamAccount:
+        """What it is charged to."""
+        return self._state.account
 
     def wake(self, kind: EventKind) -> None:
         """Tell those who wait that something changed."""
@@ -292,6 +299,10 @@ class YamuxConnection:
         self._tasks = trio.CancelScope()
         self._alarm = trio.CancelScope()
 
+    def charge_to(self, account: Account) -> None:
+        """Charge all streams to `account`, instead of to nobody; call it before `run`."""
+        self.core.account = account
+
     @property
     def is_closed(self) -> bool:
         """Whether the session has ended."""
@@ -461,7 +472,7 @@ class YamuxConnection:
 
         Raises:
             ConnectionClosedError: the session has ended or is ending.
-            ResourceLimitError: too many streams are open.
+            ResourceLimitError: the account has no room for another stream.
         """
         await trio.lowlevel.checkpoint()
         state = self.core.open_stream(trio.current_time())
@@ -508,6 +519,14 @@ class YamuxConnection:
         if self.core.failure is not None:
             raise ConnectionClosedError(str(self.core.failure))
         raise ConnectionClosedError("the peer did not answer a ping")
+
+    async def refuse(self, code: int) -> None:
+        """End a session that has not begun, and tell the peer why, in bounded time."""
+        self.core.go_away(code)
+        self._channel.write(self.core.next_frames(self._settings.yamux_write_budget).buffers)
+        with trio.move_on_at(self._close_deadline()), contextlib.suppress(*_BROKEN):
+            await self._channel.flush()
+        await self.aclose()
 
     async def aclose(self) -> None:
         """Write what can be written, say goodbye and end the session, all in bounded time.

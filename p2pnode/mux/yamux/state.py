@@ -6,6 +6,7 @@ from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from p2pnode.errors import P2PNodeError
+from p2pnode.mux.yamux.accounts import StreamAccount
 
 Buffer = bytes | bytearray | memoryview
 
@@ -28,6 +29,7 @@ class StreamState:
     stream_id: int
     inbound: bool
     greet: int  # SYN or ACK, for the next frame
+    account: StreamAccount
     # --- sending
     send_window: int
     outgoing: deque[memoryview] = field(default_factory=deque)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import trio
 from multiaddr import Multiaddr
 
-from p2pnode.config import DhtSettings, NetworkSettings
+from p2pnode.config import DhtSettings, LimitSettings, NetworkSettings
 from p2pnode.errors import P2PNodeError
 from p2pnode.events import Event
 from p2pnode.host import PeerIdentified, Stream
@@ -141,16 +141,19 @@ def _here(address: Multiaddr, machine: Transport) -> Multiaddr:
 
 
 @contextlib.asynccontextmanager
-async def arena(*, real: bool = False, **settings: Any) -> AsyncIterator[Arena]:
+async def arena(
+    *, real: bool = False, limits: LimitSettings | None = None, **settings: Any
+) -> AsyncIterator[Arena]:
     """Run an arena until the block ends.
 
     Args:
         real: over TCP on loopback, rather than in memory.
+        limits: budgets of the victim.
         settings: what differs from the defaults of the victim's network section.
     """
     machines = _machines(real=real)
     async with trio.open_nursery() as nursery:
-        victim = await _start(nursery, machines(), 1, NetworkSettings(**settings))
+        victim = await _start(nursery, machines(), 1, NetworkSettings(**settings), limits)
         dht = KadDht(victim, DhtSettings(), random.Random(1))
         await nursery.start(dht.run)
         victim.set_handler(ECHO, _echo)
@@ -178,12 +181,17 @@ def _machines(*, real: bool) -> Callable[[], Transport]:
 
 
 async def _start(
-    nursery: trio.Nursery, machine: Transport, number: int, settings: NetworkSettings
+    nursery: trio.Nursery,
+    machine: Transport,
+    number: int,
+    settings: NetworkSettings,
+    limits: LimitSettings | None = None,
 ) -> NetworkHost:
     host = NetworkHost(
         PrivateKey.from_seed(number.to_bytes(32, "big")),
         transports=[machine],
         settings=settings,
+        limits=limits,
         rng=random.Random(number),
     )
     await nursery.start(host.run)
