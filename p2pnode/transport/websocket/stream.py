@@ -8,13 +8,14 @@ import functools
 import operator
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
+from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection, WebSocketRequest
 from wsproto import ConnectionType
-from wsproto.frame_protocol import CloseReason
+from wsproto.frame_protocol import CloseReason as CloseCode
+from wsproto.utilities import LocalProtocolError
 
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import HandshakeError, P2PNodeError
@@ -22,7 +23,7 @@ from p2pnode.transport.websocket.core import ByteStreamWebSocket
 
 _PATH: Final = "/"
 _CLEAN: Final = frozenset(
-    {CloseReason.NORMAL_CLOSURE, CloseReason.GOING_AWAY, CloseReason.NO_STATUS_RCVD}
+    {CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RCVD}
 )
 
 
@@ -83,6 +84,8 @@ class WebSocketStream(trio.abc.Stream):
                 # The one private name: trio-websocket starts its reader by itself only in
                 # functions that would not let us bound what it reads.
                 await self._connection._reader_task()  # noqa: SLF001  # see above
+        except LocalProtocolError:
+            pass  # trio-websocket would answer, in a state that has changed meanwhile
         finally:
             self._reader.cancel()
             self._noted.set()
@@ -95,16 +98,12 @@ class WebSocketStream(trio.abc.Stream):
             HandshakeError: the other end sent something else, refused, or hung up.
         """
         await self._noted.wait()
-        if self._core.request is not None and not self._reader.cancel_called:
-            request = WebSocketRequest(self._connection, self._core.request)
-            try:
-                await request.accept()
-            except ConnectionClosed:
-                pass
-            else:
-                return
-        elif self._core.is_open:
+        if self._core.is_open:
             return
+        if self._core.request is not None and self._core.failure is None:
+            with suppress(ConnectionClosed):
+                await WebSocketRequest(self._connection, self._core.request).accept()
+                return
         raise self._failure() or HandshakeError("the other end hung up during the upgrade")
 
     def _note(self) -> None:
@@ -130,7 +129,9 @@ class WebSocketStream(trio.abc.Stream):
                 try:
                     await self._connection.send_message(bytes(view[start : start + step]))
                 except ConnectionClosed as closed:
-                    raise self._ended(closed) from None
+                    raise self._ended(closed.reason) from None
+                except LocalProtocolError:  # the goodbye is under way
+                    raise self._ended(None) from None
             self._torn = False
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -157,7 +158,7 @@ class WebSocketStream(trio.abc.Stream):
                     await trio.lowlevel.checkpoint()
                     if self._is_end(closed):
                         return b""
-                    raise self._ended(closed) from None
+                    raise self._ended(closed.reason) from None
                 assert isinstance(message, bytes)
                 self._received, self._offset = message, 0
             else:
@@ -210,13 +211,12 @@ class WebSocketStream(trio.abc.Stream):
         clean = closed.reason is not None and closed.reason.code in _CLEAN
         return clean and not self._closed and self._core.failure is None
 
-    def _ended(self, closed: ConnectionClosed) -> Exception:
+    def _ended(self, reason: CloseReason | None) -> Exception:
         """Say why nothing more can be sent or received."""
         if self._closed:
             return trio.ClosedResourceError("this side of the stream is closed")
         if (failure := self._failure()) is not None:
             return failure
-        code = None if closed.reason is None else closed.reason.code
-        if code in {None, CloseReason.ABNORMAL_CLOSURE}:
+        if reason is None or reason.code == CloseCode.ABNORMAL_CLOSURE:
             return trio.BrokenResourceError("the other end is gone")
-        return trio.BrokenResourceError(f"the other end closed the WebSocket (code {code})")
+        return trio.BrokenResourceError(f"the other end closed the WebSocket (code {reason.code})")
