@@ -69,6 +69,9 @@ class NetworkSettings:
     dial_attempts_at_once: int = 4  # addresses of one peer tried in parallel
     dial_stagger: float = 0.25  # head start of each address over the next, as RFC 8305 has it
     max_dials: int = 128  # peers dialled at once, node-wide
+    dial_backoff: float = 1.0  # pause after an address failed, doubled at each further failure
+    dial_backoff_max: float = 60.0
+    dial_backoff_addresses: int = 8192  # that failed and are remembered
     listen_backlog: int = 1024  # connections the system holds until this node takes them
     reuse_port: bool = True  # dial from the port listened on, so that others learn where we are
     websocket_upgrade_timeout: float = 5.0  # TLS and HTTP together
@@ -106,7 +109,10 @@ class NetworkSettings:
     ping_timeout: float = 10.0
     max_peerstore_peers: int = 10_000
     max_addresses_per_peer: int = 32
-    address_ttl: float = 3600.0  # how long a peer's addresses are kept after it was connected
+    max_peerstore_bytes: int = 32 * MIB
+    connected_address_ttl: float = 3600.0  # of one that worked, from the connection's end
+    certified_address_ttl: float = 3600.0  # of those in a peer's own signed record
+    identified_address_ttl: float = 1800.0  # of those a peer says it has, unsigned
     peerstore_save_interval: float = 60.0
 
 

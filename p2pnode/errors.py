@@ -104,6 +104,10 @@ class HandshakeError(ProtocolError):
     """The secure handshake failed: wrong identity, bad signature or broken messages."""
 
 
+class WrongPeerError(HandshakeError):
+    """Another peer than the one that was dialled answers there."""
+
+
 class NegotiationError(ProtocolError):
     """No protocol could be agreed on."""
 

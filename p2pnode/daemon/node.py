@@ -255,7 +255,7 @@ class Node:
             raise BadRequestError(f"the count of pings is a number from 1 to {MAX_PINGS}")
         peer_id, addresses = self.network.resolve(_text(params, "peer"))
         known = addresses or await self._find_addresses(peer_id)
-        await self.network.host.connect(peer_id, known)
+        await self.network.host.connect(peer_id, known, insist=True)
         return {"seconds": [await self.network.ping.ping(peer_id) for _ in range(count)]}
 
     async def _find_addresses(self, peer_id: PeerId) -> list[Multiaddr]:

@@ -1,19 +1,30 @@
 """Reaching a peer: its addresses raced against each other, one dial for all who want it.
 
-An address gets a head start over the next one (RFC 8305 has it so for two families), and a
-failure starts the next at once. An attempt is won only when the handshakes are through, so that
-a stranger at one address does not keep the peer from being found at another.
+The addresses are tried in the order of `p2pnode.host.ranking`. Each gets a head start over the
+next one (RFC 8305 has it so for two families), and a failure starts the next at once. An attempt
+is won only when the handshakes are through, so that a stranger at one address does not keep the
+peer from being found at another. Names are looked up from the start, beside the attempts; what
+they mean joins the race. Addresses that failed lately are left alone (`p2pnode.host.backoff`).
 """
 
 import contextlib
-from collections import deque
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import trio
 from multiaddr import Multiaddr
 
 from p2pnode.config import NetworkSettings
-from p2pnode.errors import DialError, HandshakeError, P2PNodeError
+from p2pnode.errors import (
+    DialError,
+    HandshakeError,
+    P2PNodeError,
+    RemoteError,
+    ResourceLimitError,
+    WrongPeerError,
+)
+from p2pnode.host.backoff import DialBackoff
 from p2pnode.host.upgrader import Upgraded
 from p2pnode.transport.base import RawConnection, Transport
 from p2pnode.wire.addresses import name_of, split_p2p
@@ -21,6 +32,27 @@ from p2pnode.wire.peer_id import PeerId
 
 Resolve = Callable[[Multiaddr, PeerId], Awaitable[list[Multiaddr]]]
 Upgrade = Callable[[RawConnection, PeerId], Awaitable[Upgraded]]
+Rank = Callable[[Iterable[Multiaddr]], list[Multiaddr]]
+Forget = Callable[[Multiaddr], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialTools:
+    """What all dials of a host share.
+
+    Attributes:
+        transports: the first that understands an address is used.
+        resolve: turns an address with a name into others.
+        upgrade: runs the handshakes.
+        backoff: which addresses are to be left alone.
+        settings: times and limits.
+    """
+
+    transports: Sequence[Transport]
+    resolve: Resolve
+    upgrade: Upgrade
+    backoff: DialBackoff
+    settings: NetworkSettings
 
 
 class Dial:
@@ -28,26 +60,30 @@ class Dial:
 
     `done` is set when the outcome is known: a connection of the peer exists, or `failure` says
     why not.
+
+    Args:
+        peer_id: who must answer.
+        tools: of the host.
+        rank: orders addresses, the best to try first.
+        forget: told of each address at which somebody else answers.
     """
 
-    def __init__(
-        self,
-        peer_id: PeerId,
-        transports: Sequence[Transport],
-        resolve: Resolve,
-        upgrade: Upgrade,
-        settings: NetworkSettings,
-    ) -> None:
+    def __init__(self, peer_id: PeerId, tools: DialTools, *, rank: Rank, forget: Forget) -> None:
         self.peer_id = peer_id
         self.done = trio.Event()
-        self._transports = transports
-        self._resolve = resolve
-        self._upgrade = upgrade
-        self._settings = settings
+        self._tools = tools
+        self._settings = tools.settings
+        self._rank = rank
+        self._forget = forget
         self._scope = trio.CancelScope(deadline=trio.current_time())
-        self._waiting: deque[Multiaddr] = deque()
+        self._waiting: list[Multiaddr] = []  # the next one first
+        self._names: list[Multiaddr] = []  # to be looked up
         self._outcomes: dict[Multiaddr, P2PNodeError | None] = {}  # None: under way
+        self._skipped: set[Multiaddr] = set()  # since they are backed off
+        self._insists = False
         self._active = 0
+        self._lookups = 0
+        self._next_at = -math.inf  # when the head start of the last attempt is over
         self._winner: Upgraded | None = None
         self._wanted_by = 0
         self._refusal: P2PNodeError | None = None
@@ -55,13 +91,38 @@ class Dial:
 
     # --- inputs ---------------------------------------------------------------------------------
 
-    def offer(self, addresses: Iterable[Multiaddr]) -> None:
-        """Add addresses to try, behind those known already."""
+    def offer(self, addresses: Iterable[Multiaddr], *, insist: bool = False) -> None:
+        """Add addresses to try.
+
+        Args:
+            addresses: a `/p2p` part at their end must name this peer.
+            insist: whether to try also those that failed lately, here and from now on.
+        """
+        if insist:
+            self._insists = True
+            for each in self._skipped:
+                del self._outcomes[each]
+            addresses = [*self._skipped, *addresses]
+            self._skipped.clear()
         for each in addresses:
-            address, _ = split_p2p(each)
-            if address not in self._outcomes and address not in self._waiting:
-                self._waiting.append(address)
+            address, named = split_p2p(each)
+            if named not in {None, self.peer_id}:
+                self._outcomes[each] = DialError(f"it is an address of {named}")
+            elif address not in self._outcomes and address not in self._waiting:
+                self._take_in(address)
+        self._waiting = self._rank(self._waiting)
         self._changed.set()
+
+    def _take_in(self, address: Multiaddr) -> None:
+        pause = self._tools.backoff.remaining(self.peer_id, address, trio.current_time())
+        if pause and not self._insists:
+            self._skipped.add(address)
+            self._outcomes[address] = DialError(f"backed off for another {math.ceil(pause)} s")
+        elif name_of(address) is not None:
+            self._names.append(address)
+            self._outcomes[address] = None
+        else:
+            self._waiting.append(address)
 
     @contextlib.contextmanager
     def wanted_until(self, deadline: float) -> Iterator[None]:
@@ -88,31 +149,30 @@ class Dial:
 
     async def run(self) -> Upgraded | None:
         """Race the addresses; returns the winner, or None when all have failed."""
-        try:
-            with self._scope:
-                await self._race()
-        except BaseException:  # cancelled from outside, when the race may be won already
-            if self._winner is not None:
-                await trio.aclose_forcefully(self._winner.raw.stream)
-            raise
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                while self._winner is None:
+                    self._changed = trio.Event()
+                    while self._names:
+                        self._lookups += 1
+                        nursery.start_soon(self._look_up, self._names.pop())
+                    may_start = (
+                        self._waiting and self._active < self._settings.dial_attempts_at_once
+                    )
+                    now = trio.current_time()
+                    if may_start and now >= self._next_at:
+                        address = self._waiting.pop(0)
+                        self._outcomes[address] = None
+                        self._active += 1
+                        self._next_at = now + self._settings.dial_stagger
+                        nursery.start_soon(self._attempt, address)
+                    elif self._active or self._lookups or self._waiting:
+                        with trio.move_on_at(self._next_at if may_start else math.inf):
+                            await self._changed.wait()
+                    else:
+                        break
+                nursery.cancel_scope.cancel()
         return self._winner
-
-    async def _race(self) -> None:
-        async with trio.open_nursery() as nursery:
-            while self._winner is None:
-                self._changed = trio.Event()
-                if self._waiting and self._active < self._settings.dial_attempts_at_once:
-                    address = self._waiting.popleft()
-                    self._outcomes[address] = None
-                    self._active += 1
-                    nursery.start_soon(self._attempt, address)
-                    with trio.move_on_after(self._settings.dial_stagger):
-                        await self._changed.wait()
-                elif self._active:
-                    await self._changed.wait()
-                else:
-                    break
-            nursery.cancel_scope.cancel()
 
     @property
     def failure(self) -> P2PNodeError:
@@ -129,28 +189,36 @@ class Dial:
         return kind(f"{self.peer_id} could not be reached ({'; '.join(attempts)})")
 
     async def _attempt(self, address: Multiaddr) -> None:
+        started = trio.current_time()
         try:
             upgraded = await self._reach(address)
         except P2PNodeError as error:
             self._outcomes[address] = error
+            self._next_at = -math.inf
+            if isinstance(error, RemoteError) and not isinstance(error, ResourceLimitError):
+                self._back_off(address)
+            if isinstance(error, WrongPeerError):
+                self._forget(address)
+        except trio.Cancelled:
+            # Callers that wait for less than an attempt may take must not keep a dead address from
+            # being noticed.
+            patience = (trio.current_time() - started) / self._settings.dial_attempt_timeout
+            if self._winner is None and patience >= 0.5:
+                self._back_off(address)
+            raise
         else:
-            if upgraded is not None and self._winner is None:
+            self._tools.backoff.succeed(self.peer_id, address)
+            if self._winner is None:
                 self._winner = upgraded
-            elif upgraded is not None:
+            else:
                 await trio.aclose_forcefully(upgraded.raw.stream)
         finally:
             self._active -= 1
             self._changed.set()
 
-    async def _reach(self, address: Multiaddr) -> Upgraded | None:
-        """Dial and upgrade; an address with a name gives its meanings to the race instead."""
-        if name_of(address) is not None:
-            meanings = await self._resolve(address, self.peer_id)
-            del self._outcomes[address]
-            fresh = [each for each in meanings if each not in self._outcomes]
-            self._waiting.extendleft(reversed(fresh))
-            return None
-        transport = next((each for each in self._transports if each.can_dial(address)), None)
+    async def _reach(self, address: Multiaddr) -> Upgraded:
+        transports = self._tools.transports
+        transport = next((each for each in transports if each.can_dial(address)), None)
         if transport is None:
             raise DialError("this node has no transport for it")
         raw = None
@@ -158,7 +226,24 @@ class Dial:
             raw = await transport.dial(address)
         if raw is None:
             raise DialError(f"no answer within {self._settings.dial_attempt_timeout:g} s")
-        return await self._upgrade(raw, self.peer_id)
+        return await self._tools.upgrade(raw, self.peer_id)
+
+    async def _look_up(self, address: Multiaddr) -> None:
+        """Give what an address with a name means to the race."""
+        try:
+            meanings = await self._tools.resolve(address, self.peer_id)
+        except P2PNodeError as error:
+            self._outcomes[address] = error
+            self._back_off(address)
+        else:
+            del self._outcomes[address]
+            self.offer(meanings)
+        finally:
+            self._lookups -= 1
+            self._changed.set()
+
+    def _back_off(self, address: Multiaddr) -> None:
+        self._tools.backoff.fail(self.peer_id, address, trio.current_time())
 
 
 def _describe(address: Multiaddr, error: P2PNodeError | None) -> str:

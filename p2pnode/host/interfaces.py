@@ -185,14 +185,20 @@ class Host(ABC):
 
     @abstractmethod
     async def connect(
-        self, peer_id: PeerId, addresses: Sequence[Multiaddr] = (), *, timeout: float | None = None
+        self,
+        peer_id: PeerId,
+        addresses: Sequence[Multiaddr] = (),
+        *,
+        timeout: float | None = None,
+        insist: bool = False,
     ) -> Connection:
         """Return the connection to a peer, dialling it (once for all callers) when needed.
 
         Args:
-            peer_id: who must answer; anyone else is a `HandshakeError`.
+            peer_id: who must answer; anyone else is a `WrongPeerError`.
             addresses: tried in addition to those already known.
             timeout: seconds, or None for the configured dial timeout.
+            insist: whether to try also addresses that failed lately, as for a person who asks.
 
         Raises:
             DialError: no address is known, or none could be reached; it lists each attempt.
@@ -224,13 +230,25 @@ class ConnectionEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerIdentified(Event):
-    """Identify, or an identify push, told about a peer."""
+    """Identify, or an identify push, told about a peer.
+
+    Attributes:
+        peer_id: whom it is about.
+        protocols: what it serves.
+        addresses: where it can be dialled.
+        agent: its software.
+        observed_address: where it sees this node.
+        record: the envelope of the signed record that `addresses` come from, or None.
+        seq: the record's sequence number.
+    """
 
     peer_id: PeerId
     protocols: frozenset[str]
     addresses: tuple[Multiaddr, ...]
     agent: str
     observed_address: Multiaddr | None
+    record: bytes | None = None
+    seq: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ an event. An exception that is not the network's is a bug, and ends the node.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +34,7 @@ from p2pnode.errors import (
     ResourceLimitError,
 )
 from p2pnode.events import Event, EventBus
+from p2pnode.host.backoff import DialBackoff
 from p2pnode.host.budgets import (
     CONNECTION_RESOURCES,
     BudgetReport,
@@ -41,7 +43,7 @@ from p2pnode.host.budgets import (
     Resource,
 )
 from p2pnode.host.connections import ConnectionInfo, ConnectionTable, NetworkConnection
-from p2pnode.host.dialer import Dial
+from p2pnode.host.dialer import Dial, DialTools
 from p2pnode.host.interfaces import (
     Connection,
     ConnectionEnded,
@@ -53,7 +55,10 @@ from p2pnode.host.interfaces import (
     StreamHandler,
 )
 from p2pnode.host.manager import ConnectionManager, ProtectedPeers
-from p2pnode.host.peerstore import Peerstore, write_atomically
+from p2pnode.host.peerstore import Peerstore
+from p2pnode.host.ranking import ips_of, rank
+from p2pnode.host.saved_peers import parse as parse_peers
+from p2pnode.host.saved_peers import save as save_peers
 from p2pnode.host.upgrader import Upgraded, Upgrader
 from p2pnode.transport.base import Listener, RawConnection, Transport
 from p2pnode.transport.resolver import Resolver
@@ -145,6 +150,13 @@ class NetworkHost(Host):
         self._manager = ConnectionManager(limits, self._protected)
         self._resolver = Resolver(self.settings)
         self._upgrader = Upgrader(key, self.settings)
+        self._dial_tools = DialTools(
+            transports=self._transports,
+            resolve=self._resolver.resolve,
+            upgrade=self._upgrader.outbound,
+            backoff=DialBackoff(self.settings, self._rng),
+            settings=self.settings,
+        )
         self._dials: dict[PeerId, Dial] = {}
         self._dial_slots = trio.CapacityLimiter(self.settings.max_dials)
         self._network: trio.Nursery | None = None
@@ -157,7 +169,7 @@ class NetworkHost(Host):
         The connections are shielded from the cancellation until that is done, which takes
         `close_timeout` at most.
         """
-        self._load_peerstore()
+        await self._load_peerstore()
         undo = self.events.on(PeerIdentified, self._receive_identified)
         try:
             async with trio.open_nursery() as nursery:
@@ -214,14 +226,16 @@ class NetworkHost(Host):
             if self.addresses != self._last_addresses:  # an interface came or went
                 self._note_change()
 
-    def _load_peerstore(self) -> None:
+    async def _load_peerstore(self) -> None:
         """Read the saved addresses; they are a convenience, so a broken file is put aside."""
         path = self._peerstore_path
         if path is None or not path.exists():
             return
         try:
             try:
-                self.peerstore.load(path.read_text("utf-8"), trio.current_time(), wall_time())
+                text = path.read_text("utf-8")
+                saved = await trio.to_thread.run_sync(parse_peers, text)
+                self.peerstore.restore(saved, trio.current_time(), wall_time())
             except ValueError as error:
                 aside = path.with_name(path.name + ".broken")
                 path.replace(aside)
@@ -234,9 +248,9 @@ class NetworkHost(Host):
         path = self._peerstore_path
         if path is None:
             return
-        text = self.peerstore.dump(trio.current_time(), wall_time())
+        known = self.peerstore.snapshot(trio.current_time(), wall_time())
         try:
-            await trio.to_thread.run_sync(write_atomically, path, text)
+            await trio.to_thread.run_sync(save_peers, path, known)
         except OSError as error:
             reason = f"cannot be written: {error.strerror}"
             self.events.emit(PeersNotKept(path=path, reason=reason))
@@ -339,12 +353,21 @@ class NetworkHost(Host):
 
     def _receive_identified(self, event: PeerIdentified) -> None:
         self.peerstore.set_protocols(event.peer_id, event.protocols)
-        self.add_addresses(event.peer_id, event.addresses, self.settings.address_ttl)
+        now = trio.current_time()
+        if event.record is not None:
+            self.peerstore.certify(event.peer_id, event.seq, event.addresses, event.record, now)
+        else:
+            self.peerstore.identify(event.peer_id, event.addresses, now)
 
     # --- outbound -------------------------------------------------------------------------------
 
     async def connect(
-        self, peer_id: PeerId, addresses: Sequence[Multiaddr] = (), *, timeout: float | None = None
+        self,
+        peer_id: PeerId,
+        addresses: Sequence[Multiaddr] = (),
+        *,
+        timeout: float | None = None,
+        insist: bool = False,
     ) -> NetworkConnection:
         """See `Host`."""
         await trio.lowlevel.checkpoint()
@@ -355,7 +378,7 @@ class NetworkHost(Host):
         dial = self._dials.get(peer_id)
         if dial is None or dial.is_abandoned:
             dial = self._start_dial(peer_id)
-        dial.offer([*addresses, *self.addresses_of(peer_id)])
+        dial.offer([*addresses, *self.addresses_of(peer_id)], insist=insist)
         timeout = self.settings.dial_timeout if timeout is None else timeout
         deadline = trio.current_time() + timeout
         with dial.wanted_until(deadline), trio.move_on_at(deadline):
@@ -368,14 +391,22 @@ class NetworkHost(Host):
         network = self._running()
         dial = Dial(
             peer_id,
-            self._transports,
-            self._resolver.resolve,
-            self._upgrader.outbound,
-            self.settings,
+            self._dial_tools,
+            rank=partial(
+                rank,
+                preferred=self.peerstore.preferred_of(peer_id),
+                own=ips_of(self._own_addresses()),
+            ),
+            forget=partial(self.peerstore.forget_address, peer_id),
         )
         self._dials[peer_id] = dial
         network.start_soon(self._dial, dial)
         return dial
+
+    def _own_addresses(self) -> list[Multiaddr]:
+        """Where this node is, as far as its own sockets show it."""
+        listening = [each for one in self._listeners for each in one.addresses]
+        return listening + [each.local_address for each in self._connections]
 
     async def _dial(self, dial: Dial) -> None:
         account = self._budgets.dial(dial.peer_id)
@@ -525,13 +556,9 @@ class NetworkHost(Host):
         peer_id = connection.peer_id
         self._connections.add(connection)
         self.peerstore.pin(peer_id)
+        self.peerstore.set_key(peer_id, connection.public_key)
         if connection.direction == "outbound":
-            self.peerstore.prefer(
-                peer_id,
-                connection.remote_address,
-                self.settings.address_ttl,
-                trio.current_time(),
-            )
+            self.peerstore.prefer(peer_id, connection.remote_address, trio.current_time())
         if (dial := self._dials.get(peer_id)) is not None:
             self._finish(dial)  # whoever dialled, its callers have their connection
         self._trim()

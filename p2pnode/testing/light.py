@@ -307,7 +307,12 @@ class LightHost(Host):
         return peer_id in self._protected
 
     async def connect(
-        self, peer_id: PeerId, addresses: Sequence[Multiaddr] = (), *, timeout: float | None = None
+        self,
+        peer_id: PeerId,
+        addresses: Sequence[Multiaddr] = (),
+        *,
+        timeout: float | None = None,
+        insist: bool = False,  # noqa: ARG002  # nothing is backed off here
     ) -> LightConnection:
         """See `Host`."""
         await trio.lowlevel.checkpoint()

@@ -1,12 +1,14 @@
 import contextlib
 import math
+import random
 
 import pytest
 import trio
 
 from p2pnode.config import NetworkSettings
-from p2pnode.errors import DialError, HandshakeError, ResourceLimitError
-from p2pnode.host.dialer import Dial
+from p2pnode.errors import DialError, HandshakeError, ResourceLimitError, WrongPeerError
+from p2pnode.host.backoff import DialBackoff
+from p2pnode.host.dialer import Dial, DialTools
 from p2pnode.transport.base import RawConnection, Transport
 from p2pnode.wire.addresses import parse_address, tcp_address, with_p2p
 from p2pnode.wire.keys import PrivateKey
@@ -72,9 +74,20 @@ def address(port):
 REFUSED = DialError("connection refused")
 
 
-async def run(script, addresses, *, timeout=10.0, settings=SETTINGS):
-    dial = Dial(PEER, [script], script.resolve, script.upgrade, settings)
-    dial.offer(addresses)
+def dial_with(script, *, upgrade=None, settings=SETTINGS, backoff=None, rank=list, forget=None):
+    tools = DialTools(
+        transports=[script],
+        resolve=script.resolve,
+        upgrade=upgrade or script.upgrade,
+        backoff=DialBackoff(settings, random.Random(0)) if backoff is None else backoff,
+        settings=settings,
+    )
+    return Dial(PEER, tools, rank=rank, forget=forget or [].append)
+
+
+async def run(script, addresses, *, timeout=10.0, insist=False, **options):
+    dial = dial_with(script, **options)
+    dial.offer(addresses, insist=insist)
     with dial.wanted_until(trio.current_time() + timeout):
         return dial, await dial.run()
 
@@ -173,7 +186,7 @@ async def test_a_name_is_replaced_by_what_it_means(autojump_clock):
 
 async def test_an_address_that_comes_late_still_counts(autojump_clock):
     script = Script({address(1): (2.0, REFUSED), address(2): (0.1, None)})
-    dial = Dial(PEER, [script], script.resolve, script.upgrade, SETTINGS)
+    dial = dial_with(script)
     dial.offer([address(1)])
     winners = []
 
@@ -197,7 +210,7 @@ async def test_of_two_winners_one_is_closed(autojump_clock):
         await gate.wait()
         return Won(raw)
 
-    dial = Dial(PEER, [script], script.resolve, upgrade, SETTINGS)
+    dial = dial_with(script, upgrade=upgrade)
     dial.offer([address(1), address(2)])
     winners = []
 
@@ -215,7 +228,7 @@ async def test_of_two_winners_one_is_closed(autojump_clock):
 
 async def test_a_dial_nobody_wants_any_more_ends(autojump_clock):
     script = Script({address(1): (math.inf, None)})
-    dial = Dial(PEER, [script], script.resolve, script.upgrade, SETTINGS)
+    dial = dial_with(script)
     dial.offer([address(1)])
     async with trio.open_nursery() as nursery:
         with contextlib.ExitStack() as callers:
@@ -230,13 +243,119 @@ async def test_a_dial_nobody_wants_any_more_ends(autojump_clock):
 
 async def test_the_longest_patience_of_all_callers_counts(autojump_clock):
     script = Script({address(1): (2.0, None)})
-    dial = Dial(PEER, [script], script.resolve, script.upgrade, SETTINGS)
+    dial = dial_with(script)
     dial.offer([address(1)])
     with dial.wanted_until(1.0), dial.wanted_until(3.0):
         assert await dial.run() is not None
 
 
 async def test_a_refusal_after_the_race_is_what_callers_get():
-    dial = Dial(PEER, [], None, None, SETTINGS)
+    dial = dial_with(Script({}))
     dial.refuse(ResourceLimitError("full"))
     assert isinstance(dial.failure, ResourceLimitError)
+
+
+# --- names, other peers' addresses, back-off ------------------------------------------------------
+
+
+async def test_names_are_looked_up_beside_the_attempts_and_join_the_race(autojump_clock):
+    name = parse_address("/dns/node.example/tcp/1")
+    script = Script(
+        {address(1): (math.inf, None), address(2): (math.inf, None), address(3): (0.0, None)},
+        names={name: [address(3), address(1)]},
+    )
+    settings = NetworkSettings(dial_attempts_at_once=3, dial_stagger=0.25)
+    _, winner = await run(
+        script, [address(1), name, address(2)], rank=sorted_by_port, settings=settings
+    )
+    # The name is known after 0.1 s, which does not cut the head start of the first attempt short.
+    assert script.started == [(0.0, address(1)), (0.25, address(2)), (0.5, address(3))]
+    assert winner.raw.remote_address == address(3)
+
+
+def sorted_by_port(addresses):
+    return sorted(addresses, key=lambda each: int(each.value_for_protocol("tcp")))
+
+
+async def test_a_dial_by_a_name_alone_waits_for_what_it_means(autojump_clock):
+    name = parse_address("/dns/node.example/tcp/1")
+
+    class Nameless(Script):
+        async def resolve(self, address, peer_id):
+            await trio.sleep(1)
+            raise DialError("the name node.example cannot be resolved")
+
+    dial, winner = await run(Nameless({}), [name])
+    assert winner is None
+    assert trio.current_time() == pytest.approx(1.0)
+    assert "node.example cannot be resolved" in str(dial.failure)
+
+
+async def test_addresses_that_name_another_peer_are_not_dialled(autojump_clock):
+    other = PrivateKey.from_seed(b"o" * 32).peer_id
+    script = Script({address(1): (0.0, None)})
+    dial, winner = await run(script, [with_p2p(address(1), other)])
+    assert (winner, script.started) == (None, [])
+    assert f"it is an address of {other}" in str(dial.failure)
+
+
+async def test_an_address_where_another_peer_answers_is_forgotten(autojump_clock):
+    forgotten = []
+    script = Script({address(1): (0.0, WrongPeerError("x answered where y was expected"))})
+    dial, _ = await run(script, [address(1)], forget=forgotten.append)
+    assert forgotten == [address(1)]
+    assert isinstance(dial.failure, HandshakeError)
+
+
+async def test_an_address_that_failed_is_left_alone_and_then_tried_again(autojump_clock):
+    backoff = DialBackoff(NetworkSettings(dial_backoff=4.0), random.Random(0))
+    script = Script({address(1): (0.0, REFUSED), address(2): (0.0, None)})
+    await run(script, [address(1)], backoff=backoff)
+    dial, winner = await run(script, [address(1)], backoff=backoff)
+    assert winner is None
+    assert len(script.started) == 1
+    assert f"{address(1)}: backed off for another 4 s" in str(dial.failure)
+    assert type(dial.failure) is DialError
+    _, winner = await run(script, [address(1), address(2)], backoff=backoff)
+    assert [each for _, each in script.started] == [address(1), address(2)]
+    await trio.sleep(4)
+    await run(script, [address(1)], backoff=backoff)
+    assert [each for _, each in script.started] == [address(1), address(2), address(1)]
+
+
+async def test_who_insists_dials_it_all_the_same_and_success_clears_it(autojump_clock):
+    backoff = DialBackoff(NetworkSettings(dial_backoff=4.0), random.Random(0))
+    script = Script({address(1): (0.0, REFUSED)})
+    await run(script, [address(1)], backoff=backoff)
+    script.outcomes[address(1)] = (0.0, None)
+    dial = dial_with(script, backoff=backoff)
+    dial.offer([address(1)])
+    dial.offer([], insist=True)  # a second caller, of a dial that has given the address up
+    with dial.wanted_until(10):
+        assert await dial.run() is not None
+    assert len(backoff) == 0
+
+
+async def test_refusals_by_our_own_budgets_back_off_nothing(autojump_clock):
+    backoff = DialBackoff(SETTINGS, random.Random(0))
+    await run(
+        Script({address(1): (0.0, ResourceLimitError("full"))}), [address(1)], backoff=backoff
+    )
+    assert len(backoff) == 0
+
+
+@pytest.mark.parametrize(("timeout", "noted"), [(4.0, 1), (1.0, 0)])
+async def test_a_silent_address_is_noted_although_its_callers_are_impatient(
+    autojump_clock, timeout, noted
+):
+    backoff = DialBackoff(SETTINGS, random.Random(0))
+    script = Script({address(1): (math.inf, None)})
+    await run(script, [address(1)], backoff=backoff, timeout=timeout)
+    assert len(backoff) == noted
+
+
+async def test_losers_of_the_race_are_not_backed_off(autojump_clock):
+    backoff = DialBackoff(SETTINGS, random.Random(0))
+    script = Script({address(1): (math.inf, None), address(2): (4.0, None)})
+    await run(script, [address(1), address(2)], backoff=backoff)
+    assert len(backoff) == 0

@@ -46,7 +46,7 @@ class Introduction:
         protocol_version: the family of protocols it belongs to.
         agent: its software.
         record: the envelope of its signed peer record, or None.
-        seq: the record's sequence number, or None.
+        seq: the record's sequence number.
     """
 
     public_key: PublicKey | None = None
@@ -56,7 +56,7 @@ class Introduction:
     protocol_version: str = ""
     agent: str = ""
     record: bytes | None = None
-    seq: int | None = None
+    seq: int = 0
 
 
 def encode(introduction: Introduction) -> bytes:
@@ -117,7 +117,7 @@ def decode(
         protocol_version=message.protocolVersion[:MAX_AGENT],
         agent=_printable(message.agentVersion),
         record=message.signedPeerRecord or None,
-        seq=record.seq if record is not None else None,
+        seq=record.seq if record is not None else 0,
     )
 
 

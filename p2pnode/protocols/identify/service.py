@@ -171,6 +171,8 @@ class IdentifyService:
                 addresses=said.addresses,
                 agent=said.agent,
                 observed_address=said.observed_address,
+                record=said.record,
+                seq=said.seq,
             )
         )
 

@@ -27,6 +27,7 @@ from p2pnode.errors import (
     InvalidKeyError,
     NegotiationError,
     ProtocolError,
+    WrongPeerError,
 )
 from p2pnode.wire.keys import PrivateKey, PublicKey
 from p2pnode.wire.pb import noise_pb2
@@ -289,7 +290,7 @@ class Handshake:
         if not key.verify(_SIGNED + self._remote_static, message.identity_sig):
             raise HandshakeError("the peer did not prove that it owns its identity key")
         if self._expected is not None and key.peer_id != self._expected:
-            raise HandshakeError(f"{key.peer_id} answered where {self._expected} was expected")
+            raise WrongPeerError(f"{key.peer_id} answered where {self._expected} was expected")
         self._remote = (key, tuple(message.extensions.stream_muxers[:MAX_MUXERS]))
 
     @staticmethod
