@@ -94,7 +94,7 @@ class NetworkSettings:
     yamux_session_window: int = 64 * MIB  # by which all windows of a connection may grow
     yamux_max_frame: int = 4 * 65_519  # whole Noise frames; all implementations take up to 1 MiB
     yamux_write_budget: int = 384 * KIB  # of frames gathered for one write, and one frame more
-    yamux_send_buffer: int = 256 * KIB  # a stream's sender may be so far ahead of the writer
+    yamux_send_buffer: int = 512 * KIB  # a stream's sender may be so far ahead of the writer
     stream_close_timeout: float = 60.0  # for the peer to finish a stream that we have closed
     yamux_accept_backlog: int = 256  # unanswered inbound streams, as go-libp2p enforces
     keepalive_interval: float = 30.0

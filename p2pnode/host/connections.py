@@ -26,9 +26,9 @@ from p2pnode.events import Event, EventBus
 from p2pnode.host.budgets import ConnectionAccount, StreamAccount
 from p2pnode.host.interfaces import Connection, Direction, PeerMisbehaved, StreamHandler
 from p2pnode.host.manager import Candidate
-from p2pnode.host.streams import NetworkStream
+from p2pnode.host.streams import NetworkStream, accept_protocol
 from p2pnode.host.upgrader import Upgraded
-from p2pnode.mux.multistream import Dialer, select_inbound, select_outbound
+from p2pnode.mux.multistream import Dialer, select_outbound
 from p2pnode.mux.yamux import INITIAL_WINDOW, YamuxStream
 from p2pnode.wire.error_codes import StreamCode, stream_code
 from p2pnode.wire.peer_id import PeerId
@@ -202,7 +202,7 @@ class NetworkConnection(Connection):
     ) -> str | None:
         try:
             with trio.move_on_after(self._settings.negotiation_timeout):
-                return await select_inbound(muxed, handlers.__contains__)
+                return await accept_protocol(muxed, handlers.__contains__)
             raise StreamResetError(
                 f"the negotiation took longer than {self._settings.negotiation_timeout:g} s"
             )

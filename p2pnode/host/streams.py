@@ -6,15 +6,37 @@ that a refusal can always be read, and never waits behind data nobody will take.
 """
 
 import contextlib
+from collections.abc import Callable
 
 import trio
 
 from p2pnode.errors import NegotiationError, P2PNodeError, ProtocolError
 from p2pnode.host.interfaces import Connection, Stream
-from p2pnode.mux.multistream import Dialer
+from p2pnode.mux.multistream import Dialer, Listener
 from p2pnode.mux.yamux import YamuxStream
 
 Buffer = bytes | bytearray | memoryview
+
+
+async def accept_protocol(muxed: YamuxStream, supported: Callable[[str], bool]) -> str:
+    """Answer the proposals on a stream that a peer opened until one is `supported`.
+
+    The answer leaves with the first data of the protocol, within a moment if there is none.
+
+    Raises:
+        NegotiationError: the peer breaks the rules, or hung up without a match.
+    """
+    listener = Listener(supported)
+    while True:
+        data = await muxed.receive_some()
+        if not data:
+            raise NegotiationError("the peer hung up before a protocol was agreed on")
+        while answer := listener.receive_data(data):
+            muxed.send_later(answer)
+            if listener.protocol is not None:
+                muxed.unread(listener.rest)
+                return listener.protocol
+            data = b""
 
 
 class NetworkStream(Stream):
@@ -117,7 +139,7 @@ class NetworkStream(Stream):
         async with self._settling:
             while (dialer := self._unsettled) is not None:
                 try:
-                    data = await self._muxed.receive_some(dialer.needed)
+                    data = await self._muxed.receive_some()
                     if not data:
                         raise NegotiationError("the peer hung up instead of taking the protocol")
                     dialer.receive_data(data)
@@ -128,6 +150,7 @@ class NetworkStream(Stream):
                 else:
                     if dialer.protocol is not None:
                         self._unsettled = None
+                        self._muxed.unread(dialer.rest)
         self._check()
 
     def _check(self) -> None:

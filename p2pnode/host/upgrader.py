@@ -5,7 +5,8 @@ end, and settles the muxer within its messages; with peers that do not offer mux
 multistream round agrees on `/yamux/1.0.0`. (libp2p/specs, connections.)
 """
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +17,7 @@ from p2pnode.errors import ConnectionClosedError, HandshakeError
 from p2pnode.mux.multistream import select_inbound, select_outbound
 from p2pnode.mux.yamux import PROTOCOL as YAMUX
 from p2pnode.mux.yamux import YamuxConnection
-from p2pnode.security.noise import SecureSession, secure_inbound, secure_outbound
+from p2pnode.security.noise import SecureChannel, SecureSession, secure_inbound, secure_outbound
 from p2pnode.transport.base import RawConnection
 from p2pnode.wire.keys import PrivateKey, PublicKey
 from p2pnode.wire.peer_id import PeerId
@@ -56,7 +57,8 @@ class Upgrader:
                 raw.stream, self._key, expected=expected, muxers=[YAMUX]
             )
             if session.muxer is None:
-                await select_outbound(session.channel, [YAMUX])
+                async with _closed_on_failure(session.channel):
+                    await select_outbound(session.channel, [YAMUX])
             return session
 
         return await self._upgrade(raw, secure, is_client=True)
@@ -68,7 +70,8 @@ class Upgrader:
             await select_inbound(raw.stream, NOISE.__eq__)
             session = await secure_inbound(raw.stream, self._key, muxers=[YAMUX])
             if session.muxer is None:
-                await select_inbound(session.channel, YAMUX.__eq__)
+                async with _closed_on_failure(session.channel):
+                    await select_inbound(session.channel, YAMUX.__eq__)
             if session.peer_id == self._key.peer_id:
                 raise HandshakeError("the other end is this node itself")
             return session
@@ -97,3 +100,12 @@ class Upgrader:
             public_key=session.public_key,
             muxer=YamuxConnection(session.channel, is_client=is_client, settings=self._settings),
         )
+
+
+@contextlib.asynccontextmanager
+async def _closed_on_failure(channel: SecureChannel) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        await trio.aclose_forcefully(channel)
+        raise

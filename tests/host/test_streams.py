@@ -35,6 +35,9 @@ class Muxed:
         taken, self._rest = self._rest[:max_bytes], self._rest[max_bytes or len(self._rest) :]
         return taken
 
+    def unread(self, data):
+        self._rest = data + self._rest
+
     async def receive_into(self, buffer):
         filled = 0
         while filled < len(buffer):

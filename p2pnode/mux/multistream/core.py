@@ -4,8 +4,8 @@ A message is a uvarint length, that many bytes of UTF-8 text, and among them a f
 sides start with `/multistream/1.0.0`, in any order. Then the dialer proposes, and the listener
 echoes the proposal or answers `na`, after which another may be proposed.
 
-The machines never take more bytes than the negotiation's own: `needed` says how many may be read
-safely next, and what follows belongs to the protocol.
+What follows the negotiation belongs to the protocol. Over a stream that cannot take bytes back,
+read no more than `needed` says; over one that can, read all there is and give back the `rest`.
 
 Source: multiformats/multistream-select; libp2p/specs, connections.
 """
@@ -48,8 +48,14 @@ class LineReader:
             return 1
         return size[1] + size[0] - len(self._buffer)
 
+    def take_rest(self) -> bytes:
+        """Take what was received behind the last message."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
     def receive_data(self, data: bytes) -> str | None:
-        """Take at most `needed` bytes; returns the message when it is whole.
+        """Take bytes, or none to see what is left; returns the next message if it is whole.
 
         Raises:
             NegotiationError: it is too long or not a line of text.
@@ -66,8 +72,8 @@ class LineReader:
             raise NegotiationError(f"a negotiation message of {length} bytes is not accepted")
         if len(self._buffer) < start + length:
             return None
-        line = bytes(self._buffer[start:])
-        self._buffer.clear()
+        line = bytes(self._buffer[start : start + length])
+        del self._buffer[: start + length]
         if not line.endswith(b"\n"):
             raise NegotiationError("a negotiation message does not end in a newline")
         try:
@@ -90,6 +96,7 @@ class Dialer:
         self._greeted = False
         self._reader = LineReader()
         self.protocol: str | None = None
+        self.rest = b""  # what was received behind the negotiation
 
     @property
     def needed(self) -> int:
@@ -107,9 +114,17 @@ class Dialer:
             ProtocolNotSupportedError: the listener takes none of the protocols.
             NegotiationError: the answer is not one.
         """
+        reply = b""
         line = self._reader.receive_data(data)
-        if line is None:
-            return b""
+        while line is not None:
+            reply += self._receive_line(line)
+            if self.protocol is not None:
+                self.rest = self._reader.take_rest()
+                break
+            line = self._reader.receive_data(b"")
+        return reply
+
+    def _receive_line(self, line: str) -> bytes:
         if not self._greeted:
             if line != HEADER:
                 raise NegotiationError(f"the peer does not speak multistream: {line[:80]!r}")
@@ -139,6 +154,7 @@ class Listener:
         self._proposals = 0
         self._reader = LineReader()
         self.protocol: str | None = None
+        self.rest = b""  # what was received behind the negotiation
 
     @property
     def needed(self) -> int:
@@ -146,9 +162,10 @@ class Listener:
         return self._reader.needed
 
     def receive_data(self, data: bytes) -> bytes:
-        """Take bytes of a proposal; returns the answer, which may be nothing yet.
+        """Take bytes of a proposal; returns the answer to one message, or nothing yet.
 
-        The header is answered at once: py-libp2p waits for it before it proposes anything.
+        Call it again, without bytes, until it returns nothing. The header is answered at once:
+        py-libp2p waits for it before it proposes anything.
 
         Raises:
             NegotiationError: the peer breaks the rules, or proposes without end.
@@ -167,4 +184,5 @@ class Listener:
         if not self._supported(line):
             return encode_line(NOT_AVAILABLE)
         self.protocol = line
+        self.rest = self._reader.take_rest()
         return encode_line(line)

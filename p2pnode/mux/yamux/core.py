@@ -83,6 +83,7 @@ class YamuxCore:
         self.round_trip: float | None = None
         self.bytes_sent = 0  # of data
         self.bytes_received = 0
+        self.queued = 0  # bytes of data that wait to be sent
         # Streams that wait for something, the first being due first.
         self._discarding: dict[int, StreamState] = {}  # for the peer's end
         self._unanswered: dict[int, StreamState] = {}  # for a frame that takes our ACK along
@@ -147,11 +148,13 @@ class YamuxCore:
     def send(self, stream: StreamState, data: memoryview) -> None:
         """Queue `data`, which must not change until it has been written."""
         stream.queue(data)
+        self.queued += len(data)
         self._schedule(stream)
 
     def send_later(self, stream: StreamState, data: memoryview) -> None:
         """Queue `data` to go with what is sent next on `stream`, or with its acknowledgement."""
         stream.queue(data)
+        self.queued += len(data)
 
     def wrote(self, output: Output) -> list[StreamEvent]:
         """Note that the buffers of `output` have been taken, and may change."""
@@ -217,6 +220,8 @@ class YamuxCore:
 
     def unread(self, stream: StreamState, data: bytes) -> None:
         """Take back what was taken last, or its end."""
+        if not data:
+            return
         stream.received.appendleft(data)
         stream.received_bytes += len(data)
         stream.taken -= len(data)
@@ -257,7 +262,7 @@ class YamuxCore:
                 stream.failure = error
                 if not stream.remote_finished:
                     stream.receive_failure = error
-                stream.outgoing.clear()
+                self._drop_queued(stream)
                 self._drop(stream)
         return self._take_events()
 
@@ -408,6 +413,7 @@ class YamuxCore:
             buffers.append(Header(FrameType.DATA, flags, stream.stream_id, size).encode())
             buffers += pieces
             stream.send_window -= size
+            self.queued -= size
             self.bytes_sent += size
             output.served.append((stream, size))
         finishes = stream.finish_wanted and not stream.outgoing and not stream.finish_sent
@@ -631,9 +637,14 @@ class YamuxCore:
         """End a stream that was reset: both directions are lost, and what nobody has read."""
         stream.failure = stream.failure or error
         stream.receive_failure = stream.receive_failure or error
-        stream.outgoing.clear()
+        self._drop_queued(stream)
         stream.drop_received()
         self._drop(stream)
+
+    def _drop_queued(self, stream: StreamState) -> None:
+        self.queued -= stream.outgoing_bytes
+        stream.outgoing.clear()
+        stream.outgoing_bytes = 0
 
     def _forget_if_done(self, stream: StreamState) -> None:
         if stream.finish_sent and stream.remote_finished and not stream.unwritten:

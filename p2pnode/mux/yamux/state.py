@@ -10,7 +10,7 @@ from p2pnode.mux.yamux.accounts import StreamAccount
 
 Buffer = bytes | bytearray | memoryview
 
-GATHERED_CHUNK: Final = 4096  # small received pieces are copied together up to this size
+GATHERED_CHUNK: Final = 4096  # small pieces are copied together up to this size
 
 
 class EventKind(Enum):
@@ -32,7 +32,7 @@ class StreamState:
     account: StreamAccount
     # --- sending
     send_window: int
-    outgoing: deque[memoryview] = field(default_factory=deque)
+    outgoing: deque[Buffer] = field(default_factory=deque)
     outgoing_bytes: int = 0
     unwritten: int = 0  # bytes queued, or given out and not yet written
     scheduled: bool = False  # waits for its turn to send
@@ -65,19 +65,29 @@ class StreamState:
         return self.finish_wanted and not self.finish_sent
 
     def queue(self, data: memoryview) -> None:
-        """Append to what is to be sent."""
-        self.outgoing.append(data)
+        """Append to what is to be sent.
+
+        A piece costs 200 bytes of its own, so small ones that have to wait are copied together.
+        """
+        last = self.outgoing[-1] if self.outgoing else None
+        if isinstance(last, bytearray) and len(last) + len(data) <= GATHERED_CHUNK:
+            last += data
+        elif last is not None and len(data) <= GATHERED_CHUNK // 8:
+            self.outgoing.append(bytearray(data))
+        else:
+            self.outgoing.append(data)
         self.outgoing_bytes += len(data)
         self.unwritten += len(data)
 
-    def dequeue(self, room: int) -> list[memoryview]:
+    def dequeue(self, room: int) -> list[Buffer]:
         """Take at most `room` bytes of what is to be sent."""
-        pieces: list[memoryview] = []
+        pieces: list[Buffer] = []
         while self.outgoing and room:
             piece = self.outgoing.popleft()
             if len(piece) > room:
-                self.outgoing.appendleft(piece[room:])
-                piece = piece[:room]
+                view = memoryview(piece)
+                piece = view[:room]
+                self.outgoing.appendleft(view[room:])
             pieces.append(piece)
             room -= len(piece)
             self.outgoing_bytes -= len(piece)

@@ -162,6 +162,10 @@ class FrameOpener:
         """
         self._cipher.decrypt_into(self._take(), buffer)
 
+    def forget(self) -> None:
+        """Drop what was received and not opened: nobody will."""
+        self._data, self._offset, self._cut = memoryview(b""), 0, bytearray()
+
     def _take(self) -> memoryview:
         if self._cut:
             frame, self._cut = self._cut, bytearray()

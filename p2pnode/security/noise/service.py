@@ -308,4 +308,6 @@ class SecureChannel(trio.abc.Stream):
     async def aclose(self) -> None:
         """Close the stream beneath."""
         self._closed = True
+        self._rest = b""
+        self._opener.forget()  # whoever keeps the error that led here need not keep what came
         await self._stream.aclose()
