@@ -44,7 +44,13 @@ def json_option(command: F) -> F:
 _NODE_FLAGS: Final = (
     ("--data-dir", "node.data_dir", "DIR", False, _DATA_DIR_HELP),
     ("--bootstrap", "node.bootstrap", "ADDR", True, "A node to join through: /ip4/…/p2p/…"),
-    ("--listen", "node.listen", "MULTIADDR", True, "Where to listen.  [/ip4/0.0.0.0/tcp/4001]"),
+    (
+        "--listen",
+        "node.listen",
+        "MULTIADDR",
+        True,
+        "Where to listen; /ws behind it for WebSocket.  [/ip4/0.0.0.0/tcp/4001]",
+    ),
     ("--announce", "node.announce", "MULTIADDR", True, "Told to others instead of --listen."),
     ("--run", "node.run", "NAME", False, "The training run to take part in."),
     ("--invite", "node.invite", "TOKEN", False, "What the run's owner gave you."),

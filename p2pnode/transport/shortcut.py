@@ -41,14 +41,14 @@ class SocketShortcut:
     async def receive_some(self, max_bytes: int) -> bytes:
         """See `trio.abc.ReceiveStream`."""
         if self._is_drained:
-            await trio.lowlevel.wait_readable(self._socket)
+            await self._wait_readable()
         else:
             await trio.lowlevel.checkpoint()
         while True:
             try:
                 data = os.read(self._socket.fileno(), max_bytes)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._socket)
+                await self._wait_readable()
                 continue
             except OSError as error:
                 if error.errno in _GONE:
@@ -56,3 +56,8 @@ class SocketShortcut:
                 raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
             self._is_drained = len(data) < max_bytes
             return data
+
+    async def _wait_readable(self) -> None:
+        if self._socket.fileno() < 0:  # trio would raise ValueError
+            raise trio.ClosedResourceError("this socket was already closed")
+        await trio.lowlevel.wait_readable(self._socket)

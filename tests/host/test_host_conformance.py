@@ -9,6 +9,7 @@ from p2pnode.testing.conformance.hosts import HostConformance
 from p2pnode.testing.hosts import host_network
 from p2pnode.testing.light import light_network
 from p2pnode.transport.tcp import TcpTransport
+from p2pnode.transport.websocket import WebSocketTransport
 from p2pnode.wire.addresses import parse_address
 from p2pnode.wire.keys import PrivateKey
 
@@ -35,20 +36,32 @@ class TestNetworkHostAcrossADelay(HostConformance):
             yield await network.add_host(), await network.add_host()
 
 
-@pytest.mark.real
-class TestNetworkHostOverTcp(HostConformance):
+class RealHostConformance(HostConformance):
+    address = ""
+
     @contextlib.asynccontextmanager
     async def run_pair(self):
         async with trio.open_nursery() as nursery:
             hosts = []
             for _ in range(2):
-                host = NetworkHost(PrivateKey.generate(), transports=[TcpTransport()])
+                transports = [TcpTransport(), WebSocketTransport()]
+                host = NetworkHost(PrivateKey.generate(), transports=transports)
                 await nursery.start(host.run)
                 await nursery.start(IdentifyService(host).run)
-                await host.listen(parse_address("/ip4/127.0.0.1/tcp/0"))
+                await host.listen(parse_address(self.address))
                 hosts.append(host)
             yield hosts
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.real
+class TestNetworkHostOverTcp(RealHostConformance):
+    address = "/ip4/127.0.0.1/tcp/0"
+
+
+@pytest.mark.real
+class TestNetworkHostOverWebSocket(RealHostConformance):
+    address = "/ip4/127.0.0.1/tcp/0/ws"
 
 
 class TestLightHost(HostConformance):

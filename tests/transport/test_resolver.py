@@ -298,6 +298,7 @@ async def test_what_the_system_does_not_know_fails_and_is_named(system):
         await Resolver(NetworkSettings()).resolve(parse_address("/dns4/nowhere.example/tcp/7"))
 
 
+@pytest.mark.real  # threads
 async def test_a_slow_system_is_left_behind_and_does_not_stop_the_loop(monkeypatch):
     release = threading.Event()
 

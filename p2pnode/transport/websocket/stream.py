@@ -68,6 +68,7 @@ class WebSocketStream(trio.abc.Stream):
             max_message_size=settings.websocket_receive_buffer,
         )
         self._reader = trio.CancelScope()
+        self._goodbye = trio.CancelScope()  # nobody answers once the reader has ended
         self._received = b""
         self._offset = 0
         self._sending = False
@@ -88,6 +89,7 @@ class WebSocketStream(trio.abc.Stream):
             pass  # trio-websocket would answer, in a state that has changed meanwhile
         finally:
             self._reader.cancel()
+            self._goodbye.cancel()
             self._noted.set()
             await trio.aclose_forcefully(self._raw)
 
@@ -186,7 +188,8 @@ class WebSocketStream(trio.abc.Stream):
         self._closed = True
         try:
             if not self._sending and not self._torn:
-                with trio.move_on_after(self._settings.close_timeout):
+                self._goodbye.deadline = trio.current_time() + self._settings.close_timeout
+                with self._goodbye:
                     await self._connection.aclose()
         finally:
             self._reader.cancel()

@@ -402,6 +402,25 @@ async def test_when_the_transport_ends_its_connections_end():
     await listener.aclose()
 
 
+async def test_a_close_does_not_wait_for_an_answer_that_no_one_would_read(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        transport = WebSocketTransport(dataclasses.replace(SETTINGS, close_timeout=1000.0))
+        await nursery.start(transport.run)
+        listener = await transport.listen(LOOPBACK)
+        plain, theirs = await dial_plainly(listener)
+        nursery.start_soon(close_shielded, theirs)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() < 1000
+    await plain.stream.aclose()
+    await listener.aclose()
+
+
+async def close_shielded(stream):
+    with trio.CancelScope(shield=True):
+        await stream.aclose()
+
+
 async def test_a_transport_that_does_not_run_says_so():
     transport = WebSocketTransport()
     with pytest.raises(RuntimeError, match="does not run"):
