@@ -27,7 +27,7 @@ from p2pnode.testing.hostile.crowds import many_connections, silent_crowd
 from p2pnode.testing.hostile.frames import frame
 
 KAD = DhtSettings().protocol
-LEFT_BEHIND = 256 * KIB  # caches fill a little; an attacker's data would show
+LEFT_BEHIND = 512 * KIB  # caches fill a little; an attacker's data would show
 
 
 @dataclass(frozen=True, kw_only=True)

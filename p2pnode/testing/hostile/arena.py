@@ -18,7 +18,7 @@ from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.protocols.ping.service import PingService
 from p2pnode.security.noise.core import MAX_PLAINTEXT, CipherState
-from p2pnode.security.noise.frames import FrameSealer
+from p2pnode.security.noise.frames import MAX_SPARE_OUTPUTS, FrameSealer
 from p2pnode.testing.footprint import Footprint, footprint
 from p2pnode.testing.hostile.attacker import Attack, Attacker
 from p2pnode.transport.base import Transport
@@ -153,12 +153,9 @@ async def arena(
     """
     machines = _machines(real=real)
     async with trio.open_nursery() as nursery:
-        victim = await _start(nursery, machines(), 1, NetworkSettings(**settings), limits)
-        dht = KadDht(victim, DhtSettings(), random.Random(1))
-        await nursery.start(dht.run)
-        victim.set_handler(ECHO, _echo)
-        victim.set_handler(DEAF, _deaf)
-        friend = await _start(nursery, machines(), 2, NetworkSettings())
+        victim = await start_host(nursery, machines(), 1, NetworkSettings(**settings), limits)
+        await serve_everything(nursery, victim)
+        friend = await start_host(nursery, machines(), 2, NetworkSettings())
         arena = Arena(nursery, victim, friend, machines())
         with friend.events.subscribe(PeerIdentified) as identified:
             await friend.connect(victim.peer_id, victim.addresses)
@@ -171,22 +168,25 @@ async def arena(
 
 def _make_spare_buffers() -> None:
     """Fill the pool that all secure channels share, so that it does not look like a leak."""
-    sealers = [FrameSealer(CipherState(bytes(32))).seal([bytes(MAX_PLAINTEXT)]) for _ in range(8)]
-    for batches in sealers:
-        next(batches)  # each holds a buffer now, and gives it back with the end of this function
+    sealers = [FrameSealer(CipherState(bytes(32))) for _ in range(MAX_SPARE_OUTPUTS)]
+    for sealer in sealers:
+        sealer.seal([bytes(MAX_PLAINTEXT)])
+    for sealer in sealers:
+        sealer.release()
 
 
 def _machines(*, real: bool) -> Callable[[], Transport]:
     return TcpTransport if real else MemoryNetwork().add_machine
 
 
-async def _start(
+async def start_host(
     nursery: trio.Nursery,
     machine: Transport,
     number: int,
     settings: NetworkSettings,
     limits: LimitSettings | None = None,
 ) -> NetworkHost:
+    """Start a host that serves identify and ping, and listens."""
     host = NetworkHost(
         PrivateKey.from_seed(number.to_bytes(32, "big")),
         transports=[machine],
@@ -199,6 +199,13 @@ async def _start(
     await nursery.start(PingService(host, settings).run)
     await host.listen(tcp_address(getattr(machine, "ip", "127.0.0.1"), 0))
     return host
+
+
+async def serve_everything(nursery: trio.Nursery, host: NetworkHost) -> None:
+    """Run all other protocols on a host, too."""
+    await nursery.start(KadDht(host, DhtSettings(), random.Random(1)).run)
+    host.set_handler(ECHO, _echo)
+    host.set_handler(DEAF, _deaf)
 
 
 async def _echo(stream: Stream) -> None:

@@ -6,9 +6,11 @@ from typing import Final, Literal
 import trio
 
 from p2pnode.mux.yamux import PROTOCOL as YAMUX
+from p2pnode.mux.yamux.frames import Flag, FrameType
 from p2pnode.security.noise.core import MAX_MESSAGE, Handshake
 from p2pnode.security.noise.frames import LENGTH_BYTES
 from p2pnode.testing.hostile.attacker import Attack, Attacker, send_or_be_cut
+from p2pnode.testing.hostile.frames import frame
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.pb import noise_pb2
 
@@ -138,11 +140,14 @@ async def as_somebody_else(attacker: Attacker) -> None:
     await attacker.secure(key=PrivateKey.generate())
 
 
+_HARMLESS: Final = frame(FrameType.PING, Flag.ACK, 0, 7)  # what the frame holds is not the point
+
+
 async def _spoil_frame(attacker: Attacker, spoil: Callable[[bytes], bytes]) -> None:
     """Send one frame of the secured channel after `spoil` has been at it."""
     session = await attacker.secure()
-    sealed_frame = next(iter(session.channel._sealer.seal([bytes(12)])))  # noqa: SLF001
-    await send_or_be_cut(attacker.raws[-1], spoil(bytes(sealed_frame)))
+    cipher = session.channel._sealer._cipher  # noqa: SLF001  # our own end of the channel
+    await send_or_be_cut(attacker.raws[-1], spoil(sealed(cipher.encrypt(_HARMLESS))))
 
 
 async def changed_frame(attacker: Attacker) -> None:

@@ -5,12 +5,12 @@ from typing import Final
 import trio
 
 from p2pnode.config import KIB, MIB
-from p2pnode.mux.yamux.frames import INITIAL_WINDOW, Flag
+from p2pnode.mux.yamux.frames import INITIAL_WINDOW, Flag, FrameType
 from p2pnode.protocols.identify.core import PROTOCOL as IDENTIFY
 from p2pnode.protocols.identify.core import PUSH_PROTOCOL
 from p2pnode.protocols.ping.core import PROTOCOL as PING
 from p2pnode.testing.hostile.attacker import Attack, Attacker
-from p2pnode.testing.hostile.frames import FrameStream
+from p2pnode.testing.hostile.frames import FrameStream, frame
 from p2pnode.wire import varint
 from p2pnode.wire.envelope import seal
 from p2pnode.wire.keys import PrivateKey
@@ -152,3 +152,13 @@ async def many_streams(attacker: Attacker, protocol: str, count: int) -> None:
 
 half_a_ping: Final = said(PING, bytes(16))
 pings_never_read: Final = said(PING, bytes(3 * INITIAL_WINDOW), ends=False)
+
+
+async def pings(attacker: Attacker, count: int = 20_000) -> None:
+    """Send pings as fast as they are answered, on one stream."""
+    stream = await attacker.talk(PING)
+    await stream.wire.send(frame(FrameType.WINDOW_UPDATE, 0, stream.stream_id, 2**30))
+    for start in range(0, count, 1000):
+        await stream.wait_grant((start + 1001) * 32)
+        if not await stream.send(bytes(32 * 1000)):
+            return
