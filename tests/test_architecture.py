@@ -48,6 +48,43 @@ def test_a_core_has_no_clock_no_chance_and_no_sockets(path):
     assert not IMPURE & set(imported_roots(path))
 
 
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+DECODERS = [
+    PACKAGE / name
+    for name in (
+        "mux/yamux/frames.py",
+        "protocols/kad/messages.py",
+        "rpc/messages.py",
+        "rpc/schema.py",
+        "security/noise/frames.py",
+        "security/tokens.py",
+        "swarm/index.py",
+        "wire/addresses.py",
+        "wire/envelope.py",
+        "wire/keys.py",
+        "wire/peer_id.py",
+        "wire/records.py",
+        "wire/uids.py",
+        "wire/varint.py",
+    )
+]
+
+
+@pytest.mark.parametrize("path", CORES + DECODERS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_hypothesis_drives_whatever_reads_bytes_from_elsewhere(path):
+    module = ".".join(("p2pnode", *path.relative_to(PACKAGE).with_suffix("").parts))
+    tests = [set(imported_modules(test)) for test in TESTS.rglob("test_*.py")]
+    assert any(module in names and "hypothesis.given" in names for names in tests)
+
+
 @pytest.mark.parametrize(
     "module", ["cli.main", "p2pnode", "p2pnode.daemon.node", "p2pnode.swarm.lookup"]
 )
