@@ -41,6 +41,8 @@ def status(data_dir: DataDir, as_json: bool) -> None:
         "version": found["version"],
         "up": f"{found['uptime']:.0f} s (process {found['pid']})",
         "addresses": "\n".join(found["addresses"]),
+        "listening on": "\n".join(found["listening"]) or None,
+        "observed by others": "\n".join(found["observed"]) or None,
         "peers": f"{found['connections']} connected, {found['dht']['peers']} in the DHT table",
         "DHT": f"{found['dht']['mode']}, {found['dht']['records']} records",
         "experts": f"{found['experts']} hosted",

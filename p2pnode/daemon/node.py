@@ -199,6 +199,8 @@ class Node:
             "uptime": trio.current_time() - self._started_at,
             "peer_id": str(network.peer_id),
             "addresses": network.full_addresses(),
+            "listening": [str(address) for address in network.host.listening],
+            "observed": [str(address) for address in network.host.observed],
             "connections": len(network.host.connections()),
             "dht": {
                 "mode": "server" if self.settings.dht.server else "client",

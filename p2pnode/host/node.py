@@ -55,6 +55,11 @@ from p2pnode.host.interfaces import (
     StreamHandler,
 )
 from p2pnode.host.manager import ConnectionManager, ProtectedPeers
+from p2pnode.host.observed import (
+    ObservedAddressBelieved,
+    ObservedAddressDropped,
+    ObservedAddresses,
+)
 from p2pnode.host.peerstore import Peerstore
 from p2pnode.host.ranking import ips_of, rank
 from p2pnode.host.saved_peers import parse as parse_peers
@@ -76,7 +81,9 @@ class HostInfo:
 
     Attributes:
         peer_id: this node.
-        addresses: where others can dial it.
+        addresses: where others can dial it, as they are told.
+        listening: the addresses it listens on.
+        observed: those that enough others see it at.
         protocols: what it serves.
         connections: all open ones.
         known_peers: how many peers the peerstore holds.
@@ -87,6 +94,8 @@ class HostInfo:
 
     peer_id: PeerId
     addresses: tuple[Multiaddr, ...]
+    listening: tuple[Multiaddr, ...]
+    observed: tuple[Multiaddr, ...]
     protocols: tuple[str, ...]
     connections: tuple[ConnectionInfo, ...]
     known_peers: int
@@ -143,6 +152,8 @@ class NetworkHost(Host):
         self._handlers: dict[str, StreamHandler] = {}
         self._listeners: list[Listener] = []
         self._last_addresses: list[Multiaddr] = []
+        self._votes = ObservedAddresses(self.settings)
+        self._believed: tuple[Multiaddr, ...] = ()
         self._connections = ConnectionTable(self.peer_id, self.settings)
         limits = limits or LimitSettings()
         self._budgets = Budgets(limits, self.events.emit)
@@ -223,6 +234,7 @@ class NetworkHost(Host):
             if now - saved_at >= self.settings.peerstore_save_interval:
                 saved_at = now
                 await self._save_peerstore()
+            self._count_votes()
             if self.addresses != self._last_addresses:  # an interface came or went
                 self._note_change()
 
@@ -279,7 +291,17 @@ class NetworkHost(Host):
         """See `Host`."""
         if self._announce:
             return list(self._announce)
+        return list(dict.fromkeys([*self.listening, *self._believed]))
+
+    @property
+    def listening(self) -> list[Multiaddr]:
+        """The addresses this node listens on, those of each interface of a wildcard."""
         return list(dict.fromkeys(each for one in self._listeners for each in one.addresses))
+
+    @property
+    def observed(self) -> list[Multiaddr]:
+        """The addresses at which enough others see this node."""
+        return list(self._believed)
 
     @property
     def protocols(self) -> list[str]:
@@ -301,6 +323,31 @@ class NetworkHost(Host):
     def _note_change(self) -> None:
         self._last_addresses = self.addresses
         self.events.emit(LocalPeerChanged())
+
+    def receive_observation(self, connection: Connection, observed: Multiaddr) -> None:
+        """Take a peer's word for where it sees this node, as one vote among others."""
+        self._votes.observe(
+            connection,
+            observed=observed,
+            local=connection.local_address,
+            remote=connection.remote_address,
+            listening=self.listening,
+            now=trio.current_time(),
+        )
+        self._count_votes()
+
+    def _count_votes(self) -> None:
+        """Believe the observed addresses that enough peers agree on, and no others."""
+        believed = self._votes.believed(self.listening, trio.current_time())
+        before, self._believed = self._believed, tuple(believed)
+        for address, observers in believed.items():
+            if address not in before:
+                self.events.emit(ObservedAddressBelieved(address=address, observers=observers))
+        for address in before:
+            if address not in believed:
+                self.events.emit(ObservedAddressDropped(address=address))
+        if set(before) != set(believed):
+            self._note_change()
 
     # --- peers ----------------------------------------------------------------------------------
 
@@ -343,6 +390,8 @@ class NetworkHost(Host):
         return HostInfo(
             peer_id=self.peer_id,
             addresses=tuple(self.addresses),
+            listening=tuple(self.listening),
+            observed=tuple(self.observed),
             protocols=tuple(self.protocols),
             connections=tuple(each.info() for each in self._connections),
             known_peers=len(self.peerstore),
@@ -405,8 +454,7 @@ class NetworkHost(Host):
 
     def _own_addresses(self) -> list[Multiaddr]:
         """Where this node is, as far as its own sockets show it."""
-        listening = [each for one in self._listeners for each in one.addresses]
-        return listening + [each.local_address for each in self._connections]
+        return self.listening + [each.local_address for each in self._connections]
 
     async def _dial(self, dial: Dial) -> None:
         account = self._budgets.dial(dial.peer_id)
@@ -566,6 +614,7 @@ class NetworkHost(Host):
 
     def _remove(self, connection: NetworkConnection, reason: str) -> None:
         self._connections.remove(connection)
+        self._votes.end(connection, trio.current_time())
         if connection.peer_id not in self._connections:
             self.peerstore.unpin(connection.peer_id, trio.current_time())
         self.events.emit(ConnectionEnded(connection=connection, reason=reason))

@@ -124,6 +124,9 @@ class Network:
             NoPeersError: none of them answers.
         """
         peers = [peer_address(each) for each in bootstrap]
+        for peer_id, address in peers:
+            if peer_id != self.peer_id:
+                self.host.peerstore.configure(peer_id, [address])
         timeout = self._settings.node.bootstrap_timeout
         with trio.move_on_after(timeout) as scope:
             await self.dht.bootstrap(peers)

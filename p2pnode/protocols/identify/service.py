@@ -164,6 +164,8 @@ class IdentifyService:
     def _note(self, connection: Connection, said: Introduction) -> None:
         peer_id = connection.peer_id
         known = self._host.protocols_of(peer_id)
+        if said.observed_address is not None and not connection.is_closed:
+            self._host.receive_observation(connection, said.observed_address)
         self._host.events.emit(
             PeerIdentified(
                 peer_id=peer_id,

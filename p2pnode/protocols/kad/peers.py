@@ -164,13 +164,22 @@ class KadPeers:
             return False
         return True
 
-    async def join_by(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> None:
+    async def join_by(
+        self, peer: PeerId, addresses: Sequence[Multiaddr], *, insist: bool = False
+    ) -> None:
         """Connect to a peer and ask it for whom it knows near us.
+
+        Args:
+            peer: whom to ask.
+            addresses: where, besides those already known.
+            insist: whether to dial even addresses that failed lately.
 
         Raises:
             RemoteError: it cannot be reached, or does not answer.
         """
-        await self._host.connect(peer, addresses, timeout=self._settings.query_timeout)
+        await self._host.connect(
+            peer, addresses, timeout=self._settings.query_timeout, insist=insist
+        )
         message = Message(type=MessageType.FIND_NODE, key=bytes(self._host.peer_id))
         self.learn((await self.ask(peer, message)).closer)
 

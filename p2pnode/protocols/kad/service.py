@@ -126,7 +126,7 @@ class KadDht:
         async def join(peer: PeerId) -> None:
             self._peers.remember(peer, addresses[peer])
             try:
-                await self._peers.join_by(peer, addresses[peer])
+                await self._peers.join_by(peer, addresses[peer], insist=True)
             except RemoteError as error:
                 failures[peer] = error
 
