@@ -65,6 +65,10 @@ class InvalidTokenError(LocalError, ValueError):
     """An invite or token cannot be read, or was not signed by its run."""
 
 
+class MessageTooLargeError(LocalError, ValueError):
+    """A message is larger than pub/sub carries; publish a digest, and serve the rest on request."""
+
+
 class NonFiniteError(LocalError, ValueError):
     """A tensor to be sent holds NaN or infinite values."""
 

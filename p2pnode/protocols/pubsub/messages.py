@@ -1,0 +1,320 @@
+"""Pubsub's RPCs: what they hold, and their protobuf both ways.
+
+Source: libp2p/specs, pubsub and gossipsub 1.0 to 1.2. An RPC is a bag of independent *pieces*:
+subscriptions, messages, and control messages. Pieces are encoded one by one, each once for all the
+peers it goes to, and an RPC is put together from them by concatenation, which is how protobuf
+merges repeated fields.
+
+Decoding is bounded before it costs anything: `_check_counts` walks the few levels that can nest
+and refuses an RPC with too many elements, which would cost fifty times their bytes in memory,
+before the protobuf library sees it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from p2pnode.errors import InvalidKeyError, ProtocolError
+from p2pnode.wire import varint
+from p2pnode.wire.pb import pubsub_pb2
+from p2pnode.wire.peer_id import PeerId
+
+MAX_ID_BYTES: Final = 128  # of a message: an author's id and a sequence number are 46 bytes
+MAX_RECORD_BYTES: Final = 8 * 1024  # of a signed peer record, as identify takes them
+MAX_PX_PEERS: Final = 256  # read from one PRUNE; far fewer are ever dialled
+
+_PUBLISH_TAG: Final = b"\x12"
+_CONTROL_TAG: Final = b"\x1a"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A published message, as it travels unchanged from peer to peer.
+
+    Attributes:
+        topic: where it is published.
+        data: the application's bytes.
+        author: who made it, or None if it is anonymous (StrictNoSign).
+        seqno: 8 bytes that rise with each message of the author, or empty.
+        signature: the author's, or empty.
+        key: the author's PublicKey protobuf where its id does not hold it, or empty.
+    """
+
+    topic: str
+    data: bytes
+    author: PeerId | None = None
+    seqno: bytes = b""
+    signature: bytes = b""
+    key: bytes = b""
+
+    def signed_bytes(self) -> bytes:
+        """Return the protobuf without signature and key, over which an author signs."""
+        return self._protobuf().SerializeToString(deterministic=True)
+
+    def encode(self) -> bytes:
+        """Return the message as a piece of an RPC."""
+        raw = self._protobuf()
+        if self.signature:
+            raw.signature = self.signature
+        if self.key:
+            raw.key = self.key
+        return _PUBLISH_TAG + varint.prefixed(raw.SerializeToString(deterministic=True))
+
+    def _protobuf(self) -> pubsub_pb2.Message:
+        raw = pubsub_pb2.Message(data=self.data, topic=self.topic)
+        if self.author is not None:
+            raw.author = bytes(self.author)
+        if self.seqno:
+            raw.seqno = self.seqno
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """The sender wants the topic's messages from now on, or no longer."""
+
+    topic: str
+    wanted: bool
+
+    def encode(self) -> bytes:
+        """Return it as a piece of an RPC."""
+        option = pubsub_pb2.SubOpts(subscribe=self.wanted, topicid=self.topic)
+        return pubsub_pb2.RPC(subscriptions=[option]).SerializeToString(deterministic=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Graft:
+    """The sender has taken the receiver into its mesh of the topic."""
+
+    topic: str
+
+    def encode(self) -> bytes:
+        """Return it as a piece of an RPC's control message."""
+        graft = pubsub_pb2.ControlGraft(topicID=self.topic)
+        return pubsub_pb2.ControlMessage(graft=[graft]).SerializeToString(deterministic=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerHint:
+    """Another peer of a topic, with its signed addresses if they are known (peer exchange)."""
+
+    peer_id: PeerId
+    record: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """The sender has put the receiver out of its mesh of the topic.
+
+    Attributes:
+        topic: whose mesh.
+        peers: others whom the receiver may try instead.
+        backoff: seconds before the receiver may GRAFT again; None from a peer that speaks 1.0.
+    """
+
+    topic: str
+    peers: tuple[PeerHint, ...] = ()
+    backoff: int | None = None
+
+    def encode(self) -> bytes:
+        """Return it as a piece of an RPC's control message."""
+        prune = pubsub_pb2.ControlPrune(topicID=self.topic)
+        for each in self.peers:
+            info = prune.peers.add(peerID=bytes(each.peer_id))
+            if each.record:
+                info.signedPeerRecord = each.record
+        if self.backoff is not None:
+            prune.backoff = self.backoff
+        return pubsub_pb2.ControlMessage(prune=[prune]).SerializeToString(deterministic=True)
+
+
+@dataclass(frozen=True, slots=True)
+class IHave:
+    """The sender has these messages of the topic."""
+
+    topic: str
+    ids: tuple[bytes, ...]
+
+    def encode(self) -> bytes:
+        """Return it as a piece of an RPC's control message."""
+        ihave = pubsub_pb2.ControlIHave(topicID=self.topic, messageIDs=self.ids)
+        return pubsub_pb2.ControlMessage(ihave=[ihave]).SerializeToString(deterministic=True)
+
+
+@dataclass(frozen=True, slots=True)
+class IWant:
+    """The sender wants these messages."""
+
+    ids: tuple[bytes, ...]
+
+    def encode(self) -> bytes:
+        """Return it as a piece of an RPC's control message."""
+        iwant = pubsub_pb2.ControlIWant(messageIDs=self.ids)
+        return pubsub_pb2.ControlMessage(iwant=[iwant]).SerializeToString(deterministic=True)
+
+
+@dataclass(frozen=True, slots=True)
+class IDontWant:
+    """The sender has these messages already, and need not be sent them (1.2)."""
+
+    ids: tuple[bytes, ...]
+
+    def encode(self) -> bytes:
+        """Return it as a piece of an RPC's control message."""
+        unwanted = pubsub_pb2.ControlIDontWant(messageIDs=self.ids)
+        return pubsub_pb2.ControlMessage(idontwant=[unwanted]).SerializeToString(deterministic=True)
+
+
+Control = Graft | Prune | IHave | IWant | IDontWant
+Piece = Interest | Message | Control
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rpc:
+    """Everything one RPC says, in the order in which it is to be taken in."""
+
+    subscriptions: tuple[Interest, ...] = ()
+    messages: tuple[Message, ...] = ()
+    control: tuple[Control, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RpcLimits:
+    """How many elements one RPC may hold: messages, and of each other kind."""
+
+    messages: int
+    controls: int
+
+
+def join(pieces: Iterable[bytes], control: Iterable[bytes]) -> bytes:
+    """Put an RPC together from encoded subscriptions and messages, and from encoded controls.
+
+    There is one control message at most: some decoders heed the last one only.
+    """
+    body = b"".join(control)
+    return b"".join(pieces) + (_CONTROL_TAG + varint.prefixed(body) if body else b"")
+
+
+def encode(rpc: Rpc) -> bytes:
+    """Return the protobuf of `rpc`."""
+    plain: Sequence[Interest | Message] = (*rpc.subscriptions, *rpc.messages)
+    return join((each.encode() for each in plain), (each.encode() for each in rpc.control))
+
+
+def decode(data: bytes, limits: RpcLimits) -> Rpc:
+    """Read an RPC.
+
+    Raises:
+        ProtocolError: it is malformed, or holds more elements than `limits` allows.
+    """
+    _check_counts(memoryview(data), limits)
+    try:
+        raw = pubsub_pb2.RPC.FromString(data)
+    except DecodeError as error:
+        raise ProtocolError("a pubsub RPC is not the protobuf it should be") from error
+    try:
+        return Rpc(
+            subscriptions=tuple(
+                Interest(each.topicid, each.subscribe) for each in raw.subscriptions
+            ),
+            messages=tuple(_decode_message(each) for each in raw.publish),
+            control=_decode_control(raw.control, limits) if raw.HasField("control") else (),
+        )
+    except InvalidKeyError as error:
+        raise ProtocolError("a pubsub RPC names a peer by a malformed id") from error
+
+
+def _decode_message(raw: pubsub_pb2.Message) -> Message:
+    return Message(
+        topic=raw.topic,
+        data=raw.data,
+        author=PeerId(raw.author) if raw.author else None,
+        seqno=raw.seqno,
+        signature=raw.signature,
+        key=raw.key,
+    )
+
+
+def _decode_control(raw: pubsub_pb2.ControlMessage, limits: RpcLimits) -> tuple[Control, ...]:
+    """Read control messages: what ends a delivery comes before what starts one."""
+    control: list[Control] = []
+    control.extend(IDontWant(_ids(each.messageIDs, limits)) for each in raw.idontwant)
+    control.extend(IHave(each.topicID, _ids(each.messageIDs, limits)) for each in raw.ihave)
+    control.extend(IWant(_ids(each.messageIDs, limits)) for each in raw.iwant)
+    control.extend(Graft(each.topicID) for each in raw.graft)
+    for prune in raw.prune:
+        hints = tuple(
+            PeerHint(PeerId(each.peerID), each.signedPeerRecord)
+            for each in prune.peers[:MAX_PX_PEERS]
+            if len(each.signedPeerRecord) <= MAX_RECORD_BYTES
+        )
+        backoff = prune.backoff if prune.HasField("backoff") else None
+        control.append(Prune(prune.topicID, hints, backoff))
+    return tuple(control)
+
+
+def _ids(raw: Sequence[bytes], limits: RpcLimits) -> tuple[bytes, ...]:
+    """Read message ids; those beyond the limit are left out, as other implementations do."""
+    return tuple(each for each in raw[: limits.controls] if 0 < len(each) <= MAX_ID_BYTES)
+
+
+# --- counting before decoding -------------------------------------------------------------------
+
+# Fields that hold messages, at each level that nests; how many others there are counts as well.
+_SUBSCRIPTIONS, _PUBLISH, _CONTROL = 1, 2, 3
+_PRUNE, _PRUNE_PEERS = 4, 2
+_LENGTH_DELIMITED: Final = 2
+_FIXED_SIZES: Final = {1: 8, 5: 4}
+
+
+def _check_counts(data: memoryview, limits: RpcLimits) -> None:
+    messages = others = 0
+    for field, value in _fields(data, limits):
+        if field == _PUBLISH:
+            messages += 1
+        else:
+            others += 1
+        if messages > limits.messages or others > limits.controls:
+            raise ProtocolError("a pubsub RPC holds too many elements")
+        if field == _CONTROL:
+            others += sum(1 for _ in _fields(value, limits))
+            for kind, body in _fields(value, limits):
+                if kind == _PRUNE:
+                    others += sum(1 for _ in _fields(body, limits))
+
+
+def _fields(data: memoryview, limits: RpcLimits) -> Iterable[tuple[int, memoryview]]:
+    """Yield the number and the content (empty for numbers) of each field of a message."""
+    offset = count = 0
+    while offset < len(data):
+        tag, offset = _varint(data, offset)
+        kind = tag & 7
+        size = _FIXED_SIZES.get(kind, 0)
+        if kind == _LENGTH_DELIMITED:
+            size, offset = _varint(data, offset)
+        elif kind == 0:
+            _, offset = _varint(data, offset)
+        elif not size:  # groups, which nobody has used for long, can nest without end
+            raise ProtocolError("a pubsub RPC holds a field of an unknown kind")
+        if offset + size > len(data):
+            raise ProtocolError("a pubsub RPC ends inside a field")
+        count += 1
+        if count > limits.messages + limits.controls:
+            raise ProtocolError("a pubsub RPC holds too many elements")
+        yield tag >> 3, data[offset : offset + size] if kind == _LENGTH_DELIMITED else data[:0]
+        offset += size
+
+
+def _varint(data: memoryview, offset: int) -> tuple[int, int]:
+    """Read a varint as protobuf has it: up to ten bytes, in any form."""
+    value = shift = 0
+    while offset < len(data) and shift < 70:
+        byte = data[offset]
+        offset += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, offset
+        shift += 7
+    raise ProtocolError("a pubsub RPC ends inside a number, or the number is too long")
