@@ -51,6 +51,43 @@ def status(data_dir: DataDir, as_json: bool) -> None:
     for run in found["runs"]:
         facts[f"run {run['run']}"] = describe_run(run)
     print_facts("Status", facts)
+    _print_budget(found["budget"])
+
+
+_BUDGET_COLUMNS: Final = {
+    "connections": "connections",
+    "inbound_connections": "inbound",
+    "outbound_connections": "outbound",
+    "handshakes": "handshakes",
+    "inbound_streams": "streams in",
+    "outbound_streams": "streams out",
+    "bytes": "window bytes",
+}
+
+
+def _print_budget(budget: dict[str, Any]) -> None:
+    """Print what is used of what may be used: of the node, and of those who use most."""
+    rows = [("node", *_uses(budget["node"]))]
+    rows += [(_short(each["name"]), *_uses(each)) for each in budget["top"]]
+    print_table("Budget: used / limit", ("", *_BUDGET_COLUMNS.values()), rows)
+    refused = budget["refused"]
+    if refused:
+        print_table("Refused since the start", ("limit", "times"), sorted(refused.items()))
+
+
+def _uses(scope: dict[str, Any]) -> list[str | None]:
+    return [_use(scope[name], name) if name in scope else None for name in _BUDGET_COLUMNS]
+
+
+def _use(use: dict[str, int], name: str) -> str:
+    if name == "bytes":
+        return f"{use['used'] / 2**20:.4g} / {use['limit'] / 2**20:.4g} MiB"
+    return f"{use['used']} / {use['limit']}"
+
+
+def _short(name: str) -> str:
+    """Shorten a peer id, whose end tells peers apart; a subnet or a protocol stays as it is."""
+    return name if len(name) <= 30 or "/" in name else f"peer …{name[-8:]}"
 
 
 def describe_run(run: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError
 from p2pnode.events import EventBus
+from p2pnode.host.budgets import BudgetReport, ScopeUse
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.lookup import HostEntry
 from p2pnode.swarm.network import Network
@@ -210,6 +211,7 @@ class Node:
             "experts": len(self.hosted()),
             "calls": self._hosting.calls() if self._hosting else {},
             "runs": [membership.summary() for membership in self._memberships()],
+            "budget": _describe_budgets(network.host.info().budgets),
         }
 
     def _memberships(self) -> list[Membership]:
@@ -314,6 +316,20 @@ def _describe_host(host: HostEntry) -> dict[str, Any]:
         "load": host.load,
         "expires": host.expiry,
     }
+
+
+def _describe_budgets(report: BudgetReport) -> dict[str, Any]:
+    return {
+        "node": _describe_uses(report.node),
+        "top": [
+            {"kind": each.kind, "name": each.name, **_describe_uses(each)} for each in report.top
+        ],
+        "refused": {limit.value: times for limit, times in report.refusals.items()},
+    }
+
+
+def _describe_uses(scope: ScopeUse) -> dict[str, Any]:
+    return {each.resource: {"used": each.used, "limit": each.limit} for each in scope.uses}
 
 
 def _text(params: Mapping[str, Any], name: str) -> str:

@@ -30,6 +30,10 @@ def test_two_daemons_meet_and_every_command_answers(start):
     status = second.ask("status")
     assert status["peer_id"] == second.peer_id
     assert status["dht"]["peers"] == 1
+    budget = status["budget"]
+    assert budget["node"]["outbound_connections"]["used"] == 1
+    assert first.peer_id in [each["name"] for each in budget["top"]]
+    assert budget["refused"] == {}
     (peer,) = second.ask("peers")
     assert (peer["peer_id"], peer["direction"]) == (first.peer_id, "outbound")
     assert all(0 < each < 5 for each in second.ask("ping", first.peer_id)["seconds"])
@@ -66,6 +70,8 @@ def test_tables_for_people(start):
     first = start("first")
     for command, expected in [
         ("status", first.peer_id),
+        ("status", "Budget: used / limit"),
+        ("status", "0 / 1024"),
         ("peers", "0 peers"),
         ("experts", "0 exp"),
     ]:

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from cli.commands import inspect
+
+PEER = "12D3KooWPryHBhiK65dojSdtaZNt3V25kfPPosvZTZQmyJsN6j81"
+
+
+def use(used, limit):
+    return {"used": used, "limit": limit}
+
+
+@pytest.fixture
+def status(monkeypatch):
+    """Answer `status` as a daemon does; returns what it says of budgets, to be changed."""
+    budget = {
+        "node": {"connections": use(3, 1024), "bytes": use(768 * 1024, 2**31)},
+        "top": [
+            {"kind": "address", "name": "1.2.3.4/32", "inbound_connections": use(2, 64)},
+            {"kind": "peer", "name": PEER, "inbound_streams": use(5, 1024)},
+            {"kind": "protocol", "name": "/p2pnode/kad/1.0.0", "outbound_streams": use(7, 2048)},
+        ],
+        "refused": {},
+    }
+    found = {
+        "peer_id": PEER,
+        "version": "1",
+        "uptime": 1.0,
+        "pid": 1,
+        "addresses": [],
+        "listening": [],
+        "observed": [],
+        "connections": 3,
+        "dht": {"peers": 0, "mode": "server", "records": 0},
+        "experts": 0,
+        "calls": {},
+        "runs": [],
+        "budget": budget,
+    }
+    monkeypatch.setattr(inspect, "call_daemon", lambda *_: found)
+    return budget
+
+
+def show(tmp_path, *options):
+    done = CliRunner().invoke(inspect.status, ["--data-dir", str(tmp_path), *options])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def row(output, name):
+    (line,) = [each for each in output.splitlines() if each.strip().startswith(name)]
+    return line
+
+
+def test_status_shows_what_is_used_of_what_may_be_used(status, tmp_path):
+    shown = show(tmp_path)
+    assert "3 / 1024" in row(shown, "node")
+    assert "0.75 / 2048 MiB" in row(shown, "node")
+    assert "2 / 64" in row(shown, "1.2.3.4/32")
+    assert "5 / 1024" in row(shown, f"peer …{PEER[-8:]}")
+    assert "7 / 2048" in row(shown, "/p2pnode/kad/1.0.0")
+    assert "Refused" not in shown
+
+
+def test_status_shows_what_was_refused_and_why(status, tmp_path):
+    status["refused"] = {"peer.bytes": 12, "address.connection_rate": 936}
+    shown = show(tmp_path)
+    assert "936" in row(shown, "address.connection_rate")
+    assert "12" in row(shown, "peer.bytes")
+
+
+def test_machines_get_the_budget_as_it_is(status, tmp_path):
+    assert json.loads(show(tmp_path, "--json"))["budget"] == status
