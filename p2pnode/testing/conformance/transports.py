@@ -5,7 +5,6 @@ what the transport cannot do by class attributes; the tests in question are skip
 """
 
 import contextlib
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from trio.testing import (
 )
 
 from p2pnode.errors import AddressInUseError, DialError, InvalidAddressError
+from p2pnode.testing.cancellation import Moment, walk
 from p2pnode.transport.base import Listener, RawConnection, Transport
 from p2pnode.wire.addresses import is_loopback, parse_address
 
@@ -438,12 +438,7 @@ class TransportConformance(ABC):
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_accept_and_cut, listener)
-            await dial()
-            await _settle()
-            before = _open_files()
-            assert await _cancel_at_every_step(dial) > 1
-            await _settle()
-            assert _open_files() == before
+            await _walk(dial)
             nursery.cancel_scope.cancel()
         await _cut(*await _connect(dialer, listener))
 
@@ -460,12 +455,7 @@ class TransportConformance(ABC):
                 with trio.CancelScope(shield=True):
                     await listener.aclose()
 
-        await listen()
-        await _settle()
-        before = _open_files()
-        assert await _cancel_at_every_step(listen) > 1
-        await _settle()
-        assert _open_files() == before
+        await _walk(listen)
 
     @pytest.mark.usefixtures("_open_files")
     @pytest.mark.parametrize("operation", ["send", "receive", "close"])
@@ -485,48 +475,23 @@ class TransportConformance(ABC):
             finally:
                 await _cut(ours, theirs)
 
-        await use()
-        await _settle()
-        before = _open_files()
-        await _cancel_at_every_step(use)
-        await _settle()
-        assert _open_files() <= before
+        await _walk(use)
 
 
-class _CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope when a task is about to run for the given number of times."""
+async def _walk(operation: Callable[[], Awaitable[None]]) -> None:
+    """Cancel `operation` at each of its steps in turn; no run may leave a file open."""
+    await operation()  # what is opened once, such as a thread's wake-up, is open now
+    await _settle()
+    before = _open_files()
 
-    def __init__(self, task: trio.lowlevel.Task, step: int, scope: trio.CancelScope) -> None:
-        self._task = task
-        self._left = step
-        self._scope = scope
+    async def settled() -> dict[str, int]:
+        await wait_all_tasks_blocked(0.005)
+        if _open_files() > before:  # or not yet closed by the other side
+            await _settle()
+        return {"open files": more} if (more := _open_files() - before) > 0 else {}
 
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self._left -= 1
-            if self._left == 0:
-                self._scope.cancel()
-
-
-async def _cancel_at_every_step(
-    operation: Callable[[], Awaitable[None]],
-) -> int:
-    """Run `operation` again and again, cancelled one step later each time, until it is not.
-
-    Returns:
-        How many times it was cancelled.
-    """
-    for step in itertools.count(1):
-        with trio.CancelScope() as scope:
-            instrument = _CancelAtStep(trio.lowlevel.current_task(), step, scope)
-            trio.lowlevel.add_instrument(instrument)
-            try:
-                await operation()
-            finally:
-                trio.lowlevel.remove_instrument(instrument)
-        if not scope.cancel_called:
-            return step - 1
-    raise AssertionError("counting ends only above")
+    for moment in Moment:
+        assert await walk(operation, settled, moment) > 1
 
 
 def _open_files() -> int:
