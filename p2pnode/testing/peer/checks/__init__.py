@@ -1,0 +1,1 @@
+"""What a peer is checked for, by whoever has a connection to it."""
