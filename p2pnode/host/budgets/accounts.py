@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 
 def _one_each(resources: Sequence[Resource]) -> Needs:
-    return tuple((resource, 1) for resource in resources)
+    return tuple((int(resource), 1) for resource in resources)
 
+
+_BYTES: Final = int(Resource.BYTES)
 
 _INBOUND_STREAM: Final = _one_each(STREAM_RESOURCES["inbound"])
 _OUTBOUND_STREAM: Final = _one_each(STREAM_RESOURCES["outbound"])
@@ -103,7 +105,7 @@ class ConnectionAccount:
         if inbound:
             self._budgets.check_stream_rate(self, now)
         needs = _INBOUND_STREAM if inbound else _OUTBOUND_STREAM
-        lack = reserve(self._path, (*needs, (Resource.BYTES, window)))
+        lack = reserve(self._path, (*needs, (_BYTES, window)))
         if lack is not None:
             raise self.refusal(*lack, now)
         stream = StreamAccount(self, needs, window)
@@ -145,15 +147,15 @@ class ConnectionAccount:
 
     def reserve_bytes(self, size: int) -> bool:
         """Charge a window's growth, which half of every limit is for: new streams come first."""
-        return reserve(self._path, ((Resource.BYTES, size),), part=2) is None
+        return reserve(self._path, ((_BYTES, size),), part=2) is None
 
     def release_bytes(self, size: int) -> None:
         """Give bytes back."""
-        release(self._path, ((Resource.BYTES, size),))
+        release(self._path, ((_BYTES, size),))
 
-    def forget(self, stream: "StreamAccount", needs: Needs) -> None:
-        """Give a stream back."""
-        release(self._path, needs)
+    def forget(self, stream: "StreamAccount", needs: Needs, size: int) -> None:
+        """Give a stream back, with its last bytes."""
+        release(self._path, (*needs, (_BYTES, size)))
         self._streams.discard(stream)
 
     def hold_protocol(self, protocol: str, needs: Needs, now: float) -> list[Scope]:
@@ -194,7 +196,7 @@ class StreamAccount:
         self._window = window
         self._muxed = True
         self._serving = False
-        self._spoken: list[Scope] = []
+        self._spoken: Sequence[Scope] = ()
 
     @property
     def is_open(self) -> bool:
@@ -211,10 +213,8 @@ class StreamAccount:
     def end(self, unread: int) -> None:
         """Note that the muxer is done with it, but for `unread` bytes somebody may still read."""
         if self.is_open:
-            self._connection.release_bytes(self._window - unread)
-            self._window = unread
             self._muxed = False
-            self._settle()
+            self._settle(unread)
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
@@ -225,7 +225,7 @@ class StreamAccount:
         finally:
             if self._serving:
                 self._serving = False
-                self._settle()
+                self._settle(self._window)
 
     def speak(self, protocol: str, now: float) -> None:
         """Charge it to the protocol that was agreed on.
@@ -240,17 +240,19 @@ class StreamAccount:
     def close(self) -> None:
         """Give everything back at once, as the connection has ended."""
         if self.is_open:
-            self._connection.release_bytes(self._window)
-            self._window = 0
             self._muxed = self._serving = False
-            self._settle()
+            self._settle(0)
 
-    def _settle(self) -> None:
-        if not self.is_open:
+    def _settle(self, unread: int) -> None:
+        """Give back what is not needed any more: bytes, or at the end everything."""
+        size, self._window = self._window - unread, unread
+        if self.is_open:
+            self._connection.release_bytes(size)
+        else:
             release(self._spoken, self._needs)
             self._connection.drop(self._spoken)
-            self._spoken = []
-            self._connection.forget(self, self._needs)
+            self._spoken = ()
+            self._connection.forget(self, self._needs, size)
 
 
 _OF: Final = {
