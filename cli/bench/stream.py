@@ -279,14 +279,19 @@ class _Delays:
 
     async def _open(self) -> float:
         data = bytes(bare.PING_BYTES)
-
-        async def once() -> None:
-            stream = await self.connection.open_stream([far_end.ECHO])
-            await stream.send_all(data)
-            await stream.receive_exactly(len(data))
-            await stream.aclose()
-
-        return await _median(self.plan.pings, once) / _MICRO
+        taken = []
+        async with await self.connection.open_stream([far_end.ECHO]) as other:
+            for _ in range(self.plan.pings):
+                began = trio.current_time()
+                stream = await self.connection.open_stream([far_end.ECHO])
+                await stream.send_all(data)
+                await stream.receive_exactly(len(data))
+                taken.append(trio.current_time() - began)
+                await stream.aclose()
+                # Closing is no part of it. When this answer comes, the other side has closed, too.
+                await other.send_all(data)
+                await other.receive_exactly(len(data))
+        return statistics.median(taken) / _MICRO
 
     async def _dial(self) -> float:
         taken = []

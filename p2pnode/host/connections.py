@@ -19,7 +19,6 @@ from p2pnode.errors import (
     P2PNodeError,
     ProtocolError,
     ResourceLimitError,
-    StreamResetError,
     first_leaf,
 )
 from p2pnode.events import Event, EventBus
@@ -173,8 +172,7 @@ class NetworkConnection(Connection):
             Why the connection ended.
         """
         try:
-            while True:
-                nursery.start_soon(self._serve, await self._muxer.accept_stream(), handlers)
+            await self._muxer.serve(lambda muxed: nursery.start_soon(self._serve, muxed, handlers))
         except ConnectionClosedError as error:
             return str(error)
 
@@ -201,10 +199,8 @@ class NetworkConnection(Connection):
         self, muxed: YamuxStream, handlers: Mapping[str, StreamHandler]
     ) -> str | None:
         try:
-            with trio.move_on_after(self._settings.negotiation_timeout):
-                return await accept_protocol(muxed, handlers.__contains__)
-            raise StreamResetError(
-                f"the negotiation took longer than {self._settings.negotiation_timeout:g} s"
+            return await accept_protocol(
+                muxed, handlers.__contains__, timeout=self._settings.negotiation_timeout
             )
         except NegotiationError as error:
             # Often data that was sent in the hope of a protocol we do not speak. Closing, unlike

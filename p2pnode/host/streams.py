@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import trio
 
-from p2pnode.errors import NegotiationError, P2PNodeError, ProtocolError
+from p2pnode.errors import NegotiationError, P2PNodeError, ProtocolError, StreamResetError
 from p2pnode.host.interfaces import Connection, Stream
 from p2pnode.mux.multistream import Dialer, Listener
 from p2pnode.mux.yamux import YamuxStream
@@ -18,25 +18,40 @@ from p2pnode.mux.yamux import YamuxStream
 Buffer = bytes | bytearray | memoryview
 
 
-async def accept_protocol(muxed: YamuxStream, supported: Callable[[str], bool]) -> str:
+async def accept_protocol(
+    muxed: YamuxStream, supported: Callable[[str], bool], *, timeout: float
+) -> str:
     """Answer the proposals on a stream that a peer opened until one is `supported`.
 
     The answer leaves with the first data of the protocol, within a moment if there is none.
 
     Raises:
         NegotiationError: the peer breaks the rules, or hung up without a match.
+        StreamResetError: it did not propose one within `timeout` seconds.
     """
     listener = Listener(supported)
-    while True:
-        data = await muxed.receive_some()
-        if not data:
-            raise NegotiationError("the peer hung up before a protocol was agreed on")
-        while answer := listener.receive_data(data):
-            muxed.send_later(answer)
-            if listener.protocol is not None:
-                muxed.unread(listener.rest)
-                return listener.protocol
-            data = b""
+    # Most proposals come in one piece with the stream's opening, and need no clock.
+    protocol = _propose(muxed, listener, muxed.receive_nowait())
+    if protocol is None:
+        with trio.move_on_after(timeout):
+            while protocol is None:
+                data = await muxed.receive_some()
+                if not data:
+                    raise NegotiationError("the peer hung up before a protocol was agreed on")
+                protocol = _propose(muxed, listener, data)
+    if protocol is None:
+        raise StreamResetError(f"the negotiation took longer than {timeout:g} s")
+    return protocol
+
+
+def _propose(muxed: YamuxStream, listener: Listener, data: bytes) -> str | None:
+    while answer := listener.receive_data(data):
+        muxed.send_later(answer)
+        if listener.protocol is not None:
+            muxed.unread(listener.rest)
+            return listener.protocol
+        data = b""
+    return None
 
 
 class NetworkStream(Stream):
@@ -67,15 +82,14 @@ class NetworkStream(Stream):
         self._proposal = unsettled.first_message() if unsettled else b""
         self._allowance = optimistic_bytes
         self._failure: P2PNodeError | None = None
-        self._sending_early = trio.StrictFIFOLock()  # nothing overtakes the proposal
-        self._settling = trio.Lock()  # a reader and a writer may both want the answer
+        self._answered: trio.Event | None = None  # while somebody reads the answer, for others
 
     async def send_all(self, data: Buffer) -> None:
         """See `Stream`."""
-        view = memoryview(data).cast("B")
         if self._unsettled is None and self._failure is None:
-            await self._muxed.send_all(view)
+            await self._muxed.send_all(data)
             return
+        view = memoryview(data).cast("B")
         self._check()
         early = view[: max(0, self._allowance - len(self._proposal))]
         await self._send_early(early)
@@ -127,31 +141,40 @@ class NetworkStream(Stream):
 
     async def _send_early(self, data: Buffer) -> None:
         """Send `data` before the answer is known, behind the proposal if that is due."""
-        async with self._sending_early:
-            proposal, self._proposal = self._proposal, b""
-            self._allowance -= len(proposal) + len(data)
-            await self._muxed.send_all(b"".join((proposal, data)) if proposal else data)
+        await trio.lowlevel.checkpoint_if_cancelled()  # or the proposal would be lost
+        proposal, self._proposal = self._proposal, b""
+        self._allowance -= len(proposal) + len(data)
+        # The muxer sends in the order of calls, so nothing overtakes the proposal.
+        await self._muxed.send_all(b"".join((proposal, data)) if proposal else data)
 
     async def _settle(self) -> None:
         """Wait for the answer to the proposal, if it is due; the first comer reads it for all."""
         if self._proposal:
             await self._send_early(b"")
-        async with self._settling:
-            while (dialer := self._unsettled) is not None:
-                try:
-                    data = await self._muxed.receive_some()
-                    if not data:
-                        raise NegotiationError("the peer hung up instead of taking the protocol")
-                    dialer.receive_data(data)
-                except P2PNodeError as error:
-                    self._unsettled = None
-                    self._failure = error
-                    self._muxed.reset()
-                else:
-                    if dialer.protocol is not None:
-                        self._unsettled = None
-                        self._muxed.unread(dialer.rest)
+        while (dialer := self._unsettled) is not None:
+            if self._answered is not None:
+                await self._answered.wait()
+                continue
+            self._answered = trio.Event()
+            try:
+                await self._read_answer(dialer)
+            finally:  # if this was cancelled, another one reads on
+                self._answered.set()
+                self._answered = None
         self._check()
+
+    async def _read_answer(self, dialer: Dialer) -> None:
+        try:
+            while dialer.protocol is None:
+                data = await self._muxed.receive_some()
+                if not data:
+                    raise NegotiationError("the peer hung up instead of taking the protocol")
+                dialer.receive_data(data)
+            self._muxed.unread(dialer.rest)
+        except P2PNodeError as error:
+            self._failure = error
+            self._muxed.reset()
+        self._unsettled = None
 
     def _check(self) -> None:
         if (failure := self._failure) is not None:

@@ -21,8 +21,7 @@ Source: hashicorp/yamux, spec.md; libp2p/specs, yamux; go-yamux 4 for the window
 """
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import (
@@ -61,8 +60,7 @@ _GO_AWAY_REASONS: Final[dict[int, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """What to write next; tell `wrote` when that is done."""
 
     buffers: list[Buffer]  # in wire order

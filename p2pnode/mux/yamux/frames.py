@@ -61,13 +61,13 @@ class Header(NamedTuple):
         return _HEADER.pack(_VERSION, *self)
 
     @classmethod
-    def decode(cls, data: bytes | bytearray | memoryview) -> "Header":
-        """Read 12 bytes; unknown flags are kept, for the reader to ignore.
+    def decode(cls, data: bytes | bytearray | memoryview, offset: int = 0) -> "Header":
+        """Read 12 bytes at `offset`; unknown flags are kept, for the reader to ignore.
 
         Raises:
             ProtocolError: the version or type is unknown.
         """
-        version, kind, flags, stream_id, length = _HEADER.unpack(data)
+        version, kind, flags, stream_id, length = _HEADER.unpack_from(data, offset)
         if version != _VERSION:
             raise ProtocolError(f"yamux version {version} is not known")
         if kind > FrameType.GO_AWAY:

@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from p2pnode.errors import ConnectionClosedError, HandshakeError, P2PNodeError, ProtocolError
+from p2pnode.errors import ConnectionClosedError, HandshakeError, P2PNodeError
 from p2pnode.security.noise.core import Buffer, Handshake
 from p2pnode.security.noise.frames import LENGTH_BYTES, FrameOpener, FrameSealer
 from p2pnode.transport.shortcut import SocketShortcut
@@ -226,6 +226,8 @@ class SecureChannel(trio.abc.Stream):
             raise trio.BusyResourceError("another task is receiving on this channel")
         if self._closed:
             raise trio.ClosedResourceError("the channel is closed")
+        if self._receive_failure is not None:
+            raise self._receive_failure
         if self.next_size() >= 0:
             await trio.lowlevel.checkpoint()
             return True
@@ -249,15 +251,7 @@ class SecureChannel(trio.abc.Stream):
         Raises:
             ProtocolError: the frame has no room for its tag.
         """
-        if self._rest:
-            return len(self._rest)
-        if self._receive_failure is not None:
-            raise self._receive_failure
-        try:
-            return self._opener.next_size()
-        except ProtocolError as error:
-            self._receive_failure = error
-            raise
+        return len(self._rest) or self._opener.next_size()
 
     def read(self) -> bytes:
         """Return the plaintext that `next_size` found.
