@@ -20,6 +20,7 @@ The file is long because it is one machine: every rule above reads and changes t
 Source: hashicorp/yamux, spec.md; libp2p/specs, yamux; go-yamux 4 for the window's growth.
 """
 
+import math
 from collections import deque
 from typing import Final, NamedTuple
 
@@ -48,6 +49,8 @@ MAX_CONTROL_FRAMES: Final = 4096  # waiting to be sent; a peer that never reads 
 SMALL_BYTES: Final = 4096  # a stream with no more than this to send goes before bulk
 ACK_DELAY: Final = 0.02  # seconds an acknowledgement waits for a frame to ride on
 GROWTH_ROUND_TRIPS: Final = 4  # a window half used up within so many is doubled, as in go-yamux
+SYN_WORK: Final = 24  # a stream's negotiation and handler cost as much as so many frames
+DEAD_PIECE: Final = 256  # bytes: smaller frames for streams that are over are a nuisance
 # Frames that cost the peer nothing and us a little: resets, refused streams, pings, empty data.
 # Honest peers send a few a second; a trainer that cancels a step of calls resets hundreds at once.
 NUISANCE_BURST: Final = 4000.0
@@ -79,6 +82,8 @@ class YamuxCore:
         self.failure: P2PNodeError | None = None
         self.remote_closed = False  # by a normal go-away: nothing more will come
         self.round_trip: float | None = None
+        self.left_over = memoryview(b"")  # given to `receive_data`, but too much work for one turn
+        self.work = 0  # of the last turn
         self.bytes_sent = 0  # of data
         self.bytes_received = 0
         self.queued = 0  # bytes of data that wait to be sent
@@ -291,8 +296,15 @@ class YamuxCore:
         self._note_body(stream, now)
         return self._take_events()
 
-    def receive_data(self, data: Buffer, now: float) -> list[StreamEvent]:
-        """Take bytes from the channel.
+    def receive_data(
+        self, data: Buffer, now: float, most_work: float = math.inf
+    ) -> list[StreamEvent]:
+        """Take bytes from the channel; those that are too much work are `left_over`.
+
+        Args:
+            data: goes on where the bytes taken before have ended.
+            now: the time.
+            most_work: how much may be done at once, where a frame counts as 1.
 
         Raises:
             ProtocolError: the peer broke a rule; end the session with a go-away.
@@ -300,7 +312,10 @@ class YamuxCore:
         """
         self._heard_at = now
         view = memoryview(data)
-        while view and not self.remote_closed:
+        if not view:
+            self._note_nuisance(now)
+        self.work = 0
+        while view and not self.remote_closed and self.work < most_work:
             if self._body_left:
                 piece = view[: self._body_left]
                 view = view[len(piece) :]
@@ -318,7 +333,9 @@ class YamuxCore:
                     break
                 header = Header.decode(self._header)
                 self._header.clear()
+            self.work += SYN_WORK if header.flags & Flag.SYN else 1
             self._receive_header(header, now)
+        self.left_over = view
         return self._take_events()
 
     def handle_timeout(self, now: float) -> list[StreamEvent]:
@@ -507,7 +524,7 @@ class YamuxCore:
         if (not length and not flags) or (stream is None and flags & Flag.RST):
             self._note_nuisance(now)
         if kind == FrameType.DATA:
-            self._receive_data_header(length, stream)
+            self._receive_data_header(length, stream, now)
         elif stream is not None and length and not flags & Flag.RST:
             stream.send_window += length
             if stream.send_window > MAX_U32:
@@ -549,9 +566,11 @@ class YamuxCore:
         stream.awaits_ack = False
         self._unacknowledged -= 1
 
-    def _receive_data_header(self, length: int, stream: StreamState | None) -> None:
+    def _receive_data_header(self, length: int, stream: StreamState | None, now: float) -> None:
         self._body_left, self._body_of, self._body_finishes = length, stream, False
         if stream is None:  # of a stream that is over: its data is read past
+            if 0 < length < DEAD_PIECE:
+                self._note_nuisance(now)
             return
         if length > stream.receive_window:
             raise ProtocolError(
