@@ -8,6 +8,7 @@ cut connection being followed by a new one.
 
 import functools
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -15,19 +16,22 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
+from multiaddr import Multiaddr
 
 from p2pnode.config import DhtSettings, LimitSettings, NetworkSettings
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import DialError, P2PNodeError
 from p2pnode.host import Stream
 from p2pnode.testing.hostile import crowds, handshakes, messages, negotiation, sessions
 from p2pnode.testing.hostile.arena import DEAF, ECHO, serve_everything, start_host
 from p2pnode.testing.hostile.attacker import Attack, Attacker
+from p2pnode.transport.base import RawConnection
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.wire.addresses import parse_address
 from p2pnode.wire.peer_id import PeerId
 
 SOURCE: Final = "/test/source/1.0.0"
 PIECE: Final = 256 * 1024  # bytes the victim writes at once
+ATTACKERS: Final = "127.0.0.2"  # where they come from
 AT_ONCE: Final = 4  # attackers of one kind
 WARM_UP: Final = 0.3  # seconds of each measurement that are not counted
 KAD: Final = DhtSettings().protocol
@@ -66,10 +70,30 @@ ATTACKS: Final[Mapping[str, Attack]] = {
 }
 
 
+class _ElsewhereTransport(TcpTransport):
+    """Dials from another address of loopback than everybody else, as attackers do."""
+
+    async def dial(self, address: Multiaddr) -> RawConnection:
+        """See `Transport`."""
+        with trio.socket.socket() as connecting:
+            await connecting.bind((ATTACKERS, 0))
+            try:
+                host, port = address.value_for_protocol("ip4"), address.value_for_protocol("tcp")
+                await connecting.connect((host, int(port)))
+            except OSError as error:
+                raise DialError(f"{address} cannot be reached: {error}") from error
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(_detached(connecting)))
+        return RawConnection(stream=stream, local_address=address, remote_address=address)
+
+
+def _detached(connected: trio.socket.SocketType) -> socket.socket:
+    return socket.socket(fileno=connected.detach())
+
+
 async def run_victim() -> None:
     """Serve on a free port until the standard input ends; its address is the first line told."""
     async with trio.open_nursery() as nursery:
-        limits = LimitSettings()
+        limits = LimitSettings(exempt_subnets=())  # loopback is like any other network here
         host = await start_host(nursery, TcpTransport(), 1, NetworkSettings(), limits)
         await serve_everything(nursery, host)
         host.set_handler(SOURCE, _fill)
@@ -93,7 +117,7 @@ async def run_attackers(name: str, address: str, seconds: float) -> int:
         nonlocal rounds
         while True:
             async with trio.open_nursery() as nursery:
-                attacker = Attacker(nursery, TcpTransport(), target=target)
+                attacker = Attacker(nursery, _ElsewhereTransport(), target=target)
                 try:
                     await ATTACKS[name](attacker)
                 except (P2PNodeError, trio.BrokenResourceError, trio.ClosedResourceError):
