@@ -15,7 +15,6 @@ an event. An exception that is not the network's is a bug, and ends the node.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -23,7 +22,6 @@ from typing import Final
 import trio
 from multiaddr import Multiaddr
 
-from p2pnode.clock import wall_time
 from p2pnode.config import LimitSettings, NetworkSettings
 from p2pnode.errors import (
     ConnectionClosedError,
@@ -33,17 +31,13 @@ from p2pnode.errors import (
     P2PNodeError,
     ResourceLimitError,
 )
-from p2pnode.events import Event, EventBus
+from p2pnode.events import EventBus
+from p2pnode.host.admission import Admission
 from p2pnode.host.backoff import DialBackoff
-from p2pnode.host.budgets import (
-    CONNECTION_RESOURCES,
-    BudgetReport,
-    Budgets,
-    ConnectionAccount,
-    Resource,
-)
-from p2pnode.host.connections import ConnectionInfo, ConnectionTable, NetworkConnection
+from p2pnode.host.budgets import ConnectionAccount
+from p2pnode.host.connections import ConnectionTable, NetworkConnection
 from p2pnode.host.dialer import Dial, DialTools
+from p2pnode.host.info import HostInfo
 from p2pnode.host.interfaces import (
     Connection,
     ConnectionEnded,
@@ -54,7 +48,6 @@ from p2pnode.host.interfaces import (
     PeerMisbehaved,
     StreamHandler,
 )
-from p2pnode.host.manager import ConnectionManager, ProtectedPeers
 from p2pnode.host.observed import (
     ObservedAddressBelieved,
     ObservedAddressDropped,
@@ -62,56 +55,15 @@ from p2pnode.host.observed import (
 )
 from p2pnode.host.peerstore import Peerstore
 from p2pnode.host.ranking import ips_of, rank
-from p2pnode.host.saved_peers import parse as parse_peers
-from p2pnode.host.saved_peers import save as save_peers
+from p2pnode.host.saved_peers import SavedPeers
 from p2pnode.host.upgrader import Upgraded, Upgrader
 from p2pnode.transport.base import Listener, RawConnection, Transport
 from p2pnode.transport.resolver import Resolver
 from p2pnode.wire.addresses import split_p2p
-from p2pnode.wire.error_codes import connection_code
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
 
 MAX_UPKEEP_INTERVAL: Final = 5.0  # seconds; how late an idle connection may be noticed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostInfo:
-    """The network side at one moment, for status pages.
-
-    Attributes:
-        peer_id: this node.
-        addresses: where others can dial it, as they are told.
-        listening: the addresses it listens on.
-        observed: those that enough others see it at.
-        protocols: what it serves.
-        connections: all open ones.
-        known_peers: how many peers the peerstore holds.
-        dials: peers being dialled now.
-        handshakes: inbound connections that have not yet said who they are.
-        budgets: what is used of what may be used, and what was refused.
-    """
-
-    peer_id: PeerId
-    addresses: tuple[Multiaddr, ...]
-    listening: tuple[Multiaddr, ...]
-    observed: tuple[Multiaddr, ...]
-    protocols: tuple[str, ...]
-    connections: tuple[ConnectionInfo, ...]
-    known_peers: int
-    dials: int
-    handshakes: int
-    budgets: BudgetReport
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeersNotKept(Event):
-    """The addresses of known peers could not be read or saved; the node goes on without."""
-
-    level = "warning"
-
-    path: Path
-    reason: str
 
 
 class NetworkHost(Host):
@@ -145,20 +97,18 @@ class NetworkHost(Host):
         self.settings = settings or NetworkSettings()
         self.events = events or EventBus()
         self.peerstore = Peerstore(self.settings)
+        self._saved_peers = SavedPeers(peerstore_path, self.peerstore, self.events.emit)
         self._rng = rng or random.Random()
         self._transports = tuple(transports)
         self._announce = tuple(announce)
-        self._peerstore_path = peerstore_path
         self._handlers: dict[str, StreamHandler] = {}
         self._listeners: list[Listener] = []
         self._last_addresses: list[Multiaddr] = []
         self._votes = ObservedAddresses(self.settings)
         self._believed: tuple[Multiaddr, ...] = ()
         self._connections = ConnectionTable(self.peer_id, self.settings)
-        limits = limits or LimitSettings()
-        self._budgets = Budgets(limits, self.events.emit)
-        self._protected = ProtectedPeers()
-        self._manager = ConnectionManager(limits, self._protected)
+        self._admission = Admission(limits or LimitSettings(), self._connections, self.events.emit)
+        self._budgets = self._admission.budgets
         self._resolver = Resolver(self.settings)
         self._upgrader = Upgrader(key, self.settings)
         self._dial_tools = DialTools(
@@ -180,7 +130,7 @@ class NetworkHost(Host):
         The connections are shielded from the cancellation until that is done, which takes
         `close_timeout` at most.
         """
-        await self._load_peerstore()
+        await self._saved_peers.load()
         undo = self.events.on(PeerIdentified, self._receive_identified)
         try:
             async with trio.open_nursery() as nursery:
@@ -216,7 +166,7 @@ class NetworkHost(Host):
                 async with trio.open_nursery() as nursery:
                     for connection in self._connections:
                         nursery.start_soon(connection.aclose)
-            await self._save_peerstore()
+            await self._saved_peers.save()
 
     async def _keep_up(self) -> None:
         interval = min(
@@ -233,39 +183,10 @@ class NetworkHost(Host):
             self.peerstore.expire(now)
             if now - saved_at >= self.settings.peerstore_save_interval:
                 saved_at = now
-                await self._save_peerstore()
+                await self._saved_peers.save()
             self._count_votes()
             if self.addresses != self._last_addresses:  # an interface came or went
                 self._note_change()
-
-    async def _load_peerstore(self) -> None:
-        """Read the saved addresses; they are a convenience, so a broken file is put aside."""
-        path = self._peerstore_path
-        if path is None or not path.exists():
-            return
-        try:
-            try:
-                text = path.read_text("utf-8")
-                saved = await trio.to_thread.run_sync(parse_peers, text)
-                self.peerstore.restore(saved, trio.current_time(), wall_time())
-            except ValueError as error:
-                aside = path.with_name(path.name + ".broken")
-                path.replace(aside)
-                reason = f"the file is broken ({error}); it is now {aside.name}"
-                self.events.emit(PeersNotKept(path=path, reason=reason))
-        except OSError as error:
-            self.events.emit(PeersNotKept(path=path, reason=f"cannot be read: {error.strerror}"))
-
-    async def _save_peerstore(self) -> None:
-        path = self._peerstore_path
-        if path is None:
-            return
-        known = self.peerstore.snapshot(trio.current_time(), wall_time())
-        try:
-            await trio.to_thread.run_sync(save_peers, path, known)
-        except OSError as error:
-            reason = f"cannot be written: {error.strerror}"
-            self.events.emit(PeersNotKept(path=path, reason=reason))
 
     # --- addresses and handlers -----------------------------------------------------------------
 
@@ -375,15 +296,15 @@ class NetworkHost(Host):
 
     def protect(self, peer_id: PeerId, tag: str) -> None:
         """See `Host`."""
-        self._protected.protect(peer_id, tag)
+        self._admission.protected.protect(peer_id, tag)
 
     def unprotect(self, peer_id: PeerId, tag: str) -> bool:
         """See `Host`."""
-        return self._protected.unprotect(peer_id, tag)
+        return self._admission.protected.unprotect(peer_id, tag)
 
     def is_protected(self, peer_id: PeerId) -> bool:
         """See `Host`."""
-        return peer_id in self._protected
+        return peer_id in self._admission.protected
 
     def info(self) -> HostInfo:
         """Describe the network side as it is now."""
@@ -460,7 +381,7 @@ class NetworkHost(Host):
         account = self._budgets.dial(dial.peer_id)
         try:
             async with self._dial_slots:
-                self._check_room(account)
+                self._admission.check_room(account)
                 upgraded = await dial.run()
             if upgraded is not None:
                 await self._running().start(self._hold_connection, upgraded, account)
@@ -489,7 +410,7 @@ class NetworkHost(Host):
         """Run an inbound connection: its handshakes, then its life."""
         try:
             with self._budgets.accept(raw.remote_address, trio.current_time()) as account:
-                self._check_room(account)
+                self._admission.check_room(account)
                 upgraded = await self._greet(raw, account)
                 await self._hold_connection(upgraded, account)
         except ResourceLimitError:  # the budgets have counted it, and told of it
@@ -533,7 +454,7 @@ class NetworkHost(Host):
         )
         try:
             with account:
-                await self._admit(upgraded, account)
+                await self._admission.admit(upgraded, account)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(connection.carry)
                     self._add(connection)
@@ -553,52 +474,9 @@ class NetworkHost(Host):
             connection.ended.set()
             await trio.aclose_forcefully(upgraded.raw.stream)
 
-    async def _admit(self, upgraded: Upgraded, account: ConnectionAccount) -> None:
-        """Charge a connection now that its peer is known, at the cost of an unused one if need be.
-
-        Raises:
-            ResourceLimitError: there is no room for it; the peer was told.
-        """
-        if account.direction == "outbound":
-            account.locate(upgraded.raw.remote_address, trio.current_time())
-        lack = self._budgets.lack_of_room(account.direction)
-        if lack is not None and (spare := self._spare(lack[1])) is not None:
-            spare.is_leaving = True
-            await spare.aclose()
-            await spare.ended.wait()
-        try:
-            account.identify(upgraded.peer_id, trio.current_time())
-        except ResourceLimitError as error:
-            await upgraded.muxer.refuse(connection_code(error))
-            raise
-
-    def _check_room(self, account: ConnectionAccount) -> None:
-        """Refuse a connection before its handshakes if there can be no place for it.
-
-        Raises:
-            ResourceLimitError: all places are taken, and by connections in use.
-        """
-        lack = self._budgets.lack_of_room(account.direction)
-        if lack is not None and self._spare(lack[1]) is None:
-            raise account.refusal(*lack, trio.current_time())
-
-    def _spare(self, resource: Resource) -> NetworkConnection | None:
-        """Find a connection to close for another one that lacks `resource`."""
-        candidates = [
-            each
-            for each in self._connections.candidates()
-            if resource in CONNECTION_RESOURCES[each.direction]
-        ]
-        return self._manager.spare(candidates, trio.current_time())
-
     def _trim(self) -> None:
-        """Close the least valuable connections when there are more than the high mark."""
-        now = trio.current_time()
-        if self._manager.is_trim_due(len(self._connections), now):
-            candidates = self._connections.candidates()
-            for connection in self._manager.trim(candidates, now):
-                connection.is_leaving = True
-                self._running().start_soon(connection.aclose)
+        for connection in self._admission.trim():
+            self._running().start_soon(connection.aclose)
 
     def _add(self, connection: NetworkConnection) -> None:
         peer_id = connection.peer_id

@@ -15,18 +15,79 @@ import base64
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import trio
+
+from p2pnode.clock import wall_time
 from p2pnode.errors import InvalidAddressError, InvalidKeyError, ProtocolError
-from p2pnode.host.peerstore import KnownAddress, KnownPeer, Origin
+from p2pnode.events import Event
+from p2pnode.host.peerstore import KnownAddress, KnownPeer, Origin, Peerstore
 from p2pnode.wire.addresses import parse_address
 from p2pnode.wire.keys import PublicKey
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.records import PeerRecord
 
 FORMAT: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeersNotKept(Event):
+    """The addresses of known peers could not be read or saved; the node goes on without."""
+
+    level = "warning"
+
+    path: Path
+    reason: str
+
+
+class SavedPeers:
+    """The file of a peerstore. It is a convenience: what fails is told, and the node goes on.
+
+    Args:
+        path: where it is, or None to keep nothing.
+        peerstore: what is read and written.
+        emit: told of failures.
+    """
+
+    def __init__(
+        self, path: Path | None, peerstore: Peerstore, emit: Callable[[PeersNotKept], object]
+    ) -> None:
+        self._path = path
+        self._peerstore = peerstore
+        self._emit = emit
+
+    async def load(self) -> None:
+        """Read the file, if there is one; a broken one is put aside."""
+        path = self._path
+        if path is None or not path.exists():
+            return
+        try:
+            try:
+                text = path.read_text("utf-8")
+                saved = await trio.to_thread.run_sync(parse, text)
+                self._peerstore.restore(saved, trio.current_time(), wall_time())
+            except ValueError as error:
+                aside = path.with_name(path.name + ".broken")
+                path.replace(aside)
+                reason = f"the file is broken ({error}); it is now {aside.name}"
+                self._emit(PeersNotKept(path=path, reason=reason))
+        except OSError as error:
+            self._emit(PeersNotKept(path=path, reason=f"cannot be read: {error.strerror}"))
+
+    async def save(self) -> None:
+        """Write the file, in a thread."""
+        if self._path is None:
+            return
+        known = self._peerstore.snapshot(trio.current_time(), wall_time())
+        try:
+            await trio.to_thread.run_sync(save, self._path, known)
+        except OSError as error:
+            reason = f"cannot be written: {error.strerror}"
+            self._emit(PeersNotKept(path=self._path, reason=reason))
 
 
 def render(peers: Mapping[PeerId, KnownPeer]) -> str:

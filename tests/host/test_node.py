@@ -26,7 +26,8 @@ from p2pnode.host import (
     PeerMisbehaved,
 )
 from p2pnode.host.budgets import ResourceRefused
-from p2pnode.host.node import NetworkHost, PeersNotKept
+from p2pnode.host.node import NetworkHost
+from p2pnode.host.saved_peers import PeersNotKept
 from p2pnode.mux.multistream.core import encode_line
 from p2pnode.testing.hosts import host_network
 from p2pnode.transport.memory import MemoryNetwork

@@ -120,7 +120,8 @@ class Budgets:
     def lack_of_room(self, direction: Direction) -> tuple[Scope, Resource] | None:
         """Return what the node has no more of, for another connection, if there is no room."""
         used, limits = self._node.used, self._node.limits
-        for resource in CONNECTION_RESOURCES[direction]:
+        # The direction's own first: a connection that ends gives back both.
+        for resource in reversed(CONNECTION_RESOURCES[direction]):
             if used[resource] >= limits[resource]:
                 return self._node, resource
         return None
