@@ -202,6 +202,25 @@ def test_there_must_be_something_to_propose():
         Dialer([])
 
 
+def test_what_follows_the_negotiation_is_given_back():
+    dialer, listener = Dialer(["/a"]), Listener({"/a"}.__contains__)
+    proposal = dialer.first_message()
+    answer = listener.receive_data(proposal + b"request")
+    answer += listener.receive_data(b"")
+    assert (listener.protocol, listener.rest) == ("/a", b"request")
+    dialer.receive_data(answer + b"response")
+    assert (dialer.protocol, dialer.rest) == ("/a", b"response")
+
+
+def test_a_refusal_is_given_out_before_what_follows_is_looked_at():
+    # Data sent in the hope of a protocol we do not speak is no line, but the refusal must be told.
+    listener = Listener({"/b"}.__contains__)
+    data = Dialer(["/a"]).first_message() + b"\xff" * 100
+    assert [listener.receive_data(data), listener.receive_data(b"")] == [GREETING, NA]
+    with pytest.raises(NegotiationError):
+        listener.receive_data(b"")
+
+
 async def test_both_ends_agree_and_read_no_byte_of_what_follows():
     near, far = trio.testing.memory_stream_pair()
     agreed = []

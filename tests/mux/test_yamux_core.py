@@ -868,3 +868,143 @@ def test_no_command_of_ours_fails_because_of_the_peer():
         core.reset(stream, RESET)
     with pytest.raises(P2PNodeError, match="faster than it reads"):
         core.receive_data(data_frame(b"x", 1), 0.0)
+
+
+# --- straight to the reader ---------------------------------------------------------------------
+
+
+def deliver(core, wire, cuts):
+    """Give the peer's bytes to `core` in pieces, as a channel does, wherever it wants them."""
+    cuts = itertools.cycle(cuts)
+    while wire:
+        size = min(next(cuts), len(wire))
+        piece, wire = wire[:size], wire[size:]
+        destination = core.destination(size)
+        if destination is None:
+            core.receive_data(piece, 0.0)
+        else:
+            destination[:] = piece
+            core.receive_placed(size, 0.0)
+        yield
+
+
+@given(
+    frames=st.lists(st.integers(0, 5000), min_size=1, max_size=8),
+    cuts=st.lists(st.sampled_from([1, 7, 12, 500, 4096, 30_000]), min_size=1),
+    wants=st.lists(st.integers(1, 6000), min_size=1),
+    late=st.booleans(),
+)
+@settings(deadline=None)
+def test_a_readers_buffers_get_the_bytes_in_order_however_they_come(frames, cuts, wants, late):
+    core = quiet(make())
+    stream = core.open_stream(0.0)
+    core.greet(stream)
+    out(core)
+    bodies = [bytes([number + 1]) * size for number, size in enumerate(frames)]
+    wire = b"".join(map(data_frame, bodies)) + frame(FrameType.WINDOW_UPDATE, Flag.FIN)
+    arriving = deliver(core, wire, cuts)
+    if late:  # everything is there before anyone reads
+        for _ in arriving:
+            pass
+    received = b""
+    for size in itertools.cycle(wants):
+        buffer = bytearray(size)
+        filled = 0
+        while stream.received and filled < size:
+            piece = core.take(stream, size - filled, 0.0)
+            buffer[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        if filled < size:
+            core.expect(stream, memoryview(buffer)[filled:])
+            while stream.destination and not stream.remote_finished:
+                next(arriving)
+            filled = size - core.stop_expecting(stream)
+        received += buffer[:filled]
+        if filled < size:
+            break
+    assert received == b"".join(bodies)
+    assert core.bytes_received == len(received)
+
+
+def test_bytes_go_straight_to_a_reader_only_if_they_are_all_its_own():
+    core = quiet(make())
+    stream = core.open_stream(0.0)
+    core.greet(stream)
+    out(core)
+    assert core.destination(1) is None  # a header comes first
+    core.receive_data(data_frame(bytes(100))[:12], 0.0)
+    assert core.destination(100) is None  # nobody waits
+    core.expect(stream, memoryview(bytearray(50)))
+    assert core.destination(101) is None  # the next frame's header is among them
+    assert core.destination(51) is None  # its reader wants less
+    assert len(core.destination(50)) == 50
+    core.reset(stream, StreamResetError("enough"))
+    assert core.destination(50) is None
+
+
+def test_what_went_straight_to_a_reader_is_granted_again():
+    core = quiet(make())
+    stream = core.open_stream(0.0)
+    core.greet(stream)
+    out(core)
+    core.expect(stream, memoryview(bytearray(WINDOW)))
+    core.receive_data(data_frame(bytes(WINDOW))[:12], 0.0)
+    core.destination(WINDOW // 2)
+    core.receive_placed(WINDOW // 2, 0.0)
+    (grant,) = headers(out_all(core))
+    assert (grant.kind, grant.length) == (FrameType.WINDOW_UPDATE, WINDOW // 2)
+
+
+# --- company -------------------------------------------------------------------------------------
+
+
+def inbound(core):
+    event, *_ = core.receive_data(data_frame(b"?", 2, Flag.SYN), 0.0)
+    core.accept(event.stream, 0.0)
+    return event.stream
+
+
+def test_what_can_wait_goes_with_the_next_data():
+    core = quiet(make())
+    stream = inbound(core)
+    core.send_later(stream, memoryview(b"first "))
+    assert not core.has_output
+    core.send(stream, memoryview(b"second"))
+    assert out(core) == data_frame(b"first second", 2, Flag.ACK)
+    assert core.queued == 0
+
+
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_what_can_wait_does_not_wait_for_long(acknowledged):
+    core = quiet(make())
+    stream = inbound(core)
+    core.send_later(stream, memoryview(b"alone"))
+    if acknowledged:  # by a grant, so that no acknowledgement is due any more
+        core.receive_data(data_frame(bytes(WINDOW - 1), 2), 0.0)
+        while stream.received:
+            core.take(stream, None, 0.0)
+        assert Flag.ACK in [each.flags for each in headers(out_all(core))]
+    core.handle_timeout(core.next_deadline())
+    assert b"alone" in out_all(core)
+
+
+def test_small_pieces_that_wait_are_copied_together():
+    core = quiet(make())
+    stream = core.open_stream(0.0)
+    for number in range(1000):
+        core.send(stream, memoryview(bytes([number % 251]) * 32))
+    assert core.queued == 32_000
+    assert len(stream.outgoing) <= 1000 * 32 // 4096 + 2
+    wire = out_all(core)
+    assert wire[12:] == b"".join(bytes([number % 251]) * 32 for number in range(1000))
+
+
+def test_unread_bytes_are_read_again_and_cost_no_window():
+    core = quiet(make())
+    stream = inbound(core)
+    core.receive_data(data_frame(b"abc", 2), 0.0)
+    taken = bytes(core.take(stream, None, 0.0))
+    core.unread(stream, taken[2:])
+    assert stream.taken == 2
+    assert bytes(core.take(stream, None, 0.0)) == b"bc"
+    assert stream.taken == len(taken) == 4

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import math
 
 import pytest
@@ -752,3 +753,137 @@ async def test_a_small_message_does_not_wait_behind_a_large_one(autojump_clock):
             assert await stream.receive_some() == b"quick"
         assert trio.current_time() - started < 1.0  # the bulk needs two seconds more
         nursery.cancel_scope.cancel()
+
+
+# --- writing without a task -----------------------------------------------------------------------
+
+
+class EagerChannel(MemoryChannel):
+    """A channel that takes a part of what is written at once, like a socket."""
+
+    def __init__(self, *, takes, **link):
+        super().__init__(**link)
+        self.takes = takes
+
+    def send_now(self):
+        data = b"".join(self._unsent)
+        size = self.takes
+        if data[:size]:
+            self.other.arriving.append((trio.current_time() + self.delay, data[:size]))
+            self.other.notify()
+        self._unsent = [data[size:]] if data[size:] else []
+        return self.is_flushed
+
+
+@contextlib.asynccontextmanager
+async def two_eager_sessions(takes):
+    one, other = EagerChannel(takes=takes), EagerChannel(takes=takes)
+    one.other, other.other = other, one
+    client, server = Running(one, is_client=True), Running(other, is_client=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        nursery.start_soon(server.run)
+        await wait_all_tasks_blocked()
+        yield client, server
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("takes", [0, 1, 11, 5000, 10_000_000])
+async def test_what_is_written_at_once_and_what_is_not_arrive_in_order(autojump_clock, takes):
+    async with two_eager_sessions(takes) as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(serve, server.session, echo)
+        for size in (1, 500, 70_000, len(PATTERN)):
+            async with await client.session.open_stream() as stream:
+                await trio.sleep(1)  # it is quiet: the first write is ours
+                nursery.start_soon(stream.send_all, PATTERN[:size])
+                received = bytearray(size)
+                assert await stream.receive_into(memoryview(received)) == size
+                assert received == PATTERN[:size]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_message_in_quiet_leaves_before_its_sender_waits(autojump_clock):
+    async with two_eager_sessions(10_000) as (client, server):
+        ours, theirs = await pair_of_streams(client, server)
+        await trio.sleep(1)
+        await ours.send_all(b"one")
+        assert server.session._channel.arriving
+        assert await theirs.receive_some() == b"one"
+
+
+async def test_saying_goodbye_does_not_need_the_writer(autojump_clock):
+    async with two_eager_sessions(10_000_000) as (client, server):
+        await pair_of_streams(client, server)
+        await trio.sleep(1)
+        began = trio.current_time()
+        await client.session.aclose()
+        assert trio.current_time() == began
+        await server.ended.wait()
+
+
+@pytest.mark.parametrize("sizes", [[1], [3, 70_000], [300_000]])
+async def test_a_readers_buffer_is_filled_whatever_its_size(autojump_clock, sizes):
+    async with two_sessions({"delay": 0.01, "rate": 1e6}) as (client, server):
+        ours, theirs = await pair_of_streams(client, server)
+        data = PATTERN[: 3000 if sizes == [1] else len(PATTERN)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ours.send_all, data)
+            received = b""
+            for size in itertools.cycle(sizes):
+                buffer = bytearray(min(size, len(data) - len(received)))
+                assert await theirs.receive_into(memoryview(buffer)) == len(buffer)
+                received += buffer
+                if len(received) == len(data):
+                    break
+        assert received == data
+
+
+async def test_a_buffer_larger_than_what_comes_is_filled_up_to_the_end(autojump_clock):
+    async with two_sessions() as (client, server):
+        ours, theirs = await pair_of_streams(client, server)
+        await ours.send_all(b"all there is")
+        await ours.send_eof()
+        buffer = bytearray(100)
+        assert await theirs.receive_into(memoryview(buffer)) == 12
+        assert await theirs.receive_into(memoryview(buffer)) == 0
+
+
+@pytest.mark.parametrize("ends", ["reset", "close"])
+async def test_a_reader_that_waits_for_a_full_buffer_is_told_of_the_end(autojump_clock, ends):
+    async with two_sessions() as (client, server):
+        ours, theirs = await pair_of_streams(client, server)
+        error = StreamResetError if ends == "reset" else trio.ClosedResourceError
+
+        async def receive():
+            with pytest.raises(error):
+                await theirs.receive_into(memoryview(bytearray(100)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await ours.send_all(b"part")
+            await wait_all_tasks_blocked()
+            if ends == "reset":
+                ours.reset()
+            else:
+                await theirs.aclose()
+
+
+async def test_streams_are_served_at_once_and_those_that_came_before_too(autojump_clock):
+    async with two_sessions() as (client, server), trio.open_nursery() as nursery:
+        started = []
+        early = await client.session.open_stream()
+        await early.send_all(b"early")
+        await wait_all_tasks_blocked()
+        nursery.start_soon(swallow_end, server.session.serve, started.append)
+        await wait_all_tasks_blocked()
+        late = await client.session.open_stream()
+        await late.send_all(b"late")
+        await wait_all_tasks_blocked()
+        assert [stream.receive_nowait() for stream in started] == [b"early", b"late"]
+        assert started[0].receive_nowait() == b""
+        await client.session.aclose()
+
+
+async def swallow_end(serve, start):
+    with pytest.raises(ConnectionClosedError):
+        await serve(start)

@@ -1,34 +1,101 @@
+import socket
+
 import pytest
 import trio
+import trio.testing
 
 from p2pnode.transport.shortcut import SocketShortcut
 
-
-@pytest.mark.real
-async def test_a_socket_that_was_closed_says_so_whether_or_not_it_was_drained():
-    for drained in (False, True):
-        ends = trio.socket.socketpair()
-        near, far = map(trio.SocketStream, ends)
-        shortcut = SocketShortcut.of(near)
-        if drained:
-            await far.send_all(b"x")
-            assert await shortcut.receive_some(100) == b"x"
-        await trio.aclose_forcefully(near)
-        with pytest.raises(trio.ClosedResourceError):
-            await shortcut.receive_some(100)
-        await trio.aclose_forcefully(far)
+pytestmark = pytest.mark.real
 
 
-@pytest.mark.real
-async def test_a_reader_that_waits_while_its_socket_is_closed_is_told():
-    near, far = map(trio.SocketStream, trio.socket.socketpair())
+@pytest.fixture
+async def pair():
+    one, other = trio.socket.socketpair()
+    async with trio.SocketStream(one) as near, trio.SocketStream(other) as far:
+        yield near, far
 
-    async def read():
-        with pytest.raises(trio.ClosedResourceError):
-            await SocketShortcut.of(near).receive_some(100)
+
+def test_only_sockets_have_one():
+    near, _ = trio.testing.memory_stream_pair()
+    assert SocketShortcut.of(near) is None
+
+
+async def test_what_is_sent_arrives_whether_it_was_waited_for_or_not(pair):
+    near, far = map(SocketShortcut.of, pair)
+    received = []
+
+    async def receive():
+        received.append(await far.receive_some(100))
+        received.append(await far.receive_some(3))
+        received.append(await far.receive_some(3))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(read)
+        nursery.start_soon(receive)
         await trio.testing.wait_all_tasks_blocked()
-        await trio.aclose_forcefully(near)
-    await trio.aclose_forcefully(far)
+        assert near.send_now(b"waited for") == 10
+        await trio.testing.wait_all_tasks_blocked()
+        assert near.send_now(b"twice") == 5
+    assert received == [b"waited for", b"twi", b"ce"]
+
+
+async def test_a_full_socket_takes_nothing_and_says_so(pair):
+    near = SocketShortcut.of(pair[0])
+    while near.send_now(bytes(100_000)):
+        pass
+    assert near.send_now(b"more") == 0
+
+
+async def test_the_end_is_an_end_and_a_break_is_a_break(pair):
+    near, far = pair
+    ours = SocketShortcut.of(near)
+    await far.send_all(b"last")
+    await far.send_eof()
+    assert await ours.receive_some(100) == b"last"
+    assert await ours.receive_some(100) == b""
+    await far.aclose()
+    assert ours.send_now(b"x") == 0
+
+
+async def test_a_reset_is_a_break():
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    async with listener:
+        stream = await trio.open_tcp_stream(*listener.socket.getsockname())
+        peer = await listener.accept()
+        async with stream, peer:
+            ours = SocketShortcut.of(stream)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+            await peer.aclose()
+            with pytest.raises(trio.BrokenResourceError):
+                await ours.receive_some(100)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_closing_the_stream_ends_a_receive(pair, waits):
+    near, far = pair
+    shortcut = SocketShortcut.of(near)
+    if waits:
+        await far.send_all(b"x")
+        assert await shortcut.receive_some(100) == b"x"
+
+    async def receive():
+        with pytest.raises(trio.ClosedResourceError):
+            await shortcut.receive_some(100)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        await near.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await shortcut.receive_some(100)
+
+
+async def test_a_cancelled_receive_loses_nothing(pair):
+    near, far = pair
+    shortcut = SocketShortcut.of(near)
+    await far.send_all(b"kept")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await shortcut.receive_some(100)
+    assert scope.cancelled_caught
+    assert await shortcut.receive_some(100) == b"kept"
