@@ -42,6 +42,12 @@ def test_a_whole_number_serves_where_a_number_is_asked():
         ({"node": {"listen": [1]}}, "list of texts"),
         ({"dht": {"server": "maybe"}}, "true or false"),
         ({"dht": 3}, "table"),
+        ({"limits": {"low_water": 900}}, r"low_water must not exceed limits\.high_water"),
+        ({"limits": {"ip4_network_prefix": 33}}, "ip4_network_prefix must be at least 1"),
+        ({"limits": {"ip6_address_prefix": 129}}, "must not exceed 128"),
+        ({"limits": {"ip4_address_prefix": 16}}, "not exceed ip4_address_prefix"),
+        ({"limits": {"exempt_subnets": ["10.0.0.1/8"]}}, "exempt_subnets holds no subnet"),
+        ({"limits": {"exempt_subnets": ["home"]}}, "exempt_subnets holds no subnet"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_with_its_name(overrides, sentence):

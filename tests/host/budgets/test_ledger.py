@@ -6,7 +6,7 @@ import pytest
 from p2pnode.config import LimitSettings
 from p2pnode.errors import Limit, ResourceLimitError
 from p2pnode.host.budgets import Budgets
-from p2pnode.host.budgets.scopes import Kind
+from p2pnode.host.budgets.scopes import Kind, Resource
 from p2pnode.wire.addresses import parse_address
 from p2pnode.wire.keys import PrivateKey
 
@@ -398,3 +398,10 @@ def test_the_report_tells_of_the_node_and_of_those_who_use_most():
     top = [each.name for each in report.top if each.kind == "peer"]
     assert top == [str(each) for each in reversed(peers[3:])]
     assert sum(each.kind == "address" for each in report.top) == 5
+
+
+def test_room_is_lacking_first_in_the_direction_itself():
+    budgets = make(max_connections=1, max_inbound_connections=1)
+    connect(budgets)
+    assert budgets.lack_of_room("inbound")[1] is Resource.INBOUND_CONNECTIONS
+    assert budgets.lack_of_room("outbound")[1] is Resource.CONNECTIONS
