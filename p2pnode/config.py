@@ -47,14 +47,12 @@ _MAY_BE_ZERO = frozenset(
         "pubsub.first_message_deliveries_weight",
         "pubsub.gossip_factor",
         "pubsub.gossip_threshold",
-        "pubsub.graylist_threshold",
         "pubsub.idontwant_threshold",
         "pubsub.invalid_message_deliveries_weight",
         "pubsub.ip_colocation_factor_weight",
         "pubsub.mesh_failure_penalty_weight",
         "pubsub.mesh_message_deliveries_weight",
         "pubsub.opportunistic_graft_threshold",
-        "pubsub.publish_threshold",
         "pubsub.time_in_mesh_weight",
         "pubsub.topic_score_cap",
         "pubsub.topic_weight",
@@ -255,6 +253,24 @@ class PerfSettings:
     max_runs_per_peer: int = 2  # served at once
     max_runs: int = 8  # served at once, of all peers together
     run_timeout: float = 120.0  # a whole run, served or our own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MdnsSettings:
+    """Discovery of peers on the local network."""
+
+    enabled: bool = False
+    max_addresses: int = 16  # taken from one peer
+    max_peers: int = 1024  # remembered, so that each is told of once
+    max_waiting: int = 64  # announcements heard and not yet dealt with
+    address_ttl: float = 600.0
+    dials_at_once: int = 4
+    dial_tries: int = 3  # of one peer for each time it is heard of
+    dial_jitter: float = 0.5  # up to so long before a dial, doubled at each further try
+    dial_pause: float = 0.2
+    restart_delay: float = 1.0  # after the listen addresses have changed
+    retry_interval: float = 60.0  # after the network failed
+    close_timeout: float = 2.0  # for taking back what was announced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -517,6 +533,7 @@ class Settings:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     perf: PerfSettings = field(default_factory=PerfSettings)
+    mdns: MdnsSettings = field(default_factory=MdnsSettings)
     dht: DhtSettings = field(default_factory=DhtSettings)
     pubsub: PubSubSettings = field(default_factory=PubSubSettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
@@ -648,5 +665,6 @@ def _check(name: str, value: Any, kind: Any) -> Any:
         elif not 0 <= value < float("inf"):
             raise ConfigError(f"{name} must be a finite number that is not negative")
         if value == 0 and name not in _MAY_BE_ZERO:
-            raise ConfigError(f"{name} must be more than 0")
+            side = "less" if name in _MUST_NOT_BE_POSITIVE else "more"
+            raise ConfigError(f"{name} must be {side} than 0")
     return value

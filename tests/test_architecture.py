@@ -62,6 +62,8 @@ DECODERS = [
     for name in (
         "mux/yamux/frames.py",
         "protocols/kad/messages.py",
+        "protocols/pubsub/framing.py",
+        "protocols/pubsub/messages.py",
         "rpc/messages.py",
         "rpc/schema.py",
         "security/noise/frames.py",

@@ -13,7 +13,6 @@ about them. The path of a message from a peer:
        mesh, to direct peers, and to floodsub peers, except to those it came from.
 """
 
-import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -39,6 +38,7 @@ from p2pnode.protocols.pubsub.messages import (
 from p2pnode.protocols.pubsub.scoring import AppScore, Scores
 from p2pnode.protocols.pubsub.state import (
     FLOODSUB,
+    Chance,
     Deliver,
     Output,
     Peers,
@@ -95,7 +95,7 @@ class Router:
         self,
         key: PrivateKey,
         settings: PubSubSettings,
-        rng: random.Random,
+        rng: Chance,
         *,
         app_score: AppScore | None = None,
         direct: Collection[PeerId] = (),

@@ -10,7 +10,7 @@ and refuses an RPC with too many elements, which would cost fifty times their by
 before the protobuf library sees it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -262,32 +262,37 @@ def _ids(raw: Sequence[bytes], limits: RpcLimits) -> tuple[bytes, ...]:
 
 # --- counting before decoding -------------------------------------------------------------------
 
-# Fields that hold messages, at each level that nests; how many others there are counts as well.
-_SUBSCRIPTIONS, _PUBLISH, _CONTROL = 1, 2, 3
-_PRUNE, _PRUNE_PEERS = 4, 2
+_PUBLISH: Final = 2  # field of an RPC
+_CONTROL: Final = 3  # field of an RPC
+_PRUNE: Final = 4  # field of a control message
 _LENGTH_DELIMITED: Final = 2
 _FIXED_SIZES: Final = {1: 8, 5: 4}
 
 
 def _check_counts(data: memoryview, limits: RpcLimits) -> None:
-    messages = others = 0
-    for field, value in _fields(data, limits):
-        if field == _PUBLISH:
-            messages += 1
-        else:
-            others += 1
-        if messages > limits.messages or others > limits.controls:
+    messages = controls = 0
+    for is_message in _elements(data):
+        messages += is_message
+        controls += not is_message
+        if messages > limits.messages or controls > limits.controls:
             raise ProtocolError("a pubsub RPC holds too many elements")
+
+
+def _elements(data: memoryview) -> Iterator[bool]:
+    """Yield for each element that costs memory of its own whether it is a message."""
+    for field, value in _fields(data):
+        yield field == _PUBLISH
         if field == _CONTROL:
-            others += sum(1 for _ in _fields(value, limits))
-            for kind, body in _fields(value, limits):
+            for kind, body in _fields(value):
+                yield False
                 if kind == _PRUNE:
-                    others += sum(1 for _ in _fields(body, limits))
+                    for _ in _fields(body):
+                        yield False
 
 
-def _fields(data: memoryview, limits: RpcLimits) -> Iterable[tuple[int, memoryview]]:
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield the number and the content (empty for numbers) of each field of a message."""
-    offset = count = 0
+    offset = 0
     while offset < len(data):
         tag, offset = _varint(data, offset)
         kind = tag & 7
@@ -300,9 +305,6 @@ def _fields(data: memoryview, limits: RpcLimits) -> Iterable[tuple[int, memoryvi
             raise ProtocolError("a pubsub RPC holds a field of an unknown kind")
         if offset + size > len(data):
             raise ProtocolError("a pubsub RPC ends inside a field")
-        count += 1
-        if count > limits.messages + limits.controls:
-            raise ProtocolError("a pubsub RPC holds too many elements")
         yield tag >> 3, data[offset : offset + size] if kind == _LENGTH_DELIMITED else data[:0]
         offset += size
 

@@ -5,10 +5,9 @@ out. Sets of peers are dicts, whose order does not depend on the process, so tha
 a run.
 """
 
-import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from p2pnode.config import PubSubSettings
 from p2pnode.protocols.pubsub.messages import Message, Piece
@@ -22,6 +21,17 @@ GOSSIPSUB_1_2: Final = "/meshsub/1.2.0"
 PROTOCOLS: Final = (GOSSIPSUB_1_2, GOSSIPSUB_1_1, GOSSIPSUB_1_0, FLOODSUB)
 
 Peers = dict[PeerId, None]
+T = TypeVar("T")
+
+
+class Chance(Protocol):
+    """What the router needs of a `random.Random`."""
+
+    def sample(self, population: Sequence[T], k: int) -> list[T]:
+        """Draw `k` different items."""
+
+    def shuffle(self, x: MutableSequence[T]) -> None:
+        """Bring the items into an order drawn by chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +154,7 @@ class PeerState:
 class RouterState:
     """The peers, our topics and the outputs; the mesh and the gossip work on it."""
 
-    def __init__(self, settings: PubSubSettings, rng: random.Random, scores: Scores) -> None:
+    def __init__(self, settings: PubSubSettings, rng: Chance, scores: Scores) -> None:
         self.settings = settings
         self.rng = rng
         self.scores = scores
