@@ -219,7 +219,7 @@ class NetworkConnection(Connection):
                 await handler(stream)
                 await stream.aclose()
             except* ProtocolError as group:
-                stream.reset()
+                stream.reset(StreamCode.PROTOCOL_VIOLATION)
                 self._report(f"{stream.protocol}: {first_leaf(group)}")
             except* (P2PNodeError, trio.ClosedResourceError) as group:
                 stream.reset()
