@@ -84,6 +84,13 @@ def node_options(command: F) -> F:
         metavar="FILE",
         help="A TOML file with any of these settings.",
     )(command)
+    command = click.option(
+        "--mdns",
+        "mdns__enabled",
+        is_flag=True,
+        default=None,
+        help="Find nodes on the local network, and be found there.",
+    )(command)
     for flag, setting, metavar, many, text in reversed(_NODE_FLAGS):
         name = setting.replace(".", "__")
         note = " Repeatable." if many else ""
@@ -109,6 +116,8 @@ def settings_from(
         if not (equals and dot):
             raise click.UsageError(f"--set takes SECTION.FIELD=VALUE, not {assignment!r}")
         texts.setdefault(section, {})[setting] = value
+    if flags["mdns__enabled"]:
+        texts.setdefault("mdns", {})["enabled"] = "true"
     lists: dict[str, dict[str, list[str]]] = {}
     for _, setting, _, many, _ in _NODE_FLAGS:
         value = flags[setting.replace(".", "__")]

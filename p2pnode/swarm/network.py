@@ -18,6 +18,7 @@ from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.protocols.kad.validators import PublicKeyValidator
+from p2pnode.protocols.mdns.service import MdnsService
 from p2pnode.protocols.perf.service import PerfService
 from p2pnode.protocols.ping.service import PingService
 from p2pnode.security.tokens import verify_token
@@ -70,6 +71,7 @@ class Network:
         self.identify = IdentifyService(self.host, settings.network)
         self.ping = PingService(self.host, settings.network)
         self.perf = PerfService(self.host, settings.perf)
+        self.mdns = MdnsService(self.host, settings.mdns, rng) if settings.mdns.enabled else None
         index = IndexValidator(_verify_host)
         self.dht = KadDht(
             self.host,
@@ -96,6 +98,8 @@ class Network:
             if self._settings.perf.serve:
                 await nursery.start(self.perf.run)
             await nursery.start(self.dht.run)
+            if self.mdns is not None:
+                await nursery.start(self.mdns.run)
             task_status.started()
 
     def _receive_identified(self, event: PeerIdentified) -> None:
