@@ -274,24 +274,6 @@ class MdnsSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MdnsSettings:
-    """Discovery of peers on the local network."""
-
-    enabled: bool = False
-    max_addresses: int = 16  # taken from one peer
-    max_peers: int = 1024  # remembered, so that each is told of once
-    max_waiting: int = 64  # announcements heard and not yet dealt with
-    address_ttl: float = 600.0
-    dials_at_once: int = 4
-    dial_tries: int = 3  # of one peer for each time it is heard of
-    dial_jitter: float = 0.5  # up to so long before a dial, doubled at each further try
-    dial_pause: float = 0.2
-    restart_delay: float = 1.0  # after the listen addresses have changed
-    retry_interval: float = 60.0  # after the network failed
-    close_timeout: float = 2.0  # for taking back what was announced
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DhtSettings:
     """Limits and intervals of the Kademlia DHT."""
 
@@ -551,7 +533,6 @@ class Settings:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     perf: PerfSettings = field(default_factory=PerfSettings)
-    mdns: MdnsSettings = field(default_factory=MdnsSettings)
     mdns: MdnsSettings = field(default_factory=MdnsSettings)
     dht: DhtSettings = field(default_factory=DhtSettings)
     pubsub: PubSubSettings = field(default_factory=PubSubSettings)
