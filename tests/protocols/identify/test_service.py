@@ -225,3 +225,68 @@ async def test_a_host_that_does_not_listen_signs_no_record(autojump_clock):
         (data,) = await ask(ours, trainer.peer_id)
         assert not _read(data).signedPeerRecord
         assert ours.addresses_of(trainer.peer_id) == []
+
+
+# --- signed records -------------------------------------------------------------------------------
+
+SOMEWHERE = tcp_address("10.1.2.3", 4001)
+ELSEWHERE = tcp_address("10.1.2.4", 4001)
+
+
+def record(key, seq, *addresses):
+    return PeerRecord(peer_id=key.peer_id, seq=seq, addresses=addresses).seal(key)
+
+
+async def push(host, peer_id, introduction):
+    stream = await host.open_stream(peer_id, [PUSH_PROTOCOL])
+    await stream.send_all(encode(introduction))
+    await stream.aclose()
+    await settle()
+
+
+async def test_signed_addresses_replace_each_other_by_their_numbers_alone(autojump_clock):
+    async with host_network() as network:
+        ours = await network.add_host()
+        theirs = await network.add_host(identify=False)
+        await theirs.connect(ours.peer_id, ours.addresses)
+        newer, older = (record(theirs.key, seq, at) for seq, at in [(8, SOMEWHERE), (7, ELSEWHERE)])
+        for envelope in (newer, older, newer):
+            await push(theirs, ours.peer_id, Introduction(record=envelope))
+            assert ours.addresses_of(theirs.peer_id) == [SOMEWHERE]
+            assert ours.peerstore.record_of(theirs.peer_id) == newer
+        newest = record(theirs.key, 9, ELSEWHERE)
+        await push(theirs, ours.peer_id, Introduction(record=newest))
+        assert ours.addresses_of(theirs.peer_id) == [ELSEWHERE]
+        assert ours.peerstore.record_of(theirs.peer_id) == newest
+
+
+def _forged(envelope):
+    return envelope[:-1] + bytes([envelope[-1] ^ 1])
+
+
+OTHER_KEY = PrivateKey.from_seed(b"o" * 32)
+
+
+@pytest.mark.parametrize(
+    "envelope_of",
+    [
+        lambda _key: record(OTHER_KEY, 7, SOMEWHERE),
+        lambda key: _forged(record(key, 7, SOMEWHERE)),
+        lambda _key: b"no envelope",
+    ],
+    ids=["of another peer", "forged", "malformed"],
+)
+async def test_a_wrong_record_is_misbehaviour_and_nothing_beside_it_is_believed(
+    autojump_clock, envelope_of
+):
+    async with host_network() as network:
+        ours = await network.add_host()
+        theirs = await network.add_host(identify=False)
+        await theirs.connect(ours.peer_id, ours.addresses)
+        with ours.events.subscribe(PeerMisbehaved) as misbehaved:
+            said = Introduction(addresses=(ELSEWHERE,), record=envelope_of(theirs.key))
+            await push(theirs, ours.peer_id, said)
+            assert (await misbehaved.get()).peer_id == theirs.peer_id
+        assert ours.addresses_of(theirs.peer_id) == []
+        assert ours.peerstore.record_of(theirs.peer_id) is None
+        assert ours.peerstore.record_of(OTHER_KEY.peer_id) is None
