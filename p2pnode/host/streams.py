@@ -114,9 +114,12 @@ class NetworkStream(Stream):
 
     async def receive_into(self, buffer: memoryview) -> None:
         """See `Stream`; bytes are decrypted straight to their place, where the peer lets them."""
+        filled = 0
         if self._unsettled is not None or self._failure is not None:
             await self._settle()
-        filled = await self._muxed.receive_into(buffer)
+            filled = self._muxed.receive_into_nowait(buffer)  # often it came with the answer
+        if filled < len(buffer):
+            filled += await self._muxed.receive_into(buffer[filled:])
         if filled < len(buffer):
             raise ProtocolError(f"the stream ended after {filled} of {len(buffer)} bytes")
 

@@ -38,6 +38,11 @@ class Muxed:
     def unread(self, data):
         self._rest = data + self._rest
 
+    def receive_into_nowait(self, buffer):
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
+
     async def receive_into(self, buffer):
         filled = 0
         while filled < len(buffer):

@@ -764,6 +764,11 @@ class EagerChannel(MemoryChannel):
     def __init__(self, *, takes, **link):
         super().__init__(**link)
         self.takes = takes
+        self.flushes = 0
+
+    async def flush(self):
+        self.flushes += 1
+        await super().flush()
 
     def send_now(self):
         data = b"".join(self._unsent)
@@ -802,13 +807,19 @@ async def test_what_is_written_at_once_and_what_is_not_arrive_in_order(autojump_
         nursery.cancel_scope.cancel()
 
 
-async def test_a_message_in_quiet_leaves_before_its_sender_waits(autojump_clock):
+async def test_a_message_in_quiet_does_not_wake_the_writer_but_those_behind_it_do(autojump_clock):
     async with two_eager_sessions(10_000) as (client, server):
         ours, theirs = await pair_of_streams(client, server)
         await trio.sleep(1)
+        channel = client.session._channel
+        before = channel.flushes
         await ours.send_all(b"one")
-        assert server.session._channel.arriving
+        assert channel.flushes == before
         assert await theirs.receive_some() == b"one"
+        for _ in range(3):
+            await ours.send_all(b"more")
+        await wait_all_tasks_blocked()
+        assert before < channel.flushes < before + 3
 
 
 async def test_saying_goodbye_does_not_need_the_writer(autojump_clock):

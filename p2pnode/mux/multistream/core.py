@@ -10,6 +10,7 @@ read no more than `needed` says; over one that can, read all there is and give b
 Source: multiformats/multistream-select; libp2p/specs, connections.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -22,6 +23,7 @@ MAX_LINE: Final = 1024  # as go-libp2p and js-libp2p
 MAX_PROPOSALS: Final = 64  # of one dialer; honest ones try two or three
 
 
+@functools.lru_cache(maxsize=256)  # a node speaks a few dozen protocols, over and over
 def encode_line(text: str) -> bytes:
     """Return `text` as a message.
 

@@ -185,6 +185,20 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         self._connection.kick()  # there may be a window to grant
         return piece if isinstance(piece, bytes) else bytes(piece)
 
+    def receive_into_nowait(self, buffer: memoryview) -> int:
+        """Copy bytes that have come to the front of `buffer`; returns how many there were.
+
+        Not while a task is receiving.
+        """
+        filled = 0
+        now = trio.current_time()
+        while self._state.received and filled < len(buffer):
+            piece = self._core.take(self._state, len(buffer) - filled, now)
+            buffer[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        self._connection.kick()  # there may be a window to grant
+        return filled
+
     def unread(self, data: bytes) -> None:
         """Put back the end of what was received, to be received again."""
         self._core.unread(self._state, data)
@@ -226,7 +240,7 @@ class YamuxStream(trio.abc.HalfCloseableStream):
             missing = len(buffer)
             if state.received or self._is_at_end():
                 await trio.lowlevel.checkpoint()
-                missing -= self._take_into(buffer)
+                missing -= self.receive_into_nowait(buffer)
             if not missing:
                 return len(buffer)
             core.expect(state, buffer[-missing:])
@@ -238,17 +252,6 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         finally:
             self._receiving = False
         return len(buffer) - missing
-
-    def _take_into(self, buffer: memoryview) -> int:
-        """Copy what has been received to the front of `buffer`, as far as there is room."""
-        filled = 0
-        now = trio.current_time()
-        while self._state.received and filled < len(buffer):
-            piece = self._core.take(self._state, len(buffer) - filled, now)
-            buffer[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        self._connection.kick()  # there may be a window to grant
-        return filled
 
     def _begin_receiving(self) -> None:
         if self._receiving:
