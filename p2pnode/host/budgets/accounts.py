@@ -1,7 +1,6 @@
 """What one connection and its streams have taken from the budgets, until they give it back."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Self
 
 from multiaddr import Multiaddr
@@ -58,6 +57,7 @@ class ConnectionAccount:
         self._own = Scope(Kind.CONNECTION, None, budgets.scopes.limits[Kind.CONNECTION])
         self._shared: list[Scope] = []
         self._path = [self._own]  # whom streams and their bytes are charged to
+        self._protocols: dict[str, Sequence[Scope]] = {}  # those its streams have ever spoken
         self._streams: set[StreamAccount] = set()
 
     def __enter__(self) -> Self:
@@ -91,7 +91,7 @@ class ConnectionAccount:
         scopes = [self._budgets.scopes.hold(kind, key) for kind, key in keys]
         lack = reserve(scopes, self._needs)
         if lack is not None:
-            self.drop(scopes)
+            self._drop(scopes)
             raise self.refusal(*lack, now)
         self._shared += scopes
         self._path = [self._own, *self._shared]
@@ -118,7 +118,9 @@ class ConnectionAccount:
             stream.close()
         scopes, self._shared = self._shared, []
         release(scopes, self._needs)
-        self.drop(scopes)
+        protocols, self._protocols = self._protocols, {}
+        for each in (scopes, *protocols.values()):
+            self._drop(each)
 
     def refusal(self, scope: Scope, resource: Resource, now: float) -> ResourceLimitError:
         """Count a refusal for want of room, and return it as the error to raise."""
@@ -158,24 +160,23 @@ class ConnectionAccount:
         release(self._path, (*needs, (_BYTES, size)))
         self._streams.discard(stream)
 
-    def hold_protocol(self, protocol: str, needs: Needs, now: float) -> list[Scope]:
-        """Charge a stream to what it speaks.
+    def charge_protocol(self, protocol: str, needs: Needs, now: float) -> Sequence[Scope]:
+        """Charge a stream to what it speaks; returns what to give back.
 
         Raises:
             ResourceLimitError: there are too many that speak it.
         """
-        scopes = [
-            self._budgets.scopes.hold(Kind.PAIR, (protocol, self.peer_id)),
-            self._budgets.scopes.hold(Kind.PROTOCOL, protocol),
-        ]
+        scopes = self._protocols.get(protocol)
+        if scopes is None:
+            hold = self._budgets.scopes.hold
+            pair = hold(Kind.PAIR, (protocol, self.peer_id))
+            scopes = self._protocols[protocol] = (pair, hold(Kind.PROTOCOL, protocol))
         lack = reserve(scopes, needs)
         if lack is not None:
-            self.drop(scopes)
             raise self.refusal(*lack, now)
         return scopes
 
-    def drop(self, scopes: Sequence[Scope]) -> None:
-        """Let go of scopes that nothing of ours is charged to."""
+    def _drop(self, scopes: Sequence[Scope]) -> None:
         for scope in scopes:
             self._budgets.scopes.drop(scope)
 
@@ -216,16 +217,17 @@ class StreamAccount:
             self._muxed = False
             self._settle(unread)
 
-    @contextlib.contextmanager
-    def serving(self) -> Iterator[None]:
+    def serving(self) -> Self:
         """Keep it charged while the block runs, whatever becomes of the stream."""
+        return self
+
+    def __enter__(self) -> None:
         self._serving = self.is_open
-        try:
-            yield
-        finally:
-            if self._serving:
-                self._serving = False
-                self._settle(self._window)
+
+    def __exit__(self, *_: object) -> None:
+        if self._serving:
+            self._serving = False
+            self._settle(self._window)
 
     def speak(self, protocol: str, now: float) -> None:
         """Charge it to the protocol that was agreed on.
@@ -234,7 +236,7 @@ class StreamAccount:
             ResourceLimitError: too many streams speak it, with this peer or with all of them.
         """
         if self.is_open:
-            self._spoken = self._connection.hold_protocol(protocol, self._needs, now)
+            self._spoken = self._connection.charge_protocol(protocol, self._needs, now)
             self.protocol = protocol
 
     def close(self) -> None:
@@ -250,7 +252,6 @@ class StreamAccount:
             self._connection.release_bytes(size)
         else:
             release(self._spoken, self._needs)
-            self._connection.drop(self._spoken)
             self._spoken = ()
             self._connection.forget(self, self._needs, size)
 

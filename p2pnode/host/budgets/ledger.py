@@ -190,6 +190,7 @@ class Budgets:
             _use_of(scope)
             for kind in (Kind.NETWORK, Kind.ADDRESS, Kind.PEER, Kind.PROTOCOL)
             for scope in sorted(self.scopes.of(kind), key=_share, reverse=True)[:TOP]
+            if scope.share > 0
         ]
         return BudgetReport(
             node=ScopeUse(kind=node.kind, name=node.name, uses=(*node.uses, handshakes)),
