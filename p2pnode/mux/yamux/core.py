@@ -49,12 +49,13 @@ MAX_CONTROL_FRAMES: Final = 4096  # waiting to be sent; a peer that never reads 
 SMALL_BYTES: Final = 4096  # a stream with no more than this to send goes before bulk
 ACK_DELAY: Final = 0.02  # seconds an acknowledgement waits for a frame to ride on
 GROWTH_ROUND_TRIPS: Final = 4  # a window half used up within so many is doubled, as in go-yamux
-SYN_WORK: Final = 24  # a stream's negotiation and handler cost as much as so many frames
+SYN_WORK: Final = 64  # a stream's negotiation and handler cost as much as so many frames
 DEAD_PIECE: Final = 256  # bytes: smaller frames for streams that are over are a nuisance
 # Frames that cost the peer nothing and us a little: resets, refused streams, pings, empty data.
 # Honest peers send a few a second; a trainer that cancels a step of calls resets hundreds at once.
 NUISANCE_BURST: Final = 4000.0
-NUISANCE_RATE: Final = 1000.0  # a second
+NUISANCE_RATE: Final = 100.0  # a second
+PESTERED_BELOW: Final = 0.9  # of the burst left
 
 
 _GO_AWAY_REASONS: Final[dict[int, str]] = {
@@ -333,7 +334,8 @@ class YamuxCore:
                     break
                 header = Header.decode(self._header)
                 self._header.clear()
-            self.work += SYN_WORK if header.flags & Flag.SYN else 1
+            opens = header.flags & Flag.SYN and header.kind <= FrameType.WINDOW_UPDATE
+            self.work += SYN_WORK if opens else 1
             self._receive_header(header, now)
         self.left_over = view
         return self._take_events()
@@ -358,6 +360,11 @@ class YamuxCore:
         return events
 
     # --- outputs --------------------------------------------------------------------------------
+
+    @property
+    def is_pestered(self) -> bool:
+        """Whether the peer sends more nuisances than honest ones do, if not yet too many."""
+        return self._nuisances < NUISANCE_BURST * PESTERED_BELOW
 
     @property
     def has_output(self) -> bool:

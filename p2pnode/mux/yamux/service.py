@@ -26,6 +26,9 @@ COPY_UP_TO: Final = 64 * 1024  # bytes; copying so much costs less than waiting 
 QUIET_TIME: Final = 50e-6  # seconds; a write that follows another one sooner waits for company
 WRITE_AIM: Final = 384 * 1024  # bytes; a write of so much costs hardly more than the encryption
 WORK_A_TURN: Final = 128  # frames: about a quarter of a millisecond, or what sealing 256 KiB takes
+BUSY_ROUND: Final = 0.2e-3  # seconds that other tasks take between two turns of ours
+STAND_BACK: Final = 3  # rounds left out where rounds are so long
+PESTERED_PAUSE: Final = 0.005  # seconds between turns of a peer that sends many nuisances
 _BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -479,19 +482,33 @@ class YamuxConnection:
                 work += 1
                 if work >= WORK_A_TURN:
                     work = 0
-                    await self._take_turns(now)
+                    await self._take_turns()
+                    now = trio.current_time()
             self._pongs.set()
             self.kick()
         self._end(ConnectionClosedError("the peer closed the connection"))
 
-    async def _take_turns(self, now: float) -> None:
-        """Let other connections have theirs, however many small frames this one is sent."""
+    async def _take_turns(self) -> None:
+        """Let other connections have theirs, however many small frames this one is sent.
+
+        Where many tasks want the loop, small frames stand back further: a turn of them does less
+        for anybody than a turn of those who move much data.
+        """
         while True:
             self.kick()
+            began = trio.current_time()
             await trio.lowlevel.checkpoint()
+            others_took = trio.current_time() - began
+            pause = PESTERED_PAUSE if self.core.is_pestered else 0.0
+            if others_took > BUSY_ROUND:
+                pause = max(pause, STAND_BACK * others_took)
+            if pause:
+                await trio.sleep(pause)
             if not self.core.left_over or self.core.remote_closed:
                 return
-            self.dispatch(self.core.receive_data(self.core.left_over, now, WORK_A_TURN))
+            self.dispatch(
+                self.core.receive_data(self.core.left_over, trio.current_time(), WORK_A_TURN)
+            )
 
     async def _write(self) -> None:
         try:
