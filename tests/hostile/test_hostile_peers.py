@@ -240,8 +240,8 @@ HANDSHAKES = [
     Case(
         name="noise frame: empty ones without end",
         attack=handshakes.empty_frames,
-        event=ConnectionEnded,
-        reason="stopped answering",
+        event=PeerMisbehaved,
+        reason="floods us",
     ),
 ]
 

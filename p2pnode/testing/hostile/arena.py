@@ -131,8 +131,13 @@ class Arena:
 
 async def _run(attack: Attack, attacker: Attacker) -> None:
     # Whoever attacks may be cut off at any step; how is the victim's to say.
-    with contextlib.suppress(P2PNodeError, trio.BrokenResourceError, trio.ClosedResourceError):
+    try:
         await attack(attacker)
+    except (P2PNodeError, trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+    except trio.Cancelled:
+        await attacker.aclose()  # nobody else gets hold of it
+        raise
 
 
 def _here(address: Multiaddr, machine: Transport) -> Multiaddr:

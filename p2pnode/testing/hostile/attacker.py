@@ -118,8 +118,9 @@ class Attacker:
 
     async def aclose(self) -> None:
         """Leave without a word."""
-        for raw in self.raws:
-            await trio.aclose_forcefully(raw)
+        with trio.CancelScope(shield=True):
+            for raw in self.raws:
+                await trio.aclose_forcefully(raw)
         self.raws.clear()
         self.wires.clear()
 

@@ -8,6 +8,7 @@ cut connection being followed by a new one.
 
 import functools
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from p2pnode.wire.peer_id import PeerId
 SOURCE: Final = "/test/source/1.0.0"
 PIECE: Final = 256 * 1024  # bytes the victim writes at once
 ATTACKERS: Final = "127.0.0.2"  # where they come from
+ATTACKERS_NICE: Final = 5  # a third of the friend's share, on the core that they have to share
 AT_ONCE: Final = 4  # attackers of one kind
 WARM_UP: Final = 0.3  # seconds of each measurement that are not counted
 KAD: Final = DhtSettings().protocol
@@ -90,8 +92,16 @@ def _detached(connected: trio.socket.SocketType) -> socket.socket:
     return socket.socket(fileno=connected.detach())
 
 
+def keep_apart(place: int) -> None:
+    """Stay on one processor core where there are several, so that what is shared is the victim."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[place % len(cores)]})
+
+
 async def run_victim() -> None:
     """Serve on a free port until the standard input ends; its address is the first line told."""
+    keep_apart(0)
     async with trio.open_nursery() as nursery:
         limits = LimitSettings(exempt_subnets=())  # loopback is like any other network here
         host = await start_host(nursery, TcpTransport(), 1, NetworkSettings(), limits)
@@ -110,6 +120,7 @@ async def _fill(stream: Stream) -> None:
 
 async def run_attackers(name: str, address: str, seconds: float) -> int:
     """Attack for `seconds`; returns how often the attack was carried out."""
+    os.nice(ATTACKERS_NICE)
     rounds = 0
     target = parse_address(address)
 
@@ -137,6 +148,7 @@ async def run_attackers(name: str, address: str, seconds: float) -> int:
 async def measure(names: list[str], seconds: float) -> AsyncIterator[dict[str, object]]:
     """Measure attacks, by name, for `seconds` each; yields one line of figures for each."""
     async with _victim() as (address, peer_id), trio.open_nursery() as nursery:
+        keep_apart(1)  # and so do the attackers, who inherit it
         friend = await start_host(nursery, TcpTransport(), 2, NetworkSettings())
         connection = await friend.connect(peer_id, [parse_address(address)])
         stream = await connection.open_stream([SOURCE])
