@@ -35,9 +35,9 @@ from p2pnode.wire.keys import PublicKey
 from p2pnode.wire.peer_id import PeerId
 
 # What Python keeps besides the bytes themselves, as measured: an address, a protocol, a peer.
-_ADDRESS_OVERHEAD: Final = 200
+_ADDRESS_OVERHEAD: Final = 170
 _PROTOCOL_OVERHEAD: Final = 100
-_PEER_OVERHEAD: Final = 700
+_PEER_OVERHEAD: Final = 850
 
 
 class Origin(IntEnum):

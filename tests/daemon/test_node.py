@@ -53,6 +53,8 @@ async def test_a_malformed_request_to_host_is_refused_and_the_node_goes_on(
         await trio.to_thread.run_sync(functools.partial(ask, "host", **params))
     status = await trio.to_thread.run_sync(ask, "status")
     assert status["peer_id"] == str(node.network.peer_id)
+    assert status["listening"] == [str(each) for each in node.network.host.listening] != []
+    assert status["observed"] == []
 
 
 async def test_host_may_repeat_what_the_daemon_was_started_with(node, tmp_path):

@@ -45,17 +45,15 @@ class Advertisement:
     """What this node says, and where.
 
     Attributes:
-        label: its name for this session.
         text: the data of its TXT record.
         interfaces: its own addresses on the interfaces to speak and listen on.
     """
 
-    label: str
     text: bytes
     interfaces: tuple[IpAddress, ...]
 
 
-def compose(peer_id: PeerId, listening: Iterable[Multiaddr], label: str) -> Advertisement | None:
+def compose(peer_id: PeerId, listening: Iterable[Multiaddr]) -> Advertisement | None:
     """Decide what to say and where, by where a node listens; None if that is nowhere of use.
 
     Loopback is left to nodes that listen nowhere else: on a network it would mean every machine
@@ -69,7 +67,7 @@ def compose(peer_id: PeerId, listening: Iterable[Multiaddr], label: str) -> Adve
     text = build_text(peer_id, [address for _, address in placed])
     if not interfaces or not text:
         return None
-    return Advertisement(label=label, text=text, interfaces=interfaces)
+    return Advertisement(text=text, interfaces=interfaces)
 
 
 def build_text(peer_id: PeerId, addresses: Iterable[Multiaddr]) -> bytes:

@@ -34,16 +34,20 @@ _PORT: Final = 4001  # SRV records must name one; libp2p does not read it
 _IP_MULTICAST_ALL: Final = 49  # Linux, ip(7); Python has no name for it
 
 
-async def run_zeroconf(ours: Advertisement, receive: Receive, *, close_timeout: float) -> None:
+async def run_zeroconf(
+    ours: Advertisement, receive: Receive, *, label: str, close_timeout: float
+) -> None:
     """Say `ours` and listen to others until cancelled.
 
     Args:
         ours: what is said, and on which interfaces.
         receive: called in trio's thread with the TXT data of each peer, first and when it changes.
+        label: our name for this session, drawn anew for each.
         close_timeout: seconds for taking our records back at the end.
 
     Raises:
-        OSError: the interfaces do not carry multicast, or their port cannot be shared.
+        OSError: the interfaces do not carry multicast, their port cannot be shared, or somebody
+            else claims our name.
     """
     token = trio.lowlevel.current_trio_token()
 
@@ -51,7 +55,7 @@ async def run_zeroconf(ours: Advertisement, receive: Receive, *, close_timeout: 
         with contextlib.suppress(trio.RunFinishedError):
             token.run_sync_soon(receive, texts)
 
-    session = _Session(ours, pass_on, close_timeout)
+    session = _Session(ours, pass_on, label, close_timeout)
     failure: OSError | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_when_cancelled, session)
@@ -74,11 +78,13 @@ async def _stop_when_cancelled(session: "_Session") -> None:
 class _Session:
     """What runs in the thread; only `stop` is called from outside."""
 
-    def __init__(self, ours: Advertisement, pass_on: Receive, close_timeout: float) -> None:
+    def __init__(
+        self, ours: Advertisement, pass_on: Receive, label: str, close_timeout: float
+    ) -> None:
         self._ours = ours
         self._pass_on = pass_on
         self._close_timeout = close_timeout
-        self._own_name = f"{ours.label}.{SERVICE}"
+        self._label = label
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
         self._stopped = False
@@ -97,6 +103,7 @@ class _Session:
 
     async def _run(self) -> None:
         # Nodes that do not use it need not load it.
+        from zeroconf import Error  # noqa: PLC0415  # see above
         from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf  # noqa: PLC0415  # see above
 
         self._loop = asyncio.get_running_loop()
@@ -116,6 +123,8 @@ class _Session:
             if register.done():
                 register.result()
             await stopping
+        except Error as error:  # somebody holds the name, for one
+            raise OSError(f"mDNS failed: {type(error).__name__} {error}") from error
         finally:
             for task in (*self._requests, *tasks):
                 task.cancel()
@@ -127,10 +136,10 @@ class _Session:
 
         info = AsyncServiceInfo(
             SERVICE,
-            self._own_name,
+            f"{self._label}.{SERVICE}",
             port=_PORT,
             properties=self._ours.text,
-            server=f"{self._ours.label}.local.",
+            server=f"{self._label}.local.",
             addresses=[ip.packed for ip in self._ours.interfaces],
         )
         await (await network.async_register_service(info))
@@ -142,7 +151,7 @@ class _Session:
         name: str,
         state_change: "ServiceStateChange",
     ) -> None:
-        if name == self._own_name or state_change.name == "Removed":
+        if name == f"{self._label}.{SERVICE}" or state_change.name == "Removed":
             return
         if texts := _texts_of(zeroconf, name):
             self._pass_on(texts)

@@ -60,7 +60,7 @@ class Lan(Protocol):
     """A local network; `run_zeroconf` is the real one."""
 
     def __call__(
-        self, ours: Advertisement, receive: Receive, *, close_timeout: float
+        self, ours: Advertisement, receive: Receive, *, label: str, close_timeout: float
     ) -> Awaitable[None]:
         """Say `ours` and pass on what others say until cancelled, or raise OSError."""
 
@@ -87,7 +87,6 @@ class MdnsService:
         self._settings = settings or MdnsSettings()
         self._rng = rng or random.Random()
         self._lan = lan
-        self._label = draw_label(self._rng)
         self._changed = trio.Event()
         self._found: OrderedDict[PeerId, tuple[Multiaddr, ...]] = OrderedDict()
         self._meeting: set[PeerId] = set()
@@ -124,7 +123,7 @@ class MdnsService:
             nursery.cancel_scope.cancel()
 
     def _compose(self) -> Advertisement | None:
-        return compose(self._host.peer_id, self._host.listening, self._label)
+        return compose(self._host.peer_id, self._host.listening)
 
     async def _search(
         self, ours: Advertisement, heard: trio.MemorySendChannel[Announcement]
@@ -132,7 +131,10 @@ class MdnsService:
         while True:
             try:
                 await self._lan(
-                    ours, self._listener(ours, heard), close_timeout=self._settings.close_timeout
+                    ours,
+                    self._listener(ours, heard),
+                    label=draw_label(self._rng),
+                    close_timeout=self._settings.close_timeout,
                 )
             except OSError as error:
                 self._host.events.emit(DiscoveryFailed(reason=str(error)))

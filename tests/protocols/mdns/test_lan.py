@@ -11,6 +11,7 @@ import threading
 
 import pytest
 import trio
+from zeroconf import NonUniqueNameException
 
 from p2pnode.protocols.mdns.core import Advertisement, build_text, read_texts
 from p2pnode.protocols.mdns.lan import run_zeroconf
@@ -24,7 +25,6 @@ LOOPBACK = (ipaddress.ip_address("127.0.0.1"),)
 def advertisement(interfaces=LOOPBACK):
     key = PrivateKey.generate()
     ours = Advertisement(
-        label=draw_label(random.Random()),
         text=build_text(key.peer_id, [tcp_address("127.0.0.1", 4001)]),
         interfaces=interfaces,
     )
@@ -52,7 +52,7 @@ class Ear:
 
 
 async def carry(ours, ear):
-    await run_zeroconf(ours, ear, close_timeout=5.0)
+    await run_zeroconf(ours, ear, label=draw_label(random.Random()), close_timeout=5.0)
 
 
 @pytest.mark.real
@@ -88,17 +88,25 @@ async def test_an_interface_that_is_not_there_is_an_error_not_a_crash():
         await carry(advertisement((nowhere,))[1], Ear())
 
 
+@pytest.mark.real
+async def test_who_claims_our_name_cannot_end_the_node(monkeypatch):
+    async def refuse(*_arguments, **_options):
+        raise NonUniqueNameException
+
+    monkeypatch.setattr("zeroconf.asyncio.AsyncZeroconf.async_register_service", refuse)
+    with trio.fail_after(20), pytest.raises(OSError, match="NonUniqueName"):
+        await carry(advertisement()[1], Ear())
+
+
 SCRIPT = """
     import ipaddress, json, sys, trio
     from p2pnode.protocols.mdns.core import SERVICE, Advertisement
     from p2pnode.protocols.mdns.lan import run_zeroconf
 
     async def speak(interface):
-        ours = Advertisement(
-            label="x" * 32, text=b"\\x00", interfaces=(ipaddress.ip_address(interface),)
-        )
+        ours = Advertisement(text=b"\\x00", interfaces=(ipaddress.ip_address(interface),))
         with trio.move_on_after(2):
-            await run_zeroconf(ours, lambda texts: None, close_timeout=5.0)
+            await run_zeroconf(ours, lambda texts: None, label="x" * 32, close_timeout=5.0)
 
     def sent():
         with open("/proc/net/dev") as lines:
