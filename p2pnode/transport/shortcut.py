@@ -3,8 +3,8 @@
 trio's `SocketStream` serves every platform and every state of a socket: each call tries the
 operation first, and yields once more when that worked. A connection's reader and writer, which
 move many small messages, know more: that a socket they have just drained has to be waited for,
-and that a small write nearly always fits. That saves about 20 of the 46 microseconds that a
-round trip costs a process which uses trio's streams (docs/performance.md).
+and that a small write nearly always fits. docs/performance.md says what their turns of the loop
+cost.
 """
 
 import errno
