@@ -11,7 +11,7 @@ from multiaddr import Multiaddr
 
 from p2pnode.config import DhtSettings, LimitSettings, NetworkSettings
 from p2pnode.errors import P2PNodeError
-from p2pnode.events import Event
+from p2pnode.events import Event, EventBus
 from p2pnode.host import PeerIdentified, Stream
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
@@ -24,6 +24,7 @@ from p2pnode.testing.hostile.attacker import Attack, Attacker
 from p2pnode.transport.base import Transport
 from p2pnode.transport.memory import MemoryNetwork
 from p2pnode.transport.tcp import TcpTransport
+from p2pnode.transport.websocket import WebSocketTransport
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
 
@@ -62,7 +63,8 @@ class Arena:
 
     def attacker(self, nursery: trio.Nursery) -> Attacker:
         """Return an attacker that dials the victim."""
-        return Attacker(nursery, self._machine, target=self.victim.addresses[0])
+        target = Multiaddr.join(*self.victim.addresses[0].split()[:2])  # TCP, whatever runs on it
+        return Attacker(nursery, self._machine, target=target)
 
     async def face(
         self, attack: Attack, nursery: trio.Nursery, *, dialled: bool = False
@@ -147,18 +149,26 @@ def _here(address: Multiaddr, machine: Transport) -> Multiaddr:
 
 @contextlib.asynccontextmanager
 async def arena(
-    *, real: bool = False, limits: LimitSettings | None = None, **settings: Any
+    *,
+    real: bool = False,
+    websocket: bool = False,
+    limits: LimitSettings | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Arena]:
     """Run an arena until the block ends.
 
     Args:
         real: over TCP on loopback, rather than in memory.
+        websocket: whether the victim listens for WebSockets instead, if it is real.
         limits: budgets of the victim.
         settings: what differs from the defaults of the victim's network section.
     """
     machines = _machines(real=real)
+    tail = "/ws" if websocket else ""
     async with trio.open_nursery() as nursery:
-        victim = await start_host(nursery, machines(), 1, NetworkSettings(**settings), limits)
+        victim = await start_host(
+            nursery, machines(), 1, NetworkSettings(**settings), limits=limits, tail=tail
+        )
         await serve_everything(nursery, victim)
         friend = await start_host(nursery, machines(), 2, NetworkSettings())
         arena = Arena(nursery, victim, friend, machines())
@@ -189,20 +199,34 @@ async def start_host(
     machine: Transport,
     number: int,
     settings: NetworkSettings,
+    *,
     limits: LimitSettings | None = None,
+    tail: str = "",
 ) -> NetworkHost:
-    """Start a host that serves identify and ping, and listens."""
+    """Start a host that serves identify and ping, and listens.
+
+    Args:
+        nursery: what it runs in.
+        machine: its TCP, or what stands for it in memory.
+        number: its identity and its chance come of it.
+        settings: of its network.
+        limits: of its budgets, or None for the defaults.
+        tail: what follows the TCP port of its listen address.
+    """
+    events = EventBus()
+    websocket = WebSocketTransport(settings, events=events)
     host = NetworkHost(
         PrivateKey.from_seed(number.to_bytes(32, "big")),
-        transports=[machine],
+        transports=[machine, websocket] if isinstance(machine, TcpTransport) else [machine],
         settings=settings,
         limits=limits,
         rng=random.Random(number),
+        events=events,
     )
     await nursery.start(host.run)
     await nursery.start(IdentifyService(host, settings).run)
     await nursery.start(PingService(host, settings).run)
-    await host.listen(tcp_address(getattr(machine, "ip", "127.0.0.1"), 0))
+    await host.listen(Multiaddr(f"{tcp_address(getattr(machine, 'ip', '127.0.0.1'), 0)}{tail}"))
     return host
 
 

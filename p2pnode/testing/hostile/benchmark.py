@@ -104,7 +104,7 @@ async def run_victim() -> None:
     keep_apart(0)
     async with trio.open_nursery() as nursery:
         limits = LimitSettings(exempt_subnets=())  # loopback is like any other network here
-        host = await start_host(nursery, TcpTransport(), 1, NetworkSettings(), limits)
+        host = await start_host(nursery, TcpTransport(), 1, NetworkSettings(), limits=limits)
         await serve_everything(nursery, host)
         host.set_handler(SOURCE, _fill)
         print(f"{host.addresses[0]}/p2p/{host.peer_id}", flush=True)  # noqa: T201  # the protocol
