@@ -126,6 +126,7 @@ class NetworkSettings:
     yamux_session_window: int = 64 * MIB  # by which all windows of a connection may grow
     yamux_max_frame: int = 4 * 65_519  # whole Noise frames; all implementations take up to 1 MiB
     yamux_write_budget: int = 384 * KIB  # of frames gathered for one write, and one frame more
+    yamux_write_timeout: float = 60.0  # for one write; who reads more slowly is let go
     yamux_send_buffer: int = 512 * KIB  # a stream's sender may be so far ahead of the writer
     stream_close_timeout: float = 60.0  # for the peer to finish a stream that we have closed
     yamux_accept_backlog: int = 256  # unanswered inbound streams, as go-libp2p enforces
@@ -441,6 +442,9 @@ class PubSubSettings:
             ),
             "rpc_bytes, max_rpc_bytes and max_queue_bytes must not fall": (
                 list(sizes) == sorted(sizes)
+            ),
+            "max_queue_messages must be at least twice max_topics": (
+                self.max_queue_messages >= 2 * self.max_topics
             ),
             "max_message_bytes must be 4 KiB below max_rpc_bytes": (
                 self.max_message_bytes + 4 * KIB <= self.max_rpc_bytes

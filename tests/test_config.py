@@ -79,3 +79,30 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_text_that_is_no_number_is_refused_by_its_setting():
     with pytest.raises(ConfigError, match=r"hosting\.hidden_dim must be a whole number, not 'x'"):
         load(environ={"P2PNODE_HOSTING_HIDDEN_DIM": "x"})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"d_low": 7},
+        {"d": 13},
+        {"d_out": 4},
+        {"d_score": 7},
+        {"mcache_gossip": 6},
+        {"publish_threshold": -400.0},
+        {"graylist_threshold": -900.0},
+        {"gossip_threshold": 1.0},
+        {"behaviour_penalty_weight": 1.0},
+        {"behaviour_penalty_decay": 1.0},
+        {"rpc_bytes": 2 << 20},
+        {"max_queue_bytes": 1 << 19},
+        {"max_queue_messages": 2047},
+        {"max_message_bytes": 1 << 20},
+        {"ip_colocation_ip4_prefix": 33},
+        {"ip_colocation_factor_whitelist": ["nowhere"]},
+    ],
+)
+def test_pubsub_parameters_that_do_not_go_together_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"pubsub.*{name}"):
+        load(overrides={"pubsub": wrong})

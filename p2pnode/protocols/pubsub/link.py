@@ -37,6 +37,7 @@ class Link:
         self._settings = settings
         self.outbox = self._new_outbox()
         self._changed = trio.Event()
+        self._sending = trio.CancelScope()
         self._dropped_before = 0
 
     @property
@@ -48,6 +49,8 @@ class Link:
         """Queue a piece; never blocks."""
         self.outbox.push(send.piece, send.encoded, send.message_id, own=send.own)
         self._changed.set()
+        if self.outbox.overflowed:
+            self._sending.cancel()
 
     async def open(self, connection: Connection, protocols: Sequence[str]) -> Stream:
         """Open our stream to the peer.
@@ -92,11 +95,11 @@ class Link:
                 await self._changed.wait()
                 continue
             try:
-                with trio.move_on_after(self._settings.send_timeout) as scope:
+                with trio.move_on_after(self._settings.send_timeout) as self._sending:
                     await stream.send_all(varint.prefixed(rpc))
             except P2PNodeError as error:
                 return error
-            if scope.cancelled_caught:
+            if self._sending.cancelled_caught and not self.outbox.overflowed:
                 return StreamResetError("the peer does not read what we send")
         return StreamResetError("the peer is too slow for the control messages alone")
 

@@ -153,5 +153,5 @@ async def _swarm(delay=0.0):
 
 
 @pytest.fixture
-def swarm_of(autojump_clock):
+def swarm_of():
     return _swarm
