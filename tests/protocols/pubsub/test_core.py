@@ -1,5 +1,8 @@
 import dataclasses
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -663,6 +666,36 @@ def test_peers_named_by_a_prune_are_tried_only_if_its_sender_is_trusted(bench, s
     dials = made.take(Dial)
     assert len({each.peer_id for each in dials}) == dialled
     assert made.peer(1) not in {each.peer_id for each in dials}
+
+
+# --- one seed, one run --------------------------------------------------------------------------
+
+STORY = """
+import random
+from p2pnode.config import PubSubSettings
+from p2pnode.protocols.pubsub.core import Router
+from p2pnode.protocols.pubsub.messages import Interest, Rpc
+from p2pnode.wire.keys import PrivateKey
+keys = [PrivateKey.from_seed(bytes([n]) * 32) for n in range(40)]
+router = Router(keys[0], PubSubSettings(flood_publish=False), random.Random(7))
+for key in keys[1:]:
+    router.add_peer(key.peer_id, "/meshsub/1.2.0", outbound=False, network=None)
+    router.receive_rpc(key.peer_id, Rpc(subscriptions=(Interest("a", True),)), 0.0)
+router.publish("a", b"x", 1.0, 1)
+router.subscribe("a", 2.0)
+router.heartbeat(3.0)
+print(router.take_outputs())
+"""
+
+
+def test_one_seed_gives_one_run_whatever_the_process():
+    def run(hash_seed):
+        environ = os.environ | {"PYTHONHASHSEED": hash_seed}
+        return subprocess.run(
+            [sys.executable, "-c", STORY], env=environ, capture_output=True, check=True
+        ).stdout
+
+    assert run("1") == run("2") != b""
 
 
 # --- whatever comes -----------------------------------------------------------------------------
