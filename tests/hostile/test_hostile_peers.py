@@ -384,12 +384,11 @@ SESSIONS = [
         memory=64 * MIB,  # a window's worth on each of 64 streams
     ),
     Case(
-        name="yamux: a window that is never granted",
-        attack=functools.partial(sessions.window_never_granted, protocol="/ipfs/ping/1.0.0"),
-        event=InboundStreamFailed,
-        reason="not used for too long",
-        survives=True,
-        settings={"idle_timeout": 30.0},
+        name="yamux: echoes that are never read, and signs of life",
+        attack=functools.partial(sessions.echo_never_read, protocol=ECHO, alive=True),
+        event=ConnectionEnded,
+        reason="does not read what it is sent",
+        memory=64 * MIB,
     ),
 ]
 
@@ -495,7 +494,7 @@ MESSAGES = [
         survives=True,
     ),
     Case(
-        name="ping: answers that are never read",
+        name="ping: answers for which no window is granted",
         attack=messages.pings_never_read,
         event=InboundStreamFailed,
         reason="not used for too long",

@@ -525,7 +525,10 @@ class YamuxConnection:
             if self._channel.is_flushed:
                 await self._let_senders_add()
                 self._fill_channel()
-            await self._channel.flush()
+            with trio.move_on_after(self._settings.yamux_write_timeout) as patience:
+                await self._channel.flush()
+            if patience.cancelled_caught:  # signs of life do not count: what we hold for it does
+                raise ConnectionClosedError("the peer does not read what it is sent")
             self._writing = False
             self._wrote_at = trio.current_time()
             self._written.set()

@@ -131,9 +131,9 @@ REQUESTS: Final[dict[str, bytes]] = {
 }
 
 
-async def requests_never_read(attacker: Attacker, protocol: str, count: int = 200_000) -> None:
+async def requests_never_read(attacker: Attacker, protocol: str, count: int = 10_000) -> None:
     """Ask and ask on one stream, and grant no window for the answers."""
-    request = varint.prefixed(FIND_NODE + b"\x12" + varint.prefixed(bytes(32)))
+    request = varint.prefixed(FIND_NODE + b"\x12" + varint.prefixed(bytes(500)))
     await said(protocol, request * count, ends=False)(attacker)
 
 

@@ -3,6 +3,8 @@
 import functools
 from typing import Final
 
+import trio
+
 from p2pnode.mux.yamux.frames import INITIAL_WINDOW, MAX_U32, Flag, FrameType
 from p2pnode.testing.hostile.attacker import Attack, Attacker
 from p2pnode.testing.hostile.frames import FrameWire, frame
@@ -148,8 +150,17 @@ async def pings_never_read(attacker: Attacker, count: int = 20_000) -> None:
     await repeat(wire, frame(PING, Flag.SYN, 0, 7), count)
 
 
-async def echo_never_read(attacker: Attacker, protocol: str, streams: int = 64) -> None:
-    """Ask for much on many streams, grant it all, and never read a byte of the connection."""
+async def echo_never_read(
+    attacker: Attacker, protocol: str, streams: int = 64, *, alive: bool = False
+) -> None:
+    """Ask for much on many streams, grant it all, and never read a byte of the connection.
+
+    Args:
+        attacker: who does it.
+        protocol: one that echoes.
+        streams: how many.
+        alive: whether signs of life follow, for as long as the connection stands.
+    """
     wire = await attacker.multiplex(reads=False)
     attacker.wires.remove(wire)
     for _ in range(streams):
@@ -159,15 +170,5 @@ async def echo_never_read(attacker: Attacker, protocol: str, streams: int = 64) 
         for _ in range(INITIAL_WINDOW // PIECE - 1):
             if not await stream.send(bytes(PIECE)):
                 return
-
-
-async def window_never_granted(attacker: Attacker, protocol: str) -> None:
-    """Have all echoed that the rules allow, and never grant more than the initial window."""
-    stream = await attacker.talk(protocol)
-    sent = 0
-    while sent < 2 * INITIAL_WINDOW - PIECE:
-        await stream.wait_grant(sent + PIECE + 256)  # the negotiation counts, too
-        if not await stream.send(bytes(PIECE)):
-            return
-        sent += PIECE
-    await stream.wait_over()
+    while alive and await wire.send(frame(PING, Flag.SYN, 0, 7)):  # noqa: ASYNC110  # no event
+        await trio.sleep(5)
