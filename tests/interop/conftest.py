@@ -1,4 +1,8 @@
-"""A js-libp2p node in a process of its own, driven over its standard input and output."""
+"""js-libp2p nodes in processes of their own, driven over their standard input and output.
+
+Starting one takes a second, so the tests of a session share them; each test has a node of ours
+with an identity of its own.
+"""
 
 import contextlib
 import hashlib
@@ -13,10 +17,18 @@ from pathlib import Path
 import pytest
 import trio
 
+from p2pnode.host import ConnectionOpened
+from p2pnode.testing.peer.checks.target import Target
+from p2pnode.testing.peer.node import Peer
+from p2pnode.wire.addresses import parse_address, with_p2p
+from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.peer_id import PeerId
+
 RIG = Path(__file__).parent / "js"
 OLDEST_NODE = 20
 INSTALL_TIMEOUT = 300
 COMMAND_TIMEOUT = 60
+NUMBERS = count(1)  # of commands, for all tests of a session
 
 
 def find_nodejs():
@@ -64,84 +76,152 @@ class JsError(Exception):
 
 
 class JsPeer:
-    """A running js-libp2p node."""
+    """A running js-libp2p node, as one test talks to it."""
 
-    def __init__(self, process):
+    def __init__(self, process, hello):
         self._process = process
-        self._numbers = count(1)
+        self._stdin = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
+        self._stdout = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
         self._answers = {}
-        self.ready = trio.Event()
-        self.hello = None
+        self.hello = hello
+        self.peer_id = PeerId.from_text(hello["peer"])
 
-    @property
-    def peer_id(self):
-        return self.hello["peer"]
-
-    @property
-    def address(self):
-        return self.hello["addresses"][0]
+    def address(self, transport):
+        """Where it listens with that transport."""
+        (address,) = [
+            parse_address(each)
+            for each in self.hello["addresses"]
+            if each.endswith("/ws") is (transport == "ws")
+        ]
+        return address
 
     async def __call__(self, do, **arguments):
         """Run a command and return its result."""
-        number = next(self._numbers)
+        number = next(NUMBERS)
         send, receive = trio.open_memory_channel(1)
         self._answers[number] = send
         line = json.dumps({"id": number, "do": do, **arguments}) + "\n"
         with trio.fail_after(COMMAND_TIMEOUT):
-            await self._process.stdin.send_all(line.encode())
+            await self._stdin.send_all(line.encode())
             answer = await receive.receive()
         if "error" in answer:
             raise JsError("{name}: {message}".format(**answer["error"]))
         return answer["result"]
 
     async def read_answers(self):
+        """Hand each answer to its caller, until `aclose`."""
         buffer = b""
-        async for data in self._process.stdout:
-            *lines, buffer = (buffer + data).split(b"\n")
-            for line in lines:
-                message = json.loads(line)
-                if message.get("event") == "ready":
-                    self.hello = message
-                    self.ready.set()
-                else:
-                    await self._answers.pop(message["id"]).send(message)
+        with contextlib.suppress(trio.ClosedResourceError):
+            while data := await self._stdout.receive_some():
+                *lines, buffer = (buffer + data).split(b"\n")
+                for line in lines:
+                    message = json.loads(line)
+                    asked = self._answers.pop(message["id"], None)
+                    if asked is not None:  # else it answers a test that has ended
+                        await asked.send(message)
+            pytest.fail("the js-libp2p node ended")
+
+    async def aclose(self):
+        """Leave it to the next test."""
+        await self._stdin.aclose()
+        await self._stdout.aclose()
 
 
-@contextlib.asynccontextmanager
-async def running(nodejs, log_file, nursery, *arguments):
-    """Start a js-libp2p node that ends with the block."""
+@contextlib.contextmanager
+def running(nodejs, log_file):
+    """Start a js-libp2p node that ends with the block; yields its process and first line."""
     with log_file.open("wb") as log:
-        process = await trio.lowlevel.open_process(
-            [nodejs, str(RIG / "peer.mjs"), *arguments],
+        process = subprocess.Popen(
+            [nodejs, "--experimental-websocket", str(RIG / "peer.mjs")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            bufsize=0,
         )
-    peer = JsPeer(process)
-    nursery.start_soon(peer.read_answers)
     try:
-        with trio.move_on_after(COMMAND_TIMEOUT):
-            await peer.ready.wait()
-        if peer.hello is None:
+        line = process.stdout.readline()
+        if not line:
             pytest.fail(f"js-libp2p did not start: {log_file.read_text()}")
-        yield peer
+        yield process, json.loads(line)
     finally:
         process.kill()
-        with trio.CancelScope(shield=True), contextlib.suppress(ProcessLookupError):
-            await process.wait()
-            await process.stdin.aclose()
-            await process.stdout.aclose()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def js_processes(nodejs, tmp_path_factory):
+    """Two js-libp2p nodes."""
+    folder = tmp_path_factory.mktemp("js-libp2p")
+    with running(nodejs, folder / "1.log") as first, running(nodejs, folder / "2.log") as second:
+        yield first, second
+
+
+@contextlib.asynccontextmanager
+async def talking_to(started, nursery):
+    """Talk to a node while the block runs."""
+    peer = JsPeer(*started)
+    nursery.start_soon(peer.read_answers)
+    try:
+        yield peer
+    finally:
+        await peer.aclose()
 
 
 @pytest.fixture
-async def js(nodejs, tmp_path, nursery):
-    """A js-libp2p node for one test."""
-    async with running(nodejs, tmp_path / "js-libp2p.log", nursery) as peer:
+async def js(js_processes, nursery):
+    """A js-libp2p node."""
+    async with talking_to(js_processes[0], nursery) as peer:
         yield peer
 
 
 @pytest.fixture
-async def js_dht(nodejs, tmp_path, nursery):
-    """A js-libp2p node that serves our DHT, for one test."""
-    async with running(nodejs, tmp_path / "js-libp2p-dht.log", nursery, "dht") as peer:
+async def other_js(js_processes, nursery):
+    """Another js-libp2p node."""
+    async with talking_to(js_processes[1], nursery) as peer:
         yield peer
+
+
+@pytest.fixture
+async def fresh_js(nodejs, tmp_path, nursery):
+    """A js-libp2p node for one test alone."""
+    with running(nodejs, tmp_path / "js-libp2p.log") as started:
+        async with talking_to(started, nursery) as peer:
+            yield peer
+
+
+@pytest.fixture
+async def ours(nursery):
+    """A peer of ours, which listens."""
+    peer = Peer(PrivateKey.generate())
+    await nursery.start(peer.run)
+    await peer.listen(["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/0/ws"])
+    return peer
+
+
+@pytest.fixture(params=["tcp", "ws"])
+def transport(request):
+    """Over which transport the two are connected."""
+    return request.param
+
+
+@pytest.fixture(params=["ours dials", "theirs dials"])
+def target(request, transport, ours, js):
+    """The js node as the checks see it: they connect by the fixture's transport and dialer."""
+    address = js.address(transport)
+    (our_address,) = [
+        each for each in ours.network.host.addresses if ("ws" in each) is (transport == "ws")
+    ]
+
+    async def connect():
+        if request.param == "ours dials":
+            await ours.network.host.connect(js.peer_id, [address])
+        else:
+            with ours.network.host.events.subscribe(ConnectionOpened) as opened:
+                answer = await js("dial", address=str(with_p2p(our_address, ours.network.peer_id)))
+                assert (answer["encryption"], answer["muxer"]) == ("/noise", "/yamux/1.0.0")
+                while ours.network.host.connection_to(js.peer_id) is None:
+                    await opened.get()
+
+    return Target(peer=ours, peer_id=js.peer_id, address=address, connect=connect)

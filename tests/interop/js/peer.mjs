@@ -2,18 +2,20 @@
 //
 // A command is {"id": 1, "do": "dial", …}; its answer {"id": 1, "result": …} or
 // {"id": 1, "error": {"name": …, "message": …}}. The first line out is {"event": "ready", …}.
-// With the argument `dht` the node also serves our DHT.
+//
+// It serves what docs/interop.md asks of a peer, so that the checks of p2pnode.testing.peer can be
+// run on it. Node.js 20 needs the option --experimental-websocket.
 
 import { createHash, randomBytes } from 'node:crypto'
 import { createInterface } from 'node:readline'
+import { setTimeout } from 'node:timers/promises'
 
-// libp2p asks for Node.js 22; on 20 these two are missing.
+// libp2p asks for Node.js 22; on 20 this is missing.
 Promise.withResolvers ??= function () {
   let resolve, reject
   const promise = new this((yes, no) => { resolve = yes; reject = no })
   return { promise, resolve, reject }
 }
-globalThis.WebSocket ??= class WebSocket {}
 
 const { createLibp2p } = await import('libp2p')
 const { noise } = await import('@libp2p/noise')
@@ -21,29 +23,34 @@ const { yamux } = await import('@libp2p/yamux')
 const { identify, identifyPush } = await import('@libp2p/identify')
 const { ping } = await import('@libp2p/ping')
 const { tcp } = await import('@libp2p/tcp')
+const { webSockets } = await import('@libp2p/websockets')
+const { gossipsub } = await import('@libp2p/gossipsub')
 const { kadDHT, passthroughMapper } = await import('@libp2p/kad-dht')
 const { publicKeyToProtobuf } = await import('@libp2p/crypto/keys')
 const { multiaddr } = await import('@multiformats/multiaddr')
 const { peerIdFromString } = await import('@libp2p/peer-id')
 
-const ECHO = '/p2pnode-test/echo/1.0.0'
+const ECHO = '/echo/1.0.0'
 const HALF = '/p2pnode-test/answer-at-the-end/1.0.0'
-
-// The defaults leave out peers on loopback addresses.
-const dht = kadDHT({ protocol: '/p2pnode/kad/1.0.0', peerInfoMapper: passthroughMapper, clientMode: false })
+const PERF = '/perf/1.0.0'
+const TOPIC = 'interop'
 
 const node = await createLibp2p({
-  addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
-  transports: [tcp()],
+  addresses: { listen: ['/ip4/127.0.0.1/tcp/0', '/ip4/127.0.0.1/tcp/0/ws'] },
+  transports: [tcp(), webSockets()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   services: {
     identify: identify(),
     identifyPush: identifyPush(),
     ping: ping(),
-    ...(process.argv.includes('dht') ? { dht } : {})
+    // The defaults leave out peers on loopback addresses.
+    dht: kadDHT({ protocol: '/ipfs/kad/1.0.0', peerInfoMapper: passthroughMapper, clientMode: false }),
+    // All peers are at one address here, which the defaults count as an attack.
+    pubsub: gossipsub({ scoreParams: { IPColocationFactorWeight: 0 } })
   },
-  connectionMonitor: { pingInterval: 1000 }
+  connectionMonitor: { pingInterval: 1000 },
+  connectionManager: { inboundConnectionThreshold: 1000 } // by default five a second from one address
 })
 
 const write = line => process.stdout.write(JSON.stringify(line) + '\n')
@@ -90,6 +97,27 @@ await node.handle(HALF, async stream => {
   await stream.close()
 }, options)
 
+// No release of js-libp2p's own perf goes with this libp2p.
+await node.handle(PERF, async stream => {
+  let request = Buffer.alloc(0)
+  await readEach(stream, data => {
+    if (request.length < 8) request = Buffer.concat([request, data.subarray(0, 8 - request.length)])
+  })
+  await send(stream, new Uint8Array(Number(request.readBigUInt64BE())))
+  await stream.close()
+}, options)
+
+const heard = []
+const listening = new Set()
+const text = data => Buffer.from(data).toString()
+node.services.pubsub.subscribe(TOPIC)
+node.services.pubsub.addEventListener('message', ({ detail }) => {
+  heard.push({ from: detail.from.toString(), text: text(detail.data) })
+  for (const each of listening) each()
+  const [verb, rest] = text(detail.data).split(/:(.*)/s)
+  if (verb === 'ping') node.services.pubsub.publish(TOPIC, Buffer.from(`pong:${rest}`)).catch(() => {})
+})
+
 const identified = new Map()
 const waiting = new Map()
 node.addEventListener('peer:identify', ({ detail }) => {
@@ -112,7 +140,7 @@ node.addEventListener('peer:identify', ({ detail }) => {
 
 const commands = {
   async dial ({ address }) {
-    const connection = await node.dial(multiaddr(address))
+    const connection = await node.dial(multiaddr(address), { force: true }) // not one about to end
     return { peer: connection.remotePeer.toString(), muxer: connection.multiplexer, encryption: connection.encryption }
   },
 
@@ -161,8 +189,60 @@ const commands = {
     return { whole: sha256 === createHash('sha256').update(data).digest('hex') }
   },
 
+  async perf ({ peer, upload, download }) {
+    const stream = await node.dialProtocol(peerIdFromString(peer), PERF, options)
+    const request = Buffer.alloc(8)
+    request.writeBigUInt64BE(BigInt(download))
+    const answer = readAll(stream)
+    await send(stream, request)
+    await send(stream, new Uint8Array(upload))
+    await stream.close()
+    return (await answer).size
+  },
+
+  async subscribers () {
+    return node.services.pubsub.getSubscribers(TOPIC).map(String)
+  },
+
+  async publish ({ texts }) {
+    for (const each of texts) await node.services.pubsub.publish(TOPIC, Buffer.from(each))
+  },
+
+  // Wait until each of the texts has come; says whom each of them is from.
+  async hear ({ texts }) {
+    const find = each => heard.find(({ text }) => text === each)
+    await new Promise(resolve => {
+      const check = () => {
+        if (!texts.every(find)) return
+        listening.delete(check)
+        resolve()
+      }
+      listening.add(check)
+      check()
+    })
+    return texts.map(each => find(each).from)
+  },
+
+  // Send bytes on a stream of their own; returns what comes back.
+  async raw ({ peer, protocol, data }) {
+    const stream = await node.dialProtocol(peerIdFromString(peer), protocol)
+    const pieces = []
+    const answer = readEach(stream, piece => pieces.push(Buffer.from(piece)))
+    await send(stream, Buffer.from(data, 'hex'))
+    await stream.close()
+    await answer
+    return hex(Buffer.concat(pieces))
+  },
+
   async ping ({ peer }) {
-    return await node.services.ping.ping(peerIdFromString(peer))
+    for (;;) {
+      try {
+        return await node.services.ping.ping(peerIdFromString(peer))
+      } catch (error) {
+        if (error.name !== 'TooManyOutboundProtocolStreamsError') throw error
+        await setTimeout(20) // the DHT pings its peers, too, and one ping may be under way
+      }
+    }
   },
 
   async findPeer ({ peer }) {

@@ -1,12 +1,17 @@
 """Checks of the connection itself, and of what every libp2p node serves."""
 
-from typing import Final
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 
-from p2pnode.errors import ProtocolNotSupportedError
+import trio
+
+from p2pnode.errors import ProtocolNotSupportedError, StreamResetError
 from p2pnode.host import ConnectionEnded
 from p2pnode.protocols.identify import core as identify
 from p2pnode.protocols.identify.service import AGENT
 from p2pnode.testing.peer.checks.target import (
+    RETRY_INTERVAL,
     CheckFailedError,
     Facts,
     Target,
@@ -14,8 +19,25 @@ from p2pnode.testing.peer.checks.target import (
 )
 from p2pnode.wire.addresses import ip_of
 
+TRIES: Final = 10
 UNKNOWN: Final = "/p2pnode-interop/unknown/1.0.0"
 LATE: Final = "/p2pnode-interop/late/1.0.0"
+
+T = TypeVar("T")
+
+
+async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Make an attempt again, a few times, when the peer resets its stream.
+
+    js-libp2p serves a single stream of identify, and one of push, to a peer at a time; the
+    identify service of ours may have that one open.
+    """
+    for _ in range(TRIES - 1):
+        try:
+            return await attempt()
+        except StreamResetError:
+            await trio.sleep(RETRY_INTERVAL)
+    return await attempt()
 
 
 async def check_connect(target: Target) -> Facts:
@@ -25,7 +47,7 @@ async def check_connect(target: Target) -> Facts:
 
 
 async def introduce(target: Target) -> identify.Introduction:
-    """Ask the peer who it is, apart from what the identify service does by itself."""
+    """Ask the peer who it is, beside the identify service, which asks at the same time."""
     stream = await target.open(identify.PROTOCOL)
     await stream.send_eof()
     settings = target.host.settings
@@ -44,7 +66,7 @@ async def introduce(target: Target) -> identify.Introduction:
 
 async def check_identify(target: Target) -> Facts:
     """Read each field; that key and record are the peer's own is part of decoding."""
-    said = await introduce(target)
+    said = await patiently(lambda: introduce(target))
     fields = {
         "publicKey": said.public_key,
         "listenAddrs": said.addresses,
@@ -75,24 +97,29 @@ async def check_identify(target: Target) -> Facts:
 
 async def check_push(target: Target) -> Facts:
     """Push a protocol more, then the truth; the peer must read both to their end."""
-    host = target.host
-    for protocols in ([*host.protocols, LATE], host.protocols):
-        message = identify.encode(
-            identify.Introduction(
-                public_key=host.key.public_key,
-                addresses=tuple(host.addresses),
-                protocols=tuple(protocols),
-                observed_address=target.connection.remote_address,
-                protocol_version=identify.PROTOCOL_VERSION,
-                agent=AGENT,
-            )
-        )
-        stream = await target.open(identify.PUSH_PROTOCOL)
-        await stream.send_all(message)
-        await stream.send_eof()
-        expect(not await stream.receive_some(), "the peer answers an identify push")
-        await stream.aclose()
+    for extra in ([LATE], []):
+        await patiently(functools.partial(push, target, extra))
     return {}
+
+
+async def push(target: Target, extra: Sequence[str]) -> None:
+    """Tell the peer about us, with some protocols more."""
+    host = target.host
+    message = identify.encode(
+        identify.Introduction(
+            public_key=host.key.public_key,
+            addresses=tuple(host.addresses),
+            protocols=(*host.protocols, *extra),
+            observed_address=target.connection.remote_address,
+            protocol_version=identify.PROTOCOL_VERSION,
+            agent=AGENT,
+        )
+    )
+    stream = await target.open(identify.PUSH_PROTOCOL)
+    await stream.send_all(message)
+    await stream.send_eof()
+    expect(not await stream.receive_some(), "the peer answers an identify push")
+    await stream.aclose()
 
 
 async def check_ping(target: Target) -> Facts:
@@ -118,9 +145,10 @@ async def check_reconnect(target: Target) -> Facts:
     """Close the connection and connect again, twice."""
     for _ in range(2):
         with target.host.events.subscribe(ConnectionEnded) as ended:
-            await target.connection.aclose()
-            while target.host.connection_to(target.peer_id) is not None:
-                await ended.get()
+            while (connection := target.host.connection_to(target.peer_id)) is not None:
+                await connection.aclose()  # all of them, if both sides have dialled
+                while not connection.is_closed:
+                    await ended.get()
         await target.connect()
         await target.peer.network.ping.ping(target.peer_id)
     return {}

@@ -1,0 +1,21 @@
+"""The checks that anyone can run against a peer, run against js-libp2p."""
+
+import pytest
+import trio
+
+from p2pnode.testing.peer.checks.table import run_checks, table
+from p2pnode.testing.peer.node import KAD
+
+pytestmark = [pytest.mark.real, pytest.mark.interop]
+
+WITHIN = 90
+
+
+async def test_js_libp2p_passes_every_check(target):
+    outcomes = []
+    with trio.fail_after(WITHIN):
+        await run_checks(target, table(KAD), outcomes.append)
+    assert [each for each in outcomes if not each.ok] == []
+    found = {each.check: each.facts for each in outcomes}
+    assert found["identify"]["missing"] == []
+    assert found["identify"]["agent"].startswith("js-libp2p/")
