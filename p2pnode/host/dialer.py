@@ -149,30 +149,36 @@ class Dial:
 
     async def run(self) -> Upgraded | None:
         """Race the addresses; returns the winner, or None when all have failed."""
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                while self._winner is None:
-                    self._changed = trio.Event()
-                    while self._names:
-                        self._lookups += 1
-                        nursery.start_soon(self._look_up, self._names.pop())
-                    may_start = (
-                        self._waiting and self._active < self._settings.dial_attempts_at_once
-                    )
-                    now = trio.current_time()
-                    if may_start and now >= self._next_at:
-                        address = self._waiting.pop(0)
-                        self._outcomes[address] = None
-                        self._active += 1
-                        self._next_at = now + self._settings.dial_stagger
-                        nursery.start_soon(self._attempt, address)
-                    elif self._active or self._lookups or self._waiting:
-                        with trio.move_on_at(self._next_at if may_start else math.inf):
-                            await self._changed.wait()
-                    else:
-                        break
-                nursery.cancel_scope.cancel()
+        try:
+            with self._scope:
+                await self._race()
+        except BaseException:  # cancelled from outside, when the race may be won already
+            if self._winner is not None:
+                await trio.aclose_forcefully(self._winner.raw.stream)
+            raise
         return self._winner
+
+    async def _race(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while self._winner is None:
+                self._changed = trio.Event()
+                while self._names:
+                    self._lookups += 1
+                    nursery.start_soon(self._look_up, self._names.pop())
+                may_start = self._waiting and self._active < self._settings.dial_attempts_at_once
+                now = trio.current_time()
+                if may_start and now >= self._next_at:
+                    address = self._waiting.pop(0)
+                    self._outcomes[address] = None
+                    self._active += 1
+                    self._next_at = now + self._settings.dial_stagger
+                    nursery.start_soon(self._attempt, address)
+                elif self._active or self._lookups or self._waiting:
+                    with trio.move_on_at(self._next_at if may_start else math.inf):
+                        await self._changed.wait()
+                else:
+                    break
+            nursery.cancel_scope.cancel()
 
     @property
     def failure(self) -> P2PNodeError:

@@ -359,3 +359,19 @@ async def test_losers_of_the_race_are_not_backed_off(autojump_clock):
     script = Script({address(1): (math.inf, None), address(2): (4.0, None)})
     await run(script, [address(1), address(2)], backoff=backoff)
     assert len(backoff) == 0
+
+
+async def test_a_dial_cancelled_at_the_moment_it_is_won_closes_what_it_won(autojump_clock):
+    script = Script({address(1): (1.0, None)})
+    with trio.CancelScope() as outer:
+
+        async def upgrade(raw, _peer_id):
+            outer.cancel()  # whoever runs the dial is cancelled, and it is won all the same
+            return Won(raw)
+
+        dial = dial_with(script, upgrade=upgrade)
+        dial.offer([address(1)])
+        with dial.wanted_until(10):
+            await dial.run()
+    assert outer.cancelled_caught
+    assert script.closed == [address(1)]
