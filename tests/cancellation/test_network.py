@@ -5,6 +5,7 @@ import random
 
 import pytest
 import trio
+from multiaddr import Multiaddr
 
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import P2PNodeError
@@ -17,10 +18,12 @@ from p2pnode.testing.footprint import footprint
 from p2pnode.testing.hosts import host_network
 from p2pnode.transport.memory import MemoryNetwork
 from p2pnode.transport.tcp import TcpTransport
+from p2pnode.transport.websocket import WebSocketTransport
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
 
 ECHO = "/test/echo"
+IMPATIENT = NetworkSettings(close_timeout=0.2)
 MANY = 700_000  # bytes: more than the windows of both directions hold
 NEAR, FAR = PrivateKey.from_seed(bytes(32)), PrivateKey.from_seed(b"\x01" * 32)
 
@@ -35,7 +38,7 @@ async def echo(stream):
 
 
 @contextlib.asynccontextmanager
-async def running(transport, key=NEAR, ip=None):
+async def running(transport, key=NEAR, tail=""):
     """Run a host of one's own with identify and ping, to be cancelled with the block."""
     host = NetworkHost(key, transports=[transport], rng=random.Random(0))
     try:
@@ -43,7 +46,8 @@ async def running(transport, key=NEAR, ip=None):
             await nursery.start(host.run)
             await nursery.start(IdentifyService(host, host.settings).run)
             await nursery.start(PingService(host, host.settings).run)
-            await host.listen(tcp_address(ip or transport.ip, 0))
+            ip = getattr(transport, "ip", "127.0.0.1")
+            await host.listen(Multiaddr(f"{tcp_address(ip, 0)}{tail}"))
             yield host
             nursery.cancel_scope.cancel()
     finally:
@@ -225,12 +229,16 @@ async def test_a_cancelled_close_of_a_connection_closes_it(moment, leftovers, au
 
 
 @pytest.mark.real
-async def test_a_cancelled_host_over_tcp_leaves_no_socket_open(moment, leftovers):
-    async with running(TcpTransport(), FAR, ip="127.0.0.1") as far:
+@pytest.mark.parametrize("tail", ["", "/ws"], ids=["tcp", "websocket"])
+async def test_a_cancelled_host_on_real_sockets_leaves_none_open(tail, moment, leftovers):
+    def transport():
+        return WebSocketTransport(IMPATIENT) if tail else TcpTransport()
+
+    async with running(transport(), FAR, tail=tail) as far:
         far.set_handler(ECHO, echo)
 
         async def scenario():
-            async with running(TcpTransport(), NEAR, ip="127.0.0.1") as near:
+            async with running(transport(), NEAR, tail=tail) as near:
                 stream = await near.open_stream(far.peer_id, [ECHO], far.addresses)
                 await stream.send_all(b"x")
                 assert await stream.receive_exactly(1) == b"x"
