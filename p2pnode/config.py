@@ -367,7 +367,7 @@ class PubSubSettings:
     max_topics: int = 1024  # that this node subscribes to
     max_topics_per_peer: int = 1024
     max_messages_per_rpc: int = 5000
-    max_controls_per_rpc: int = 5000  # subscriptions, GRAFTs, PRUNEs and the like, of each kind
+    max_controls_per_rpc: int = 2048  # subscriptions, GRAFTs, PRUNEs and the like, all told
     max_queue_bytes: int = 4 * MIB  # waiting for one peer
     max_queue_messages: int = 2048
     send_timeout: float = 30.0  # a peer that takes no byte for so long is left

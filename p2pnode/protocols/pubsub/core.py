@@ -182,8 +182,6 @@ class Router:
             return
         for topic in tuple(peer.topics):
             self._leave_topic(peer_id, topic)
-        for topic in self.meshes_with(peer_id):  # it grafted us without subscribing
-            self._mesh.remove(topic, peer_id)
         self._gossip.promises.forget(peer_id)
         self.scores.remove_peer(peer_id, now)
         del self._state.peers[peer_id]
@@ -204,6 +202,8 @@ class Router:
         if self._state.peers[peer_id].protocol == FLOODSUB:
             return
         for control in rpc.control:
+            if not self.accepts_from(peer_id):
+                return  # what it has just said has cost it our ear
             self._receive_control(peer_id, control, now)
 
     def receive_message(self, peer_id: PeerId, message: Message, now: float) -> None:

@@ -103,8 +103,8 @@ class Mesh:
         if mesh is None or peer_id in mesh:
             return  # of an unknown topic we say nothing, or anyone could make us talk
         peer = self._state.peers[peer_id]
-        if peer.direct or not peer.meshes:
-            self._state.report(peer_id, "it grafts us, which peers of its kind do not")
+        if peer.direct or not peer.meshes or topic not in peer.topics:
+            self._state.report(peer_id, "it grafts us, and is none of those who may")
             self._prune(topic, peer_id, now, self._settings.prune_backoff)
         elif now < (until := self.backoffs.until(topic, peer_id)):
             pruned = until - self._settings.prune_backoff

@@ -182,10 +182,17 @@ class Rpc:
 
 @dataclass(frozen=True, slots=True)
 class RpcLimits:
-    """How many elements one RPC may hold: messages, and of each other kind."""
+    """What one RPC may hold.
+
+    Attributes:
+        messages: how many messages.
+        controls: how many subscriptions, control messages and peers of them, all told.
+        ids: how many message ids are read of one control message.
+    """
 
     messages: int
     controls: int
+    ids: int
 
 
 def join(pieces: Iterable[bytes], control: Iterable[bytes]) -> bytes:
@@ -257,7 +264,7 @@ def _decode_control(raw: pubsub_pb2.ControlMessage, limits: RpcLimits) -> tuple[
 
 def _ids(raw: Sequence[bytes], limits: RpcLimits) -> tuple[bytes, ...]:
     """Read message ids; those beyond the limit are left out, as other implementations do."""
-    return tuple(each for each in raw[: limits.controls] if 0 < len(each) <= MAX_ID_BYTES)
+    return tuple(each for each in raw[: limits.ids] if 0 < len(each) <= MAX_ID_BYTES)
 
 
 # --- counting before decoding -------------------------------------------------------------------

@@ -8,6 +8,7 @@ We learn that a peer speaks pubsub by identify, by a stream it opens to us, or, 
 by trying.
 """
 
+import dataclasses
 import random
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -130,7 +131,9 @@ class PubSub:
         self._networks = Networks(self.settings)
         self._validation = Validation(self.settings, self._conclude)
         self._limits = RpcLimits(
-            self.settings.max_messages_per_rpc, self.settings.max_controls_per_rpc
+            messages=self.settings.max_messages_per_rpc,
+            controls=self.settings.max_controls_per_rpc,
+            ids=self.settings.max_ihave_length,
         )
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._links: dict[PeerId, Link] = {}
@@ -271,7 +274,7 @@ class PubSub:
                 )
                 for peer_id, link in self._links.items()
             },
-            counts=self._router.counts,
+            counts=dataclasses.replace(self._router.counts),
             validating=self._validation.running,
             validations_refused=self._validation.overloaded,
             validations_timed_out=self._validation.timed_out,
@@ -296,6 +299,7 @@ class PubSub:
         peer_id = event.connection.peer_id
         if peer_id in self._links and self._host.connection_to(peer_id) is None:
             self._links[peer_id].scope.cancel()
+            self._forget(self._links[peer_id])  # now, as the peer may be back before its task ends
 
     async def _try_the_silent(self, peer_id: PeerId) -> None:
         """Try a peer that has not said by identify which protocols it speaks."""
@@ -324,8 +328,12 @@ class PubSub:
                     if not connection.is_closed:
                         await trio.sleep(self.settings.retry_interval)
         finally:
-            del self._links[peer_id]
+            self._forget(link)
+
+    def _forget(self, link: Link) -> None:
+        if self._links.get(link.peer_id) is link:
             self._remove_peer(link)
+            del self._links[link.peer_id]
 
     async def _write_on(self, connection: Connection, link: Link) -> P2PNodeError:
         """Open a stream and write on it until that fails; returns why."""
@@ -401,6 +409,8 @@ class PubSub:
             self._router.receive_message(link.peer_id, message, trio.current_time())
             self._carry_out()
             await trio.lowlevel.checkpoint()  # a signature takes a tenth of a millisecond
+        if not rpc.messages:
+            await trio.lowlevel.checkpoint()  # thousands of small RPCs can come at once
 
     # --- what the router says -------------------------------------------------------------------
 
@@ -513,7 +523,8 @@ class PubSub:
         """Leave all peers at once, and be as before `run`."""
         self._nursery = None
         for link in tuple(self._links.values()):
-            self._remove_peer(link)
+            link.scope.cancel()
+            self._forget(link)
 
 
 def _for_reader(output: Deliver | Validate) -> PubSubMessage:

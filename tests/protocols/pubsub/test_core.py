@@ -138,6 +138,22 @@ def test_a_graft_for_a_topic_we_do_not_have_gets_no_answer(bench):
     assert made.router.take_outputs() == []
 
 
+def test_who_does_not_subscribe_is_not_taken_in(bench):
+    made = subscribed(bench)
+    made.join(1, topic=None)
+    made.router.take_outputs()
+    made.say(1, Graft(TOPIC))
+    assert mesh(made) == set()
+    assert made.sent(Prune) == [(made.peer(1), Prune(TOPIC, (), 60))]
+
+
+def test_one_rpc_cannot_go_on_when_it_has_cost_its_sender_our_ear(bench):
+    made = subscribed(bench, 1)
+    made.say(1, Prune(TOPIC, (), 60), *[Graft(TOPIC)] * 1000)
+    assert made.score(1) < made.settings.graylist_threshold
+    assert len(made.sent(Prune)) < 20
+
+
 def test_a_full_mesh_turns_down_those_who_come_but_not_those_we_dialled(bench):
     made = subscribed(bench, d_high=6, d_score=4)
     made.join(*range(1, 11))
@@ -702,7 +718,7 @@ def test_one_seed_gives_one_run_whatever_the_process():
 
 KEYS = [PrivateKey.from_seed(bytes([n]) * 32) for n in range(9)]
 TOPICS = ["a", "b"]
-LIMITS = RpcLimits(50, 50)
+LIMITS = RpcLimits(50, 50, 50)
 
 a_topic = st.sampled_from(TOPICS)
 a_peer = st.sampled_from([key.peer_id for key in KEYS[1:]])
@@ -844,7 +860,7 @@ class RouterMachine(RuleBasedStateMachine):
     def meshes_are_of_peers_that_are_there(self):
         for topic in TOPICS:
             mesh = self.router.mesh_of(topic)
-            assert set(mesh) <= set(self.router.peers)
+            assert set(mesh) <= set(self.router.peers_of(topic)) <= set(self.router.peers)
             assert topic in self.router.topics or not mesh
         for peer in self.router.peers:
             assert sum(peer in self.router.peers_of(topic) for topic in TOPICS) <= 2

@@ -31,7 +31,7 @@ from p2pnode.wire.peer_id import PeerId
 GOLDEN = json.loads(
     (Path(__file__).parents[2] / "golden" / "js_gossipsub.json").read_text(encoding="utf-8")
 )
-LIMITS = RpcLimits(messages=100, controls=100)
+LIMITS = RpcLimits(messages=100, controls=100, ids=100)
 PEER = PrivateKey.from_seed(bytes(32)).peer_id
 JS_CONTROL = Rpc(
     subscriptions=(Interest("a", wanted=True), Interest("b", wanted=False)),
@@ -161,7 +161,7 @@ def nested(tag, count, body=b""):
 def test_too_many_elements_are_refused_before_they_are_decoded(data, limit, monkeypatch):
     monkeypatch.setattr("p2pnode.wire.pb.pubsub_pb2.RPC.FromString", None, raising=False)
     with pytest.raises(ProtocolError, match="too many elements"):
-        decode(data, RpcLimits(messages=limit, controls=limit))
+        decode(data, RpcLimits(messages=limit, controls=limit, ids=limit))
 
 
 def test_as_many_elements_as_allowed_are_taken():
@@ -198,7 +198,7 @@ def test_ids_beyond_the_limit_or_of_a_wrong_length_are_left_out():
 
 
 def test_only_so_many_peers_are_read_from_a_prune_and_no_giant_records():
-    few = RpcLimits(messages=10_000, controls=10_000)
+    few = RpcLimits(messages=10_000, controls=10_000, ids=10_000)
     hints = (PeerHint(PEER, bytes(MAX_RECORD_BYTES + 1)), *[PeerHint(PEER)] * MAX_PX_PEERS)
     (prune,) = decode(encode(Rpc(control=(Prune("a", hints, 1),))), few).control
     assert len(prune.peers) == MAX_PX_PEERS - 1

@@ -15,7 +15,7 @@ from p2pnode.protocols.pubsub.messages import (
 )
 from p2pnode.protocols.pubsub.outbox import Outbox
 
-LIMITS = RpcLimits(1000, 1000)
+LIMITS = RpcLimits(1000, 1000, 1000)
 WHOLE = 1 << 20
 
 

@@ -34,7 +34,7 @@ from p2pnode.wire.addresses import with_p2p
 from p2pnode.wire.records import PeerRecord
 
 TOPIC = "news"
-LIMITS = RpcLimits(1000, 1000)
+LIMITS = RpcLimits(1000, 1000, 1000)
 
 
 class Stranger:
@@ -252,6 +252,44 @@ async def test_a_peer_that_leaves_is_forgotten_and_found_again(autojump_clock, s
         await trio.sleep(2)
         await one.publish(TOPIC, b"again")
         assert (await subscription.receive()).data == b"again"
+
+
+async def test_a_peer_that_is_back_at_once_is_met_anew(autojump_clock, swarm_of):
+    async with swarm_of() as swarm:
+        one, two = await swarm.add(2)
+        subscription = two.subscribe(TOPIC)
+        one.subscribe(TOPIC)
+        for _ in range(3):
+            await swarm.connect(one, two)
+            await trio.sleep(1)
+            one.host.connection_to(two.peer_id).end("lost")
+        await swarm.connect(one, two)
+        await trio.sleep(1)
+        assert one.mesh_of(TOPIC) == [two.peer_id]
+        assert two.mesh_of(TOPIC) == [one.peer_id]
+        await one.publish(TOPIC, b"x")
+        assert (await subscription.receive()).data == b"x"
+
+
+async def test_thousands_of_tiny_rpcs_do_not_hold_up_others(autojump_clock, swarm_of):
+    async with swarm_of() as swarm:
+        (one,) = await swarm.add()
+        stranger = await Stranger(swarm.network).open(one)
+        await trio.sleep(1)
+        turns = taken_in = 0
+        take_in = one._take_in
+
+        async def counted(link, frame):
+            nonlocal taken_in
+            await take_in(link, frame)
+            taken_in += 1
+
+        one._take_in = counted
+        await stranger.stream.send_all(bytes(5000))
+        while taken_in < 5000:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        assert turns > 1000
 
 
 async def test_a_node_can_stop_and_start_again_while_connected(autojump_clock, swarm_of):

@@ -22,7 +22,7 @@ def fault(message=MESSAGE, *, strict=True, **changes):
 
 def golden(kind):
     (found,) = [each for each in GOLDEN["messages"] if each["kind"] == kind]
-    (message,) = decode(bytes.fromhex(found["rpc"]), RpcLimits(1, 1)).messages
+    (message,) = decode(bytes.fromhex(found["rpc"]), RpcLimits(1, 1, 1)).messages
     return message, found
 
 
