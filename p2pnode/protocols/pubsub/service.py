@@ -11,11 +11,9 @@ by trying.
 import dataclasses
 import random
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Final
 
 import trio
-from multiaddr import Multiaddr
 
 from p2pnode.clock import wall_time
 from p2pnode.config import PubSubSettings
@@ -38,8 +36,10 @@ from p2pnode.host import (
     Stream,
 )
 from p2pnode.protocols.pubsub.colocation import Networks
-from p2pnode.protocols.pubsub.core import Counts, MessageIdFunction, Router, Verdict
+from p2pnode.protocols.pubsub.core import MessageIdFunction, Router, Verdict
+from p2pnode.protocols.pubsub.dialling import Dialling
 from p2pnode.protocols.pubsub.framing import FrameSplitter
+from p2pnode.protocols.pubsub.info import PeerInfo, PubSubInfo, TopicInfo
 from p2pnode.protocols.pubsub.link import Link
 from p2pnode.protocols.pubsub.messages import RpcLimits, decode
 from p2pnode.protocols.pubsub.scoring import AppScore, TopicScoreParams
@@ -56,43 +56,10 @@ from p2pnode.protocols.pubsub.state import (
 )
 from p2pnode.protocols.pubsub.subscription import PubSubMessage, Subscription
 from p2pnode.protocols.pubsub.validation import Validation, Validator
-from p2pnode.wire.addresses import peer_address
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
-from p2pnode.wire.records import PeerRecord
 
 READ_BYTES: Final = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class TopicInfo:
-    """A topic of ours: how many peers subscribe to it, and how many are in our mesh."""
-
-    peers: int
-    mesh: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerInfo:
-    """A peer: its score, and what waits for it or had to be dropped."""
-
-    score: float
-    meshes: tuple[str, ...]
-    queued_pieces: int
-    queued_bytes: int
-    dropped: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PubSubInfo:
-    """The state of pub/sub, for status pages."""
-
-    topics: dict[str, TopicInfo]
-    peers: dict[PeerId, PeerInfo]
-    counts: Counts
-    validating: int
-    validations_refused: int
-    validations_timed_out: int
 
 
 class PubSub:
@@ -121,12 +88,9 @@ class PubSub:
         self.settings = settings or PubSubSettings()
         self._host = host
         self._rng = rng
-        self._direct: dict[PeerId, list[Multiaddr]] = {}
-        for text in self.settings.direct_peers:
-            peer_id, address = peer_address(text)
-            self._direct.setdefault(peer_id, []).append(address)
+        self._dialling = Dialling(host, self.settings)
         self._router = Router(
-            key, self.settings, rng, app_score=app_score, direct=tuple(self._direct)
+            key, self.settings, rng, app_score=app_score, direct=self._dialling.direct
         )
         self._networks = Networks(self.settings)
         self._validation = Validation(self.settings, self._conclude)
@@ -138,7 +102,6 @@ class PubSub:
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._links: dict[PeerId, Link] = {}
         self._partial_bytes = 0  # of RPCs half received
-        self._dials = 0  # by peer exchange, under way
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -153,13 +116,10 @@ class PubSub:
                 for protocol in PROTOCOLS:
                     self._host.set_handler(protocol, self._serve)
                     undo.callback(self._host.remove_handler, protocol)
-                for peer_id in self._direct:
-                    self._host.protect(peer_id, "pubsub:direct")
-                    undo.callback(self._host.unprotect, peer_id, "pubsub:direct")
                 for connection in self._host.connections():
                     self._receive_opened(ConnectionOpened(connection=connection))
-                if self._direct:
-                    nursery.start_soon(self._keep_direct_peers)
+                if self._dialling.direct:
+                    nursery.start_soon(self._dialling.run)
                 task_status.started()
                 await self._beat()
 
@@ -432,8 +392,8 @@ class PubSub:
                 self._host.protect(output.peer_id, f"pubsub:{output.topic}")
             case MeshChanged():
                 self._host.unprotect(output.peer_id, f"pubsub:{output.topic}")
-            case Dial():
-                self._follow_hint(output)
+            case Dial() if self._nursery is not None:
+                self._dialling.follow(output, self._nursery)
             case Report():
                 self._tell_of(output.peer_id, output.reason)
 
@@ -449,11 +409,6 @@ class PubSub:
         message = _for_reader(output)
         for subscription in self._subscriptions.get(message.topic, ()):
             subscription.push(message)
-
-    def _follow_hint(self, output: Dial) -> None:
-        if self._nursery is not None and self._dials < self.settings.max_px_dials:
-            self._dials += 1
-            self._nursery.start_soon(self._dial_stranger, output)
 
     def _validate(self, request: Validate) -> None:
         if self._nursery is None:
@@ -491,33 +446,6 @@ class PubSub:
             self._router.heartbeat(trio.current_time())
             self._carry_out()
             await trio.sleep(self.settings.heartbeat_interval)
-
-    async def _keep_direct_peers(self) -> None:
-        while True:
-            for peer_id, addresses in self._direct.items():
-                if self._host.connection_to(peer_id) is None:
-                    await self._connect(peer_id, addresses)
-            await trio.sleep(self.settings.direct_connect_interval)
-
-    async def _dial_stranger(self, told: Dial) -> None:
-        try:
-            addresses: list[Multiaddr] = []
-            if told.record:
-                record = PeerRecord.open(told.record)
-                if record.peer_id != told.peer_id:
-                    return
-                addresses = list(record.addresses)
-            await self._connect(told.peer_id, addresses)
-        except ProtocolError:
-            return  # it may have been told in good faith
-        finally:
-            self._dials -= 1
-
-    async def _connect(self, peer_id: PeerId, addresses: list[Multiaddr]) -> None:
-        try:
-            await self._host.connect(peer_id, addresses)
-        except P2PNodeError:
-            return  # it is not there now; there are others, or another time
 
     def _stop(self) -> None:
         """Leave all peers at once, and be as before `run`."""

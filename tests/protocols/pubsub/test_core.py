@@ -200,6 +200,13 @@ def test_who_is_pruned_may_not_come_back_before_its_backoff_is_over(bench):
     assert mesh(made) == {1}
 
 
+def test_a_shorter_backoff_does_not_replace_a_longer_one(bench):
+    made = subscribed(bench, 1)
+    made.say(1, Prune(TOPIC, (), 30), Prune(TOPIC, (), 1))
+    made.beat(29)
+    assert mesh(made) == set()
+
+
 def test_an_endless_backoff_is_cut_and_a_peer_of_1_0_has_the_usual_one(bench):
     made = subscribed(bench, 1, max_prune_backoff=100.0)
     made.say(1, Prune(TOPIC, (), 2**64 - 1))
