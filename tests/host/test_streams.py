@@ -26,8 +26,8 @@ class Muxed:
         self._send.send_nowait(data)
 
     async def send_all(self, data):
+        self.sent.append(bytes(data))  # in the order of calls, as the muxer's streams do
         await trio.lowlevel.checkpoint()
-        self.sent.append(bytes(data))
 
     async def receive_some(self, max_bytes=None):
         if not self._rest:
