@@ -21,7 +21,8 @@ MAX_EXIT: Final = 100  # failures are told by the exit code up to here; 126 and 
 
 _DESCRIPTION: Final = """\
 A libp2p node to test other implementations against. It serves identify, identify push, ping, perf,
-a DHT and an echo on /echo/1.0.0, until SIGTERM or SIGINT. The first line of its output is
+a DHT, an echo on /echo/1.0.0, and answers ping:X on the gossipsub topic "interop" with pong:X,
+until SIGTERM or SIGINT. The first line of its output is
 {"event": "ready", "peer": ..., "addrs": [...]}.
 
 With --dial it checks whoever listens there instead: one line of JSON for each check, and the exit

@@ -1,6 +1,7 @@
 """The peer itself: a node that serves what the checks ask for."""
 
 import hashlib
+import random
 from collections.abc import Sequence
 from typing import Final
 
@@ -8,15 +9,19 @@ import trio
 
 from p2pnode.config import Settings
 from p2pnode.host import Stream
+from p2pnode.protocols.pubsub import PubSub
 from p2pnode.swarm.network import Network
 from p2pnode.wire.keys import PrivateKey
 
 ECHO: Final = "/echo/1.0.0"
 KAD: Final = "/ipfs/kad/1.0.0"
+TOPIC: Final = "interop"
+PING: Final = b"ping:"
+PONG: Final = b"pong:"
 
 
 class Peer:
-    """A node that serves identify, ping, perf, a DHT and an echo, while `run` runs.
+    """A node that serves identify, ping, perf, a DHT, pub/sub and an echo, while `run` runs.
 
     Args:
         key: its identity.
@@ -24,19 +29,33 @@ class Peer:
     """
 
     def __init__(self, key: PrivateKey, *, kad: str = KAD) -> None:
-        self.settings = Settings().replace(dht={"protocol": kad}, perf={"serve": True})
+        self.settings = Settings().replace(
+            dht={"protocol": kad},
+            perf={"serve": True},
+            pubsub={"ip_colocation_factor_weight": 0.0},  # who tests has all peers on one machine
+        )
         self.network = Network(key, self.settings)
+        self.pubsub = PubSub(self.network.host, key, self.settings.pubsub, rng=random.Random())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.network.run)
+            await nursery.start(self.pubsub.run)
+            await nursery.start(self._answer_pings)
             self.network.host.set_handler(ECHO, echo)
             try:
                 task_status.started()
                 await trio.sleep_forever()
             finally:
                 self.network.host.remove_handler(ECHO)
+
+    async def _answer_pings(self, *, task_status: trio.TaskStatus[None]) -> None:
+        async with self.pubsub.subscribe(TOPIC) as messages:
+            task_status.started()
+            async for message in messages:
+                if message.data.startswith(PING):
+                    await self.pubsub.publish(TOPIC, PONG + message.data.removeprefix(PING))
 
     async def listen(self, addresses: Sequence[str]) -> list[str]:
         """Listen on all of `addresses`; returns where to dial, the peer id at the end of each.

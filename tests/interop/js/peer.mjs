@@ -35,6 +35,7 @@ const HALF = '/p2pnode-test/answer-at-the-end/1.0.0'
 const PERF = '/perf/1.0.0'
 const TOPIC = 'interop'
 
+const shunned = new Set()
 const node = await createLibp2p({
   addresses: { listen: ['/ip4/127.0.0.1/tcp/0', '/ip4/127.0.0.1/tcp/0/ws'] },
   transports: [tcp(), webSockets()],
@@ -48,6 +49,11 @@ const node = await createLibp2p({
     dht: kadDHT({ protocol: '/ipfs/kad/1.0.0', peerInfoMapper: passthroughMapper, clientMode: false }),
     // All peers are at one address here, which the defaults count as an attack.
     pubsub: gossipsub({ scoreParams: { IPColocationFactorWeight: 0 } })
+  },
+  connectionGater: {
+    denyDialMultiaddr: () => false, // loopback is where all of us are
+    denyDialPeer: peer => shunned.has(peer.toString()),
+    denyInboundEncryptedConnection: peer => shunned.has(peer.toString())
   },
   connectionMonitor: { pingInterval: 1000 },
   connectionManager: { inboundConnectionThreshold: 1000 } // by default five a second from one address
@@ -282,6 +288,12 @@ const commands = {
 
   async unhandle ({ protocol }) {
     await node.unhandle(protocol)
+  },
+
+  // Have nothing to do with a peer from now on, which the DHT would connect to by itself.
+  async shun ({ peer }) {
+    shunned.add(peer)
+    await node.hangUp(peerIdFromString(peer))
   },
 
   async hangUp ({ peer }) {

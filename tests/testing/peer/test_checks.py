@@ -9,7 +9,8 @@ from p2pnode.protocols.identify.core import PUSH_PROTOCOL as PUSH
 from p2pnode.protocols.kad.messages import Message, MessageType, decode, encode
 from p2pnode.protocols.perf.core import PROTOCOL as PERF
 from p2pnode.protocols.ping.core import PROTOCOL as PING
-from p2pnode.testing.peer.checks import connection, dht, streams
+from p2pnode.protocols.pubsub.state import PROTOCOLS as MESHSUB
+from p2pnode.testing.peer.checks import connection, dht, streams, topics
 from p2pnode.testing.peer.checks.table import Check, run_checks, table
 from p2pnode.testing.peer.checks.target import CheckFailedError, Target
 from p2pnode.testing.peer.node import ECHO, KAD, Peer, key_from
@@ -64,8 +65,9 @@ async def test_a_peer_of_ours_passes_every_check(target):
 
 
 async def test_what_a_peer_does_not_list_is_skipped(target, theirs):
-    for protocol in (ECHO, PERF, PING, PUSH, KAD):
-        theirs.network.host.remove_handler(protocol)
+    host = theirs.network.host
+    for protocol in (ECHO, PERF, PING, PUSH, KAD, *MESHSUB):
+        host.remove_handler(protocol)
     outcomes = await outcomes_of(target)
     ran = {"connect", "identify", "unknown-protocol"}
     assert {name for name, each in outcomes.items() if each.ok} == ran
@@ -170,6 +172,7 @@ def echo_of(size):
         (streams.check_many_streams, (ECHO, never_end), "not done"),
         (streams.check_perf, (PERF, refuse), "StreamResetError"),
         (streams.check_perf, (PERF, silent), "not done"),
+        (topics.check_gossipsub, (MESHSUB[0], silent), "not done"),
         (dht.check_find_node, (KAD, keep_anything), "not done"),
         (dht.check_find_node, (KAD, refuse), "StreamResetError"),
         (dht.check_value, (KAD, keep_nothing), "did not keep"),

@@ -19,7 +19,7 @@ from p2pnode.testing.peer.checks.target import (
 )
 from p2pnode.wire.addresses import ip_of
 
-TRIES: Final = 10
+TRIES: Final = 6
 UNKNOWN: Final = "/p2pnode-interop/unknown/1.0.0"
 LATE: Final = "/p2pnode-interop/late/1.0.0"
 

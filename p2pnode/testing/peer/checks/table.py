@@ -12,10 +12,11 @@ from p2pnode.errors import P2PNodeError, first_leaf
 from p2pnode.protocols.identify.core import PUSH_PROTOCOL as PUSH
 from p2pnode.protocols.perf.core import PROTOCOL as PERF
 from p2pnode.protocols.ping.core import PROTOCOL as PING
-from p2pnode.testing.peer.checks import connection, dht, streams
+from p2pnode.testing.peer.checks import connection, dht, streams, topics
 from p2pnode.testing.peer.checks.target import CheckFailedError, Facts, Target
 from p2pnode.testing.peer.node import ECHO
 
+PUBSUB: Final = "/meshsub/"  # any version
 TIMEOUT: Final = 60.0  # of one check: 50 MiB there and back through a slow implementation
 
 Report = Callable[["Outcome"], None]
@@ -83,12 +84,14 @@ def table(kad: str) -> tuple[Check, ...]:
         ),
         Check(name="half-close", run=streams.check_half_close, needs=ECHO),
         Check(name="streams", run=streams.check_many_streams, needs=ECHO),
-        Check(name="reconnect", run=connection.check_reconnect, needs=PING),
+        Check(name="gossipsub", run=topics.check_gossipsub, needs=PUBSUB),
         Check(name="kad-find-node", run=dht.check_find_node, needs=kad),
         Check(name="kad-value", run=dht.check_value, needs=kad),
         Check(name="kad-bad-value", run=dht.check_bad_value, needs=kad),
         Check(name="kad-providers", run=dht.check_providers, needs=kad),
         Check(name="perf", run=streams.check_perf, needs=PERF),
+        # Last: js-libp2p sends no more gossip to a peer that comes back before it was missed.
+        Check(name="reconnect", run=connection.check_reconnect, needs=PING),
     )
 
 

@@ -11,7 +11,7 @@ from p2pnode.host.node import NetworkHost
 from p2pnode.testing.peer.node import Peer
 from p2pnode.wire.peer_id import PeerId
 
-RETRY_INTERVAL: Final = 0.1  # seconds; what another process does, no event here tells
+RETRY_INTERVAL: Final = 0.05  # seconds; what another process does, no event here tells
 
 Facts = dict[str, Any]
 
