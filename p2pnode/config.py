@@ -138,12 +138,16 @@ class NetworkSettings:
     identify_timeout: float = 10.0
     identify_max_message: int = 8 * KIB
     identify_max_messages: int = 10  # go-libp2p splits what exceeds 2 KiB over several
+    identify_push_burst: int = 16  # taken from one peer, and so many a second thereafter:
+    identify_pushes_per_second: float = 1.0
     identify_push_delay: float = 0.1  # changes within it are told together
     observed_votes: int = 4  # observers that must agree where we are, as in go-libp2p
     observed_max_per_family: int = 3  # addresses believed for each of TCP, UDP over IPv4, IPv6
     observed_address_ttl: float = 1800.0  # of a vote, from the end of its connection
     observed_max_votes: int = 1024
     observed_max_votes_per_group: int = 8  # a group is an IPv4 address, or an IPv6 /56
+    misbehaviour_burst: int = 16  # broken rules of streams that a connection survives, and
+    misbehaviours_per_second: float = 0.1  # so many thereafter
     ping_timeout: float = 10.0
     max_peerstore_peers: int = 10_000
     max_addresses_per_peer: int = 32

@@ -23,6 +23,7 @@ from p2pnode.errors import (
 )
 from p2pnode.events import Event, EventBus
 from p2pnode.host.budgets import ConnectionAccount, StreamAccount
+from p2pnode.host.budgets.rates import Rates
 from p2pnode.host.interfaces import Connection, Direction, PeerMisbehaved, StreamHandler
 from p2pnode.host.manager import Candidate
 from p2pnode.host.streams import NetworkStream, accept_protocol
@@ -104,6 +105,9 @@ class NetworkConnection(Connection):
         self._muxer.charge_to(account)
         self._settings = settings
         self._events = events
+        self._misbehaviours = Rates(
+            settings.misbehaviours_per_second, settings.misbehaviour_burst, max_kept=1
+        )
 
     @property
     def is_closed(self) -> bool:
@@ -220,7 +224,7 @@ class NetworkConnection(Connection):
                 await stream.aclose()
             except* ProtocolError as group:
                 stream.reset(StreamCode.PROTOCOL_VIOLATION)
-                self._report(f"{stream.protocol}: {first_leaf(group)}")
+                self._report_stream(f"{stream.protocol}: {first_leaf(group)}")
             except* (P2PNodeError, trio.ClosedResourceError) as group:
                 stream.reset()
                 self._note_failure(stream.protocol, first_leaf(group))
@@ -239,6 +243,15 @@ class NetworkConnection(Connection):
                     reason=str(error),
                 )
             )
+
+    def _report_stream(self, reason: str) -> None:
+        """Tell of a rule broken on a stream; who breaks one after the other loses everything."""
+        self._report(reason)
+        now = trio.current_time()
+        if self._misbehaviours.has(None, now):
+            self._misbehaviours.take(None, now)
+        else:
+            self._muxer.abort(ProtocolError(f"the peer breaks one rule after the other: {reason}"))
 
     def _report(self, reason: str) -> None:
         self._events.emit(

@@ -456,7 +456,8 @@ MESSAGES = [
     Case(
         name="identify: pushes without end",
         attack=messages.push_flood,
-        survives=True,
+        event=PeerMisbehaved,
+        reason="faster than anybody changes",
     ),
     *(
         Case(
@@ -485,6 +486,12 @@ MESSAGES = [
         attack=functools.partial(messages.many_streams, protocol=KAD, count=200),
         survives=True,
         memory=8 * MIB,
+    ),
+    Case(
+        name="kad: one broken request after the other",
+        attack=functools.partial(messages.again_and_again, protocol=KAD),
+        event=ConnectionEnded,
+        reason="one rule after the other",
     ),
     Case(
         name="ping: half of one",

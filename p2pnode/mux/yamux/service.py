@@ -628,6 +628,15 @@ class YamuxConnection:
             await self._channel.flush()
         await self.aclose()
 
+    def abort(self, error: ProtocolError) -> None:
+        """End the session at once because of `error`, which `run` raises; never blocks."""
+        if self._running and self.core.failure is None:
+            self._reason = self._reason or error
+            self._end(error)
+            self.core.go_away(GoAwayCode.PROTOCOL_ERROR)
+            self.kick()
+            self._tasks.cancel()
+
     async def aclose(self) -> None:
         """Write what can be written, say goodbye and end the session, all in bounded time.
 

@@ -21,6 +21,7 @@ from p2pnode.host import (
     PeerMisbehaved,
     Stream,
 )
+from p2pnode.host.budgets.rates import Rates
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.core import (
     PROTOCOL,
@@ -46,6 +47,11 @@ class IdentifyService:
         self._told: dict[Connection, int] = {}  # the version each connection's peer knows
         self._record: tuple[tuple[Multiaddr, ...], int, bytes] | None = None
         self._changed = trio.Event()
+        self._taken = Rates(
+            self._settings.identify_pushes_per_second,
+            self._settings.identify_push_burst,
+            max_kept=self._settings.max_peerstore_peers,
+        )
         self._pushes = trio.CapacityLimiter(MAX_PUSHES_AT_ONCE)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -93,6 +99,10 @@ class IdentifyService:
 
     async def _receive_push(self, stream: Stream) -> None:
         """Take in what a peer says has changed."""
+        now = trio.current_time()
+        if not self._taken.has(stream.peer_id, now):
+            raise ProtocolError("pushes come faster than anybody changes")
+        self._taken.take(stream.peer_id, now)
         with trio.move_on_after(self._settings.identify_timeout) as scope:
             self._note(stream.connection, await self._receive(stream))
         if scope.cancelled_caught:

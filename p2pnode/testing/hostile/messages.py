@@ -137,6 +137,17 @@ async def requests_never_read(attacker: Attacker, protocol: str, count: int = 10
     await said(protocol, request * count, ends=False)(attacker)
 
 
+async def again_and_again(attacker: Attacker, protocol: str, count: int = 100) -> None:
+    """Break the rules of a protocol on one stream after the other."""
+    wire = await attacker.multiplex()
+    for _ in range(count):
+        stream = wire.open_stream()
+        await stream.propose(protocol)
+        if not await stream.send(varint.prefixed(b"\xff" * 40)):
+            return
+        await stream.wait_over()
+
+
 async def many_streams(attacker: Attacker, protocol: str, count: int) -> None:
     """Open many streams of a protocol, and use none."""
     wire = await attacker.multiplex()
