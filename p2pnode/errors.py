@@ -112,6 +112,10 @@ class WrongPeerError(HandshakeError):
     """Another peer than the one that was dialled answers there."""
 
 
+class SimultaneousOpenError(HandshakeError):
+    """Both ends dialled from the ports they listen on, and TCP made one connection of the two."""
+
+
 class NegotiationError(ProtocolError):
     """No protocol could be agreed on."""
 

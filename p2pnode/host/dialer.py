@@ -5,12 +5,17 @@ next one (RFC 8305 has it so for two families), and a failure starts the next at
 is won only when the handshakes are through, so that a stranger at one address does not keep the
 peer from being found at another. Names are looked up from the start, beside the attempts; what
 they mean joins the race. Addresses that failed lately are left alone (`p2pnode.host.backoff`).
+
+Two nodes that dial each other in the same moment may get one connection where neither answers
+(`p2pnode.transport.reuse`). Then the one with the smaller peer id dials again at once, from another
+port, and the other one waits a while for that.
 """
 
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 from multiaddr import Multiaddr
@@ -22,6 +27,7 @@ from p2pnode.errors import (
     P2PNodeError,
     RemoteError,
     ResourceLimitError,
+    SimultaneousOpenError,
     WrongPeerError,
 )
 from p2pnode.host.backoff import DialBackoff
@@ -29,6 +35,9 @@ from p2pnode.host.upgrader import Upgraded
 from p2pnode.transport.base import RawConnection, Transport
 from p2pnode.wire.addresses import name_of, split_p2p
 from p2pnode.wire.peer_id import PeerId
+
+# Failures that say nothing against an address.
+_NO_FAULT: Final = (ResourceLimitError, SimultaneousOpenError)
 
 Resolve = Callable[[Multiaddr, PeerId], Awaitable[list[Multiaddr]]]
 Upgrade = Callable[[RawConnection, PeerId], Awaitable[Upgraded]]
@@ -41,6 +50,7 @@ class DialTools:
     """What all dials of a host share.
 
     Attributes:
+        own_id: of the node that dials.
         transports: the first that understands an address is used.
         resolve: turns an address with a name into others.
         upgrade: runs the handshakes.
@@ -48,6 +58,7 @@ class DialTools:
         settings: times and limits.
     """
 
+    own_id: PeerId
     transports: Sequence[Transport]
     resolve: Resolve
     upgrade: Upgrade
@@ -79,7 +90,7 @@ class Dial:
         self._waiting: list[Multiaddr] = []  # the next one first
         self._names: list[Multiaddr] = []  # to be looked up
         self._outcomes: dict[Multiaddr, P2PNodeError | None] = {}  # None: under way
-        self._skipped: set[Multiaddr] = set()  # since they are backed off
+        self._skipped: dict[Multiaddr, None] = {}  # since they are backed off
         self._insists = False
         self._active = 0
         self._lookups = 0
@@ -116,7 +127,7 @@ class Dial:
     def _take_in(self, address: Multiaddr) -> None:
         pause = self._tools.backoff.remaining(self.peer_id, address, trio.current_time())
         if pause and not self._insists:
-            self._skipped.add(address)
+            self._skipped[address] = None
             self._outcomes[address] = DialError(f"backed off for another {math.ceil(pause)} s")
         elif name_of(address) is not None:
             self._names.append(address)
@@ -162,6 +173,9 @@ class Dial:
         async with trio.open_nursery() as nursery:
             while self._winner is None:
                 self._changed = trio.Event()
+                if self.done.is_set():  # the peer has come by itself: end what has begun, no more
+                    self._names.clear()
+                    self._waiting.clear()
                 while self._names:
                     self._lookups += 1
                     nursery.start_soon(self._look_up, self._names.pop())
@@ -201,7 +215,7 @@ class Dial:
         except P2PNodeError as error:
             self._outcomes[address] = error
             self._next_at = -math.inf
-            if isinstance(error, RemoteError) and not isinstance(error, ResourceLimitError):
+            if isinstance(error, RemoteError) and not isinstance(error, _NO_FAULT):
                 self._back_off(address)
             if isinstance(error, WrongPeerError):
                 self._forget(address)
@@ -223,13 +237,23 @@ class Dial:
             self._changed.set()
 
     async def _reach(self, address: Multiaddr) -> Upgraded:
+        try:
+            return await self._connect(address)
+        except SimultaneousOpenError:
+            if self._tools.own_id < self.peer_id:
+                return await self._connect(address, reuse_port=False)
+            with trio.move_on_after(self._settings.simultaneous_open_wait):
+                await self.done.wait()  # the peer is here, by the connection it has dialled
+            raise
+
+    async def _connect(self, address: Multiaddr, *, reuse_port: bool = True) -> Upgraded:
         transports = self._tools.transports
         transport = next((each for each in transports if each.can_dial(address)), None)
         if transport is None:
             raise DialError("this node has no transport for it")
         raw = None
         with trio.move_on_after(self._settings.dial_attempt_timeout):
-            raw = await transport.dial(address)
+            raw = await transport.dial(address, reuse_port=reuse_port)
         if raw is None:
             raise DialError(f"no answer within {self._settings.dial_attempt_timeout:g} s")
         return await self._tools.upgrade(raw, self.peer_id)

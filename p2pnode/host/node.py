@@ -112,6 +112,7 @@ class NetworkHost(Host):
         self._resolver = Resolver(self.settings)
         self._upgrader = Upgrader(key, self.settings)
         self._dial_tools = DialTools(
+            own_id=self.peer_id,
             transports=self._transports,
             resolve=self._resolver.resolve,
             upgrade=self._upgrader.outbound,

@@ -61,11 +61,17 @@ class Transport(ABC):
         """Tell whether this transport can dial `address`, or will once its name is resolved."""
 
     @abstractmethod
-    async def dial(self, address: Multiaddr) -> RawConnection:
+    async def dial(self, address: Multiaddr, *, reuse_port: bool = True) -> RawConnection:
         """Connect to an address with an IP address in it, such as a `Resolver` finds.
+
+        Args:
+            address: where to.
+            reuse_port: whether the connection may come from a port this transport listens on,
+                if it knows how; see `p2pnode.transport.reuse`.
 
         Raises:
             DialError: nobody answers there.
+            SimultaneousOpenError: the same connection was dialled from the other end.
         """
 
     @abstractmethod

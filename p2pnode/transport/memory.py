@@ -222,7 +222,7 @@ class MemoryTransport(Transport):
         """See `Transport`."""
         return [protocol.name for protocol in address.protocols()] == ["ip4", "tcp"]
 
-    async def dial(self, address: Multiaddr) -> RawConnection:
+    async def dial(self, address: Multiaddr, *, reuse_port: bool = True) -> RawConnection:  # noqa: ARG002  # every dial has a port of its own
         """See `Transport`; takes one round trip."""
         if not self.can_dial(address):
             raise DialError(f"{address} is not an address of the memory network")

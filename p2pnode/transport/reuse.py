@@ -13,8 +13,9 @@ Four things go wrong when a port is reused blindly, and are ruled out here:
 - The same pair of endpoints carries one connection at a time. The caller falls back to a port of
   the system's choice when the pair is taken.
 - Two nodes that dial each other at the same instant, each from its listening port, get one
-  connection that both believe to have dialled. It fails in the handshake; whoever tries again
-  later gets through.
+  connection that both believe to have dialled. Both notice that the other one, too, begins the
+  handshake (`SimultaneousOpenError`), and `p2pnode.host.dialer` says who dials again. Within TLS
+  it could not be told from a fault, so WebSocket over TLS does not reuse ports.
 """
 
 import ipaddress

@@ -7,8 +7,9 @@ for company would only delay them.
 import errno
 import ipaddress
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import trio
@@ -43,26 +44,31 @@ class TcpTransport(Transport):
         protocols = [protocol.name for protocol in address.protocols()]
         return len(protocols) == 2 and protocols[0] in _HOSTS and protocols[1] == "tcp"
 
-    async def dial(self, address: Multiaddr) -> RawConnection:
-        """See `Transport`; from the listening port, where `reuse_port` is set and it can be."""
+    async def dial(self, address: Multiaddr, *, reuse_port: bool = True) -> RawConnection:
+        """See `Transport`; from the listening port, where the settings say so, and it can be."""
         target = endpoint_of(address)
         if target is None:
             raise DialError(f"{address} is not an address TCP can dial; it needs an IP and a port")
         try:
-            return await self.connect(target)
+            return await self.connect(target, reuse_port=reuse_port)
         except OSError as error:
             raise no_answer(address, error) from error
 
-    async def connect(self, target: Endpoint) -> RawConnection:
+    async def connect(self, target: Endpoint, *, reuse_port: bool = True) -> RawConnection:
         """Connect, for `dial` and for transports on top of TCP; raises `OSError`."""
-        source = choose_source(target, self._listening) if self._settings.reuse_port else None
-        if source is not None:
-            try:
-                return _raw_connection(await _connect(target, source))
-            except OSError as error:
-                if error.errno not in _TAKEN:
-                    raise
-        return _raw_connection(await _connect(target, None))
+        if target.ip.is_unspecified:  # the system would take it for this machine
+            raise OSError(errno.EADDRNOTAVAIL, "it is no place, but all of a machine's own")
+        if reuse_port and self._settings.reuse_port and CAN_REUSE:
+            source = choose_source(target, self._listening)
+            bound = await _bound_to(source) if source is not None else None
+            if bound is not None:
+                try:
+                    return _raw_connection(await _connect(bound, target))
+                except OSError as error:
+                    if error.errno not in _TAKEN:
+                        raise
+        fresh = trio.socket.socket(target.family, socket.SOCK_STREAM)
+        return _raw_connection(await _connect(fresh, target))
 
     async def listen(self, address: Multiaddr) -> "TcpListener":
         """See `Transport`."""
@@ -147,15 +153,27 @@ def _closed_on_error(opened: trio.socket.SocketType | socket.socket) -> Iterator
         raise
 
 
-async def _connect(target: Endpoint, source: Endpoint | None) -> trio.SocketStream:
-    connecting = trio.socket.socket(target.family, socket.SOCK_STREAM)
+async def _bound_to(source: Endpoint) -> trio.socket.SocketType | None:
+    """Return a socket that shares a listener's port, or None if the system does not let it.
+
+    It may not know SO_REUSEPORT, or the port may be one that only root binds, and root is gone.
+    """
+    opened = trio.socket.socket(source.family, socket.SOCK_STREAM)
+    with _closed_on_error(opened):
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if source.family == socket.AF_INET6:
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            await opened.bind(source.pair)
+        except OSError:
+            opened.close()
+            return None
+        return opened
+
+
+async def _connect(connecting: trio.socket.SocketType, target: Endpoint) -> trio.SocketStream:
     with _closed_on_error(connecting):
-        if source is not None:
-            connecting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            connecting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if target.family == socket.AF_INET6:
-                connecting.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            await connecting.bind(source.pair)
         await connecting.connect(target.pair)
         if connecting.getsockname() == connecting.getpeername():
             # Nobody listens there, and the system happened to dial from that very port.
@@ -166,14 +184,17 @@ async def _connect(target: Endpoint, source: Endpoint | None) -> trio.SocketStre
 def _listen(endpoint: Endpoint, settings: NetworkSettings) -> trio.socket.SocketType:
     opened = socket.socket(endpoint.family, socket.SOCK_STREAM)
     with _closed_on_error(opened):
-        # A restarted node gets its port back although old connections linger in the kernel.
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "win32":  # where SO_REUSEADDR would let two programs have one port
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:  # a restarted node gets its port back although old connections linger in the kernel
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if endpoint.family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         opened.bind(endpoint.pair)
         opened.listen(settings.listen_backlog)
         if settings.reuse_port and CAN_REUSE:
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with suppress(OSError):  # then dials cannot share the port, and have others
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return trio.socket.from_stdlib_socket(opened)
 
 

@@ -6,14 +6,20 @@ import pytest
 import trio
 
 from p2pnode.config import NetworkSettings
-from p2pnode.errors import DialError, HandshakeError, ResourceLimitError, WrongPeerError
+from p2pnode.errors import (
+    DialError,
+    HandshakeError,
+    ResourceLimitError,
+    SimultaneousOpenError,
+    WrongPeerError,
+)
 from p2pnode.host.backoff import DialBackoff
 from p2pnode.host.dialer import Dial, DialTools
 from p2pnode.transport.base import RawConnection, Transport
 from p2pnode.wire.addresses import parse_address, tcp_address, with_p2p
 from p2pnode.wire.keys import PrivateKey
 
-PEER = PrivateKey.from_seed(bytes(32)).peer_id
+SMALLER, PEER, LARGER = sorted(PrivateKey.from_seed(bytes([n] * 32)).peer_id for n in range(3))
 SETTINGS = NetworkSettings(dial_attempts_at_once=2, dial_stagger=0.25, dial_attempt_timeout=5.0)
 
 
@@ -34,6 +40,7 @@ class Script(Transport):
         self.outcomes = outcomes
         self.names = names or {}
         self.started = []
+        self.ports = []  # of each dial, whether it may reuse one
         self.closed = []
 
     def can_dial(self, address):
@@ -44,8 +51,9 @@ class Script(Transport):
         await trio.sleep(0.1)
         return self.names[address]
 
-    async def dial(self, address):
+    async def dial(self, address, *, reuse_port=True):
         self.started.append((trio.current_time(), address))
+        self.ports.append(reuse_port)
         delay, outcome = self.outcomes[address]
         await trio.sleep(delay)
         if outcome is not None:
@@ -74,8 +82,18 @@ def address(port):
 REFUSED = DialError("connection refused")
 
 
-def dial_with(script, *, upgrade=None, settings=SETTINGS, backoff=None, rank=list, forget=None):
+def dial_with(
+    script,
+    *,
+    upgrade=None,
+    settings=SETTINGS,
+    backoff=None,
+    rank=list,
+    forget=None,
+    own_id=SMALLER,
+):
     tools = DialTools(
+        own_id=own_id,
         transports=[script],
         resolve=script.resolve,
         upgrade=upgrade or script.upgrade,
@@ -375,3 +393,77 @@ async def test_a_dial_cancelled_at_the_moment_it_is_won_closes_what_it_won(autoj
             await dial.run()
     assert outer.cancelled_caught
     assert script.closed == [address(1)]
+
+
+# --- both sides dial at the same instant -------------------------------------------------------
+
+
+class Crossing(Script):
+    """A transport whose connections from a reused port meet a peer that dialled just then."""
+
+    async def upgrade(self, raw, peer_id):
+        await trio.lowlevel.checkpoint()
+        if self.ports[-1]:
+            raise SimultaneousOpenError("the peer dialled, too")
+        return Won(raw)
+
+
+async def test_of_two_that_dial_each_other_at_once_the_smaller_dials_again(autojump_clock):
+    script = Crossing({address(1): (0.1, None)})
+    backoff = DialBackoff(SETTINGS, random.Random(0))
+    dial, winner = await run(script, [address(1)], own_id=SMALLER, backoff=backoff)
+    assert winner.raw.remote_address == address(1)
+    assert script.ports == [True, False]
+    assert trio.current_time() == pytest.approx(0.2)  # at once
+    assert not len(backoff)
+
+
+async def test_of_two_that_dial_each_other_at_once_the_larger_waits_a_while(autojump_clock):
+    script = Crossing({address(1): (0.1, None)})
+    backoff = DialBackoff(SETTINGS, random.Random(0))
+    dial, winner = await run(script, [address(1)], own_id=LARGER, backoff=backoff)
+    assert winner is None
+    assert script.ports == [True]
+    assert trio.current_time() == pytest.approx(0.1 + SETTINGS.simultaneous_open_wait)
+    assert "dialled, too" in str(dial.failure)
+    assert not len(backoff)  # the next caller may try at once
+
+
+async def test_the_larger_waits_no_longer_than_until_the_peer_is_there(autojump_clock):
+    script = Crossing({address(1): (0.1, None), address(2): (0.0, None)})
+    dial = dial_with(script, own_id=LARGER, settings=NetworkSettings(dial_stagger=5.0))
+    dial.offer([address(1), address(2)])
+    with dial.wanted_until(trio.current_time() + 10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dial.run)
+            await trio.sleep(0.5)
+            dial.done.set()
+    assert trio.current_time() == pytest.approx(0.5)
+    assert [where for _, where in script.started] == [address(1)]  # the other is not needed
+
+
+async def test_a_peer_that_only_pretends_to_dial_is_dialled_again_once(autojump_clock):
+    script = Script({address(1): (0.1, None)})
+
+    async def upgrade(raw, peer_id):
+        await trio.lowlevel.checkpoint()
+        raise SimultaneousOpenError("the peer dialled, too")
+
+    _, winner = await run(script, [address(1)], own_id=SMALLER, upgrade=upgrade)
+    assert winner is None
+    assert script.ports == [True, False]
+
+
+async def test_addresses_that_were_left_alone_are_insisted_on_in_their_order(autojump_clock):
+    """Whatever their hashes are: runs from one seed must be the same in every process."""
+    places = [address(port) for port in range(1, 9)]
+    script = Script(dict.fromkeys(places, (0.0, REFUSED)))
+    backoff = DialBackoff(SETTINGS, random.Random(0))
+    for each in places:
+        backoff.fail(PEER, each, trio.current_time())
+    dial = dial_with(script, backoff=backoff)
+    dial.offer(places)
+    dial.offer([], insist=True)
+    with dial.wanted_until(trio.current_time() + 10):
+        await dial.run()
+    assert [each for _, each in script.started] == places

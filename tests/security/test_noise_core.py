@@ -10,6 +10,7 @@ from p2pnode.errors import (
     HandshakeError,
     NegotiationError,
     ProtocolError,
+    SimultaneousOpenError,
 )
 from p2pnode.security.noise.core import CipherState, Handshake
 from p2pnode.wire.keys import PrivateKey
@@ -166,3 +167,12 @@ def test_the_last_nonce_is_never_used():
     cipher.encrypt(b"the last")
     with pytest.raises(ConnectionClosedError, match="used up"):
         cipher.encrypt(b"one too many")
+
+
+def test_two_that_begin_at_once_notice_that_both_have_dialled():
+    one, _ = handshakes()
+    other = Handshake("initiator", LISTENER, muxers=[YAMUX], expected=DIALER.peer_id)
+    first, second = one.next_message(), other.next_message()
+    for side, message in ((one, second), (other, first)):
+        with pytest.raises(SimultaneousOpenError, match="dialled, too"):
+            side.receive_message(message)

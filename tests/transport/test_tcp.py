@@ -205,3 +205,46 @@ async def test_a_second_program_on_a_reused_port_is_refused():
     await again.aclose()
     await connection.stream.aclose()
     await target.aclose()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOPROTOOPT])
+async def test_a_port_that_the_system_does_not_let_it_share_is_not_reused(monkeypatch, number):
+    """One below 1024 by a node that is root no longer; a system without SO_REUSEPORT."""
+    dialler, target = TcpTransport(), await TcpTransport().listen(LOOPBACK)
+    own = await dialler.listen(LOOPBACK)
+
+    async def refuse(_socket, _pair):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(type(own._listener.socket), "bind", refuse)
+    assert await dial_between(dialler, target) != own.addresses[0]
+    for listener in (own, target):
+        await listener.aclose()
+
+
+@pytest.mark.real
+async def test_a_node_listens_although_its_port_cannot_be_shared(monkeypatch):
+    class Old(socket.socket):
+        def setsockopt(self, level, option, value):
+            if option == socket.SO_REUSEPORT:
+                raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+            super().setsockopt(level, option, value)
+
+    dialler, target = TcpTransport(), await TcpTransport().listen(LOOPBACK)
+    with monkeypatch.context() as patch:
+        patch.setattr(tcp.socket, "socket", Old)
+        own = await dialler.listen(LOOPBACK)
+    assert await dial_between(dialler, target) != own.addresses[0]
+    for listener in (own, target):
+        await listener.aclose()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("ip", ["/ip4/0.0.0.0", "/ip6/::"])
+async def test_an_address_that_names_no_machine_does_not_lead_to_this_one(ip):
+    own = await TcpTransport().listen(parse_address("/ip4/0.0.0.0/tcp/0"))
+    port = own.addresses[0].value_for_protocol("tcp")
+    with pytest.raises(tcp.DialError, match="no place"):
+        await TcpTransport().dial(parse_address(f"{ip}/tcp/{port}"))
+    await own.aclose()

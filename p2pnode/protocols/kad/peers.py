@@ -62,7 +62,7 @@ class KadPeers:
         self._settings = settings
         self._requester = Requester(host, settings)
         self._remembered: OrderedDict[PeerId, list[Multiaddr]] = OrderedDict()
-        self._doubted: set[PeerId] = set()  # to be asked for a sign of life
+        self._doubted: dict[PeerId, None] = {}  # to be asked for a sign of life
 
     # --- inputs ---------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ class KadPeers:
         known = peer in self._core.table
         doubted = self._core.table.receive_alive(peer, trio.current_time())
         if doubted is not None:
-            self._doubted.add(doubted)
+            self._doubted[doubted] = None
         if not known and peer in self._core.table:
             self._host.events.emit(DhtPeerAdded(peer_id=peer))
 

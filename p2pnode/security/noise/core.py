@@ -27,6 +27,7 @@ from p2pnode.errors import (
     InvalidKeyError,
     NegotiationError,
     ProtocolError,
+    SimultaneousOpenError,
     WrongPeerError,
 )
 from p2pnode.wire.keys import PrivateKey, PublicKey
@@ -227,6 +228,8 @@ class Handshake:
         """Return the payload of the peer's message, having mixed its keys in."""
         state = self._symmetric
         rest = data
+        if self._step == 1 and len(data) == KEY_BYTES:  # a second message is longer
+            raise SimultaneousOpenError("the peer dialled, too: both sides began the handshake")
         if self._step in {0, 1}:
             self._remote_ephemeral, rest = _take(rest, KEY_BYTES)
             state.mix_hash(self._remote_ephemeral)

@@ -75,7 +75,7 @@ ATTACKS: Final[Mapping[str, Attack]] = {
 class _ElsewhereTransport(TcpTransport):
     """Dials from another address of loopback than everybody else, as attackers do."""
 
-    async def dial(self, address: Multiaddr) -> RawConnection:
+    async def dial(self, address: Multiaddr, *, reuse_port: bool = True) -> RawConnection:  # noqa: ARG002  # it has an address of its own
         """See `Transport`."""
         with trio.socket.socket() as connecting:
             await connecting.bind((ATTACKERS, 0))

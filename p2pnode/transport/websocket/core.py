@@ -32,8 +32,9 @@ from wsproto.frame_protocol import CloseReason, Opcode
 from wsproto.utilities import ProtocolError as WebSocketProtocolError
 from wsproto.utilities import RemoteProtocolError
 
-from p2pnode.errors import HandshakeError, ProtocolError
+from p2pnode.errors import HandshakeError, ProtocolError, SimultaneousOpenError
 
+_REQUEST: Final = b"GET "
 _FINAL: Final = 0x80
 _MASKED: Final = 0x80
 _TWO_BYTES: Final = 126
@@ -83,6 +84,9 @@ class ByteStreamWebSocket(WSConnection):
                 hint is what to answer before the connection is closed.
         """
         upgraded = self.connection is not None
+        if self.client and not upgraded and data is not None and data.startswith(_REQUEST):
+            self._fail(SimultaneousOpenError("the peer dialled, too: both asked for a WebSocket"))
+            raise RemoteProtocolError(str(self.failure), None)
         try:
             super().receive_data(data)
             self._found += self._read()

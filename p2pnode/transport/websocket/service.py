@@ -19,7 +19,13 @@ from multiaddr import Multiaddr
 from wsproto import ConnectionType
 
 from p2pnode.config import NetworkSettings
-from p2pnode.errors import ConfigError, DialError, InvalidAddressError, P2PNodeError
+from p2pnode.errors import (
+    ConfigError,
+    DialError,
+    InvalidAddressError,
+    P2PNodeError,
+    SimultaneousOpenError,
+)
 from p2pnode.events import Event, EventBus
 from p2pnode.transport.base import Listener, RawConnection, Transport
 from p2pnode.transport.reuse import Endpoint
@@ -97,8 +103,8 @@ class WebSocketTransport(Transport):
         place = _place(address)
         return place is not None and self._tcp.can_dial(place.tcp)
 
-    async def dial(self, address: Multiaddr) -> RawConnection:
-        """See `Transport`."""
+    async def dial(self, address: Multiaddr, *, reuse_port: bool = True) -> RawConnection:
+        """See `Transport`; with TLS always from a port of its own."""
         place = _place(address)
         target = None if place is None else endpoint_of(place.tcp)
         if place is None or target is None:
@@ -107,7 +113,7 @@ class WebSocketTransport(Transport):
             )
         nursery = self._running()
         try:
-            raw = await self._tcp.connect(target)
+            raw = await self._tcp.connect(target, reuse_port=reuse_port and not place.secure)
         except OSError as error:
             raise no_answer(address, error) from error
         stream: trio.abc.Stream = raw.stream
@@ -125,7 +131,7 @@ class WebSocketTransport(Transport):
                 await web.open()
         except BaseException as error:
             await trio.aclose_forcefully(stream)
-            if (reason := _reason(error)) is None:
+            if isinstance(error, SimultaneousOpenError) or (reason := _reason(error)) is None:
                 raise
             raise DialError(f"{address} cannot be reached: {reason}") from error
         return RawConnection(

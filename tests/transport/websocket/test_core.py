@@ -18,7 +18,7 @@ from wsproto.events import (
 )
 from wsproto.utilities import RemoteProtocolError
 
-from p2pnode.errors import HandshakeError, ProtocolError
+from p2pnode.errors import HandshakeError, ProtocolError, SimultaneousOpenError
 from p2pnode.transport.websocket.core import ByteStreamWebSocket
 
 MAX_EMPTY = 5
@@ -295,3 +295,13 @@ def test_no_headers_make_more_than_a_typed_failure(line, headers, kind):
             us.send(error.event_hint)
     else:
         assert us.state in {ConnectionState.CONNECTING, ConnectionState.OPEN}
+
+
+def test_two_that_ask_each_other_for_an_upgrade_notice_that_both_have_dialled():
+    one, other = end(ConnectionType.CLIENT), end(ConnectionType.CLIENT)
+    requests = [each.send(Request(host="x", target="/")) for each in (one, other)]
+    for side, request_ in zip((one, other), reversed(requests), strict=True):
+        with pytest.raises(RemoteProtocolError) as refused:
+            side.receive_data(request_)
+        assert refused.value.event_hint is None
+        assert isinstance(side.failure, SimultaneousOpenError)
