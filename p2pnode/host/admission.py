@@ -1,6 +1,7 @@
 """Who gets a connection: budgets refuse, and the manager chooses who makes room."""
 
 from collections.abc import Callable
+from typing import Final
 
 import trio
 
@@ -17,6 +18,8 @@ from p2pnode.host.connections import ConnectionTable, NetworkConnection
 from p2pnode.host.manager import ConnectionManager, ProtectedPeers
 from p2pnode.host.upgrader import Upgraded
 from p2pnode.wire.error_codes import connection_code
+
+_MAKES_ROOM: Final = "this side closed it to make room for others"
 
 
 class Admission:
@@ -59,7 +62,7 @@ class Admission:
             account.locate(upgraded.raw.remote_address, trio.current_time())
         lack = self.budgets.lack_of_room(account.direction)
         if lack is not None and (spare := self._spare(lack[1])) is not None:
-            spare.is_leaving = True
+            spare.leaving = _MAKES_ROOM
             await spare.aclose()
             await spare.ended.wait()
         try:
@@ -75,7 +78,7 @@ class Admission:
             return []
         chosen = self._manager.trim(self._connections.candidates(), now)
         for connection in chosen:
-            connection.is_leaving = True
+            connection.leaving = _MAKES_ROOM
         return chosen
 
     def _spare(self, resource: Resource) -> NetworkConnection | None:

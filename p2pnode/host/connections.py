@@ -99,7 +99,7 @@ class NetworkConnection(Connection):
         self.opened_at = trio.current_time()
         self.last_used = self.opened_at  # a stream was open then
         self.ended = trio.Event()  # its place in the budgets is free again
-        self.is_leaving = False  # it was chosen to make room for others
+        self.leaving: str | None = None  # why this side closes it, once it does
         self.account = account
         self._muxer = upgraded.muxer
         self._muxer.charge_to(account)
@@ -158,6 +158,7 @@ class NetworkConnection(Connection):
 
     async def aclose(self) -> None:
         """See `Connection`."""
+        self.leaving = self.leaving or "this side closed the connection"
         await self._muxer.aclose()
 
     async def carry(self) -> None:
@@ -323,8 +324,15 @@ class ConnectionTable:
             del self._by_peer[connection.peer_id]
 
     def best(self, peer_id: PeerId) -> NetworkConnection | None:
-        """Return the connection to use for new streams with a peer."""
-        usable = [each for each in self._by_peer.get(peer_id, ()) if not each.is_closed]
+        """Return the connection to use for new streams with a peer.
+
+        One that this side closes still says goodbye: what began on it now would soon break.
+        """
+        usable = [
+            each
+            for each in self._by_peer.get(peer_id, ())
+            if not each.is_closed and each.leaving is None
+        ]
         return functools.reduce(self._better, usable) if usable else None
 
     def to_close(self, now: float) -> list[NetworkConnection]:
@@ -342,7 +350,7 @@ class ConnectionTable:
 
     def candidates(self) -> list[Candidate[NetworkConnection]]:
         """Describe the connections that stay, to whoever decides which of them must go."""
-        return [each.candidate() for each in self if not each.is_leaving]
+        return [each.candidate() for each in self if each.leaving is None]
 
     def _better(self, one: NetworkConnection, other: NetworkConnection) -> NetworkConnection:
         """Choose as the peer's side does.

@@ -55,6 +55,7 @@ class DialTools:
         resolve: turns an address with a name into others.
         upgrade: runs the handshakes.
         backoff: which addresses are to be left alone.
+        slots: how many peers may be dialled at once.
         settings: times and limits.
     """
 
@@ -63,6 +64,7 @@ class DialTools:
     resolve: Resolve
     upgrade: Upgrade
     backoff: DialBackoff
+    slots: trio.CapacityLimiter
     settings: NetworkSettings
 
 
@@ -162,7 +164,8 @@ class Dial:
         """Race the addresses; returns the winner, or None when all have failed."""
         try:
             with self._scope:
-                await self._race()
+                async with self._tools.slots:
+                    await self._race()
         except BaseException:  # cancelled from outside, when the race may be won already
             if self._winner is not None:
                 await trio.aclose_forcefully(self._winner.raw.stream)

@@ -117,10 +117,10 @@ class NetworkHost(Host):
             resolve=self._resolver.resolve,
             upgrade=self._upgrader.outbound,
             backoff=DialBackoff(self.settings, self._rng),
+            slots=trio.CapacityLimiter(self.settings.max_dials),
             settings=self.settings,
         )
         self._dials: dict[PeerId, Dial] = {}
-        self._dial_slots = trio.CapacityLimiter(self.settings.max_dials)
         self._network: trio.Nursery | None = None
 
     # --- life -----------------------------------------------------------------------------------
@@ -173,16 +173,19 @@ class NetworkHost(Host):
         interval = min(
             self.settings.duplicate_linger, self.settings.idle_timeout, MAX_UPKEEP_INTERVAL
         )
-        saved_at = trio.current_time()
+        saved_at: float | None = None
         while True:
             await trio.sleep(interval * self._rng.uniform(0.8, 1.2))  # not in step with others
             now = trio.current_time()
             for connection in self._connections.to_close(now):
+                connection.leaving = "this side closed it, since it was idle"
                 self._running().start_soon(connection.aclose)
             self._trim()
             self._budgets.refusals.tell(now)
             self.peerstore.expire(now)
-            if now - saved_at >= self.settings.peerstore_save_interval:
+            # The first peers are saved at once, for a node that crashes to find them again.
+            due = saved_at is None or now - saved_at >= self.settings.peerstore_save_interval
+            if due and len(self.peerstore):
                 saved_at = now
                 await self._saved_peers.save()
             self._count_votes()
@@ -381,9 +384,8 @@ class NetworkHost(Host):
     async def _dial(self, dial: Dial) -> None:
         account = self._budgets.dial(dial.peer_id)
         try:
-            async with self._dial_slots:
-                self._admission.check_room(account)
-                upgraded = await dial.run()
+            self._admission.check_room(account)
+            upgraded = await dial.run()
             if upgraded is not None:
                 await self._running().start(self._hold_connection, upgraded, account)
         except ResourceLimitError as error:
@@ -464,9 +466,7 @@ class NetworkHost(Host):
                     try:
                         reason = await connection.serve(nursery, self._handlers)
                     finally:
-                        if connection.is_leaving:
-                            reason = "this side closed it to make room for others"
-                        self._remove(connection, reason)
+                        self._remove(connection, connection.leaving or reason)
                     # Handlers have seen their streams fail; they get a moment to tidy up.
                     nursery.cancel_scope.deadline = (
                         trio.current_time() + self.settings.close_timeout

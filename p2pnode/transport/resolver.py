@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _DNSADDR: Final = "dnsaddr="
 _DNS_PORT: Final = 53
+# Seconds. Some servers never answer for IPv6; once IPv4 is known they are not waited for, nor the
+# other way round (RFC 8305, section 3).
+_OTHER_FAMILY_PATIENCE: Final = 0.5
 _PORTS: Final = range(1, 1 << 16)
 _FAMILIES: Final = {
     "dns": socket.AF_UNSPEC,
@@ -111,16 +114,25 @@ class Resolver:
         """
         if not self._servers:
             return await self._ask_system(name)
-        found: list[IpAddress] = []
-        failures: list[str] = []
-        for record in _RECORDS[name.kind]:
+        records = _RECORDS[name.kind]
+        found: dict[str, list[str]] = {}
+        failures: dict[str, str] = {}
+
+        async def ask(record: str) -> None:
             try:
-                found += map(ipaddress.ip_address, await self._ask_servers(name.name, record))
+                found[record] = await self._ask_servers(name.name, record)
             except LookupError as error:
-                failures.append(str(error))
+                failures[record] = str(error)
+            else:
+                nursery.cancel_scope.deadline = trio.current_time() + _OTHER_FAMILY_PATIENCE
+
+        async with trio.open_nursery() as nursery:
+            for record in records:
+                nursery.start_soon(ask, record)
         if not found:
-            raise LookupError(failures[0])
-        return found
+            raise LookupError(next(failures[each] for each in records if each in failures))
+        texts = [text for record in records for text in found.get(record, ())]
+        return list(map(ipaddress.ip_address, texts))
 
     async def ask_list(self, name: str) -> list[str]:
         """Return the texts kept under a `/dnsaddr` name; raises as `ask_addresses` does."""
@@ -198,12 +210,20 @@ class _Search:
             except LookupError as error:
                 self._fail(str(error))
 
-        async with trio.open_nursery() as nursery:
-            for place, address in enumerate(addresses):
-                if self._may_follow(address, depth):
-                    nursery.start_soon(look_up, place, address)
+        try:
+            async with trio.open_nursery() as nursery:
+                for place, address in enumerate(addresses):
+                    if self._may_follow(address, depth):
+                        nursery.start_soon(look_up, place, address)
+        finally:  # one silent name must not cost what the others have told in time
+            further = self._take_in(each for one in meanings for each in one)
+        if further and len(self.found) < self._settings.dns_max_addresses:
+            await self.follow(further, depth + 1)
+
+    def _take_in(self, meanings: Iterable[Multiaddr]) -> list[Multiaddr]:
+        """Keep those without names; returns the others."""
         further: list[Multiaddr] = []
-        for each in (each for one in meanings for each in one):
+        for each in meanings:
             address, peer_id = split_p2p(each)
             if self._peer_id and peer_id and peer_id != self._peer_id:
                 continue
@@ -211,8 +231,7 @@ class _Search:
                 self.found[address] = None
             else:
                 further.append(address)
-        if further and len(self.found) < self._settings.dns_max_addresses:
-            await self.follow(further, depth + 1)
+        return further
 
     async def _meaning(self, address: Multiaddr) -> list[Multiaddr]:
         name = name_of(address)

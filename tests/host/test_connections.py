@@ -18,6 +18,7 @@ def connection(peer_id, direction, opened_at=0.0, streams=0):
         last_used=opened_at,
         streams=streams,
         is_closed=False,
+        leaving=None,
     )
 
 

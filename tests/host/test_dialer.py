@@ -98,6 +98,7 @@ def dial_with(
         resolve=script.resolve,
         upgrade=upgrade or script.upgrade,
         backoff=DialBackoff(settings, random.Random(0)) if backoff is None else backoff,
+        slots=trio.CapacityLimiter(settings.max_dials),
         settings=settings,
     )
     return Dial(PEER, tools, rank=rank, forget=forget or [].append)
@@ -411,7 +412,7 @@ class Crossing(Script):
 async def test_of_two_that_dial_each_other_at_once_the_smaller_dials_again(autojump_clock):
     script = Crossing({address(1): (0.1, None)})
     backoff = DialBackoff(SETTINGS, random.Random(0))
-    dial, winner = await run(script, [address(1)], own_id=SMALLER, backoff=backoff)
+    _, winner = await run(script, [address(1)], own_id=SMALLER, backoff=backoff)
     assert winner.raw.remote_address == address(1)
     assert script.ports == [True, False]
     assert trio.current_time() == pytest.approx(0.2)  # at once

@@ -638,3 +638,34 @@ async def test_hosts_that_end_together_do_not_wait_for_each_other():
             began = trio.current_time()
             nursery.cancel_scope.cancel()
         assert trio.current_time() - began < hosts[0].settings.close_timeout / 2
+
+
+async def test_dials_that_nobody_wants_any_more_do_not_wait_for_their_turn(autojump_clock):
+    async with silent_network() as network:
+        host = await network.add_host(settings=NetworkSettings(max_dials=1))
+        strangers = [PrivateKey.from_seed(bytes([n] * 32)).peer_id for n in range(200, 210)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect_in_vain, host, strangers[0], 8.0)
+            await wait_all_tasks_blocked()
+            for each in strangers[1:]:
+                nursery.start_soon(connect_in_vain, host, each, 1.0)
+            await trio.sleep(2)
+            assert host.info().dials == 1
+
+
+async def connect_in_vain(host, peer_id, timeout):
+    with pytest.raises(DialError):
+        await host.connect(peer_id, [SILENT], timeout=timeout)
+
+
+async def test_nothing_new_begins_on_a_connection_that_this_side_is_closing(autojump_clock):
+    async with host_network(delay=lambda _source, _target: 0.1) as network:
+        ours, theirs = await network.add_host(), await network.add_host()
+        theirs.set_handler(ECHO, echo)
+        old = await ours.connect(theirs.peer_id, theirs.addresses)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(old.aclose)
+            while old.leaving is None:
+                await trio.lowlevel.checkpoint()
+            await ask(ours, theirs.peer_id)
+        assert ours.connection_to(theirs.peer_id) is not old

@@ -38,6 +38,7 @@ class NameServer:
         self.records = {}
         self.asked = []
         self.silent = False
+        self.silent_about = set()
 
     async def run(self, *, task_status):
         while True:
@@ -62,7 +63,7 @@ class NameServer:
             answer = self.answer(query)
             if len(answer) > 1200:
                 answer = self.answer(query, truncated=True)
-            if not self.silent:
+            if not self.silent and self.asked[-1] not in self.silent_about:
                 await udp.sendto(answer, peer)
 
     async def serve_stream(self, stream):
@@ -226,6 +227,29 @@ async def test_a_server_that_is_silent_is_not_waited_for_longer_than_the_limit(s
     server.silent = True
     with pytest.raises(DialError, match=r"node\.example cannot be resolved"):
         await resolve(server, "/dns4/node.example/tcp/7", dns_timeout=0.1)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("silent", "left"), [("AAAA", "/ip4"), ("A", "/ip6")])
+async def test_a_server_that_is_silent_about_one_family_does_not_hide_the_other(
+    server, monkeypatch, silent, left
+):
+    monkeypatch.setattr(resolver_module, "_OTHER_FAMILY_PATIENCE", 0.05)
+    server.records["node.example", "A"] = ["192.0.2.1"]
+    server.records["node.example", "AAAA"] = ["2001:db8::1"]
+    server.silent_about = {("node.example", silent)}
+    found = await resolve(server, "/dns/node.example/tcp/7")
+    assert found
+    assert all(each.startswith(left) for each in found)
+
+
+@pytest.mark.real
+async def test_a_silent_name_in_a_list_does_not_hide_the_others(server):
+    server.list("net.example", "/dns4/node.example/tcp/7", "/dns4/mute.example/tcp/7")
+    server.records["node.example", "A"] = ["192.0.2.1"]
+    server.silent_about = {("mute.example", "A")}
+    found = await resolve(server, "/dnsaddr/net.example", dns_timeout=0.3)
+    assert found == ["/ip4/192.0.2.1/tcp/7"]
 
 
 @pytest.mark.real

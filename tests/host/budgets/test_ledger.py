@@ -406,3 +406,12 @@ def test_room_is_lacking_first_in_the_direction_itself():
     connect(budgets)
     assert budgets.lack_of_room("inbound")[1] is Resource.INBOUND_CONNECTIONS
     assert budgets.lack_of_room("outbound")[1] is Resource.CONNECTIONS
+
+
+def test_a_computer_room_behind_one_address_is_let_in_again_after_a_power_cut():
+    """Its lost connections are not noticed at once, and count until then."""
+    budgets = Budgets(LimitSettings())
+    before = [connect(budgets, PrivateKey.from_seed(bytes([n] * 32)).peer_id) for n in range(60)]
+    after = [connect(budgets, account.peer_id) for account in before]
+    assert len(after) == 60
+    assert not budgets.refusals.total
