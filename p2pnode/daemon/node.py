@@ -24,8 +24,8 @@ from p2pnode.config import HostingSettings, NodeSettings, Settings
 from p2pnode.daemon.control.service import ControlServer
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.runs import RunStore
-from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError
-from p2pnode.events import EventBus
+from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError, NoPeersError
+from p2pnode.events import Event, EventBus
 from p2pnode.host.budgets import BudgetReport, ScopeUse
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.lookup import HostEntry
@@ -40,6 +40,15 @@ if TYPE_CHECKING:
 MAX_PINGS: Final = 100
 MAX_FOUND: Final = 1024  # experts looked up by one `find`
 _JOINABLE: Final = {"bootstrap", "experts", "invite", "run"}  # what a running daemon takes on
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BootstrapFailed(Event):
+    """No bootstrap address answers; the node has joined by peers that it met before."""
+
+    level = "warning"
+
+    reason: str
 
 
 class Node:
@@ -111,10 +120,19 @@ class Node:
                 carrying: trio.CancelScope = await nursery.start(_carry, self._network)
                 try:
                     await self._network.listen(node.listen)
-                    await self._network.join(node.bootstrap)
+                    await self._join(node.bootstrap)
                     await self._serve(uids, task_status)
                 finally:
                     carrying.cancel()
+
+    async def _join(self, bootstrap: Sequence[str]) -> None:
+        """Join by the addresses given; where all are dead, peers met before may do."""
+        try:
+            await self.network.join(bootstrap)
+        except NoPeersError as error:
+            if not await self.network.rejoin():
+                raise
+            self.events.emit(BootstrapFailed(reason=str(error)))
 
     async def _serve(self, uids: Sequence[Uid], task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as services:
@@ -135,6 +153,8 @@ class Node:
                 request_limit=self.settings.node.control_request_limit,
             )
             await services.start(control.run)
+            if not self.settings.node.bootstrap:
+                services.start_soon(self.network.rejoin)
             self._started_at = trio.current_time()
             task_status.started()
             await self._stop.wait()

@@ -203,15 +203,23 @@ class Peerstore:
                 entry.preferred = None
             self._settle(peer_id, entry)
 
-    def addresses_of(self, peer_id: PeerId, now: float) -> list[Multiaddr]:
-        """Return the addresses that have not expired: the one that worked last, then by origin."""
+    def addresses_of(
+        self, peer_id: PeerId, now: float, *, hearsay: bool = True
+    ) -> list[Multiaddr]:
+        """Return the addresses that have not expired: the one that worked last, then by origin.
+
+        Args:
+            peer_id: whose.
+            now: trio's clock.
+            hearsay: also those that only others tell of.
+        """
         entry = self._entries.get(peer_id)
         if entry is None:
             return []
         live = {
             address: known.origin
             for address, known in entry.addresses.items()
-            if entry.pinned or known.until > now
+            if (entry.pinned or known.until > now) and (hearsay or known.origin is not Origin.TOLD)
         }
         live |= dict.fromkeys(entry.configured, Origin.CONNECTED)
         return sorted(live, key=lambda each: (each != entry.preferred, -live[each]))
@@ -220,6 +228,15 @@ class Peerstore:
         """Return the address at which a peer was reached last."""
         entry = self._entries.get(peer_id)
         return entry.preferred if entry else None
+
+    def met(self, limit: int, now: float) -> list[PeerId]:
+        """List up to `limit` peers met before that can be dialled, none of them connected now.
+
+        Those that this node reached itself come first, and among equals the one heard of last.
+        """
+        newest = reversed(self._ages[_Standing.MET])
+        found = [each for each in newest if self.addresses_of(each, now)]
+        return sorted(found, key=lambda each: self.preferred_of(each) is None)[:limit]
 
     # --- other facts ----------------------------------------------------------------------------
 

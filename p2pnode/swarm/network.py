@@ -6,6 +6,7 @@ A daemon listens and serves the DHT; a trainer does neither, and only asks.
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import trio
 from multiaddr import Multiaddr
@@ -30,6 +31,8 @@ from p2pnode.transport.websocket import WebSocketTransport
 from p2pnode.wire.addresses import parse_address, peer_address, split_p2p, with_p2p
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
+
+_MAX_RECALLED: Final = 32  # peers met before that are tried on rejoining; some still run
 
 
 class Network:
@@ -139,6 +142,16 @@ class Network:
                 f"no bootstrap peer answered within {timeout:g} s: {', '.join(bootstrap)}; check "
                 "the addresses and that one of these nodes runs"
             )
+
+    async def rejoin(self) -> int:
+        """Look for the swarm at peers met before this node's last stop; returns how many answered.
+
+        Those that do not are tried again from time to time.
+        """
+        known = self.host.peerstore.met(_MAX_RECALLED, trio.current_time())
+        with trio.move_on_after(self._settings.node.bootstrap_timeout):
+            return await self.dht.rejoin(known)
+        return 0
 
     def full_addresses(self) -> list[str]:
         """List the addresses to give to others, the peer id at their end."""

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import random
 
@@ -7,16 +8,30 @@ import trio
 from p2pnode.config import Settings
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir, write_secret
-from p2pnode.daemon.node import Node
-from p2pnode.errors import BadRequestError, ConfigError, KeyFileError
+from p2pnode.daemon.node import BootstrapFailed, Node
+from p2pnode.errors import BadRequestError, ConfigError, KeyFileError, NoPeersError
+from p2pnode.protocols.kad.peers import DhtPeerAdded
 from p2pnode.transport.memory import MemoryNetwork
 from p2pnode.wire.addresses import tcp_address
+from p2pnode.wire.keys import PrivateKey
 
 
-def make_node(path):
-    machine = MemoryNetwork().add_machine()
-    settings = Settings().replace(node={"listen": (str(tcp_address(machine.ip, 4001)),)})
+def make_node(path, machine=None, **settings):
+    machine = machine or MemoryNetwork().add_machine()
+    listen = (str(tcp_address(machine.ip, 4001)),)
+    settings = Settings().replace(
+        node={"listen": listen, **settings},
+        dht={"rejoin_interval": 600.0},  # so that nobody else looks for a node that comes back
+    )
     return Node(DataDir(path), settings, transports=[machine], rng=random.Random(0))
+
+
+@contextlib.asynccontextmanager
+async def running(node):
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run)
+        yield node
+        node.request_stop()
 
 
 @pytest.fixture
@@ -66,3 +81,51 @@ async def test_host_may_repeat_what_the_daemon_was_started_with(node, tmp_path):
         functools.partial(ask, "host", node=same, hosting=hosting)
     )
     assert (added["uid"], added["layer"]) == ("digits/ffn.0", "nop")
+
+
+@pytest.fixture
+def two_machines():
+    memory = MemoryNetwork()
+    return memory.add_machine(), memory.add_machine()
+
+
+async def test_a_node_that_comes_back_finds_the_peers_it_met_before(tmp_path, two_machines):
+    first, second = two_machines
+    async with running(make_node(tmp_path / "1", first)) as other:
+        async with running(make_node(tmp_path / "2", second)) as node:
+            await node.network.join(other.network.full_addresses())
+        node = make_node(tmp_path / "2", second)
+        with node.events.subscribe(DhtPeerAdded) as added, trio.fail_after(10):
+            async with running(node):
+                assert (await added.get()).peer_id == other.network.peer_id
+
+
+async def test_a_node_that_was_only_ever_dialled_finds_its_peers_again_too(tmp_path, two_machines):
+    first, second = two_machines
+    async with running(make_node(tmp_path / "1", first)) as other:
+        node = make_node(tmp_path / "2", second)
+        with node.events.subscribe(DhtPeerAdded) as added, trio.fail_after(10):
+            async with running(node):
+                await other.network.join(node.network.full_addresses())
+                await added.get()
+        node = make_node(tmp_path / "2", second)
+        with node.events.subscribe(DhtPeerAdded) as added, trio.fail_after(10):
+            async with running(node):
+                assert (await added.get()).peer_id == other.network.peer_id
+
+
+async def test_dead_bootstrap_addresses_are_told_where_peers_met_before_do(tmp_path, two_machines):
+    first, second = two_machines
+    dead = f"{tcp_address('10.9.9.9', 1)}/p2p/{PrivateKey.generate().peer_id}"
+    with pytest.RaisesGroup(NoPeersError, flatten_subgroups=True):
+        async with running(make_node(tmp_path / "2", second, bootstrap=(dead,))):
+            pass
+    async with running(make_node(tmp_path / "1", first)) as old:
+        (address,) = old.network.full_addresses()
+        async with running(make_node(tmp_path / "2", second, bootstrap=(address,))):
+            pass
+        node = make_node(tmp_path / "2", second, bootstrap=(dead,))
+        with node.events.subscribe(BootstrapFailed) as failures:
+            async with running(node):
+                assert "10.9.9.9" in (await failures.get()).reason
+                assert old.network.peer_id in node.network.dht.peers

@@ -60,6 +60,16 @@ def test_each_origin_has_its_own_lifetime():
         assert ports_of(store, peer, until) == []
 
 
+def test_hearsay_is_told_from_what_a_peer_says_or_was_found_at():
+    store = store_of()
+    store.add_addresses(A, [address(1), address(2)], 10, now=0)
+    store.identify(A, [address(2)], now=0)
+    store.configure(A, [address(3)])
+    store.pin(A)
+    assert {*store.addresses_of(A, 0)} == {address(1), address(2), address(3)}
+    assert store.addresses_of(A, 0, hearsay=False) == [address(3), address(2)]
+
+
 def test_a_shorter_lifetime_or_a_weaker_origin_takes_nothing_away():
     store = Peerstore(SETTINGS)
     store.prefer(A, address(1), now=0)
@@ -416,3 +426,20 @@ def test_a_flood_of_tales_costs_bounded_memory_and_no_acquaintance():
 @pytest.mark.parametrize("kind", ["RSA", "ECDSA"])
 def test_ids_that_hold_no_key_are_told_apart(kind):
     assert str(ForeignKey.generate(kind).peer_id).startswith("Qm")
+
+
+# --- peers of an earlier session ------------------------------------------------------------------
+
+
+def test_peers_met_before_are_listed_those_reached_first_and_hearsay_not_at_all():
+    store = store_of()
+    store.prefer(A, address(1), now=0)
+    store.identify(B, [address(2)], now=0)
+    store.add_addresses(C, [address(3)], 10, now=0)
+    store.prefer(D, address(4), now=0)
+    store.set_protocols(E, {"/a"})
+    assert store.met(9, now=0) == [D, A, B]
+    assert store.met(1, now=0) == [D]
+    store.pin(D)
+    assert store.met(9, now=0) == [A, B]
+    assert store.met(9, now=math.inf) == []

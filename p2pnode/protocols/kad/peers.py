@@ -126,7 +126,8 @@ class KadPeers:
         if peer == self._host.peer_id:
             return Contact(peer, tuple(self._host.addresses), connected=True)
         connected = self._host.connection_to(peer) is not None
-        return Contact(peer, tuple(self._host.addresses_of(peer)), connected)
+        # What others told us of it may be wrong, or meant for somebody whom all shall knock at.
+        return Contact(peer, tuple(self._host.addresses_of(peer, hearsay=False)), connected)
 
     async def ask(self, peer: PeerId, message: Message) -> Message:
         """Send a request, and note what its outcome says about the peer.
@@ -207,6 +208,32 @@ class KadPeers:
         async with trio.open_nursery() as nursery:
             for peer, addresses in lost:
                 nursery.start_soon(attempt, peer, list(addresses))
+        return len(answered)
+
+    async def recall(self, peers: Sequence[PeerId]) -> int:
+        """Try peers of an earlier session; returns how many answered.
+
+        All are remembered, except who does not speak this protocol.
+        """
+        answered: list[PeerId] = []
+        limiter = trio.CapacityLimiter(CHECKS_AT_ONCE)
+
+        async def attempt(peer: PeerId) -> None:
+            async with limiter:
+                try:
+                    await self.join_by(peer, ())
+                except NegotiationError:
+                    self._remembered.pop(peer, None)
+                except RemoteError:
+                    self._core.bans.receive_failure(peer, trio.current_time())
+                else:
+                    answered.append(peer)
+
+        for peer in peers:
+            self.remember(peer, self._host.addresses_of(peer))
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(attempt, peer)
         return len(answered)
 
     async def check_doubted(self) -> None:

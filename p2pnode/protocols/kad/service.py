@@ -141,10 +141,21 @@ class KadDht:
             )
             raise NoPeersError(f"no bootstrap peer answers: {tried}")
         if addresses:
-            await self._look_towards(bytes(self._host.peer_id))
-            if self._nursery is not None:  # else the DHT has stopped meanwhile
-                self._nursery.start_soon(self._refresh_ranges)  # the rest of the table can wait
+            await self._enter()
         return len(addresses) - len(failures)
+
+    async def rejoin(self, peers: Sequence[PeerId]) -> int:
+        """Join the DHT by peers of an earlier session whose addresses the host knows.
+
+        Those that do not answer are tried again later, as those given to `bootstrap` are.
+
+        Returns:
+            How many of `peers` answered.
+        """
+        answered = await self._peers.recall(peers)
+        if answered:
+            await self._enter()
+        return answered
 
     async def refresh(self) -> None:
         """Look up our own id, and each range of the table that was not looked through lately."""
@@ -274,6 +285,12 @@ class KadDht:
             )
         self._closest.remember(key, lookup.closest, trio.current_time())
         return lookup.closest
+
+    async def _enter(self) -> None:
+        """Fill the table, now that somebody has answered."""
+        await self._look_towards(bytes(self._host.peer_id))
+        if self._nursery is not None:  # else the DHT has stopped meanwhile
+            self._nursery.start_soon(self._refresh_ranges)  # the rest of the table can wait
 
     async def _look_towards(self, key: bytes) -> None:
         """Look up `key` for the sake of the table: ours, and of those who learn of us by it."""
