@@ -226,6 +226,10 @@ class NetworkConnection(Connection):
             except* ProtocolError as group:
                 stream.reset(StreamCode.PROTOCOL_VIOLATION)
                 self._report_stream(f"{stream.protocol}: {first_leaf(group)}")
+            except* ResourceLimitError as group:
+                refusal = first_leaf(group)
+                stream.reset(stream_code(refusal))
+                self._note_failure(stream.protocol, refusal)
             except* (P2PNodeError, trio.ClosedResourceError) as group:
                 stream.reset()
                 self._note_failure(stream.protocol, first_leaf(group))
@@ -339,6 +343,8 @@ class ConnectionTable:
         """Return the connections that have been idle for too long; call it every few seconds."""
         found = []
         for connection in self:
+            if connection.leaving is not None:
+                continue
             if connection.streams:
                 connection.last_used = now
                 continue

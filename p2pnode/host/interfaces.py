@@ -151,8 +151,14 @@ class Host(ABC):
         """Remember `addresses` of a peer for `ttl` seconds."""
 
     @abstractmethod
-    def addresses_of(self, peer_id: PeerId) -> list[Multiaddr]:
-        """The addresses known of a peer, without their `/p2p` part."""
+    def addresses_of(self, peer_id: PeerId, *, hearsay: bool = True) -> list[Multiaddr]:
+        """The addresses known of a peer, without their `/p2p` part.
+
+        Args:
+            peer_id: whose.
+            hearsay: also those that others tell of, which nobody has tried and it has not
+                confirmed; they are for dialling, not for telling on.
+        """
 
     @abstractmethod
     def protocols_of(self, peer_id: PeerId) -> frozenset[str]:

@@ -282,9 +282,9 @@ class NetworkHost(Host):
             bare = [split_p2p(address)[0] for address in addresses]
             self.peerstore.add_addresses(peer_id, bare, ttl, trio.current_time())
 
-    def addresses_of(self, peer_id: PeerId) -> list[Multiaddr]:
+    def addresses_of(self, peer_id: PeerId, *, hearsay: bool = True) -> list[Multiaddr]:
         """See `Host`."""
-        return self.peerstore.addresses_of(peer_id, trio.current_time())
+        return self.peerstore.addresses_of(peer_id, trio.current_time(), hearsay=hearsay)
 
     def protocols_of(self, peer_id: PeerId) -> frozenset[str]:
         """See `Host`."""

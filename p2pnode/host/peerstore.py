@@ -203,9 +203,7 @@ class Peerstore:
                 entry.preferred = None
             self._settle(peer_id, entry)
 
-    def addresses_of(
-        self, peer_id: PeerId, now: float, *, hearsay: bool = True
-    ) -> list[Multiaddr]:
+    def addresses_of(self, peer_id: PeerId, now: float, *, hearsay: bool = True) -> list[Multiaddr]:
         """Return the addresses that have not expired: the one that worked last, then by origin.
 
         Args:

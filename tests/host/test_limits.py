@@ -234,3 +234,15 @@ async def test_thousands_of_connections_from_one_address_leave_others_served():
         assert 0 < max(used) <= 16
         assert ours.info().budgets.refusals[Limit.ADDRESS_CONNECTION_RATE] > 2000
         nursery.cancel_scope.cancel()
+
+
+async def test_a_handler_that_has_no_room_left_tells_the_peer_so(autojump_clock):
+    async def full(_stream):
+        raise ResourceLimitError("eight runs are served at once")
+
+    async with host_network() as network:
+        ours, theirs = await network.add_host(), await network.add_host()
+        ours.set_handler(CALL, full)
+        stream = await theirs.open_stream(ours.peer_id, [CALL], addresses=ours.addresses)
+        with pytest.raises(StreamResetError, match="0x1002, resource limit exceeded"):
+            await ask(stream)

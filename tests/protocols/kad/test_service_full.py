@@ -12,6 +12,8 @@ from p2pnode.host import PeerMisbehaved
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.protocols.kad.validators import PublicKeyValidator
 from p2pnode.testing.hosts import host_network
+from p2pnode.wire.addresses import tcp_address
+from p2pnode.wire.keys import PrivateKey
 
 DELAY = 0.01
 
@@ -65,6 +67,17 @@ async def test_peers_are_found_by_their_id(autojump_clock):
     async with _swarm(4, client=True) as nodes:
         for host, _ in nodes[:4]:
             assert await nodes[-1][1].find_peer(host.peer_id) == host.addresses
+
+
+async def test_what_a_server_knows_by_hearsay_alone_it_does_not_tell_on(autojump_clock):
+    """Or one liar could have all of a network knock at the door of a victim."""
+    ghost = PrivateKey.from_seed(b"g" * 32).peer_id
+    async with _swarm(3) as nodes:
+        nodes[0][0].add_addresses(ghost, [tcp_address("192.0.2.1", 7)], 600)
+        with pytest.raises(NotFoundError):
+            await nodes[1][1].find_peer(ghost)
+        assert nodes[1][0].addresses_of(ghost) == []
+        assert nodes[0][0].addresses_of(ghost)
 
 
 async def test_a_server_that_starts_late_is_noticed_by_those_connected(autojump_clock):
