@@ -10,7 +10,6 @@ from multiaddr import Multiaddr
 from p2pnode.config import LimitSettings
 from p2pnode.errors import Limit
 from p2pnode.host.budgets.accounts import ConnectionAccount
-from p2pnode.host.budgets.handshakes import Handshakes
 from p2pnode.host.budgets.rates import Rates, SubnetMap, plain_ip
 from p2pnode.host.budgets.refusals import Refusals, ResourceRefused
 from p2pnode.host.budgets.scopes import (
@@ -22,6 +21,7 @@ from p2pnode.host.budgets.scopes import (
     Scopes,
 )
 from p2pnode.host.interfaces import Direction
+from p2pnode.transport.handshakes import Handshakes
 from p2pnode.wire.peer_id import PeerId
 
 TOP: Final = 5  # of each kind of scope are described: those that use most of what they may

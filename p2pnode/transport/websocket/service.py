@@ -7,7 +7,8 @@
 ```
 
 A listener takes TCP connections as they come and upgrades many at a time: who is slow, or silent,
-or speaks no HTTP, delays nobody else. When too many upgrades are under way the oldest gives way.
+or speaks no HTTP, delays nobody else. When too many upgrades are under way, the oldest of whoever
+has most of them gives way.
 """
 
 import ssl
@@ -28,11 +29,14 @@ from p2pnode.errors import (
 )
 from p2pnode.events import Event, EventBus
 from p2pnode.transport.base import Listener, RawConnection, Transport
+from p2pnode.transport.handshakes import Handshakes
 from p2pnode.transport.reuse import Endpoint
 from p2pnode.transport.tcp import TcpListener, TcpTransport, endpoint_of, listen_error, no_answer
 from p2pnode.transport.websocket.stream import WebSocketStream
 from p2pnode.transport.websocket.tls import client_context, server_context
+from p2pnode.wire.addresses import ip_of
 
+_IP6_HOST_BITS: Final = 64
 _PLAIN: Final = Multiaddr("/ws")
 _SECURE: Final = Multiaddr("/tls/ws")
 _TAILS: Final = {
@@ -209,7 +213,7 @@ class WebSocketListener(Listener):
         self._nursery = nursery
         self._settings = settings
         self._events = events
-        self._upgrades: dict[trio.CancelScope, None] = {}  # the oldest first
+        self._upgrades = Handshakes(settings.max_websocket_upgrades)
         self._upgraded, self._accepted = trio.open_memory_channel[RawConnection](0)
         self._closed = False
 
@@ -225,8 +229,7 @@ class WebSocketListener(Listener):
     async def aclose(self) -> None:
         """See `Listener`."""
         self._closed = True
-        for scope in self._upgrades:
-            scope.cancel()
+        self._upgrades.end_all()
         self._accepted.close()
         await self._tcp.aclose()
 
@@ -244,19 +247,12 @@ class WebSocketListener(Listener):
     async def _receive(self, raw: RawConnection) -> None:
         """Upgrade a connection and hand it over, within its time."""
         reason: str | None = "too many upgrades were under way"
-        with trio.CancelScope() as place:
-            if len(self._upgrades) >= self._settings.max_websocket_upgrades:
-                oldest = next(iter(self._upgrades))
-                del self._upgrades[oldest]
-                oldest.cancel()
-            self._upgrades[place] = None
-            try:
-                with trio.move_on_after(self._settings.websocket_upgrade_timeout) as time:
-                    reason = await self._upgrade(raw)
-                if time.cancelled_caught:
-                    reason = f"it took longer than {self._settings.websocket_upgrade_timeout:g} s"
-            finally:
-                self._upgrades.pop(place, None)
+        origin = _origin(raw.remote_address)
+        with trio.CancelScope() as place, self._upgrades.hold(origin, place.cancel):
+            with trio.move_on_after(self._settings.websocket_upgrade_timeout) as time:
+                reason = await self._upgrade(raw)
+            if time.cancelled_caught:
+                reason = f"it took longer than {self._settings.websocket_upgrade_timeout:g} s"
         if reason is not None and not self._closed:
             self._events.emit(UpgradeFailed(address=raw.remote_address, reason=reason))
 
@@ -289,6 +285,13 @@ class WebSocketListener(Listener):
             if not delivered:
                 await trio.aclose_forcefully(stream)
         return None
+
+
+def _origin(address: Multiaddr) -> int:
+    """Return what the addresses of one household share: an IPv4 address, an IPv6 /64."""
+    ip = ip_of(address)
+    assert ip is not None  # TCP has no other addresses
+    return int(ip) if ip.version == 4 else int(ip) >> _IP6_HOST_BITS
 
 
 def _place(address: Multiaddr) -> _Place | None:

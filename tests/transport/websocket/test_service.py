@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 
 import pytest
 import trio
@@ -149,6 +150,29 @@ async def test_when_too_many_upgrade_at_once_the_oldest_gives_way(nursery, event
             assert await read_to_end(each) == b""
     for each in silent:
         await each.aclose()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is loopback on Linux")
+async def test_a_crowd_from_one_address_does_not_drive_out_who_upgrades_alone(nursery, events):
+    patient = dataclasses.replace(SETTINGS, websocket_upgrade_timeout=60.0)
+    transport = WebSocketTransport(patient, events=events)
+    await nursery.start(transport.run)
+    listener = await transport.listen(LOOPBACK)
+    slow = await dial_tcp(listener)
+    port = int(listener.addresses[0].value_for_protocol("tcp"))
+    crowd = []
+    for _ in range(6):
+        await wait_all_tasks_blocked(0.01)
+        crowd.append(await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.2"))
+    await wait_all_tasks_blocked(0.01)
+    with trio.fail_after(5):
+        client = Plain(slow, ConnectionType.CLIENT)
+        await client.send(Request(host="x", target="/"))
+        await client.next(AcceptConnection)
+        theirs = await listener.accept()
+    await listener.aclose()
+    for each in (slow, theirs.stream, *crowd):
+        await trio.aclose_forcefully(each)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The inbound handshakes under way."""
+"""The inbound handshakes under way, of a host or of a transport that has some of its own."""
 
 import contextlib
 from collections import Counter
@@ -36,6 +36,12 @@ class Handshakes:
             yield
         finally:
             self._under_way.pop(key, None)
+
+    def end_all(self) -> None:
+        """Have all give way."""
+        while self._under_way:
+            _, (_, give_way) = self._under_way.popitem()
+            give_way()
 
     def _drop_one(self) -> None:
         crowds = Counter(origin for origin, _ in self._under_way.values())
