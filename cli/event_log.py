@@ -78,7 +78,7 @@ class EventLog:
                 self._held.append(line)
             return
         clock = time.strftime("%H:%M:%S", time.localtime(now))
-        described = "  ".join(f"{key}={value}" for key, value in facts.items())
+        described = "  ".join(f"{key}={value}" for key, value in facts.items() if value is not None)
         print_note(as_one_line(f"{clock} {level:7} {name.replace('_', ' ')}  {described}"))
 
 

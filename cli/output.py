@@ -42,7 +42,11 @@ def as_one_line(text: str) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; `-` stands where a value is not known."""
+    """Print a table; `-` stands where a value is not known.
+
+    On a terminal that is too narrow for its columns, each row becomes a paragraph of names and
+    values, so that peer ids and addresses can still be read and copied.
+    """
     from rich import box  # noqa: PLC0415  # rich takes 50 ms that --help need not pay
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -58,12 +62,23 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     )
     for column in columns:
         table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*("-" if each is None else str(each) for each in row))
+    cells = [["-" if each is None else str(each) for each in row] for row in rows]
+    for texts in cells:
+        table.add_row(*texts)
     # In a pipe there is no width to fit: lines stay whole, for grep. Names such as `[red]` or
     # `:x:` are what they are.
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    Console(width=width, markup=False, emoji=False).print(table)
+    console = Console(width=width, markup=False, emoji=False)
+    unbounded = console.options.update(width=_PIPE_WIDTH)
+    if any(columns) and console.measure(table, options=unbounded).maximum > console.width:
+        console.print(title, style="bold")
+        for texts in cells:
+            console.print()
+            for column, text in zip(columns, texts, strict=True):
+                console.print(f" {column:<{max(map(len, columns))}}  {text}", soft_wrap=True)
+        console.print()
+    else:
+        console.print(table)
 
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:

@@ -54,34 +54,41 @@ def status(data_dir: DataDir, as_json: bool) -> None:
     _print_budget(found["budget"])
 
 
-_BUDGET_COLUMNS: Final = {
+_BUDGETS: Final = {
     "connections": "connections",
     "inbound_connections": "inbound",
     "outbound_connections": "outbound",
     "handshakes": "handshakes",
     "inbound_streams": "streams in",
     "outbound_streams": "streams out",
-    "bytes": "window bytes",
+    "bytes": "window MiB",
 }
+_COLUMNS: Final = ("inbound_streams", "outbound_streams", "bytes")  # and connections
 
 
 def _print_budget(budget: dict[str, Any]) -> None:
     """Print what is used of what may be used: of the node, and of those who use most."""
-    rows = [("node", *_uses(budget["node"]))]
-    rows += [(_short(each["name"]), *_uses(each)) for each in budget["top"]]
-    print_table("Budget: used / limit", ("", *_BUDGET_COLUMNS.values()), rows)
+    facts = {_BUDGETS[name]: _use(use, name) for name, use in budget["node"].items()}
+    print_facts("Budget of this node: used / limit", facts)
+    if budget["top"]:
+        columns = ("", "connections", *(_BUDGETS[name] for name in _COLUMNS))
+        rows = [(_short(each["name"]), *_uses(each)) for each in budget["top"]]
+        print_table("Those who use most: used / limit", columns, rows)
     refused = budget["refused"]
     if refused:
         print_table("Refused since the start", ("limit", "times"), sorted(refused.items()))
 
 
 def _uses(scope: dict[str, Any]) -> list[str | None]:
-    return [_use(scope[name], name) if name in scope else None for name in _BUDGET_COLUMNS]
+    """Describe a subnet, of which only inbound connections count, a peer or a protocol."""
+    connections = scope.get("connections") or scope.get("inbound_connections")
+    found = {name: scope.get(name) for name in _COLUMNS}
+    return [use and _use(use, name) for name, use in {"connections": connections, **found}.items()]
 
 
 def _use(use: dict[str, int], name: str) -> str:
     if name == "bytes":
-        return f"{use['used'] / 2**20:.4g} / {use['limit'] / 2**20:.4g} MiB"
+        return f"{use['used'] / 2**20:.4g} / {use['limit'] / 2**20:.4g}"
     return f"{use['used']} / {use['limit']}"
 
 

@@ -74,3 +74,10 @@ async def test_a_flood_of_one_kind_leaves_the_log_readable(as_json, capsys, auto
     await trio.sleep(PERIOD)
     log.write(misbehaved("later"))
     assert "later" in "".join(capsys.readouterr())
+
+
+async def test_people_are_not_told_what_is_unknown(capsys):
+    EventLog("info", as_json=False).write(misbehaved("x"))
+    shown = capsys.readouterr().err
+    assert "reason=x" in shown
+    assert "None" not in shown

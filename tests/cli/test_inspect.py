@@ -56,8 +56,8 @@ def row(output, name):
 
 def test_status_shows_what_is_used_of_what_may_be_used(status, tmp_path):
     shown = show(tmp_path)
-    assert "3 / 1024" in row(shown, "node")
-    assert "0.75 / 2048 MiB" in row(shown, "node")
+    assert "3 / 1024" in row(shown, "connections   3")
+    assert "0.75 / 2048" in row(shown, "window MiB")
     assert "2 / 64" in row(shown, "1.2.3.4/32")
     assert "5 / 1024" in row(shown, f"peer …{PEER[-8:]}")
     assert "7 / 2048" in row(shown, "/p2pnode/kad/1.0.0")
