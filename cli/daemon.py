@@ -7,6 +7,7 @@ import sys
 import trio
 
 from cli.event_log import EventLog
+from cli.open_files import RESERVE, raise_open_files
 from cli.output import print_event, print_line, print_note
 from p2pnode.config import Settings
 from p2pnode.daemon.data_dir import DataDir
@@ -20,6 +21,12 @@ def run_daemon(data_dir: DataDir, settings: Settings, *, log_level: str, as_json
     Raises:
         P2PNodeError: the node cannot start.
     """
+    allowed, wanted = raise_open_files(), settings.limits.max_connections
+    if allowed < wanted + RESERVE:
+        print_note(
+            f"WARNING: the system lets this process open {allowed} files, too few for "
+            f"limits.max_connections = {wanted}; raise it with `ulimit -n`, or lower the setting"
+        )
     node = Node(data_dir, settings)
     trio.run(_run, node, EventLog(log_level, as_json=as_json), as_json)
 

@@ -2,6 +2,7 @@
 
 import click
 
+from cli.open_files import RESERVE, raise_open_files
 from cli.options import json_option
 
 _MIB = 1024 * 1024
@@ -61,6 +62,12 @@ def stream(
     The baselines are a TCP connection that only encrypts, and TCP alone. Nothing leaves this
     machine.
     """
+    allowed = raise_open_files()
+    if allowed < connections + RESERVE:
+        raise click.UsageError(
+            f"{connections} connections need {connections + RESERVE} open files, of which the "
+            f"system allows {allowed}; raise that with `ulimit -n`, or give fewer --connections"
+        )
     from cli.bench.figures import print_figures  # noqa: PLC0415  # `bench --help` stays quick
     from cli.bench.stream import Plan, run_stream  # noqa: PLC0415
 
