@@ -6,6 +6,7 @@ have never heard of.
 """
 
 import functools
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,10 +19,16 @@ from p2pnode.errors import InvalidAddressError, InvalidKeyError, ProtocolError
 from p2pnode.wire.addresses import read_address, split_p2p
 from p2pnode.wire.pb import kad_pb2
 from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.protobuf import walk_fields
 
 MAX_KEY_BYTES: Final = 512  # the longest of ours is a prefix of an expert uid, 256 characters
 MAX_PEERS: Final = 256  # read from one message; answers name at most k, or the providers of a key
 MAX_ADDRESSES: Final = 16  # read of one peer
+# Counted before decoding; honest answers name 20 peers with some ten addresses each.
+MAX_FIELDS: Final = 2 * MAX_PEERS + 16
+MAX_ELEMENTS: Final = MAX_PEERS * (MAX_ADDRESSES + 3)  # fields of peers, all told
+UNCOUNTED_BYTES: Final = 4096  # a message so short cannot hold enough of them to matter
+_PEERS: Final = frozenset({8, 9})  # the fields closerPeers and providerPeers
 
 
 class MessageType(IntEnum):
@@ -85,9 +92,11 @@ def decode(data: bytes) -> Message:
     """Read the protobuf of one message.
 
     Raises:
-        ProtocolError: it is not one, its type is unknown, its key is too long, or its record is
-            not the key's.
+        ProtocolError: it is not one, its type is unknown, its key is too long, its record is not
+            the key's, or it holds too many elements.
     """
+    if len(data) > UNCOUNTED_BYTES:
+        _check_elements(memoryview(data))
     try:
         raw = kad_pb2.Message.FromString(data)
     except DecodeError as error:
@@ -111,6 +120,15 @@ def decode(data: bytes) -> Message:
         closer=_decode_contacts(raw.closerPeers[:MAX_PEERS]),
         providers=_decode_contacts(raw.providerPeers[:MAX_PEERS]),
     )
+
+
+def _check_elements(data: memoryview) -> None:
+    elements = 0
+    for fields, (field, value) in enumerate(walk_fields(data), start=1):
+        if field in _PEERS:
+            elements += sum(1 for _ in itertools.islice(walk_fields(value), MAX_ELEMENTS + 1))
+        if fields > MAX_FIELDS or elements > MAX_ELEMENTS:
+            raise ProtocolError("a DHT message holds too many elements")
 
 
 def _encode_contact(contact: Contact) -> kad_pb2.Message.Peer:

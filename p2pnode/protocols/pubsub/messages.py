@@ -20,6 +20,7 @@ from p2pnode.errors import InvalidKeyError, ProtocolError
 from p2pnode.wire import varint
 from p2pnode.wire.pb import pubsub_pb2
 from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.protobuf import walk_fields
 
 MAX_ID_BYTES: Final = 128  # of a message: an author's id and a sequence number are 46 bytes
 MAX_RECORD_BYTES: Final = 8 * 1024  # of a signed peer record, as identify takes them
@@ -272,8 +273,6 @@ def _ids(raw: Sequence[bytes], limits: RpcLimits) -> tuple[bytes, ...]:
 _PUBLISH: Final = 2  # field of an RPC
 _CONTROL: Final = 3  # field of an RPC
 _PRUNE: Final = 4  # field of a control message
-_LENGTH_DELIMITED: Final = 2
-_FIXED_SIZES: Final = {1: 8, 5: 4}
 
 
 def _check_counts(data: memoryview, limits: RpcLimits) -> None:
@@ -287,43 +286,11 @@ def _check_counts(data: memoryview, limits: RpcLimits) -> None:
 
 def _elements(data: memoryview) -> Iterator[bool]:
     """Yield for each element that costs memory of its own whether it is a message."""
-    for field, value in _fields(data):
+    for field, value in walk_fields(data):
         yield field == _PUBLISH
         if field == _CONTROL:
-            for kind, body in _fields(value):
+            for kind, body in walk_fields(value):
                 yield False
                 if kind == _PRUNE:
-                    for _ in _fields(body):
+                    for _ in walk_fields(body):
                         yield False
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the number and the content (empty for numbers) of each field of a message."""
-    offset = 0
-    while offset < len(data):
-        tag, offset = _varint(data, offset)
-        kind = tag & 7
-        size = _FIXED_SIZES.get(kind, 0)
-        if kind == _LENGTH_DELIMITED:
-            size, offset = _varint(data, offset)
-        elif kind == 0:
-            _, offset = _varint(data, offset)
-        elif not size:  # groups, which nobody has used for long, can nest without end
-            raise ProtocolError("a pubsub RPC holds a field of an unknown kind")
-        if offset + size > len(data):
-            raise ProtocolError("a pubsub RPC ends inside a field")
-        yield tag >> 3, data[offset : offset + size] if kind == _LENGTH_DELIMITED else data[:0]
-        offset += size
-
-
-def _varint(data: memoryview, offset: int) -> tuple[int, int]:
-    """Read a varint as protobuf has it: up to ten bytes, in any form."""
-    value = shift = 0
-    while offset < len(data) and shift < 70:
-        byte = data[offset]
-        offset += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, offset
-        shift += 7
-    raise ProtocolError("a pubsub RPC ends inside a number, or the number is too long")

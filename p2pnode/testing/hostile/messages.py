@@ -121,6 +121,9 @@ REQUESTS: Final[dict[str, bytes]] = {
         FIND_NODE + b"\x42\x00" * (MIB // 2 - 1)
     ),
     "with half a million records": varint.prefixed(FIND_NODE + b"\x1a\x00" * (MIB // 2 - 1)),
+    "with a peer of half a million addresses": varint.prefixed(
+        FIND_NODE + b"\x42" + varint.prefixed(b"\x12\x00" * (MIB // 2 - 8))
+    ),
     "of an unknown type": varint.prefixed(b"\x08\x63" + b"\x78\x01" * (MIB // 2 - 1)),
     "with a giant key": varint.prefixed(FIND_NODE + b"\x12" + varint.prefixed(bytes(4096))),
     "with the record of another key": varint.prefixed(b"\x08\x00\x12\x01a\x1a\x03\x0a\x01b"),

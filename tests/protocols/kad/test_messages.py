@@ -15,6 +15,7 @@ from p2pnode.protocols.kad.messages import (
     decode,
     encode,
 )
+from p2pnode.wire import varint
 from p2pnode.wire.addresses import with_p2p
 from p2pnode.wire.pb import kad_pb2
 from p2pnode.wire.peer_id import PeerId
@@ -123,9 +124,29 @@ def test_addresses_are_read_without_their_p2p_part_and_strange_ones_left_out():
 
 def test_peers_and_addresses_beyond_the_bounds_are_not_read():
     addrs = [Multiaddr(f"/ip4/127.0.0.1/tcp/{port}").to_bytes() for port in range(1, 100)]
-    raw = kad_pb2.Message(
-        type="FIND_NODE", closerPeers=[{"id": bytes(PEER), "addrs": addrs}] * (MAX_PEERS + 5)
-    )
+    talkative, others = {"id": bytes(PEER), "addrs": addrs}, [{"id": bytes(PEER)}] * (MAX_PEERS + 4)
+    raw = kad_pb2.Message(type="FIND_NODE", closerPeers=[talkative, *others])
     closer = decode(raw.SerializeToString()).closer
     assert len(closer) == MAX_PEERS
     assert len(closer[0].addresses) == MAX_ADDRESSES
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"\x42\x00" * 100_000,  # peers of nothing
+        b"\x42" + varint.prefixed(b"\x12\x00" * 100_000),  # one with addresses of nothing
+        b"\x78\x01" * 100_000,  # fields nobody knows
+    ],
+)
+def test_a_message_of_too_many_elements_is_refused_before_it_is_decoded(bomb, monkeypatch):
+    monkeypatch.setattr(kad_pb2.Message, "FromString", None, raising=False)
+    with pytest.raises(ProtocolError, match="too many elements"):
+        decode(b"\x08\x04" + bomb)
+
+
+def test_an_answer_as_large_as_we_read_is_decoded():
+    addresses = [Multiaddr(f"/ip4/127.0.0.1/tcp/{port}") for port in range(1, MAX_ADDRESSES + 1)]
+    peers = tuple(Contact(PEER, tuple(addresses)) for _ in range(MAX_PEERS))
+    message = Message(type=MessageType.GET_PROVIDERS, key=b"k", providers=peers)
+    assert decode(encode(message)).providers == peers
