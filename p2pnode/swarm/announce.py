@@ -75,7 +75,7 @@ class Announcer:
         self._proof_of = proof_of
         self._load = load
         self._uids: set[Uid] = set()
-        self._announced: set[_Place] = set()
+        self._announced: dict[_Place, None] = {}
         self._seq = 0
         self._changed = trio.Event()
 
@@ -152,7 +152,7 @@ class Announcer:
     ) -> None:
         run_id, prefix = place
         async with limiter:
-            self._announced.add(place)
+            self._announced[place] = None
             try:
                 entry = self._entry(run_id, prefix, coordinates)
                 value = encode_index([seal_entry(self._key, entry)])
@@ -161,7 +161,7 @@ class Announcer:
                 failures.append(f"{run_id}/{prefix}: {error}")
                 return
             if not coordinates:
-                self._announced.discard(place)
+                self._announced.pop(place, None)
 
     def _entry(self, run_id: str, prefix: str, coordinates: set[int]) -> IndexEntry:
         now, proof = wall_time(), self._proof_of(run_id)

@@ -184,7 +184,9 @@ class LightConnection(Connection):
         self.remote_address = remote.addresses[0]
         self.opened_at = trio.current_time()
         self._remote = remote
-        self._streams: set[LightStream] = set()
+        self._streams: dict[
+            LightStream, None
+        ] = {}  # a set would end them in another order each run
         self._closed = False
 
     @property
@@ -207,7 +209,7 @@ class LightConnection(Connection):
             ours.fail(ProtocolNotSupportedError(f"{self.peer_id} does not speak {protocols[0]}"))
             return ours
         theirs = LightStream(self.other, name, back, there)
-        self._streams.add(ours)
+        self._streams[ours] = None
         self.other.adopt(theirs)
         self.host.network.count["streams"] += 1
         self._remote.serve(theirs)
@@ -215,11 +217,11 @@ class LightConnection(Connection):
 
     def adopt(self, stream: LightStream) -> None:
         """Take in the far end's stream."""
-        self._streams.add(stream)
+        self._streams[stream] = None
 
     def forget(self, stream: LightStream) -> None:
         """Drop a finished stream."""
-        self._streams.discard(stream)
+        self._streams.pop(stream, None)
 
     def end(self, reason: str) -> None:
         """Close both ends at once."""

@@ -98,8 +98,8 @@ class ExpertCaller:
         spare = 0
         while True:
             found = await beam_search(self._directory, self._run_id, block, scores, k + spare)
-            names = {name for sample in found for name, _ in sample}
-            unusable = await self.book.unusable({Uid(self._run_id, name) for name in names})
+            names = dict.fromkeys(name for sample in found for name, _ in sample)
+            unusable = await self.book.unusable([Uid(self._run_id, name) for name in names])
             if len(unusable) <= spare:  # nobody was crowded out by those that cannot be called
                 left_out = {uid.name for uid in unusable}
                 return [[each for each in row if each[0] not in left_out][:k] for row in found]

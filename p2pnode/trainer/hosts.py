@@ -8,6 +8,7 @@ straggler, cut off because others had answered, counts as failed when it happens
 
 import random
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from typing import Final
 
 import trio
@@ -78,11 +79,11 @@ class HostBook:
             entries.sort(key=self._expected_wait)
         return entries
 
-    async def unusable(self, uids: set[Uid]) -> set[Uid]:
+    async def unusable(self, uids: Iterable[Uid]) -> list[Uid]:
         """Return those of the listed experts that are banned on each of their hosts."""
         if not len(self._bans):
-            return set()
-        return {uid for uid in uids if not await self.candidates(uid)}
+            return []
+        return [uid for uid in uids if not await self.candidates(uid)]
 
     def limiter(self, peer_id: PeerId) -> trio.CapacityLimiter:
         """Return what bounds the calls to one host that are under way at once."""

@@ -15,7 +15,7 @@ from p2pnode.protocols.kad.peers import KadPeers
 from p2pnode.wire import varint
 from p2pnode.wire.peer_id import PeerId
 
-_Served = dict[PeerId, set[Stream]]
+_Served = dict[PeerId, dict[Stream, None]]
 
 
 class KadServer:
@@ -49,16 +49,16 @@ class KadServer:
             RemoteError: the stream broke, or a request broke a rule.
         """
         peer = stream.peer_id
-        streams = self._streams.setdefault(peer, set())
+        streams = self._streams.setdefault(peer, {})
         if len(streams) >= self._settings.max_streams_per_peer:
             stream.reset()
             return
-        streams.add(stream)
+        streams[stream] = None
         try:
             while await self._serve_one(stream):
                 pass
         finally:
-            streams.discard(stream)
+            streams.pop(stream, None)
             if not streams:
                 self._streams.pop(peer, None)
 
