@@ -90,8 +90,9 @@ def print_ready(node: Node, *, as_json: bool) -> None:
         )
         return
     print_note(f"node {node.network.peer_id} is ready")
+    word = "announcing" if node.settings.node.announce else "listening on"
     for address in addresses:
-        print_note(f"  listening on {address}")
+        print_note(f"  {word} {address}")
     if experts:
         restored = sum(each["restored"] for each in experts)
         print_note(f"  hosting {len(experts)} experts, {restored} restored from checkpoints")

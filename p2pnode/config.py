@@ -61,6 +61,30 @@ _MAY_BE_ZERO = frozenset(
     }
 )
 
+# Numbers below which nothing works. A stream begins with a window of 256 KiB, in every Yamux.
+_LEAST = dict.fromkeys(
+    (
+        "limits.max_bytes",
+        "limits.max_bytes_per_address",
+        "limits.max_bytes_per_connection",
+        "limits.max_bytes_per_network",
+        "limits.max_bytes_per_peer",
+        "network.yamux_max_window",
+    ),
+    256 * KIB,
+) | dict.fromkeys(
+    (
+        "network.identify_max_message",
+        "network.websocket_max_message",
+        "network.websocket_receive_buffer",
+        "network.yamux_max_frame",
+        "network.yamux_send_buffer",
+        "network.yamux_write_budget",
+        "node.control_request_limit",
+    ),
+    KIB,
+)
+
 # Penalties, and the scores from which peers are shunned.
 _MUST_NOT_BE_POSITIVE = frozenset(
     {
@@ -153,7 +177,7 @@ class NetworkSettings:
     max_peerstore_peers: int = 10_000
     max_addresses_per_peer: int = 32
     max_peerstore_bytes: int = 32 * MIB
-    connected_address_ttl: float = 3600.0  # of one that worked, from the connection's end
+    connected_address_ttl: float = 24 * 3600.0  # of one that worked, from the connection's end
     certified_address_ttl: float = 3600.0  # of those in a peer's own signed record
     identified_address_ttl: float = 1800.0  # of those a peer says it has, unsigned
     peerstore_save_interval: float = 60.0
@@ -179,7 +203,8 @@ class LimitSettings:
     max_bytes: int = 2048 * MIB
 
     # Trimming keeps the node well below the hard limit: above the high mark it closes connections
-    # down to the low one, sparing those that are new, protected or busy with a call.
+    # down to the low one, sparing those that are new, protected or busy with a call. A high mark
+    # above max_connections is never reached: then newcomers are refused instead.
     high_water: int = 768
     low_water: int = 640
     trim_grace: float = 10.0  # a connection that is younger, or was used within it, is spared
@@ -312,6 +337,17 @@ class DhtSettings:
     stream_idle_timeout: float = 60.0
     ban_time: float = 5.0  # of a silent peer, doubled at each further silence
     max_ban_time: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Check what a single value does not show.
+
+        Raises:
+            ConfigError: `protocol` is none.
+        """
+        if not self.protocol.startswith("/") or not self.protocol.isprintable():
+            raise ConfigError(
+                f"dht.protocol must be a protocol such as /p2pnode/kad/1.0.0, not {self.protocol!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -535,6 +571,15 @@ class TrainerSettings:
     calls_at_once_per_host: int = 64  # below what a host takes from one peer (rpc section)
     max_cached_infos: int = 16_384  # descriptions of experts, by expert and host
 
+    def __post_init__(self) -> None:
+        """Check what a single value does not show.
+
+        Raises:
+            ConfigError: a weight is no weight.
+        """
+        if self.latency_smoothing > 1:
+            raise ConfigError("trainer.latency_smoothing must not exceed 1")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -670,12 +715,18 @@ def _check(name: str, value: Any, kind: Any) -> Any:
         expected = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
         raise ConfigError(f"{name} must be {expected[kind]}, not {value!r}")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if name in _MUST_NOT_BE_POSITIVE:
-            if not float("-inf") < value <= 0:
-                raise ConfigError(f"{name} must be a finite number that is not positive")
-        elif not 0 <= value < float("inf"):
-            raise ConfigError(f"{name} must be a finite number that is not negative")
-        if value == 0 and name not in _MAY_BE_ZERO:
-            side = "less" if name in _MUST_NOT_BE_POSITIVE else "more"
-            raise ConfigError(f"{name} must be {side} than 0")
+        _check_number(name, value)
     return value
+
+
+def _check_number(name: str, value: float) -> None:
+    if name in _MUST_NOT_BE_POSITIVE:
+        if not float("-inf") < value <= 0:
+            raise ConfigError(f"{name} must be a finite number that is not positive")
+    elif not 0 <= value < float("inf"):
+        raise ConfigError(f"{name} must be a finite number that is not negative")
+    if value == 0 and name not in _MAY_BE_ZERO:
+        side = "less" if name in _MUST_NOT_BE_POSITIVE else "more"
+        raise ConfigError(f"{name} must be {side} than 0")
+    if value < _LEAST.get(name, value):
+        raise ConfigError(f"{name} must be at least {_LEAST[name]}")

@@ -1,6 +1,6 @@
 import pytest
 
-from p2pnode.config import _MAY_BE_ZERO, Settings
+from p2pnode.config import _LEAST, _MAY_BE_ZERO, Settings
 from p2pnode.errors import ConfigError
 
 
@@ -42,6 +42,11 @@ def test_a_whole_number_serves_where_a_number_is_asked():
         ({"node": {"listen": [1]}}, "list of texts"),
         ({"dht": {"server": "maybe"}}, "true or false"),
         ({"dht": 3}, "table"),
+        ({"limits": {"max_bytes_per_peer": 262_143}}, "must be at least 262144"),
+        ({"network": {"yamux_max_frame": 1}}, r"yamux_max_frame must be at least 1024"),
+        ({"dht": {"protocol": "kad"}}, "must be a protocol such as"),
+        ({"dht": {"protocol": ""}}, "must be a protocol such as"),
+        ({"trainer": {"latency_smoothing": 1.5}}, "must not exceed 1"),
         ({"limits": {"low_water": 900}}, r"low_water must not exceed limits\.high_water"),
         ({"limits": {"ip4_network_prefix": 33}}, "ip4_network_prefix must be at least 1"),
         ({"limits": {"ip6_address_prefix": 129}}, "must not exceed 128"),
@@ -53,6 +58,12 @@ def test_a_whole_number_serves_where_a_number_is_asked():
 def test_a_value_that_does_not_fit_is_refused_with_its_name(overrides, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load(overrides=overrides)
+
+
+def test_every_least_value_is_of_a_setting_whose_default_meets_it():
+    for name, least in _LEAST.items():
+        section, _, field = name.partition(".")
+        assert getattr(getattr(Settings(), section), field) >= least
 
 
 @pytest.mark.parametrize("data", [b"[node", b"\x00", b"\xff\xfe"])

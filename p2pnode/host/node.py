@@ -201,6 +201,8 @@ class NetworkHost(Host):
             AddressInUseError: another program listens there.
             InvalidAddressError: no transport of this node can listen there.
         """
+        if split_p2p(address)[1] is not None:
+            raise InvalidAddressError(f"cannot listen on {address}; leave /p2p/ and the id out")
         transport = next((each for each in self._transports if each.can_dial(address)), None)
         if transport is None:
             raise InvalidAddressError(f"no transport of this node can listen on {address}")

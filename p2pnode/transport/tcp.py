@@ -215,7 +215,7 @@ def listen_error(address: Multiaddr, error: OSError) -> AddressInUseError | Inva
     """Say why this node cannot listen on `address`, and what to do."""
     if error.errno == errno.EADDRINUSE:
         return AddressInUseError(
-            f"{address} is taken by another program; stop it, or listen on another port "
+            f"{address} is taken; stop the program that listens there, or listen on another port "
             "(0 lets the system choose)"
         )
     if error.errno == errno.EACCES:

@@ -172,7 +172,7 @@ def _checked(address: Multiaddr) -> Multiaddr:
     text = "".join(map(str, address.split()))
     # py-multiaddr's two readers disagree about truncated parts and about zones of IPv6.
     if text != str(address) or Multiaddr(text) != address or not list(address.items()):
-        raise ValueError("its parts do not make a whole")
+        raise ValueError("it is cut short, or written in a form that cannot be read back")
     return address
 
 

@@ -669,3 +669,10 @@ async def test_nothing_new_begins_on_a_connection_that_this_side_is_closing(auto
                 await trio.lowlevel.checkpoint()
             await ask(ours, theirs.peer_id)
         assert ours.connection_to(theirs.peer_id) is not old
+
+
+async def test_an_address_to_listen_on_names_no_peer():
+    async with host_network() as network:
+        host = await network.add_host()
+        with pytest.raises(InvalidAddressError, match="leave /p2p/ and the id out"):
+            await host.listen(with_p2p(tcp_address("10.0.0.1", 5), host.peer_id))
