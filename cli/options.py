@@ -61,6 +61,24 @@ _NODE_FLAGS: Final = (
 )
 
 
+def config_options(command: F) -> F:
+    """Add `--config` and `--set`; `settings_from` reads them."""
+    command = click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="SECTION.FIELD=VALUE",
+        help="Any other setting, as in the config file. Repeatable.",
+    )(command)
+    return click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="A TOML file with any of these settings.",
+    )(command)
+
+
 def node_options(command: F) -> F:
     """Add the flags that describe a node; `settings_from` reads them."""
     command = click.option(
@@ -70,20 +88,7 @@ def node_options(command: F) -> F:
         show_default=True,
         help="Which events the daemon reports.",
     )(command)
-    command = click.option(
-        "--set",
-        "assignments",
-        multiple=True,
-        metavar="SECTION.FIELD=VALUE",
-        help="Any other setting, as in the config file. Repeatable.",
-    )(command)
-    command = click.option(
-        "--config",
-        "config_file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="FILE",
-        help="A TOML file with any of these settings.",
-    )(command)
+    command = config_options(command)
     command = click.option(
         "--mdns",
         "mdns__enabled",
@@ -116,14 +121,14 @@ def settings_from(
         if not (equals and dot):
             raise click.UsageError(f"--set takes SECTION.FIELD=VALUE, not {assignment!r}")
         texts.setdefault(section, {})[setting] = value
-    if flags["mdns__enabled"]:
+    if flags.get("mdns__enabled"):
         texts.setdefault("mdns", {})["enabled"] = "true"
     lists: dict[str, dict[str, list[str]]] = {}
     for _, setting, _, many, _ in _NODE_FLAGS:
-        value = flags[setting.replace(".", "__")]
+        chosen = flags.get(setting.replace(".", "__"))
         section, _, name = setting.partition(".")
-        if many and value:
-            lists.setdefault(section, {})[name] = list(value)
-        elif not many and value is not None:
-            texts.setdefault(section, {})[name] = value
+        if many and chosen:
+            lists.setdefault(section, {})[name] = list(chosen)
+        elif not many and chosen is not None:
+            texts.setdefault(section, {})[name] = chosen
     return Settings.load(file=config_file, texts=texts, overrides=lists)

@@ -1,14 +1,15 @@
 """`perf ADDRESS`: measure how fast data goes to a peer and comes back, by libp2p's perf."""
 
 import re
+from pathlib import Path
 from typing import Final
 
 import click
 import trio
 
-from cli.options import json_option
+from cli.options import config_options, json_option, settings_from
 from cli.output import print_json
-from p2pnode.config import KIB, MIB, PerfSettings
+from p2pnode.config import KIB, MIB, NetworkSettings, PerfSettings
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.perf.core import PerfResult
 from p2pnode.protocols.perf.service import PerfService
@@ -46,15 +47,27 @@ class Size(click.ParamType[int]):
     show_default=True,
     help="Seconds for all of it.",
 )
+@config_options
 @json_option
-def perf(*, address: str, upload: int, download: int, timeout: float, as_json: bool) -> None:
+def perf(
+    *,
+    address: str,
+    upload: int,
+    download: int,
+    timeout: float,
+    assignments: tuple[str, ...],
+    config_file: Path | None,
+    as_json: bool,
+) -> None:
     """Measure how fast data goes to a peer and comes back.
 
     ADDRESS ends in /p2p/ID. The peer has to serve libp2p's perf protocol, as a daemon does with
     `--set perf.serve=true`, and as `python -m p2pnode.testing.peer` does. K, M and G are powers
-    of 1024. This command dials with an identity of its own and needs no daemon.
+    of 1024. This command dials with an identity of its own and needs no daemon; of the settings,
+    those of [network] count, such as certificate authorities and name servers.
     """
-    result = trio.run(_measure, address, upload, download, timeout)
+    network = settings_from({}, assignments, config_file).network
+    result = trio.run(_measure, address, upload, download, timeout, network)
     if as_json:
         print_json(
             {
@@ -72,9 +85,12 @@ def perf(*, address: str, upload: int, download: int, timeout: float, as_json: b
     click.echo(_describe("down", result.download, result.download_seconds, result.download_rate))
 
 
-async def _measure(address: str, upload: int, download: int, timeout: float) -> PerfResult:
+async def _measure(
+    address: str, upload: int, download: int, timeout: float, network: NetworkSettings
+) -> PerfResult:
     peer_id, dialled = peer_address(address)
-    host = NetworkHost(PrivateKey.generate(), transports=[TcpTransport(), WebSocketTransport()])
+    transports = [TcpTransport(network), WebSocketTransport(network)]
+    host = NetworkHost(PrivateKey.generate(), transports=transports, settings=network)
     service = PerfService(host, PerfSettings(run_timeout=timeout))
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)

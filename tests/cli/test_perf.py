@@ -5,6 +5,7 @@ from click.testing import CliRunner
 
 from cli.commands.perf import Size
 from cli.main import cli
+from p2pnode.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -20,3 +21,12 @@ def test_what_is_no_size_is_a_usage_error(text):
     result = CliRunner().invoke(cli, ["perf", "/ip4/127.0.0.1/tcp/1", f"--upload={text}"])
     assert result.exit_code == 2
     assert "is not a size such as" in result.output
+
+
+def test_the_settings_of_the_network_count(tmp_path):
+    missing = tmp_path / "missing.pem"
+    address = "/ip4/127.0.0.1/tcp/1/wss/p2p/12D3KooWPryHBhiK65dojSdtaZNt3V25kfPPosvZTZQmyJsN6j81"
+    options = ["perf", address, "--set", f"network.tls_authorities={missing}"]
+    result = CliRunner().invoke(cli, options)
+    assert isinstance(result.exception, ConfigError)
+    assert "missing.pem" in str(result.exception)
