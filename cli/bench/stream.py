@@ -181,7 +181,14 @@ class _Rates:
                 unit="MB/s",
                 ours=self._sealed,
                 bare=self._raw,
-            )
+            ),
+            _Contest(
+                name="bare_batched",
+                title=f"the same, {bare.BATCH_FRAMES} frames a write, against one",
+                unit="MB/s",
+                ours=self._batched,
+                bare=self._sealed,
+            ),
         ]
         for streams, write, bound in ((1, MIB, 0.7), (1, 64 * KIB, 0.55), (8, 64 * KIB, 0.6)):
             count = "one stream" if streams == 1 else f"{streams} streams"
@@ -202,6 +209,10 @@ class _Rates:
 
     async def _sealed(self) -> float:
         return await self._timed(functools.partial(bare.send_sealed, self.sealed))
+
+    async def _batched(self) -> float:
+        send = functools.partial(bare.send_sealed, self.sealed, batch=bare.BATCH_FRAMES)
+        return await self._timed(send)
 
     async def _ours(self, streams: int, write: int) -> float:
         async def send_on_each(size: int) -> None:

@@ -10,6 +10,7 @@ from cli.main import cli
 
 NAMES = [
     "bare_sealed",
+    "bare_batched",
     "throughput_1024k_1",
     "throughput_64k_1",
     "throughput_64k_8",
