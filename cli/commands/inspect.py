@@ -68,7 +68,8 @@ _COLUMNS: Final = ("inbound_streams", "outbound_streams", "bytes")  # and connec
 
 def _print_budget(budget: dict[str, Any]) -> None:
     """Print what is used of what may be used: of the node, and of those who use most."""
-    facts = {_BUDGETS[name]: _use(use, name) for name, use in budget["node"].items()}
+    node = budget["node"]
+    facts = {label: _use(node[name], name) for name, label in _BUDGETS.items() if name in node}
     print_facts("Budget of this node: used / limit", facts)
     if budget["top"]:
         columns = ("", "connections", *(_BUDGETS[name] for name in _COLUMNS))

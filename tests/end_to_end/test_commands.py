@@ -70,7 +70,7 @@ def test_tables_for_people(start):
     first = start("first")
     for command, expected in [
         ("status", first.peer_id),
-        ("status", "Budget: used / limit"),
+        ("status", "Budget of this node: used / limit"),
         ("status", "0 / 1024"),
         ("peers", "0 peers"),
         ("experts", "0 exp"),
