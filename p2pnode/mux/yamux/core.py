@@ -164,7 +164,8 @@ class YamuxCore:
         """Note that the buffers of `output` have been taken, and may change."""
         for stream, size in output.served:
             stream.unwritten -= size
-            if stream.unwritten <= self._settings.yamux_send_buffer:
+            # Half of it, so that a sender that is woken adds several pieces before it waits again.
+            if stream.unwritten * 2 <= self._settings.yamux_send_buffer:
                 self._events.append(StreamEvent(EventKind.WRITABLE, stream))
             self._forget_if_done(stream)
         return self._take_events()
