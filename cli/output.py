@@ -52,9 +52,6 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
         header_style="bold",
         box=box.SIMPLE_HEAD,
         show_header=any(columns),
@@ -70,8 +67,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     console = Console(width=width, markup=False, emoji=False)
     unbounded = console.options.update(width=_PIPE_WIDTH)
+    console.print(title, style="bold", soft_wrap=True)  # rich would wrap it to the table's width
     if any(columns) and console.measure(table, options=unbounded).maximum > console.width:
-        console.print(title, style="bold")
         for texts in cells:
             console.print()
             for column, text in zip(columns, texts, strict=True):

@@ -6,6 +6,7 @@ for company would only delay them.
 
 import errno
 import ipaddress
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -226,4 +227,7 @@ def listen_error(address: Multiaddr, error: OSError) -> AddressInUseError | Inva
 
 
 def _sentence(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).lower()
+    said = error.strerror or str(error) or type(error).__name__
+    bare = os.strerror(error.errno) if error.errno else said
+    # trio puts the address in front, which our caller has said already
+    return (bare if said.endswith(bare) else said).lower()

@@ -73,11 +73,9 @@ def test_tables_for_people(start):
         ("status", "Budget of this node: used / limit"),
         ("status", "0 / 1024"),
         ("peers", "0 peers"),
-        ("experts", "0 exp"),
+        ("experts", "0 experts"),
     ]:
-        assert expected in run_command(command, "--data-dir", first.data_dir).stdout.replace(
-            "\n", ""
-        )
+        assert expected in run_command(command, "--data-dir", first.data_dir).stdout
 
 
 def test_people_are_told_the_line_to_paste(tmp_path):

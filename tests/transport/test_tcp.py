@@ -248,3 +248,11 @@ async def test_an_address_that_names_no_machine_does_not_lead_to_this_one(ip):
     with pytest.raises(tcp.DialError, match="no place"):
         await TcpTransport().dial(parse_address(f"{ip}/tcp/{port}"))
     await own.aclose()
+
+
+@pytest.mark.real
+async def test_a_refused_dial_names_the_address_once():
+    address = parse_address("/ip4/127.0.0.1/tcp/1")
+    with pytest.raises(tcp.DialError) as caught:
+        await tcp.TcpTransport().dial(address)
+    assert str(caught.value) == f"{address} cannot be reached: connection refused"
