@@ -65,7 +65,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     # In a pipe there is no width to fit: lines stay whole, for grep. Names such as `[red]` or
     # `:x:` are what they are.
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    console = Console(width=width, markup=False, emoji=False)
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
     unbounded = console.options.update(width=_PIPE_WIDTH)
     console.print(title, style="bold", soft_wrap=True)  # rich would wrap it to the table's width
     if any(columns) and console.measure(table, options=unbounded).maximum > console.width:
