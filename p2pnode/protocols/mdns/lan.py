@@ -42,7 +42,7 @@ async def run_zeroconf(
     Args:
         ours: what is said, and on which interfaces.
         receive: called in trio's thread with the TXT data of each peer, first and when it changes.
-        label: our name for this session, drawn anew for each.
+        label: our name while it runs, drawn anew each time.
         close_timeout: seconds for taking our records back at the end.
 
     Raises:
