@@ -1,6 +1,7 @@
 import pytest
 
-from p2pnode.config import _LEAST, _MAY_BE_ZERO, Settings
+from p2pnode.config import Settings
+from p2pnode.config.checks import _LEAST, _MAY_BE_ZERO
 from p2pnode.errors import ConfigError
 
 

@@ -1,0 +1,81 @@
+"""All sections of the settings, and how they are put together from their sources."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from p2pnode.config.checks import build_section, check_known
+from p2pnode.config.dht import DhtSettings
+from p2pnode.config.experts import HostingSettings, RpcSettings, SwarmSettings, TrainerSettings
+from p2pnode.config.limits import LimitSettings
+from p2pnode.config.network import NetworkSettings, PerfSettings
+from p2pnode.config.node import MdnsSettings, NodeSettings
+from p2pnode.config.pubsub import PubSubSettings
+from p2pnode.config.sources import from_environ, from_texts, read_file
+from p2pnode.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of a node."""
+
+    node: NodeSettings = field(default_factory=NodeSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    perf: PerfSettings = field(default_factory=PerfSettings)
+    mdns: MdnsSettings = field(default_factory=MdnsSettings)
+    dht: DhtSettings = field(default_factory=DhtSettings)
+    pubsub: PubSubSettings = field(default_factory=PubSubSettings)
+    rpc: RpcSettings = field(default_factory=RpcSettings)
+    hosting: HostingSettings = field(default_factory=HostingSettings)
+    swarm: SwarmSettings = field(default_factory=SwarmSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        file: Path | None = None,
+        environ: Mapping[str, str] = os.environ,
+        texts: Mapping[str, Mapping[str, str]] | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """Read the settings from all their sources.
+
+        Args:
+            file: a TOML file, or None.
+            environ: where `P2PNODE_<SECTION>_<FIELD>` is looked up.
+            texts: values by section and field, written as text, as command-line flags give them.
+            overrides: values by section and field, of the field's own type.
+
+        Raises:
+            ConfigError: a file cannot be read, a name is unknown, or a value does not fit.
+        """
+        sections = {each.name: each.type for each in dataclasses.fields(cls)}
+        layers = [
+            read_file(file) if file else {},
+            from_texts(sections, from_environ(sections, environ)),
+            from_texts(sections, texts or {}),
+            overrides or {},
+        ]
+        values: dict[str, dict[str, Any]] = {name: {} for name in sections}
+        for layer in layers:
+            for section, table in layer.items():
+                check_known(section, sections, "section")
+                if not isinstance(table, Mapping):
+                    raise ConfigError(f"[{section}] must be a table of settings")
+                values[section] |= table
+        return cls(
+            **{name: build_section(kind, name, values[name]) for name, kind in sections.items()}
+        )
+
+    def replace(self, **sections: Mapping[str, Any]) -> Self:
+        """Return a copy in which some fields of some sections differ."""
+        changed = {
+            name: dataclasses.replace(getattr(self, name), **table)
+            for name, table in sections.items()
+        }
+        return dataclasses.replace(self, **changed)
