@@ -1,0 +1,43 @@
+"""Every setting and limit of a node: named, bounded, validated once.
+
+Values come, in rising order of precedence, from the defaults in the sections, a TOML file,
+environment variables (`P2PNODE_<SECTION>_<FIELD>`) and command-line flags. A section is a table of
+the file, and a dataclass in one of these modules:
+
+| module | sections |
+|---|---|
+| `node` | `[node]`, `[mdns]` |
+| `network` | `[network]`, `[perf]` |
+| `limits` | `[limits]` |
+| `dht` | `[dht]` |
+| `pubsub` | `[pubsub]` |
+| `experts` | `[rpc]`, `[hosting]`, `[swarm]`, `[trainer]` |
+
+Sizes are bytes and durations seconds, unless a name says otherwise.
+"""
+
+from p2pnode.config.dht import DhtSettings
+from p2pnode.config.experts import HostingSettings, RpcSettings, SwarmSettings, TrainerSettings
+from p2pnode.config.limits import LimitSettings
+from p2pnode.config.network import NetworkSettings, PerfSettings
+from p2pnode.config.node import MdnsSettings, NodeSettings
+from p2pnode.config.pubsub import PubSubSettings
+from p2pnode.config.settings import Settings
+from p2pnode.config.units import KIB, MIB
+
+__all__ = [
+    "KIB",
+    "MIB",
+    "DhtSettings",
+    "HostingSettings",
+    "LimitSettings",
+    "MdnsSettings",
+    "NetworkSettings",
+    "NodeSettings",
+    "PerfSettings",
+    "PubSubSettings",
+    "RpcSettings",
+    "Settings",
+    "SwarmSettings",
+    "TrainerSettings",
+]

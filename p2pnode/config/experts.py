@@ -1,0 +1,80 @@
+"""How experts are hosted, found and called."""
+
+from dataclasses import dataclass
+
+from p2pnode.config.units import KIB, MIB
+from p2pnode.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcSettings:
+    """Limits of tensor calls."""
+
+    max_header_bytes: int = 64 * KIB
+    max_call_bytes: int = 256 * MIB  # tensors of one request
+    max_bytes_in_flight: int = 1024 * MIB  # node-wide, requests and replies
+    max_bytes_in_flight_per_peer: int = 512 * MIB
+    max_calls_per_peer: int = 256
+    max_deadline: float = 600.0
+    default_timeout: float = 30.0
+    header_timeout: float = 10.0  # from a stream's opening to its request's header
+    payload_patience: float = 30.0  # for each 256 KiB of a request's tensors to arrive
+    token_cache_size: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostingSettings:
+    """How experts are hosted."""
+
+    layer: str = "ffn"
+    hidden_dim: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    clip_grad_norm: float = 0.0  # 0 turns clipping off
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 0  # torch's threads for one operation; 0 leaves torch's default
+    max_batch_rows: int = 16_384
+    batch_window: float = 0.0  # how long a batch waits for company when the device is idle
+    max_queued_calls: int = 1024  # per expert
+    replay_window_calls: int = 4096  # backward ids remembered per expert
+    replay_window_bytes: int = 64 * MIB  # backward answers kept for replay, per daemon
+    update_period: float = 5.0  # between announcements of the hosted experts
+    checkpoint_interval: float = 60.0  # 0 saves at the end only
+    checkpoints_kept: int = 2
+    max_experts: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmSettings:
+    """How experts are looked up."""
+
+    refresh_interval: float = 5.0  # a prefix in use is asked for again at least this often
+    absent_time: float = 0.5  # of a prefix found empty, doubled each further time
+    max_absent_time: float = 10.0
+    ban_time: float = 2.0  # of a host whose calls fail, doubled at each further failure
+    max_ban_time: float = 60.0
+    max_cached_prefixes: int = 16_384
+    lookups_at_once: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSettings:
+    """How a trainer calls experts, where a layer does not say otherwise."""
+
+    forward_timeout: float = 30.0
+    backward_timeout: float = 30.0
+    timeout_after_k_min: float = 1.0  # for stragglers, once k_min experts have answered
+    straggles_tolerated: int = 1  # in a row; a host that is cut off more often counts as failed
+    latency_smoothing: float = 0.2  # weight of the newest call in a host's average latency
+    calls_at_once_per_host: int = 64  # below what a host takes from one peer (rpc section)
+    max_cached_infos: int = 16_384  # descriptions of experts, by expert and host
+
+    def __post_init__(self) -> None:
+        """Check what a single value does not show.
+
+        Raises:
+            ConfigError: a weight is no weight.
+        """
+        if self.latency_smoothing > 1:
+            raise ConfigError("trainer.latency_smoothing must not exceed 1")
