@@ -103,6 +103,8 @@ class Series:
     Attributes:
         name: unique in the report.
         label: beside the line in a plot; series of one label have one colour in all panels.
+        of: the label of the series this one belongs to, whose colour it gets: a bound's
+            measurement, for example; empty for a colour of its own.
         x: where the points are, all finite.
         y: what was measured there, as many; None leaves a gap.
         low: the lower edge of a band around y, as many or none.
@@ -122,6 +124,7 @@ class Series:
     x_axis: Axis
     y_axis: Axis
     style: Style = "line"
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +191,7 @@ class RunFacts:
 
     scenario: str
     summary: str
-    parameters: Mapping[str, Scalar]
+    parameters: Mapping[str, Scalar | tuple[Scalar, ...]]
     changed: tuple[str, ...] = ()
     seeds: tuple[int, ...]
     fidelity: str = ""
@@ -207,7 +210,10 @@ class Report:
     name raises `ValueError`, since one would hide the other.
 
     Attributes:
-        figures, all_series, tables, plots: by name, in the order they were added.
+        figures: by name, in the order they were added.
+        all_series: likewise.
+        tables: likewise.
+        plots: likewise.
         notes: paragraphs on how to read it and what it does not show.
     """
 
@@ -267,6 +273,7 @@ class Report:
         low: Iterable[float | None] = (),
         high: Iterable[float | None] = (),
         style: Style = "line",
+        of: str = "",
     ) -> Series:
         """Add a series; if no plot names it, it gets a plot of its own.
 
@@ -282,6 +289,7 @@ class Report:
             low: the lower edge of a band around y; as many as y, or none.
             high: the upper edge.
             style: see `Series`.
+            of: the label of the series whose colour it gets.
 
         Raises:
             ValueError: there are not as many of one as of the other, or an x is not finite.
@@ -297,6 +305,7 @@ class Report:
                 x_axis=Axis(x_label, x_unit),
                 y_axis=Axis(y_label, y_unit),
                 style=style,
+                of=of,
             )
         )
 
@@ -336,15 +345,24 @@ class Report:
         Raises:
             ValueError: a row is longer or shorter than the columns.
         """
-        table = Table(
-            name=name,
-            columns=tuple(each if isinstance(each, Axis) else Axis(each) for each in columns),
-            rows=tuple(tuple(_scalar(cell) for cell in row) for row in rows),
-            caption=caption,
+        return self.add_table(
+            Table(
+                name=name,
+                columns=tuple(each if isinstance(each, Axis) else Axis(each) for each in columns),
+                rows=tuple(tuple(_scalar(cell) for cell in row) for row in rows),
+                caption=caption,
+            )
         )
+
+    def add_table(self, table: Table) -> Table:
+        """Add a table that has been made already.
+
+        Raises:
+            ValueError: a row is longer or shorter than the columns.
+        """
         if any(len(row) != len(table.columns) for row in table.rows):
-            raise ValueError(f"a row of {name} has not as many cells as there are columns")
-        _add(self.tables, name, table, "table")
+            raise ValueError(f"a row of {table.name} has not a cell for each column")
+        _add(self.tables, table.name, table, "table")
         return table
 
     def plot(
@@ -375,24 +393,33 @@ class Report:
             ValueError: a series is not in the report, or they have different axes.
         """
         panels = series if isinstance(series, Mapping) else {"": series}
-        plot = Plot(
-            name=name,
-            panels=tuple(Panel(title, tuple(names)) for title, names in panels.items()),
-            caption=caption,
-            log_x=log_x,
-            log_y=log_y,
-            marks=tuple((float(at), label) for at, label in marks),
-            y_from=y_from,
-            y_to=y_to,
+        return self.add_plot(
+            Plot(
+                name=name,
+                panels=tuple(Panel(title, tuple(names)) for title, names in panels.items()),
+                caption=caption,
+                log_x=log_x,
+                log_y=log_y,
+                marks=tuple((float(at), label) for at, label in marks),
+                y_from=y_from,
+                y_to=y_to,
+            )
         )
+
+    def add_plot(self, plot: Plot) -> Plot:
+        """Add a plot that has been made already.
+
+        Raises:
+            ValueError: see `plot`.
+        """
         shown = [each for panel in plot.panels for each in panel.series]
         missing = [each for each in shown if each not in self.all_series]
         if missing or not shown:
-            raise ValueError(f"{name} is a plot of {missing or 'no series'}")
+            raise ValueError(f"{plot.name} is a plot of {missing or 'no series'}")
         axes = {(self.all_series[each].x_axis, self.all_series[each].y_axis) for each in shown}
         if len(axes) > 1:
-            raise ValueError(f"the series of {name} have different axes")
-        _add(self.plots, name, plot, "plot")
+            raise ValueError(f"the series of {plot.name} have different axes")
+        _add(self.plots, plot.name, plot, "plot")
         return plot
 
     def note(self, text: str) -> None:
