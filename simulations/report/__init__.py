@@ -14,6 +14,9 @@ from simulations.report.data import (
     at_least,
     at_most,
 )
+from simulations.report.document import dump, load
+from simulations.report.sweep import merge
+from simulations.report.write import check_drawing, write_report
 
 __all__ = [
     "Axis",
@@ -28,4 +31,9 @@ __all__ = [
     "Table",
     "at_least",
     "at_most",
+    "check_drawing",
+    "dump",
+    "load",
+    "merge",
+    "write_report",
 ]
