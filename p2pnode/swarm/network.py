@@ -14,7 +14,7 @@ from multiaddr import Multiaddr
 from p2pnode.config import Settings
 from p2pnode.errors import NoPeersError
 from p2pnode.events import EventBus
-from p2pnode.host import ConnectionEnded, PeerIdentified
+from p2pnode.host import ConnectionEnded, Host, PeerIdentified
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.kad.service import KadDht
@@ -75,17 +75,10 @@ class Network:
         self.ping = PingService(self.host, settings.network)
         self.perf = PerfService(self.host, settings.perf)
         self.mdns = MdnsService(self.host, settings.mdns, rng) if settings.mdns.enabled else None
-        index = IndexValidator(_verify_host)
-        self.dht = KadDht(
-            self.host,
-            settings.dht,
-            rng,
-            {"pk": PublicKeyValidator(), NAMESPACE: index},
-        )
+        self.dht, self.directory = build_dht(self.host, settings, rng)
         self.agents: dict[PeerId, str] = {}  # what connected peers say they run
         self.host.events.on(PeerIdentified, self._receive_identified)
         self.host.events.on(ConnectionEnded, self._receive_ended)
-        self.directory = ExpertDirectory(self.host, self.dht, index, settings.swarm)
 
     @property
     def peer_id(self) -> PeerId:
@@ -167,6 +160,18 @@ class Network:
             peer_id, address = peer_address(peer)
             return peer_id, [address]
         return PeerId.from_text(peer), []
+
+
+def build_dht(host: Host, settings: Settings, rng: random.Random) -> tuple[KadDht, ExpertDirectory]:
+    """Put a DHT that keeps the index of experts on a host, and a directory that reads it."""
+    index = IndexValidator(_verify_host)
+    dht = KadDht(
+        host,
+        settings.dht,
+        rng,
+        {PublicKeyValidator.NAMESPACE: PublicKeyValidator(), NAMESPACE: index},
+    )
+    return dht, ExpertDirectory(host, dht, index, settings.swarm)
 
 
 def _transports(settings: Settings, events: EventBus) -> list[Transport]:
