@@ -224,7 +224,7 @@ class Node:
             "observed": [str(address) for address in network.host.observed],
             "connections": len(network.host.connections()),
             "dht": {
-                "mode": "server" if self.settings.dht.server else "client",
+                "mode": "server" if network.dht.serves else "client",
                 "peers": len(network.dht.peers),
                 "records": network.dht.record_count,
             },

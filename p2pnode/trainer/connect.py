@@ -179,7 +179,7 @@ async def _serve(
 ) -> None:
     """Run the network of a trainer: a client of the DHT, in nobody's routing table."""
     rng = random.Random()
-    network = Network(key, settings.replace(dht={"server": False}), rng=rng)
+    network = Network(key, settings.replace(dht={"mode": "client"}), rng=rng)
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)
         await network.join(bootstrap)

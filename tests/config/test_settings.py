@@ -41,7 +41,8 @@ def test_a_whole_number_serves_where_a_number_is_asked():
         ({"network": {"max_dials": 0}}, r"network\.max_dials must be more than 0"),
         ({"hosting": {"update_period": 0}}, "more than 0"),
         ({"node": {"listen": [1]}}, "list of texts"),
-        ({"dht": {"server": "maybe"}}, "true or false"),
+        ({"mdns": {"enabled": "maybe"}}, "true or false"),
+        ({"dht": {"mode": "maybe"}}, "must be one of auto, server, client"),
         ({"dht": 3}, "table"),
         ({"limits": {"max_bytes_per_peer": 262_143}}, "must be at least 262144"),
         ({"network": {"yamux_max_frame": 1}}, r"yamux_max_frame must be at least 1024"),
@@ -77,7 +78,7 @@ def test_a_broken_file_is_refused(tmp_path, data):
 
 def test_zero_is_taken_where_it_means_something():
     assert load(overrides={"hosting": {"threads": 0, "seed": 0}}) == Settings()
-    assert not load(overrides={"dht": {"server": False}}).dht.server
+    assert not load(overrides={"mdns": {"enabled": False}}).mdns.enabled
     for name in sorted(_MAY_BE_ZERO):
         section, _, field = name.partition(".")
         assert getattr(getattr(load(texts={section: {field: "0"}}), section), field) == 0
@@ -109,6 +110,7 @@ def test_text_that_is_no_number_is_refused_by_its_setting():
         {"rpc_bytes": 2 << 20},
         {"max_queue_bytes": 1 << 19},
         {"max_queue_messages": 2047},
+        {"max_partial_bytes": (1 << 20) - 1},
         {"max_message_bytes": 1 << 20},
         {"ip_colocation_ip4_prefix": 33},
         {"ip_colocation_factor_whitelist": ["nowhere"]},

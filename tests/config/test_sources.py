@@ -36,5 +36,5 @@ def test_variables_with_another_use_and_those_of_others_are_passed_over(caplog):
 
 
 def test_a_variable_of_an_unfit_value_is_refused_by_the_name_of_its_setting():
-    with pytest.raises(ConfigError, match=r"dht\.server must be true or false"):
-        Settings.load(environ={"P2PNODE_DHT_SERVER": "perhaps"})
+    with pytest.raises(ConfigError, match=r"mdns\.enabled must be true or false"):
+        Settings.load(environ={"P2PNODE_MDNS_ENABLED": "perhaps"})

@@ -101,7 +101,7 @@ class SwarmNetwork:
         host = self.network.add_host(key)
         index = IndexValidator(verify_token)
         rng = random.Random(self._rng.random())
-        dht = KadDht(host, DhtSettings(server=server), rng, {NAMESPACE: index})
+        dht = KadDht(host, DhtSettings(mode="server" if server else "client"), rng, {NAMESPACE: index})
         node = SwarmNode(
             host,
             dht,

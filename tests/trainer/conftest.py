@@ -65,7 +65,7 @@ class LightSwarm:
         host, settings = self.network.add_host(), self.settings
         rng = random.Random(0)
         index = IndexValidator(no_members)
-        client = dataclasses.replace(settings.dht, server=False)
+        client = dataclasses.replace(settings.dht, mode="client")
         dht = KadDht(host, client, rng, {NAMESPACE: index})
         await self.nursery.start(dht.run)
         await dht.bootstrap(self.bootstrap)

@@ -97,7 +97,7 @@ class KadPeers:
             if peer == self._host.peer_id or self._core.bans.is_banned(peer, now):
                 continue
             if contact.addresses:
-                self._host.add_addresses(peer, contact.addresses, self._settings.address_ttl)
+                self._host.add_addresses(peer, contact.addresses, 1800.0)
             elif not self._host.connection_to(peer) and not self._host.addresses_of(peer):
                 continue
             found.append(peer)

@@ -82,6 +82,11 @@ class KadDht:
         return list(self._core.table)
 
     @property
+    def serves(self) -> bool:
+        """Whether this node answers others."""
+        return self.settings.mode != "client"
+
+    @property
     def record_count(self) -> int:
         """How many values this node keeps."""
         return len(self._core.records)
@@ -93,7 +98,7 @@ class KadDht:
             undo = self._host.events.on(PeerIdentified, self._peers.receive_identified)
             try:
                 self._peers.receive_connections()
-                if self.settings.server:
+                if self.serves:
                     self._server.start()
                 nursery.start_soon(self._keep_refreshed)
                 nursery.start_soon(self._keep_clean)
@@ -316,7 +321,7 @@ class KadDht:
     async def _put(self, key: bytes, value: bytes, requests: trio.Nursery) -> int:
         closest = await self._closest_or_none(key)
         stored = 0
-        if self.settings.server and self._core.is_near(key, closest):
+        if self.serves and self._core.is_near(key, closest):
             self._core.store(key, value, wall_time())
             closest = closest[: self.settings.bucket_size - 1]
             stored = 1
@@ -358,7 +363,7 @@ class KadDht:
         if not merged:
             raise NotFoundError("the DHT holds no value under this key")
         self._write_back(key, merged, values, requests)
-        if self.settings.server and keep and validator.lacks(key, held, merged, wall_time()):
+        if self.serves and keep and validator.lacks(key, held, merged, wall_time()):
             self._core.store(key, merged, wall_time())
         return merged
 
@@ -403,7 +408,7 @@ class KadDht:
         own = self._peers.contact_of(self._host.peer_id)
         closest = await self._closest_or_none(multihash)
         told = 0
-        if self.settings.server and self._core.is_near(multihash, closest):
+        if self.serves and self._core.is_near(multihash, closest):
             self._core.providers.add(multihash, own, wall_time() + self.settings.provider_ttl)
             told = 1
         message = Message(type=MessageType.ADD_PROVIDER, key=multihash, providers=(own,))

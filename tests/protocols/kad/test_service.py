@@ -192,7 +192,7 @@ async def test_a_value_asked_for_again_costs_two_requests(dht_network, autojump_
     async with dht_network() as net:
         nodes = await net.grow(30)
         await nodes[0].dht.put_value(KEY, b"v")
-        client = await net.start(nodes[:1], server=False)
+        client = await net.start(nodes[:1], mode="client")
         await client.dht.get_value(KEY)
         await trio.testing.wait_all_tasks_blocked()
         counts = _requests(net)
@@ -216,7 +216,7 @@ async def test_holders_that_died_are_replaced_by_a_search(dht_network, autojump_
     async with dht_network() as net:
         nodes = await net.grow(30)
         await nodes[0].dht.put_value(KEY, b"v")
-        client = await net.start(nodes[:1], server=False)
+        client = await net.start(nodes[:1], mode="client")
         await client.dht.get_value(KEY)
         holders = client.dht._holders.recall(KEY, trio.current_time())
         for node in nodes:
@@ -229,7 +229,7 @@ async def test_concurrent_gets_of_a_key_share_one_search(dht_network, autojump_c
     async with dht_network(delay=lambda _a, _b: 0.01) as net:
         nodes = await net.grow(10)
         await nodes[0].dht.put_value(KEY, b"v")
-        client = await net.start(nodes[:1], server=False)
+        client = await net.start(nodes[:1], mode="client")
         counts = _requests(net)
         found = []
 
@@ -248,7 +248,7 @@ async def test_one_callers_cancellation_leaves_the_shared_search_alone(dht_netwo
     async with dht_network(delay=lambda _a, _b: 0.1) as net:
         nodes = await net.grow(5)
         await nodes[0].dht.put_value(KEY, b"v")
-        client = await net.start(nodes[:1], server=False)
+        client = await net.start(nodes[:1], mode="client")
         with trio.move_on_after(0.05):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.dht.get_value, KEY)
@@ -274,7 +274,7 @@ async def test_one_callers_cancellation_leaves_the_shared_search_alone(dht_netwo
 async def test_a_cancelled_call_leaves_no_task_and_no_stream(dht_network, autojump_clock, call):
     async with dht_network(delay=lambda _a, _b: 0.1) as net:
         nodes = await net.grow(5)
-        client = await net.start(nodes[:1], server=False)
+        client = await net.start(nodes[:1], mode="client")
         await trio.testing.wait_all_tasks_blocked()
         tasks = len(client.dht._nursery.child_tasks)
         for node in nodes:
@@ -300,8 +300,8 @@ async def test_calls_under_way_end_when_the_dht_stops(dht_network, autojump_cloc
 
 async def test_a_node_without_peers_says_so_at_once(dht_network, autojump_clock):
     async with dht_network() as net:
-        for server in (True, False):
-            node = await net.start(server=server)
+        for mode in ("server", "client"):
+            node = await net.start(mode=mode)
             before = trio.current_time()
             for call in (
                 node.dht.get_value(KEY),
@@ -328,7 +328,7 @@ async def test_a_first_node_serves_its_own_values_to_those_who_join_later(
         await trio.sleep(100)
         second = await net.start([first])
         third = await net.start([second])
-        client = await net.start([third], server=False)
+        client = await net.start([third], mode="client")
         for node in (second, third, client):
             assert await node.dht.get_value(KEY) == b"v"
 
@@ -336,7 +336,7 @@ async def test_a_first_node_serves_its_own_values_to_those_who_join_later(
 async def test_a_client_is_in_nobodys_table_and_is_never_asked(dht_network, autojump_clock):
     async with dht_network() as net:
         nodes = await net.grow(5)
-        client = await net.start(nodes[:1], server=False)
+        client = await net.start(nodes[:1], mode="client")
         assert PROTOCOL not in client.host.handlers
         assert await client.dht.put_value(KEY, b"v") == 5
         assert await nodes[2].dht.get_value(KEY) == b"v"
@@ -387,7 +387,7 @@ async def test_an_invalid_value_of_another_is_reported_and_left_out(dht_network,
         await nodes[1].dht.put_value(KEY, b"v")
         liar = nodes[2]
         liar.dht._core.value = lambda key, wall: b"\xff"
-        client = await net.start(nodes, server=False)
+        client = await net.start(nodes, mode="client")
         with client.host.events.subscribe(PeerMisbehaved) as events:
             assert await client.dht.get_value(KEY) == b"v"
             event = await events.get()
@@ -602,7 +602,7 @@ async def test_a_dead_peer_leaves_the_table_within_the_liveness_interval(
 async def test_a_node_that_lost_all_its_peers_finds_them_again(dht_network, autojump_clock):
     async with dht_network() as net:
         nodes = await net.grow(4)
-        client = await net.start(nodes[:1], server=False)
+        client = await net.start(nodes[:1], mode="client")
         hosts = dict(net.network.hosts)
         for node in nodes:
             del net.network.hosts[node.peer_id]
@@ -758,7 +758,7 @@ async def test_stopping_removes_the_handler_and_the_kept_streams(dht_network, au
 async def test_peers_connected_before_the_start_are_noted(dht_network, autojump_clock):
     async with dht_network() as net:
         server = await net.start()
-        client = await net.start(server=False)
+        client = await net.start(mode="client")
         client.scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
         await client.host.connect(server.peer_id, server.host.addresses)

@@ -28,7 +28,7 @@ async def _swarm(count, *, client=False):
             host = await net.add_host(listen=server)
             dht = KadDht(
                 host,
-                DhtSettings(server=server),
+                DhtSettings(mode="server" if server else "client"),
                 random.Random(number),
                 {"pk": PublicKeyValidator()},
             )
