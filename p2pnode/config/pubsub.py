@@ -64,6 +64,7 @@ class PubSubSettings:
     rpc_bytes: int = 64 * KIB  # gathered for one RPC of ours, unless one message is larger
     max_message_bytes: int = 960 * KIB  # the data of one message; the rest is its envelope
     max_partial_bytes: int = 64 * MIB  # of RPCs half received, from all peers together
+    receive_timeout: float = 60.0  # from an RPC's first byte to its last
     max_topic_bytes: int = 256
     max_topics: int = 1024  # that this node subscribes to
     max_topics_per_peer: int = 1024
@@ -143,6 +144,9 @@ class PubSubSettings:
             ),
             "rpc_bytes, max_rpc_bytes and max_queue_bytes must not fall": (
                 list(sizes) == sorted(sizes)
+            ),
+            "max_partial_bytes must be at least max_rpc_bytes": (
+                self.max_partial_bytes >= self.max_rpc_bytes
             ),
             "max_queue_messages must be at least twice max_topics": (
                 self.max_queue_messages >= 2 * self.max_topics

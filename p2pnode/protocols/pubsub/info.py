@@ -1,9 +1,18 @@
-"""The state of pub/sub, for status pages."""
+"""The state of pub/sub, and what happens to it, for status pages."""
 
 from dataclasses import dataclass
 
+from p2pnode.events import Event
 from p2pnode.protocols.pubsub.core import Counts
 from p2pnode.wire.peer_id import PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerGivenUp(Event):
+    """A peer does not take what it should be sent, and misses it; it is tried again later."""
+
+    peer_id: PeerId
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

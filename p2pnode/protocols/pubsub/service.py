@@ -9,6 +9,7 @@ by trying.
 """
 
 import dataclasses
+import math
 import random
 from contextlib import ExitStack
 from typing import Final
@@ -39,7 +40,7 @@ from p2pnode.protocols.pubsub.colocation import Networks
 from p2pnode.protocols.pubsub.core import MessageIdFunction, Router, Verdict
 from p2pnode.protocols.pubsub.dialling import Dialling
 from p2pnode.protocols.pubsub.framing import FrameSplitter
-from p2pnode.protocols.pubsub.info import PeerInfo, PubSubInfo, TopicInfo
+from p2pnode.protocols.pubsub.info import PeerGivenUp, PeerInfo, PubSubInfo, TopicInfo
 from p2pnode.protocols.pubsub.link import Link
 from p2pnode.protocols.pubsub.messages import RpcLimits, decode
 from p2pnode.protocols.pubsub.scoring import AppScore, TopicScoreParams
@@ -55,6 +56,7 @@ from p2pnode.protocols.pubsub.state import (
     Validate,
 )
 from p2pnode.protocols.pubsub.subscription import PubSubMessage, Subscription
+from p2pnode.protocols.pubsub.unfinished import Unfinished
 from p2pnode.protocols.pubsub.validation import Validation, Validator
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
@@ -101,7 +103,7 @@ class PubSub:
         )
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._links: dict[PeerId, Link] = {}
-        self._partial_bytes = 0  # of RPCs half received
+        self._unfinished = Unfinished(self.settings.max_partial_bytes)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -284,11 +286,19 @@ class PubSub:
                     failure = await self._write_on(connection, link)
                     if isinstance(failure, ProtocolNotSupportedError):
                         return
+                    self._note_failure(connection, failure)
                     self._remove_peer(link)  # what it was told is uncertain: begin anew
                     if not connection.is_closed:
                         await trio.sleep(self.settings.retry_interval)
         finally:
             self._forget(link)
+
+    def _note_failure(self, connection: Connection, failure: P2PNodeError) -> None:
+        peer_id = connection.peer_id
+        if isinstance(failure, ProtocolError):
+            self._router.blame(peer_id, str(failure))
+        elif not connection.is_closed:
+            self._host.events.emit(PeerGivenUp(peer_id=peer_id, reason=str(failure)))
 
     def _forget(self, link: Link) -> None:
         if self._links.get(link.peer_id) is link:
@@ -334,24 +344,39 @@ class PubSub:
         link.inbound = stream
         self._add_peer(link, stream)
         splitter = FrameSplitter(self.settings.max_rpc_bytes)
+        deadline = math.inf  # of the RPC that has begun
         try:
-            while link.inbound is stream and (data := await stream.receive_some(READ_BYTES)):
-                before = len(splitter)
-                try:
-                    for frame in splitter.feed(data):
-                        await self._take_in(link, frame)
-                finally:
-                    self._partial_bytes += len(splitter) - before
-                if self._partial_bytes > self.settings.max_partial_bytes:
-                    raise ResourceLimitError("too much is kept of RPCs that are not whole")
+            while link.inbound is stream and (data := await self._more(stream, splitter, deadline)):
+                had_begun = len(splitter) > 0
+                for frame in splitter.feed(data):
+                    had_begun = False
+                    await self._take_in(link, frame)
+                if not had_begun:
+                    deadline = trio.current_time() + self.settings.receive_timeout
         except ProtocolError as error:
             self._router.blame(link.peer_id, f"it sent a malformed RPC: {error}")
             self._carry_out()
             raise
         finally:
-            self._partial_bytes -= len(splitter)
             if link.inbound is stream:
                 link.inbound = None
+
+    async def _more(
+        self, stream: Stream, splitter: FrameSplitter, deadline: float
+    ) -> bytes | bytearray:
+        """Read on; the rest of an RPC that has begun must come, and in time."""
+        if not len(splitter):
+            return await stream.receive_some(READ_BYTES)
+        data: bytes | bytearray = b""
+        with self._unfinished.wait(len(splitter), deadline) as scope:
+            data = await stream.receive_some(READ_BYTES)
+        if scope.cancelled_caught:
+            if trio.current_time() < deadline:
+                raise ResourceLimitError("too much was kept of RPCs that are not whole")
+            raise ProtocolError(f"an RPC took longer than {self.settings.receive_timeout:g} s")
+        if not data:
+            raise ProtocolError("the stream ended inside an RPC")
+        return data
 
     async def _take_in(self, link: Link, frame: bytes) -> None:
         if not self._router.accepts_from(link.peer_id):

@@ -14,6 +14,7 @@ from p2pnode.errors import (
 )
 from p2pnode.host import PeerMisbehaved
 from p2pnode.protocols.pubsub import PubSub, TopicScoreParams, Verdict
+from p2pnode.protocols.pubsub.info import PeerGivenUp
 from p2pnode.protocols.pubsub.messages import (
     Graft,
     IHave,
@@ -452,6 +453,8 @@ async def test_a_peer_that_does_not_read_is_dropped_for_and_left_while_others_ge
         for _ in range(40):
             await one.publish(TOPIC, bytes(100_000))
             await trio.sleep(0.1)
+        given_up = []
+        one.host.events.on(PeerGivenUp, given_up.append)
         slow, quick = (one.info().peers[each.peer_id] for each in (stranger, two))
         assert slow.dropped > 20
         assert slow.queued_bytes <= 1 << 20
@@ -459,6 +462,7 @@ async def test_a_peer_that_does_not_read_is_dropped_for_and_left_while_others_ge
         await trio.sleep(21)
         assert one.peers_of(TOPIC) == [two.peer_id]
         assert one.info().peers[stranger.peer_id].queued_bytes < 1000
+        assert [each.peer_id for each in given_up] == [stranger.peer_id]
 
 
 async def test_a_peer_too_slow_for_control_is_left_and_met_anew(autojump_clock, swarm_of):
@@ -503,23 +507,70 @@ async def test_malformed_rpcs_end_the_stream_and_are_penalised(
         await trio.sleep(1)
         assert [each for each in found if reason in each]
         assert one.score_of(stranger.peer_id) == pytest.approx(-10, rel=0.01)
-        assert one._partial_bytes == 0
+        assert one._unfinished.size == 0
 
 
-async def test_half_rpcs_are_kept_only_up_to_a_limit(autojump_clock, swarm_of):
+async def test_of_half_rpcs_too_many_the_one_that_began_first_gives_way(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
-        (one,) = await swarm.add(max_partial_bytes=250_000)
+        (one,) = await swarm.add(max_partial_bytes=1_450_000)
         strangers = [await Stranger(swarm.network).open(one) for _ in range(3)]
+        message = sign(strangers[2].host.key, TOPIC, bytes(900_000), 1)
+        rpc = varint.prefixed(encode(Rpc(messages=(message,))))
         for each in strangers:
-            await each.stream.send_all(varint.encode(1_000_000) + bytes(100_000))
+            await each.stream.send_all(rpc[:500_000])
             await trio.sleep(1)
         with pytest.raises(P2PNodeError):
-            await strangers[2].stream.receive_some()
-        assert one._partial_bytes == pytest.approx(200_000, abs=10)
-        for each in strangers[:2]:
-            each.stream.reset()
+            await strangers[0].stream.receive_some()
+        assert one._unfinished.size == 1_000_000
+        # Those who stall keep nobody from being heard.
+        await strangers[2].stream.send_all(rpc[500_000:])
+        await strangers[2].say(Interest(TOPIC, wanted=True))
         await trio.sleep(1)
-        assert one._partial_bytes == 0
+        assert one.peers_of(TOPIC) == [strangers[2].peer_id]
+        strangers[1].stream.reset()
+        await trio.sleep(1)
+        assert one._unfinished.size == 0
+
+
+async def test_an_rpc_must_be_whole_in_time_however_its_bytes_trickle(autojump_clock, swarm_of):
+    async with swarm_of() as swarm:
+        (one,) = await swarm.add(receive_timeout=20.0)
+        found = reports(one)
+        stranger = await Stranger(swarm.network).open(one)
+        began = trio.current_time()
+        await stranger.say(Interest(TOPIC, wanted=True))
+        await stranger.stream.send_all(varint.encode(1_000_000))
+        for _ in range(20):
+            await stranger.stream.send_all(b"x")
+            await trio.sleep(0.99)
+        with pytest.raises(P2PNodeError):
+            await stranger.stream.receive_some()
+        assert trio.current_time() == pytest.approx(began + 20)
+        assert any("took longer than 20 s" in each for each in found)
+        assert one._unfinished.size == 0
+
+
+async def test_whole_rpcs_may_come_for_longer_than_one_may_take(autojump_clock, swarm_of):
+    async with swarm_of() as swarm:
+        (one,) = await swarm.add(receive_timeout=20.0)
+        stranger = await Stranger(swarm.network).open(one)
+        rpc = varint.prefixed(encode(Rpc(subscriptions=(Interest(TOPIC, wanted=True),))))
+        await stranger.stream.send_all(rpc[:2])
+        for _ in range(10):
+            await trio.sleep(10)
+            await stranger.stream.send_all(rpc[2:] + rpc[:2])
+        assert one.peers_of(TOPIC) == [stranger.peer_id]
+
+
+async def test_a_stream_that_ends_inside_an_rpc_is_told_of(autojump_clock, swarm_of):
+    async with swarm_of() as swarm:
+        (one,) = await swarm.add()
+        found = reports(one)
+        stranger = await Stranger(swarm.network).open(one)
+        await stranger.stream.send_all(varint.encode(1000) + bytes(10))
+        await stranger.stream.send_eof()
+        await trio.sleep(1)
+        assert any("ended inside an RPC" in each for each in found)
 
 
 async def test_a_peer_has_one_stream_and_the_newest_counts(autojump_clock, swarm_of):
@@ -540,6 +591,7 @@ async def test_a_peer_has_one_stream_and_the_newest_counts(autojump_clock, swarm
 async def test_a_peer_that_writes_where_only_we_write_is_left(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
         (one,) = await swarm.add()
+        found = reports(one)
         rude = swarm.network.add_host()
 
         async def talk_back(stream):
@@ -550,6 +602,7 @@ async def test_a_peer_that_writes_where_only_we_write_is_left(autojump_clock, sw
         await one.host.connect(rude.peer_id, rude.addresses)
         await trio.sleep(12)
         assert swarm.network.count["streams"] == 3  # and tried again, every five seconds
+        assert sum("ours to write on" in each for each in found) == 3
 
 
 async def test_a_spammers_rpcs_are_no_longer_heard(autojump_clock, swarm_of):
