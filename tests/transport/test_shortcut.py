@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2pnode.transport.shortcut import SocketShortcut
+from p2pnode.transport.shortcut import COPY_BELOW, SocketShortcut
 
 pytestmark = pytest.mark.real
 
@@ -26,9 +26,8 @@ async def test_what_is_sent_arrives_whether_it_was_waited_for_or_not(pair):
     received = []
 
     async def receive():
-        received.append(await far.receive_some(100))
-        received.append(await far.receive_some(3))
-        received.append(await far.receive_some(3))
+        received.append(await far.receive())
+        received.append(await far.receive())
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(receive)
@@ -36,7 +35,31 @@ async def test_what_is_sent_arrives_whether_it_was_waited_for_or_not(pair):
         assert near.send_now(b"waited for") == 10
         await trio.testing.wait_all_tasks_blocked()
         assert near.send_now(b"twice") == 5
-    assert received == [b"waited for", b"twi", b"ce"]
+    assert received == [b"waited for", b"twice"]
+
+
+async def test_a_large_piece_lies_in_a_buffer_that_is_used_again(pair):
+    near, far = map(SocketShortcut.of, pair)
+    addresses = set()
+    for fill in (b"a", b"b"):
+        data = fill * (COPY_BELOW + 1)
+        assert near.send_now(data) == len(data)
+        piece = await far.receive()
+        assert piece == data
+        addresses.add(id(piece.obj))
+    assert len(addresses) == 1
+    far.release()
+    near.send_now(b"small")
+    small = await far.receive()
+    assert isinstance(small, bytes)  # which outlives the next receive
+
+
+async def test_each_socket_has_its_own_buffer_until_it_releases_it(pair):
+    near, far = map(SocketShortcut.of, pair)
+    here, there = bytes(COPY_BELOW), b"x" * COPY_BELOW
+    assert far.send_now(here) == near.send_now(there) == COPY_BELOW
+    one, other = await near.receive(), await far.receive()
+    assert (one, other) == (here, there)
 
 
 async def test_a_full_socket_takes_nothing_and_says_so(pair):
@@ -51,8 +74,8 @@ async def test_the_end_is_an_end_and_a_break_is_a_break(pair):
     ours = SocketShortcut.of(near)
     await far.send_all(b"last")
     await far.send_eof()
-    assert await ours.receive_some(100) == b"last"
-    assert await ours.receive_some(100) == b""
+    assert await ours.receive() == b"last"
+    assert await ours.receive() == b""
     await far.aclose()
     assert ours.send_now(b"x") == 0
 
@@ -67,7 +90,7 @@ async def test_a_reset_is_a_break():
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
             await peer.aclose()
             with pytest.raises(trio.BrokenResourceError):
-                await ours.receive_some(100)
+                await ours.receive()
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -76,18 +99,18 @@ async def test_closing_the_stream_ends_a_receive(pair, waits):
     shortcut = SocketShortcut.of(near)
     if waits:
         await far.send_all(b"x")
-        assert await shortcut.receive_some(100) == b"x"
+        assert await shortcut.receive() == b"x"
 
     async def receive():
         with pytest.raises(trio.ClosedResourceError):
-            await shortcut.receive_some(100)
+            await shortcut.receive()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(receive)
         await trio.testing.wait_all_tasks_blocked()
         await near.aclose()
     with pytest.raises(trio.ClosedResourceError):
-        await shortcut.receive_some(100)
+        await shortcut.receive()
 
 
 async def test_a_cancelled_receive_loses_nothing(pair):
@@ -96,6 +119,6 @@ async def test_a_cancelled_receive_loses_nothing(pair):
     await far.send_all(b"kept")
     with trio.CancelScope() as scope:
         scope.cancel()
-        await shortcut.receive_some(100)
+        await shortcut.receive()
     assert scope.cancelled_caught
-    assert await shortcut.receive_some(100) == b"kept"
+    assert await shortcut.receive() == b"kept"

@@ -14,11 +14,10 @@ import trio
 from p2pnode.errors import ConnectionClosedError, HandshakeError, P2PNodeError
 from p2pnode.security.noise.core import Buffer, Handshake
 from p2pnode.security.noise.frames import LENGTH_BYTES, FrameOpener, FrameSealer
-from p2pnode.transport.shortcut import SocketShortcut
+from p2pnode.transport.shortcut import READ_BYTES, SocketShortcut
 from p2pnode.wire.keys import PrivateKey, PublicKey
 from p2pnode.wire.peer_id import PeerId
 
-RECEIVE_BYTES: Final = 256 * 1024  # asked of the stream at once
 SEND_BYTES: Final = 512 * 1024  # encrypted at once: more would not stay in the processor's cache
 MAX_HANDSHAKE_MESSAGE: Final = 8192  # an RSA-8192 identity needs 2.5 KiB
 _NOTHING: Final = memoryview(b"")
@@ -118,7 +117,6 @@ class SecureChannel(trio.abc.Stream):
     ) -> None:
         self._stream = stream
         self._shortcut = SocketShortcut.of(stream)
-        self._receive = (self._shortcut or stream).receive_some
         self._sealer = sealer
         self._opener = opener
         self._unsent = _NOTHING
@@ -234,7 +232,7 @@ class SecureChannel(trio.abc.Stream):
         self._receiving = True
         try:
             while self.next_size() < 0:
-                data = await self._receive(RECEIVE_BYTES)
+                data = await self._receive()
                 if data:
                     self._opener.receive_data(data)
                 elif self._opener.is_inside_frame:
@@ -244,6 +242,12 @@ class SecureChannel(trio.abc.Stream):
         finally:
             self._receiving = False
         return True
+
+    async def _receive(self) -> Buffer:
+        """Return bytes of frames, which are looked at until the next call at most."""
+        if self._shortcut is not None:
+            return await self._shortcut.receive()
+        return await self._stream.receive_some(READ_BYTES)
 
     def next_size(self) -> int:
         """Return how many bytes `read` would give, or -1 if it has to be waited for.
@@ -304,4 +308,6 @@ class SecureChannel(trio.abc.Stream):
         self._closed = True
         self._rest = b""
         self._opener.forget()  # whoever keeps the error that led here need not keep what came
+        if self._shortcut is not None:
+            self._shortcut.release()
         await self._stream.aclose()
