@@ -1,13 +1,16 @@
 """How often somebody may begin something new: token buckets, and subnets as their keys."""
 
+import functools
 import ipaddress
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from multiaddr import Multiaddr
 
 from p2pnode.config import LimitSettings
 from p2pnode.wire.addresses import IpAddress, ip_of
+
+REMEMBERED_IPS: Final = 4096  # whose subnets need not be worked out again
 
 
 class Rates:
@@ -61,11 +64,15 @@ class SubnetMap:
             6: (settings.ip6_address_prefix, settings.ip6_network_prefix),
         }
         self._exempt = [ipaddress.ip_network(each) for each in settings.exempt_subnets]
+        self._subnets_of = functools.lru_cache(REMEMBERED_IPS)(self._work_out)
 
     def find(self, address: Multiaddr) -> Subnets | None:
         """Return the subnets of `address`, or None if it is exempt or has no IP address."""
         ip = plain_ip(address)
-        if ip is None or any(ip in each for each in self._exempt):
+        return None if ip is None else self._subnets_of(ip)
+
+    def _work_out(self, ip: IpAddress) -> Subnets | None:
+        if any(ip in each for each in self._exempt):
             return None
         small, large = (
             str(ipaddress.ip_network((ip, bits), strict=False))
