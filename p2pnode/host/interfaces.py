@@ -32,6 +32,8 @@ class Stream(trio.abc.HalfCloseableStream):
     `ConnectionClosedError` once the connection is gone.
     """
 
+    __slots__ = ()
+
     protocol: str
     connection: "Connection"
 
@@ -89,6 +91,8 @@ class Stream(trio.abc.HalfCloseableStream):
 
 class Connection(ABC):
     """One authenticated connection to a peer, shared by all streams to it."""
+
+    __slots__ = ()
 
     peer_id: PeerId
     public_key: PublicKey

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import random
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
 import trio
 
@@ -14,9 +15,12 @@ from p2pnode.config import LimitSettings, NetworkSettings
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.ping.service import PingService
+from p2pnode.testing.memory import MemoryTransport
+from p2pnode.testing.network import Machine, VirtualNetwork
 from p2pnode.transport.memory import Delay, MemoryNetwork
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.peer_id import PeerId
 
 
 class HostNetwork:
@@ -80,4 +84,125 @@ async def host_network(*, delay: Delay | None = None) -> AsyncIterator[HostNetwo
     """Run a `HostNetwork` whose hosts end with the block."""
     async with trio.open_nursery() as nursery:
         yield HostNetwork(nursery, delay=delay)
+        nursery.cancel_scope.cancel()
+
+
+class FullWorld:
+    """Real hosts on one virtual network; made by `full_hosts`.
+
+    Attributes:
+        network: the virtual network they are on.
+        hosts: those that run, by peer id.
+    """
+
+    def __init__(self, network: VirtualNetwork, nursery: trio.Nursery) -> None:
+        self.network = network
+        self.hosts: dict[PeerId, NetworkHost] = {}
+        self._nursery = nursery
+        self._numbers = itertools.count(1)
+        self._homes: dict[PeerId, _Home] = {}
+
+    async def add_host(
+        self,
+        key: PrivateKey | None = None,
+        *,
+        machine: Machine | None = None,
+        settings: NetworkSettings | None = None,
+        limits: LimitSettings | None = None,
+        listen: bool = True,
+        identify: bool = True,
+    ) -> NetworkHost:
+        """Start a host.
+
+        Args:
+            key: made from the host's number by default.
+            machine: where it runs; on a new one of the network, without NAT, by default.
+            settings: times and sizes of its network side.
+            limits: its budgets.
+            listen: whether others can dial it.
+            identify: whether it serves and uses identify and ping.
+        """
+        number = next(self._numbers)
+        transport = MemoryTransport(self.network, machine)
+        host = NetworkHost(
+            key or PrivateKey.from_seed(number.to_bytes(32, "big")),
+            transports=[transport],
+            settings=settings,
+            limits=limits,
+            rng=random.Random(number),
+        )
+        home = _Home(transport.machine)
+        await self._nursery.start(partial(home.run, host, identify=identify))
+        self.hosts[host.peer_id] = host
+        self._homes[host.peer_id] = home
+        if listen:
+            await host.listen(tcp_address(transport.ip, 0))
+        return host
+
+    async def add_hosts(self, count: int) -> list[NetworkHost]:
+        """Start `count` hosts, each connected to all others."""
+        hosts = [await self.add_host() for _ in range(count)]
+        await self.connect_all(hosts)
+        return hosts
+
+    async def connect_all(self, hosts: Sequence[NetworkHost]) -> None:
+        """Connect each host to all others."""
+        async with trio.open_nursery() as nursery:
+            for one, other in itertools.combinations(hosts, 2):
+                nursery.start_soon(one.connect, other.peer_id, other.addresses)
+
+    def crash(self, host: NetworkHost) -> None:
+        """Cut the power of a host's machine: it falls silent, and nobody is told."""
+        machine = self._homes[host.peer_id].machine
+        self.network.take_down(machine)
+        for peer_id in [each for each, home in self._homes.items() if home.machine is machine]:
+            self._forget(peer_id).scope.cancel()
+
+    async def leave(self, host: NetworkHost) -> None:
+        """End a host in order: it says goodbye to its peers."""
+        home = self._forget(host.peer_id)
+        home.scope.cancel()
+        await home.ended.wait()
+
+    def _forget(self, peer_id: PeerId) -> "_Home":
+        del self.hosts[peer_id]
+        return self._homes.pop(peer_id)
+
+
+class _Home:
+    """Where one host runs, and what ends it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+    async def run(
+        self,
+        host: NetworkHost,
+        *,
+        identify: bool,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        try:
+            with self.scope:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(host.run)
+                    if identify:
+                        await nursery.start(IdentifyService(host, host.settings).run)
+                        await nursery.start(PingService(host, host.settings).run)
+                    task_status.started()
+        finally:
+            self.ended.set()
+
+
+@contextlib.asynccontextmanager
+async def full_hosts(network: VirtualNetwork | None = None) -> AsyncIterator[FullWorld]:
+    """Run a world of real hosts, which end with the block.
+
+    Args:
+        network: what lies between them; by default nothing that takes time.
+    """
+    async with trio.open_nursery() as nursery:
+        yield FullWorld(network or VirtualNetwork(), nursery)
         nursery.cancel_scope.cancel()

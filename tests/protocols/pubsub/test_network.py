@@ -21,7 +21,7 @@ from p2pnode.protocols.pubsub.messages import (
 )
 from p2pnode.protocols.pubsub.signing import sign
 from p2pnode.protocols.pubsub.state import GOSSIPSUB_1_2
-from p2pnode.testing.light import LightHost
+from p2pnode.testing.light.legacy import LightHost
 from p2pnode.wire import varint
 from p2pnode.wire.keys import PrivateKey
 

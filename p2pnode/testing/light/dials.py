@@ -1,0 +1,151 @@
+"""How a light host reaches a peer: its addresses raced, as `p2pnode.host.dialer` does, in one task.
+
+The SYNs and their answers are the virtual network's. The handshakes above TCP only take the time
+that Noise and Yamux take: `HANDSHAKE_WAYS` one-way delays.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import trio
+from multiaddr import Multiaddr
+
+from p2pnode.errors import DialError, P2PNodeError, WrongPeerError
+from p2pnode.testing.network import Answer, Arrival, Knock
+from p2pnode.wire.peer_id import PeerId
+
+if TYPE_CHECKING:
+    from p2pnode.testing.light.host import LightHost
+
+HANDSHAKE_WAYS: Final = 4
+
+
+class LightDial:
+    """One peer being dialled; addresses may be added while it runs.
+
+    Args:
+        host: who dials.
+        peer_id: who must answer.
+    """
+
+    def __init__(self, host: "LightHost", peer_id: PeerId) -> None:
+        self.peer_id = peer_id
+        self.done = trio.Event()
+        self.callers = 0
+        self.scope = trio.CancelScope()
+        self._host = host
+        self._waiting: list[Multiaddr] = []
+        self._knocks: dict[Knock, tuple[Multiaddr, float]] = {}  # and when each began
+        self._outcomes: dict[Multiaddr, str] = {}
+        self._skipped: dict[Multiaddr, None] = {}  # since they are backed off
+        self._next_at = -math.inf
+        self._wrong_peer = False
+
+    def offer(self, addresses: Iterable[Multiaddr], *, insist: bool) -> None:
+        """Add addresses to try; with `insist`, also those that failed lately."""
+        if insist:
+            addresses = [*self._skipped, *addresses]
+            for each in self._skipped:
+                del self._outcomes[each]
+            self._skipped.clear()
+        for address in addresses:
+            if address in self._outcomes or address in self._waiting:
+                continue
+            now = trio.current_time()
+            pause = self._host.backoff.remaining(self.peer_id, address, now)
+            if pause and not insist:
+                self._skipped[address] = None
+                self._outcomes[address] = f"backed off for another {math.ceil(pause)} s"
+            else:
+                self._waiting.append(address)
+        if len(self._waiting) > 1:
+            self._waiting = self._host.rank(self._waiting)
+
+    @property
+    def failure(self) -> P2PNodeError:
+        """Why there is no connection."""
+        if not self._outcomes and not self._waiting:
+            return DialError(f"no address of {self.peer_id} is known")
+        attempts = [f"{address}: {reason}" for address, reason in self._outcomes.items()]
+        attempts += [f"{address}: not tried in time" for address in self._waiting]
+        kind = WrongPeerError if self._wrong_peer and len(attempts) == 1 else DialError
+        return kind(f"{self.peer_id} could not be reached ({'; '.join(attempts)})")
+
+    async def run(self) -> None:
+        """Race the addresses until one is reached, or all have failed."""
+        try:
+            with self.scope:
+                await self._race()
+        finally:
+            for knock in self._knocks:
+                knock.end()
+            self._host.finish_dial(self)
+
+    async def _race(self) -> None:
+        settings = self._host.settings
+        while True:
+            now = trio.current_time()
+            while (
+                self._waiting
+                and len(self._knocks) < settings.dial_attempts_at_once
+                and now >= self._next_at
+            ):
+                address = self._waiting.pop(0)
+                self._outcomes[address] = "no answer in time"
+                knock = self._host.knock(address)
+                if knock is None:
+                    self._outcomes[address] = "it is no address of this network"
+                    continue
+                self._knocks[knock] = address, now
+                self._next_at = now + settings.dial_stagger
+            for knock, (address, began) in tuple(self._knocks.items()):
+                if now >= began + settings.dial_attempt_timeout:
+                    self._give_up(knock, f"no answer within {settings.dial_attempt_timeout:g} s")
+                elif knock.next_at <= now:
+                    knock.advance(now)
+                    if knock.answer is Answer.REFUSED:
+                        self._give_up(knock, "connection refused")
+                    elif knock.answer is not None and await self._greet(knock, address):
+                        return
+            if not self._knocks and not self._waiting:
+                return
+            times = [
+                min(knock.next_at, began + settings.dial_attempt_timeout)
+                for knock, (_, began) in self._knocks.items()
+            ]
+            if self._waiting and len(times) < settings.dial_attempts_at_once:
+                times.append(self._next_at)
+            await self._host.world.postman.sleep_until(min(times))
+
+    def _give_up(self, knock: Knock, reason: str) -> None:
+        address, _ = self._knocks.pop(knock)
+        knock.end()
+        self._outcomes[address] = reason
+        self._host.backoff.fail(self.peer_id, address, trio.current_time())
+        self._next_at = -math.inf
+
+    async def _greet(self, knock: Knock, address: Multiaddr) -> bool:
+        """Take the time of the handshakes; returns whether the peer is there at their end."""
+        network = self._host.world.network
+        arrival = knock.arrival
+        assert arrival is not None  # it was answered
+        machine = arrival.machine
+        way = sum(network.draw_delay(machine, knock.source) for _ in range(HANDSHAKE_WAYS))
+        await self._host.world.postman.sleep_until(trio.current_time() + way)
+        remote = _listener(arrival)
+        if remote is None or not network.carries(knock.source, machine):
+            self._give_up(knock, "the handshakes were not answered")
+            return False
+        if remote.peer_id != self.peer_id:
+            self._wrong_peer = True
+            self._give_up(knock, f"{remote.peer_id} answers there")
+            return False
+        self._host.backoff.succeed(self.peer_id, address)
+        self._host.join(remote, knock, arrival)
+        return True
+
+
+def _listener(arrival: Arrival) -> "LightHost | None":
+    listener = arrival.machine.listeners.get(arrival.port)
+    return listener  # type: ignore[return-value]  # light hosts listen themselves

@@ -1,0 +1,406 @@
+"""A light host: what protocols see of a node's network side, without Noise and Yamux."""
+
+import ipaddress
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+from multiaddr import Multiaddr
+
+from p2pnode.config import LimitSettings, NetworkSettings
+from p2pnode.errors import DialError, P2PNodeError, ProtocolError, first_leaf
+from p2pnode.events import EventBus
+from p2pnode.host import (
+    Connection,
+    ConnectionEnded,
+    ConnectionOpened,
+    Host,
+    LocalPeerChanged,
+    PeerIdentified,
+    PeerMisbehaved,
+    StreamHandler,
+)
+from p2pnode.host.backoff import DialBackoff
+from p2pnode.host.manager import Candidate, ConnectionManager, ProtectedPeers
+from p2pnode.host.ranking import rank
+from p2pnode.testing.light.connections import LightConnection, LightWire
+from p2pnode.testing.light.dials import LightDial
+from p2pnode.testing.light.streams import LightStream
+from p2pnode.testing.network import Arrival, Endpoint, Knock, Machine, Nat
+from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.peer_id import PeerId
+
+if TYPE_CHECKING:
+    from p2pnode.testing.light.world import LightWorld
+
+
+@dataclass(slots=True)
+class _Known:
+    """Addresses of a peer: those it says itself, and those that others tell of."""
+
+    own: tuple[Multiaddr, ...] = ()
+    own_until: float = -math.inf
+    told: tuple[Multiaddr, ...] = ()
+    told_until: float = -math.inf
+    protocols: frozenset[str] = frozenset()
+
+
+class LightHost(Host):
+    """A host of a `LightWorld`, which makes it."""
+
+    def __init__(
+        self,
+        world: "LightWorld",
+        key: PrivateKey,
+        machine: Machine,
+        *,
+        port: int,
+        settings: NetworkSettings,
+        limits: LimitSettings,
+    ) -> None:
+        self.world = world
+        self.key = key
+        self.public_key = key.public_key
+        self.peer_id = key.peer_id
+        self.machine = machine
+        self.port = port
+        self.settings = settings
+        self.limits = limits
+        self.events = EventBus()
+        self.handlers: dict[str, StreamHandler] = {}
+        self.listening = world.address_of(Endpoint(machine.ip, port))
+        self.backoff = DialBackoff(settings, world.network.rng)
+        self._listens = False
+        self._nursery: trio.Nursery | None = None
+        self._known: dict[PeerId, _Known] = {}
+        self._connections: dict[PeerId, LightConnection] = {}
+        self._idle: dict[LightConnection, None] = {}  # the one idle for longest first
+        self._is_idle_check_due = False
+        self._is_push_due = False
+        self._protected = ProtectedPeers()
+        self._manager = ConnectionManager(limits, self._protected)
+        self._dials: dict[PeerId, LightDial] = {}
+        self._identity: PeerIdentified | None = None  # what others are told, until it changes
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        *,
+        listen: bool = True,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Be on the network until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            if listen:
+                self._listens = True
+                self.machine.listeners[self.port] = self
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+                self.machine.listeners.pop(self.port, None)
+
+    def stop(self, reason: str, *, silently: bool = False) -> None:
+        """Leave the network, telling the peers unless `silently`."""
+        for connection in tuple(self._connections.values()):
+            if silently:
+                connection.finish(reason)
+            else:
+                connection.close(reason)
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+            self._nursery = None
+            self.machine.listeners.pop(self.port, None)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is on the network."""
+        return self._nursery is not None
+
+    # --- addresses and handlers -----------------------------------------------------------------
+
+    @property
+    def addresses(self) -> list[Multiaddr]:
+        """See `Host`: where it listens, and where its router lets others in."""
+        if not self._listens:
+            return []
+        found = [self.listening]
+        if self.machine.nat is not Nat.NONE:
+            public = self.world.network.public_endpoint(self.machine, self.port)
+            if public is not None:
+                found.append(self.world.address_of(public))
+        return found
+
+    def set_handler(self, protocol: str, handler: StreamHandler) -> None:
+        """See `Host`."""
+        fresh = protocol not in self.handlers
+        self.handlers[protocol] = handler
+        if fresh:
+            self.note_change()
+
+    def remove_handler(self, protocol: str) -> None:
+        """See `Host`."""
+        if self.handlers.pop(protocol, None) is not None:
+            self.note_change()
+
+    def note_change(self) -> None:
+        """Tell this node, and a moment later its peers, that it serves or is found differently."""
+        self._identity = None
+        self.events.emit(LocalPeerChanged())
+        if self._connections and not self._is_push_due:
+            self._is_push_due = True
+            at = trio.current_time() + self.settings.identify_push_delay
+            self.world.postman.at(at, self._push)
+
+    def _push(self) -> None:
+        self._is_push_due = False
+        for connection in tuple(self._connections.values()):
+            connection.tell(connection.other.receive_identity)
+
+    def identity(self) -> PeerIdentified:
+        """What this host tells others of itself."""
+        if self._identity is None:
+            self._identity = PeerIdentified(
+                peer_id=self.peer_id,
+                protocols=frozenset(self.handlers),
+                addresses=tuple(self.addresses),
+                agent="p2pnode/light",
+                observed_address=None,
+            )
+        return self._identity
+
+    def receive_identity(self, remote: "LightHost") -> None:
+        """Learn what a peer says of itself now."""
+        identity = remote.identity()
+        known = self._known_of(remote.peer_id)
+        known.own, known.own_until = identity.addresses, math.inf
+        known.protocols = identity.protocols
+        self.events.emit(identity)
+
+    # --- peers ----------------------------------------------------------------------------------
+
+    def _known_of(self, peer_id: PeerId) -> _Known:
+        known = self._known.get(peer_id)
+        if known is None:
+            known = self._known[peer_id] = _Known()
+            if len(self._known) > self.settings.max_peerstore_peers:
+                self._forget_one()
+        return known
+
+    def _forget_one(self) -> None:
+        for peer_id in self._known:
+            if peer_id not in self._connections:
+                del self._known[peer_id]
+                return
+
+    def add_addresses(self, peer_id: PeerId, addresses: Sequence[Multiaddr], ttl: float) -> None:
+        """See `Host`."""
+        if not addresses or peer_id == self.peer_id:
+            return
+        known = self._known_of(peer_id)
+        now = trio.current_time()
+        if known.told_until <= now:
+            known.told, known.told_until = tuple(addresses), now + ttl
+            return
+        known.told_until = max(known.told_until, now + ttl)
+        if fresh := [each for each in addresses if each not in known.told]:
+            known.told = (*known.told, *fresh)[-self.settings.max_addresses_per_peer :]
+
+    def addresses_of(self, peer_id: PeerId, *, hearsay: bool = True) -> list[Multiaddr]:
+        """See `Host`."""
+        known = self._known.get(peer_id)
+        if known is None:
+            return []
+        now = trio.current_time()
+        found = list(known.own) if known.own_until > now else []
+        if hearsay and known.told_until > now:
+            found += [each for each in known.told if each not in found]
+        return found
+
+    def protocols_of(self, peer_id: PeerId) -> frozenset[str]:
+        """See `Host`."""
+        known = self._known.get(peer_id)
+        return frozenset() if known is None else known.protocols
+
+    def connection_to(self, peer_id: PeerId) -> LightConnection | None:
+        """See `Host`."""
+        return self._connections.get(peer_id)
+
+    def connections(self) -> list[Connection]:
+        """See `Host`."""
+        return list(self._connections.values())
+
+    def protect(self, peer_id: PeerId, tag: str) -> None:
+        """See `Host`."""
+        self._protected.protect(peer_id, tag)
+
+    def unprotect(self, peer_id: PeerId, tag: str) -> bool:
+        """See `Host`."""
+        return self._protected.unprotect(peer_id, tag)
+
+    def is_protected(self, peer_id: PeerId) -> bool:
+        """See `Host`."""
+        return peer_id in self._protected
+
+    # --- dialling -------------------------------------------------------------------------------
+
+    async def connect(
+        self,
+        peer_id: PeerId,
+        addresses: Sequence[Multiaddr] = (),
+        *,
+        timeout: float | None = None,
+        insist: bool = False,
+    ) -> LightConnection:
+        """See `Host`."""
+        existing = self._connections.get(peer_id)
+        if existing is not None:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return existing
+        await trio.lowlevel.checkpoint()
+        if peer_id == self.peer_id:
+            raise DialError("a node does not dial itself")
+        if self._nursery is None:
+            raise DialError("this node is not on the network")
+        dial = self._dials.get(peer_id)
+        if dial is None or dial.scope.cancel_called:
+            dial = self._dials[peer_id] = LightDial(self, peer_id)
+            self._nursery.start_soon(dial.run)
+        dial.offer([*addresses, *self.addresses_of(peer_id)], insist=insist)
+        dial.callers += 1
+        try:
+            with trio.move_on_after(self.settings.dial_timeout if timeout is None else timeout):
+                await dial.done.wait()
+        finally:
+            dial.callers -= 1
+            if not dial.callers:
+                dial.scope.cancel()
+        if (connection := self._connections.get(peer_id)) is not None:
+            return connection
+        raise dial.failure
+
+    def finish_dial(self, dial: LightDial) -> None:
+        """Tell the callers of a dial that its outcome is known."""
+        if self._dials.get(dial.peer_id) is dial:
+            del self._dials[dial.peer_id]
+        dial.done.set()
+
+    def rank(self, addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
+        """Order addresses, the best to try first."""
+        return rank(addresses, own=[ipaddress.ip_address(self.machine.ip)])
+
+    def knock(self, address: Multiaddr) -> Knock | None:
+        """Begin to open a connection; None if the address leads nowhere."""
+        target = self.world.endpoint_of(address)
+        if target is None:
+            return None
+        # Behind a router it matters that others see the port that this node listens on.
+        behind = self.machine.router is not None and self._listens
+        port = self.port if behind else self.machine.free_port()
+        return self.world.network.dial(self.machine, port, target)
+
+    def join(self, remote: "LightHost", knock: Knock, arrival: Arrival) -> None:
+        """Have both ends hold the connection that was dialled from here."""
+        network = self.world.network
+        machines = self.machine, remote.machine
+        wire = LightWire(network, machines, (arrival.remote, knock.target))
+        ours = LightConnection(self, remote, wire, "outbound")
+        theirs = LightConnection(remote, self, wire, "inbound")
+        ours.other, theirs.other = theirs, ours
+        wire.ends = ours, theirs
+        for end in wire.ends:
+            end.host.add(end)
+        for end in wire.ends:
+            end.host.events.emit(ConnectionOpened(connection=end))
+        round_trip = network.draw_delay(*machines) + network.draw_delay(*reversed(machines))
+        for end in wire.ends:
+            self.world.postman.at(trio.current_time() + round_trip, end.receive_identity)
+
+    # --- connections ----------------------------------------------------------------------------
+
+    def add(self, connection: LightConnection) -> None:
+        """Take in one end of a new connection."""
+        previous = self._connections.get(connection.peer_id)
+        self._connections[connection.peer_id] = connection
+        if previous is not None:
+            previous.close("a newer connection took its place")
+        if (dial := self._dials.get(connection.peer_id)) is not None:
+            self.finish_dial(dial)
+        self.note_idle(connection)
+        now = trio.current_time()
+        if self._manager.is_trim_due(len(self._connections), now):
+            chosen = self._manager.trim(map(self._candidate, self._connections.values()), now)
+            for each in chosen:
+                each.close("this side closed it to make room for others")
+
+    def remove(self, connection: LightConnection, reason: str) -> None:
+        """Drop an ended connection."""
+        self._idle.pop(connection, None)
+        if self._connections.get(connection.peer_id) is connection:
+            del self._connections[connection.peer_id]
+            known = self._known.get(connection.peer_id)
+            if known is not None and known.own_until == math.inf:
+                known.own_until = trio.current_time() + self.settings.connected_address_ttl
+        self.events.emit(ConnectionEnded(connection=connection, reason=reason))
+
+    def _candidate(self, connection: LightConnection) -> Candidate[LightConnection]:
+        background = self.limits.background_protocols
+        streams = connection.streams
+        return Candidate(
+            connection=connection,
+            peer_id=connection.peer_id,
+            direction=connection.direction,
+            crowd=connection.remote.machine.public_ip.rpartition(".")[0],
+            last_used=trio.current_time() if streams else connection.last_used,
+            opened_at=connection.opened_at,
+            streams=len(streams),
+            calls=sum(not each.protocol.startswith(background) for each in streams),
+        )
+
+    def note_busy(self, connection: LightConnection) -> None:
+        """A connection has got its first stream."""
+        self._idle.pop(connection, None)
+
+    def note_idle(self, connection: LightConnection) -> None:
+        """A connection has lost its last stream, or never had one."""
+        self._idle[connection] = None
+        if not self._is_idle_check_due:
+            self._is_idle_check_due = True
+            at = connection.last_used + self.settings.idle_timeout
+            self.world.postman.at(at, self._close_idle)
+
+    def _close_idle(self) -> None:
+        self._is_idle_check_due = False
+        now = trio.current_time()
+        while self._idle:
+            connection = next(iter(self._idle))
+            at = connection.last_used + self.settings.idle_timeout
+            if at > now:
+                self._is_idle_check_due = True
+                self.world.postman.at(at, self._close_idle)
+                return
+            connection.close("this side closed it, since it was idle")
+
+    # --- streams --------------------------------------------------------------------------------
+
+    def serve(self, stream: LightStream, handler: StreamHandler) -> None:
+        """Run the handler of an inbound stream."""
+        if self._nursery is not None:
+            self.world.streams_served += 1
+            self._nursery.start_soon(self._handle, stream, handler)
+
+    async def _handle(self, stream: LightStream, handler: StreamHandler) -> None:
+        try:
+            await handler(stream)
+            await stream.aclose()
+        except* ProtocolError as group:
+            stream.reset()
+            reason = f"{stream.protocol}: {first_leaf(group)}"
+            self.events.emit(PeerMisbehaved(peer_id=stream.peer_id, address=None, reason=reason))
+        except* (P2PNodeError, trio.ClosedResourceError):
+            stream.reset()
