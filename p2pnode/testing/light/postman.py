@@ -33,17 +33,18 @@ class Postman:
         asleep = True
 
         def wake() -> None:
+            nonlocal asleep
             if asleep:
+                asleep = False
                 trio.lowlevel.reschedule(task)
 
         def give_up(_raise_cancel: object) -> trio.lowlevel.Abort:
+            nonlocal asleep
+            asleep = False  # trio schedules the task now, and nobody may do so again
             return trio.lowlevel.Abort.SUCCEEDED
 
         self.at(due, wake)
-        try:
-            await trio.lowlevel.wait_task_rescheduled(give_up)
-        finally:
-            asleep = False
+        await trio.lowlevel.wait_task_rescheduled(give_up)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Deliver until cancelled."""
