@@ -15,7 +15,7 @@ import trio
 from multiaddr import Multiaddr
 
 from p2pnode.errors import AddressInUseError, DialError, InvalidAddressError
-from p2pnode.testing.network import Answer, Endpoint, Flow, Knock, Machine, VirtualNetwork, Wire
+from p2pnode.testing.network import Endpoint, Flow, Knock, Machine, VirtualNetwork, Wire
 from p2pnode.transport.base import Listener, RawConnection, Transport
 from p2pnode.wire.addresses import tcp_address
 

@@ -15,7 +15,9 @@ from p2pnode.testing.network import Endpoint, Flow, Machine, VirtualNetwork, Wir
 if TYPE_CHECKING:
     from p2pnode.testing.light.host import LightHost
 
-_SILENT: Final = "it does not answer any more"
+RESET: Final = "the connection was reset"
+CLOSED_BY_PEER: Final = "the peer closed the connection"
+_SILENT: Final = "the peer stopped answering"
 
 
 class LightWire(Wire):
@@ -45,7 +47,7 @@ class LightWire(Wire):
     def receive_reset(self, end: int, at: float) -> None:
         """See `Wire`."""
         connection = self.ends[end]
-        connection.host.world.postman.at(at, lambda: connection.finish("it was reset"))
+        connection.host.world.postman.at(at, lambda: connection.finish(RESET))
 
 
 class LightConnection(Connection):
@@ -55,10 +57,11 @@ class LightConnection(Connection):
         host: whose end it is.
         remote: the host at the far end.
         last_used: when a stream was last open on it, or it was opened.
+        flow: what this end sends.
     """
 
     __slots__ = (
-        "_flow",
+        "flow",
         "_held",
         "_is_closed",
         "_streams",
@@ -95,7 +98,7 @@ class LightConnection(Connection):
         self.local_address = host.listening
         self.opened_at = self.last_used = trio.current_time()
         self._wire = wire
-        self._flow: Flow = wire.flows[0 if dialled else 1]
+        self.flow: Flow = wire.flows[0 if dialled else 1]
         self._streams: dict[LightStream, None] | None = None  # most connections have none
         self._held: list[Callable[[], object]] | None = None  # for when the wire resumes
         self._is_closed = False
@@ -119,14 +122,14 @@ class LightConnection(Connection):
         if len(protocols) > 1:
             protocol = await self._negotiate(protocols)
         postman = self.host.world.postman
-        there, back = Pipe(self._flow, postman), Pipe(self.other._flow, postman)
+        there, back = Pipe(self.flow, postman), Pipe(self.other.flow, postman)
         stream = LightStream(self, protocol, there, back)
         self._adopt(stream)
         return stream
 
     async def _negotiate(self, protocols: Sequence[str]) -> str:
         """Take a round trip to agree."""
-        for flow in (self._flow, self.other._flow):
+        for flow in (self.flow, self.other.flow):
             due = flow.due(OVERHEAD_BYTES, trio.current_time())
             await self.host.world.postman.sleep_until(due)
         if self._is_closed:
@@ -146,11 +149,11 @@ class LightConnection(Connection):
 
     def announce(self, stream: LightStream, far: LightStream, due: float) -> None:
         """Let the far end of a stream be served at `due`."""
-        self._tell_at(due, lambda: self.other._receive_stream(stream, far))
+        self._tell_at(due, lambda: self.other.receive_stream(stream, far))
 
     def tell(self, act: Callable[[], object]) -> None:
         """Have the far end do something when a message that says so arrives."""
-        self._tell_at(self._flow.due(OVERHEAD_BYTES, trio.current_time()), act)
+        self._tell_at(self.flow.due(OVERHEAD_BYTES, trio.current_time()), act)
 
     def _tell_at(self, due: float, act: Callable[[], object]) -> None:
         if due < math.inf:
@@ -158,7 +161,8 @@ class LightConnection(Connection):
         else:
             self._held = [*(self._held or ()), act]
 
-    def _receive_stream(self, opener: LightStream, stream: LightStream) -> None:
+    def receive_stream(self, opener: LightStream, stream: LightStream) -> None:
+        """Serve a stream that the far end has opened."""
         if self._is_closed:
             return
         handler = self.host.handlers.get(stream.protocol)
@@ -201,7 +205,7 @@ class LightConnection(Connection):
     def receive_resumed(self, now: float) -> None:
         """Send again what did not arrive, or tell that this side is gone."""
         if self._is_closed:
-            self.tell(lambda: self.other.finish("the connection was reset"))
+            self.tell(lambda: self.other.finish(RESET))
         for stream in self.streams:
             stream.resume(now)
         held, self._held = self._held, None
@@ -209,8 +213,22 @@ class LightConnection(Connection):
             self.tell(act)
 
     def _check_silence(self, now: float) -> None:
-        if self._flow.is_held or self._flow.restarts_at > now:
+        if self.flow.is_held or self.flow.restarts_at > now:
             self.finish(_SILENT)
+
+    def open(self) -> None:
+        """Let this side know that the connection is there."""
+        if self._is_closed:
+            return
+        if not self.host.is_running:
+            self.close("this node is shutting down", told=RESET)
+            return
+        self.opened_at = self.last_used = trio.current_time()
+        self.host.add(self)
+        network = self.host.world.network
+        machines = self.host.machine, self.remote.machine
+        round_trip = network.draw_delay(*machines) + network.draw_delay(*reversed(machines))
+        self.host.world.postman.at(self.opened_at + round_trip, self.receive_identity)
 
     def receive_identity(self) -> None:
         """Learn what the far end says of itself."""
@@ -232,10 +250,10 @@ class LightConnection(Connection):
         if self.other.is_closed:
             self._wire.close(trio.current_time())
 
-    def close(self, reason: str) -> None:
-        """End this side and tell the far one."""
+    def close(self, reason: str, *, told: str = CLOSED_BY_PEER) -> None:
+        """End this side for `reason`, and the far one for what it is told."""
         if not self._is_closed:
-            self.tell(lambda: self.other.finish("the peer closed the connection"))
+            self.tell(lambda: self.other.finish(told))
             self.finish(reason)
 
     async def aclose(self) -> None:

@@ -12,7 +12,7 @@ import trio
 from multiaddr import Multiaddr
 
 from p2pnode.errors import DialError, P2PNodeError, WrongPeerError
-from p2pnode.testing.network import Answer, Arrival, Knock
+from p2pnode.testing.network import Answer, Knock
 from p2pnode.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
@@ -83,47 +83,65 @@ class LightDial:
             self._host.finish_dial(self)
 
     async def _race(self) -> None:
-        settings = self._host.settings
         while True:
-            now = trio.current_time()
-            while (
-                self._waiting
-                and len(self._knocks) < settings.dial_attempts_at_once
-                and now >= self._next_at
-            ):
-                address = self._waiting.pop(0)
-                self._outcomes[address] = "no answer in time"
-                knock = self._host.knock(address)
-                if knock is None:
-                    self._outcomes[address] = "it is no address of this network"
-                    continue
-                self._knocks[knock] = address, now
-                self._next_at = now + settings.dial_stagger
+            self._start_attempts(trio.current_time())
             for knock, (address, began) in tuple(self._knocks.items()):
-                if now >= began + settings.dial_attempt_timeout:
-                    self._give_up(knock, f"no answer within {settings.dial_attempt_timeout:g} s")
-                elif knock.next_at <= now:
-                    knock.advance(now)
-                    if knock.answer is Answer.REFUSED:
-                        self._give_up(knock, "connection refused")
-                    elif knock.answer is not None and await self._greet(knock, address):
-                        return
+                if await self._attend(knock, address, began):
+                    return
             if not self._knocks and not self._waiting:
                 return
-            times = [
-                min(knock.next_at, began + settings.dial_attempt_timeout)
-                for knock, (_, began) in self._knocks.items()
-            ]
-            if self._waiting and len(times) < settings.dial_attempts_at_once:
-                times.append(self._next_at)
-            await self._host.world.postman.sleep_until(min(times))
+            await self._host.world.postman.sleep_until(self._next_event())
+
+    def _start_attempts(self, now: float) -> None:
+        settings = self._host.settings
+        while (
+            self._waiting
+            and len(self._knocks) < settings.dial_attempts_at_once
+            and now >= self._next_at
+        ):
+            address = self._waiting.pop(0)
+            knock = self._host.knock(address)
+            if knock is None:
+                self._outcomes[address] = "it is no address of this network"
+                continue
+            self._outcomes[address] = "no answer in time"
+            self._knocks[knock] = address, now
+            self._next_at = now + settings.dial_stagger
+
+    async def _attend(self, knock: Knock, address: Multiaddr, began: float) -> bool:
+        """Do what is due for one attempt; returns whether the peer is reached."""
+        timeout = self._host.settings.dial_attempt_timeout
+        now = trio.current_time()
+        if now >= began + timeout:
+            self._give_up(knock, f"no answer within {timeout:g} s")
+        elif knock.next_at <= now:
+            knock.advance(now)
+            if knock.answer is Answer.REFUSED:
+                self._give_up(knock, "connection refused")
+            elif knock.answer is not None:
+                return await self._greet(knock, address)
+        return False
+
+    def _next_event(self) -> float:
+        settings = self._host.settings
+        times = [
+            min(knock.next_at, began + settings.dial_attempt_timeout)
+            for knock, (_, began) in self._knocks.items()
+        ]
+        if self._waiting and len(times) < settings.dial_attempts_at_once:
+            times.append(self._next_at)
+        return min(times)
 
     def _give_up(self, knock: Knock, reason: str) -> None:
+        address = self._drop(knock, reason)
+        self._host.backoff.fail(self.peer_id, address, trio.current_time())
+
+    def _drop(self, knock: Knock, reason: str) -> Multiaddr:
         address, _ = self._knocks.pop(knock)
         knock.end()
         self._outcomes[address] = reason
-        self._host.backoff.fail(self.peer_id, address, trio.current_time())
         self._next_at = -math.inf
+        return address
 
     async def _greet(self, knock: Knock, address: Multiaddr) -> bool:
         """Take the time of the handshakes; returns whether the peer is there at their end."""
@@ -131,9 +149,16 @@ class LightDial:
         arrival = knock.arrival
         assert arrival is not None  # it was answered
         machine = arrival.machine
-        way = sum(network.draw_delay(machine, knock.source) for _ in range(HANDSHAKE_WAYS))
+        if knock.met is not None and not self._host.peer_id < self.peer_id:
+            # Both have dialled one connection; the other one dials again.
+            wait = self._host.settings.simultaneous_open_wait
+            await self._host.world.postman.sleep_until(trio.current_time() + wait)
+            self._drop(knock, "the same connection was dialled from the other end")
+            return False
+        ways = HANDSHAKE_WAYS + (2 if knock.met is not None else 0)
+        way = sum(network.draw_delay(machine, knock.source) for _ in range(ways))
         await self._host.world.postman.sleep_until(trio.current_time() + way)
-        remote = _listener(arrival)
+        remote = self._host.world.host_at(arrival)
         if remote is None or not network.carries(knock.source, machine):
             self._give_up(knock, "the handshakes were not answered")
             return False
@@ -144,8 +169,3 @@ class LightDial:
         self._host.backoff.succeed(self.peer_id, address)
         self._host.join(remote, knock, arrival)
         return True
-
-
-def _listener(arrival: Arrival) -> "LightHost | None":
-    listener = arrival.machine.listeners.get(arrival.port)
-    return listener  # type: ignore[return-value]  # light hosts listen themselves

@@ -1,10 +1,11 @@
 """A light host: what protocols see of a node's network side, without Noise and Yamux."""
 
 import ipaddress
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 from multiaddr import Multiaddr
@@ -34,6 +35,8 @@ from p2pnode.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
     from p2pnode.testing.light.world import LightWorld
+
+_STOPS: Final = "this node is shutting down"
 
 
 @dataclass(slots=True)
@@ -76,6 +79,7 @@ class LightHost(Host):
         self._nursery: trio.Nursery | None = None
         self._known: dict[PeerId, _Known] = {}
         self._connections: dict[PeerId, LightConnection] = {}
+        self._seconds: dict[PeerId, list[LightConnection]] = {}  # besides those to be used
         self._idle: dict[LightConnection, None] = {}  # the one idle for longest first
         self._is_idle_check_due = False
         self._is_push_due = False
@@ -105,13 +109,13 @@ class LightHost(Host):
                 self._nursery = None
                 self.machine.listeners.pop(self.port, None)
 
-    def stop(self, reason: str, *, silently: bool = False) -> None:
-        """Leave the network, telling the peers unless `silently`."""
-        for connection in tuple(self._connections.values()):
-            if silently:
-                connection.finish(reason)
+    def stop(self, told: str | None) -> None:
+        """Leave the network; the peers are `told` why, or nothing."""
+        for connection in self._all_connections():
+            if told is None:
+                connection.finish(_STOPS)
             else:
-                connection.close(reason)
+                connection.close(_STOPS, told=told)
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
             self._nursery = None
@@ -233,7 +237,11 @@ class LightHost(Host):
 
     def connections(self) -> list[Connection]:
         """See `Host`."""
-        return list(self._connections.values())
+        return list(self._all_connections())
+
+    def _all_connections(self) -> list[LightConnection]:
+        seconds = itertools.chain.from_iterable(self._seconds.values())
+        return [*self._connections.values(), *seconds]
 
     def protect(self, peer_id: PeerId, tag: str) -> None:
         """See `Host`."""
@@ -313,23 +321,24 @@ class LightHost(Host):
         theirs = LightConnection(remote, self, wire, "inbound")
         ours.other, theirs.other = theirs, ours
         wire.ends = ours, theirs
-        for end in wire.ends:
-            end.host.add(end)
-        for end in wire.ends:
-            end.host.events.emit(ConnectionOpened(connection=end))
-        round_trip = network.draw_delay(*machines) + network.draw_delay(*reversed(machines))
-        for end in wire.ends:
-            self.world.postman.at(trio.current_time() + round_trip, end.receive_identity)
+        ours.open()
+        ours.tell(theirs.open)
 
     # --- connections ----------------------------------------------------------------------------
 
     def add(self, connection: LightConnection) -> None:
         """Take in one end of a new connection."""
-        previous = self._connections.get(connection.peer_id)
-        self._connections[connection.peer_id] = connection
+        peer_id = connection.peer_id
+        previous = self._connections.get(peer_id)
+        self._connections[peer_id] = connection
         if previous is not None:
-            previous.close("a newer connection took its place")
-        if (dial := self._dials.get(connection.peer_id)) is not None:
+            best = self._better(connection, previous)
+            self._connections[peer_id] = best
+            other = connection if best is previous else previous
+            self._seconds[peer_id] = [*self._seconds.get(peer_id, ()), other]
+            if not other.streams:
+                self._let_linger(other)
+        if (dial := self._dials.get(peer_id)) is not None:
             self.finish_dial(dial)
         self.note_idle(connection)
         now = trio.current_time()
@@ -337,15 +346,29 @@ class LightHost(Host):
             chosen = self._manager.trim(map(self._candidate, self._connections.values()), now)
             for each in chosen:
                 each.close("this side closed it to make room for others")
+        self.events.emit(ConnectionOpened(connection=connection))
+
+    def _better(self, newer: LightConnection, older: LightConnection) -> LightConnection:
+        """Choose which of two connections to a peer to use, as real hosts do."""
+        simultaneous = newer.opened_at - older.opened_at < self.settings.dial_timeout
+        if newer.direction == older.direction or not simultaneous:
+            return newer
+        wanted = "outbound" if self.peer_id < newer.peer_id else "inbound"
+        return newer if newer.direction == wanted else older
 
     def remove(self, connection: LightConnection, reason: str) -> None:
         """Drop an ended connection."""
+        peer_id = connection.peer_id
         self._idle.pop(connection, None)
-        if self._connections.get(connection.peer_id) is connection:
-            del self._connections[connection.peer_id]
-            known = self._known.get(connection.peer_id)
-            if known is not None and known.own_until == math.inf:
+        seconds = [each for each in self._seconds.pop(peer_id, ()) if each is not connection]
+        if self._connections.get(peer_id) is connection:
+            del self._connections[peer_id]
+            if seconds:
+                self._connections[peer_id] = seconds.pop()
+            elif (known := self._known.get(peer_id)) is not None and known.own_until == math.inf:
                 known.own_until = trio.current_time() + self.settings.connected_address_ttl
+        if seconds:
+            self._seconds[peer_id] = seconds
         self.events.emit(ConnectionEnded(connection=connection, reason=reason))
 
     def _candidate(self, connection: LightConnection) -> Candidate[LightConnection]:
@@ -368,6 +391,9 @@ class LightHost(Host):
 
     def note_idle(self, connection: LightConnection) -> None:
         """A connection has lost its last stream, or never had one."""
+        if self._seconds and connection in self._seconds.get(connection.peer_id, ()):
+            self._let_linger(connection)
+            return
         self._idle[connection] = None
         if not self._is_idle_check_due:
             self._is_idle_check_due = True
@@ -385,6 +411,21 @@ class LightHost(Host):
                 self.world.postman.at(at, self._close_idle)
                 return
             connection.close("this side closed it, since it was idle")
+
+    def _let_linger(self, connection: LightConnection) -> None:
+        """Close a second connection to a peer once it has not been used for a while."""
+
+        def check() -> None:
+            if (
+                not connection.is_closed
+                and not connection.streams
+                and connection.last_used == since
+            ):
+                connection.close("this side closed it, since there is another one")
+
+        since = connection.last_used
+        self._idle.pop(connection, None)
+        self.world.postman.at(trio.current_time() + self.settings.duplicate_linger, check)
 
     # --- streams --------------------------------------------------------------------------------
 

@@ -24,8 +24,7 @@ class Postman:
         if due == math.inf:
             return
         heapq.heappush(self._heap, (due, next(self._numbers), act))
-        if due < self._scope.deadline:
-            self._scope.deadline = due
+        self._scope.deadline = min(self._scope.deadline, due)
 
     async def sleep_until(self, due: float) -> None:
         """Sleep without a timer of one's own."""

@@ -5,6 +5,7 @@ while nobody reads only gets a due time.
 """
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -203,6 +204,8 @@ class LightStream(Stream):
 
     __slots__ = ("_incoming", "_is_closed", "_outgoing", "connection", "far", "protocol")
 
+    connection: "LightConnection"
+
     def __init__(
         self, connection: "LightConnection", protocol: str, outgoing: Pipe, incoming: Pipe
     ) -> None:
@@ -263,7 +266,7 @@ class LightStream(Stream):
     def reset(self, code: int = 0) -> None:
         """See `Stream`."""
         if self.connection.forget(self) and self.far is not None:
-            self.connection.tell(lambda far=self.far: far.receive_reset(code))
+            self.connection.tell(partial(self.far.receive_reset, code))
         self.fail(StreamResetError(f"the stream was reset (code {code})"))
 
     def receive_reset(self, code: int) -> None:

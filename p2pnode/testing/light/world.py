@@ -3,18 +3,22 @@
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import trio
 from multiaddr import Multiaddr
 
 from p2pnode.config import LimitSettings, NetworkSettings
+from p2pnode.testing.light.connections import CLOSED_BY_PEER, RESET
 from p2pnode.testing.light.host import LightHost
 from p2pnode.testing.light.postman import Postman
-from p2pnode.testing.network import Endpoint, Machine, VirtualNetwork
+from p2pnode.testing.network import Arrival, Endpoint, Machine, VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
-from p2pnode.wire.peer_id import PeerId
+
+if TYPE_CHECKING:
+    from p2pnode.wire.peer_id import PeerId
 
 FIRST_PORT: Final = 4001  # of the first host on a machine
 
@@ -26,6 +30,7 @@ class LightWorld:
         network: the virtual network they are on.
         hosts: those that run, by peer id.
         streams_served: how many streams have reached a handler.
+        postman: delivers what is under way.
     """
 
     def __init__(self, network: VirtualNetwork, nursery: trio.Nursery, postman: Postman) -> None:
@@ -71,30 +76,33 @@ class LightWorld:
             limits=limits or self._limits,
         )
         self.hosts[host.peer_id] = host
-        await self._nursery.start(
-            lambda task_status: host.run(listen=listen, task_status=task_status)
-        )
+        await self._nursery.start(partial(host.run, listen=listen))
         return host
 
     def crash(self, host: LightHost) -> None:
         """Cut the power of a host's machine: it falls silent, and nobody is told."""
         self.network.take_down(host.machine)
         for each in [one for one in self.hosts.values() if one.machine is host.machine]:
-            self._stop(each, silently=True)
+            self._stop(each, told=None)
 
     def kill(self, host: LightHost) -> None:
-        """End a host's process: its machine lives and tells the peers that it is gone."""
-        self._stop(host, silently=False)
+        """End a host's process: its machine lives, and resets the connections."""
+        self._stop(host, told=RESET)
 
     async def leave(self, host: LightHost) -> None:
-        """End a host in order."""
-        self._stop(host, silently=False)
+        """End a host in order: it says goodbye to its peers."""
+        self._stop(host, told=CLOSED_BY_PEER)
         await trio.lowlevel.checkpoint()
 
-    def _stop(self, host: LightHost, *, silently: bool) -> None:
+    def _stop(self, host: LightHost, told: str | None) -> None:
         if self.hosts.get(host.peer_id) is host:
             del self.hosts[host.peer_id]
-        host.stop("this node is shutting down", silently=silently)
+        host.stop(told)
+
+    def host_at(self, arrival: Arrival) -> LightHost | None:
+        """Return who listens where a SYN has come to."""
+        found = arrival.machine.listeners.get(arrival.port)
+        return found if isinstance(found, LightHost) else None
 
     def address_of(self, endpoint: Endpoint) -> Multiaddr:
         """Return the address for an endpoint, the same object each time."""

@@ -5,7 +5,6 @@ an argument too. Two shells carry real nodes over it: `p2pnode.testing.hosts`, w
 Yamux, and `p2pnode.testing.light`, without.
 """
 
-import ipaddress
 import random
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -213,8 +212,10 @@ class VirtualNetwork:
             machine = self._behind[source.router][target.ip]
             return Arrival(machine=machine, port=target.port, remote=seen)
         found = self._by_ip.get(target.ip)
-        if not isinstance(found, Router):
-            return found and Arrival(machine=found, port=target.port, remote=seen)
+        if found is None:
+            return None
+        if isinstance(found, Machine):
+            return Arrival(machine=found, port=target.port, remote=seen)
         if found is source.router and not found.hairpin:
             return None
         private = found.receive(seen, target.port, now)
@@ -232,7 +233,3 @@ class VirtualNetwork:
         if machine.router is None:
             return own
         return machine.router.public_endpoint(own, self.clock())
-
-    def is_private(self, ip: str) -> bool:
-        """Whether an address means something in one home only."""
-        return ipaddress.ip_address(ip).is_private
