@@ -77,6 +77,7 @@ class PubSubSettings:
     retry_interval: float = 5.0  # between tries to open a stream to a peer that is connected
     identify_patience: float = 5.0  # then a peer that has told no protocols is tried anyway
     subscription_queue: int = 1024  # messages that wait for one slow reader
+    subscription_queue_bytes: int = 64 * MIB  # of their data
     max_validations: int = 256  # that take time, under way
     max_validations_per_topic: int = 64
     validation_timeout: float = 5.0
@@ -150,6 +151,9 @@ class PubSubSettings:
             ),
             "max_queue_messages must be at least twice max_topics": (
                 self.max_queue_messages >= 2 * self.max_topics
+            ),
+            "subscription_queue_bytes must be at least max_message_bytes": (
+                self.subscription_queue_bytes >= self.max_message_bytes
             ),
             "max_message_bytes must be 4 KiB below max_rpc_bytes": (
                 self.max_message_bytes + 4 * KIB <= self.max_rpc_bytes

@@ -111,6 +111,7 @@ def test_text_that_is_no_number_is_refused_by_its_setting():
         {"max_queue_bytes": 1 << 19},
         {"max_queue_messages": 2047},
         {"max_partial_bytes": (1 << 20) - 1},
+        {"subscription_queue_bytes": 1 << 19},
         {"max_message_bytes": 1 << 20},
         {"ip_colocation_ip4_prefix": 33},
         {"ip_colocation_factor_whitelist": ["nowhere"]},

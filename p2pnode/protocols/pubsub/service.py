@@ -12,7 +12,6 @@ import dataclasses
 import math
 import random
 from contextlib import ExitStack
-from typing import Final
 
 import trio
 
@@ -61,8 +60,6 @@ from p2pnode.protocols.pubsub.validation import Validation, Validator
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
 
-READ_BYTES: Final = 64 * 1024
-
 
 class PubSub:
     """A node's pub/sub; its methods work at once, its network while `run` runs.
@@ -103,7 +100,9 @@ class PubSub:
         )
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._links: dict[PeerId, Link] = {}
-        self._unfinished = Unfinished(self.settings.max_partial_bytes)
+        self._unfinished = Unfinished(
+            self.settings.max_partial_bytes, self.settings.receive_timeout
+        )
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -147,7 +146,9 @@ class PubSub:
         if validator is not None:
             self._validation.set_validator(topic, validator)
         limit = self.settings.subscription_queue if queue is None else queue
-        subscription = Subscription(topic, limit, self._forget_subscription)
+        subscription = Subscription(
+            topic, limit, self.settings.subscription_queue_bytes, self._forget_subscription
+        )
         if topic not in self._subscriptions:
             if len(self._subscriptions) >= self.settings.max_topics:
                 raise ResourceLimitError("this node subscribes to as many topics as it may")
@@ -344,15 +345,10 @@ class PubSub:
         link.inbound = stream
         self._add_peer(link, stream)
         splitter = FrameSplitter(self.settings.max_rpc_bytes)
-        deadline = math.inf  # of the RPC that has begun
+        deadline: float | None = math.inf
         try:
-            while link.inbound is stream and (data := await self._more(stream, splitter, deadline)):
-                had_begun = len(splitter) > 0
-                for frame in splitter.feed(data):
-                    had_begun = False
-                    await self._take_in(link, frame)
-                if not had_begun:
-                    deadline = trio.current_time() + self.settings.receive_timeout
+            while link.inbound is stream and deadline is not None:
+                deadline = await self._read_on(link, stream, splitter, deadline)
         except ProtocolError as error:
             self._router.blame(link.peer_id, f"it sent a malformed RPC: {error}")
             self._carry_out()
@@ -361,22 +357,29 @@ class PubSub:
             if link.inbound is stream:
                 link.inbound = None
 
-    async def _more(
-        self, stream: Stream, splitter: FrameSplitter, deadline: float
-    ) -> bytes | bytearray:
-        """Read on; the rest of an RPC that has begun must come, and in time."""
-        if not len(splitter):
-            return await stream.receive_some(READ_BYTES)
-        data: bytes | bytearray = b""
-        with self._unfinished.wait(len(splitter), deadline) as scope:
-            data = await stream.receive_some(READ_BYTES)
-        if scope.cancelled_caught:
-            if trio.current_time() < deadline:
-                raise ResourceLimitError("too much was kept of RPCs that are not whole")
-            raise ProtocolError(f"an RPC took longer than {self.settings.receive_timeout:g} s")
-        if not data:
-            raise ProtocolError("the stream ended inside an RPC")
-        return data
+    async def _read_on(
+        self, link: Link, stream: Stream, splitter: FrameSplitter, deadline: float
+    ) -> float | None:
+        """Take in what comes next.
+
+        Nothing of it is kept here while the next read waits, which may be for long.
+
+        Args:
+            link: the peer.
+            stream: what it sends on.
+            splitter: holds the part of an RPC that has come.
+            deadline: when that RPC must be whole.
+
+        Returns:
+            The deadline of the RPC that has begun now, or None at the end of the stream.
+        """
+        if not (data := await self._unfinished.receive(stream, len(splitter), deadline)):
+            return None
+        is_new = not len(splitter)
+        for frame in splitter.feed(data):
+            is_new = True
+            await self._take_in(link, frame)
+        return self._unfinished.deadline() if is_new else deadline
 
     async def _take_in(self, link: Link, frame: bytes) -> None:
         if not self._router.accepts_from(link.peer_id):

@@ -39,10 +39,19 @@ class Subscription:
     `dropped` counts them. Nobody else is slowed down by it.
     """
 
-    def __init__(self, topic: str, limit: int, on_close: Callable[["Subscription"], None]) -> None:
+    def __init__(
+        self,
+        topic: str,
+        max_messages: int,
+        max_bytes: int,
+        on_close: Callable[["Subscription"], None],
+    ) -> None:
         self.topic = topic
         self.dropped = 0
-        self._pending: deque[PubSubMessage] = deque(maxlen=limit)
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._pending: deque[PubSubMessage] = deque()
+        self._bytes = 0  # of data in them
         self._arrived = trio.Event()
         self._on_close = on_close
         self._closed = False
@@ -80,17 +89,24 @@ class Subscription:
         await trio.lowlevel.checkpoint()
         while not self._closed:
             if self._pending:
-                return self._pending.popleft()
+                return self._take()
             self._arrived = trio.Event()
             await self._arrived.wait()
         raise trio.ClosedResourceError(f"the subscription to {self.topic} is closed")
 
     def push(self, message: PubSubMessage) -> None:
-        """Queue a message, in the oldest one's place if the queue is full."""
-        if len(self._pending) == self._pending.maxlen:
-            self.dropped += 1
+        """Queue a message, in the place of the oldest ones if the queue is full."""
         self._pending.append(message)
+        self._bytes += len(message.data)
+        while len(self._pending) > self._max_messages or self._bytes > self._max_bytes:
+            self._take()
+            self.dropped += 1
         self._arrived.set()
+
+    def _take(self) -> PubSubMessage:
+        message = self._pending.popleft()
+        self._bytes -= len(message.data)
+        return message
 
     def close(self) -> None:
         """End the subscription; the last one of a topic leaves the topic. Never blocks."""

@@ -7,8 +7,14 @@ stall on purpose, not the one that came last.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import trio
+
+from p2pnode.errors import ProtocolError, ResourceLimitError
+from p2pnode.host import Stream
+
+READ_BYTES: Final = 64 * 1024
 
 
 class Unfinished:
@@ -16,24 +22,51 @@ class Unfinished:
 
     Args:
         limit: bytes of them.
+        timeout: seconds from an RPC's first byte to its last.
 
     Attributes:
         size: bytes kept now.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, timeout: float) -> None:
         self.size = 0
         self._limit = limit
+        self._timeout = timeout
         self._sizes: dict[trio.CancelScope, int] = {}
 
-    @contextmanager
-    def wait(self, size: int, deadline: float) -> Iterator[trio.CancelScope]:
-        """Wait in the block for more of an RPC, and be cancelled if it may not be kept.
+    def deadline(self) -> float:
+        """Return when an RPC that begins now must be whole."""
+        return trio.current_time() + self._timeout
+
+    async def receive(self, stream: Stream, kept: int, deadline: float) -> bytes | bytearray:
+        """Read on; returns no bytes at the end of the stream.
 
         Args:
-            size: bytes that have come.
-            deadline: when it must be whole, by trio's clock.
+            stream: what a peer sends RPCs on.
+            kept: bytes of an RPC that have come already.
+            deadline: when that RPC must be whole.
+
+        Raises:
+            ProtocolError: the rest of the RPC did not come, or not in time.
+            ResourceLimitError: too much is kept, and this RPC has to give way.
+            StreamResetError: the peer reset the stream.
         """
+        if not kept:
+            return await stream.receive_some(READ_BYTES)
+        data: bytes | bytearray = b""
+        with self._keep(kept, deadline) as scope:
+            data = await stream.receive_some(READ_BYTES)
+        if scope.cancelled_caught:
+            if trio.current_time() < deadline:
+                raise ResourceLimitError("too much was kept of RPCs that are not whole")
+            raise ProtocolError(f"an RPC took longer than {self._timeout:g} s")
+        if not data:
+            raise ProtocolError("the stream ended inside an RPC")
+        return data
+
+    @contextmanager
+    def _keep(self, size: int, deadline: float) -> Iterator[trio.CancelScope]:
+        """Count what is kept while the block waits, which is cancelled if it may not be kept."""
         with trio.CancelScope(deadline=deadline) as scope:
             self._sizes[scope] = size
             self.size += size

@@ -154,6 +154,19 @@ async def test_a_slow_reader_loses_the_oldest_and_holds_up_nobody(autojump_clock
         assert quick.dropped == 0
 
 
+async def test_what_waits_for_a_slow_reader_is_bounded_in_bytes_too(autojump_clock, swarm_of):
+    async with swarm_of() as swarm:
+        one, two = await swarm.add(2, subscription_queue_bytes=1 << 20)
+        await swarm.connect(one, two)
+        slow = two.subscribe(TOPIC)
+        await trio.sleep(2)
+        for size in (600_000, 300_000, 200_000, 300_000):
+            await one.publish(TOPIC, bytes(size))
+            await trio.sleep(0.5)
+        assert [len(each.data) for each in await drain(slow)] == [300_000, 200_000, 300_000]
+        assert slow.dropped == 1
+
+
 async def test_what_cannot_be_published_is_refused(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
         (one,) = await swarm.add(max_message_bytes=100, max_topics=1, max_topic_bytes=8)
