@@ -1,4 +1,5 @@
 import gc
+import tracemalloc
 
 import pytest
 
@@ -10,3 +11,11 @@ def quick_collections():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def traced():
+    """Trace allocations, as `withstand` needs it."""
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()

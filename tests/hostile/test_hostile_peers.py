@@ -2,57 +2,27 @@
 
 Each attack ends by a typed reason, costs bounded memory, leaves nothing behind, and a
 well-behaved peer is served all the while. They run in memory and in virtual time, so that attacks
-by patience take no longer than others; `test_over_tcp.py` has those that need sockets.
+by patience take no longer than others; `test_over_tcp.py` has those that need sockets, and
+`test_pubsub.py` those on pub/sub.
 """
 
 import functools
-import gc
-import re
-import tracemalloc
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import pytest
-import trio
 
-from p2pnode.config import KIB, MIB, DhtSettings
-from p2pnode.errors import DialError, HandshakeError, P2PNodeError
-from p2pnode.events import Event
+from p2pnode.config import MIB, DhtSettings
+from p2pnode.errors import DialError, HandshakeError
 from p2pnode.host import ConnectionEnded, PeerMisbehaved
 from p2pnode.host.budgets import ResourceRefused
 from p2pnode.host.connections import InboundStreamFailed
 from p2pnode.mux.yamux.frames import Flag
-from p2pnode.testing.hostile import Attack, handshakes, messages, negotiation, sessions
+from p2pnode.testing.hostile import handshakes, messages, negotiation, sessions
 from p2pnode.testing.hostile.arena import DEAF, ECHO, arena
 from p2pnode.testing.hostile.crowds import many_connections, silent_crowd
 from p2pnode.testing.hostile.frames import frame
+from p2pnode.testing.hostile.trials import Case, withstand
 
 KAD = DhtSettings().protocol
-LEFT_BEHIND = 512 * KIB  # caches fill a little; an attacker's data would show
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One attack and its end.
-
-    `event` is what the victim emits, and `reason` a pattern found in its text; an attacker that
-    is dialled makes the dial raise `error` instead. `survives` says that only a stream ends, or
-    nothing at all, and the attacker's connection goes on. `memory` bounds what both sides use.
-    """
-
-    name: str
-    attack: Attack
-    event: type[Event] | None = None
-    error: type[P2PNodeError] | tuple[type[P2PNodeError], ...] | None = None
-    reason: str = ""
-    survives: bool = False
-    memory: int = 4 * MIB
-    settings: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def dialled(self) -> bool:
-        return self.error is not None
-
 
 SLOW = "took longer|no answer in time"
 NEGOTIATION_REASONS = {
@@ -540,55 +510,7 @@ CROWDS = [
 CASES = [*NEGOTIATIONS, *HANDSHAKES, *SESSIONS, *MESSAGES, *CROWDS]
 
 
-@pytest.fixture
-def traced():
-    tracemalloc.start()
-    yield
-    tracemalloc.stop()
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_a_hostile_peer_is_stopped_and_the_others_are_served(case, traced, autojump_clock):
-    async with arena(**case.settings) as field, trio.open_nursery() as nursery:
-        await trio.sleep(10)  # whatever begins by itself has begun
-        before = field.footprint()
-        served = field.served
-        tracemalloc.reset_peak()
-        memory = tracemalloc.get_traced_memory()[0]
-        async with trio.open_nursery() as friends:
-            friends.start_soon(field.keep_friend_served)
-            with trio.fail_after(1000):
-                attacker, error = await field.face(case.attack, nursery, dialled=case.dialled)
-                if case.survives:
-                    assert not attacker.wires[0].ended.is_set()
-                    assert b"still here" in await echoed(attacker.wires[0])
-                else:
-                    await attacker.wait_cut()
-            await attacker.aclose()
-            await trio.sleep(5)
-            friends.cancel_scope.cancel()
-        assert field.served > served + 3
-        check_reason(case, field.reasons, error)
-        assert await field.settled(before) == {}
-        peak = tracemalloc.get_traced_memory()[1] - memory
-        assert peak < case.memory
-        gc.collect()  # tasks that were cancelled leave cycles, which are no leak
-        left = tracemalloc.get_traced_memory()[0] - memory
-        assert left < LEFT_BEHIND
-        nursery.cancel_scope.cancel()
-
-
-async def echoed(wire):
-    stream = wire.open_stream()
-    await stream.propose(ECHO)
-    await stream.send(b"still here", Flag.FIN)
-    await stream.wait_over()
-    return bytes(wire.data[stream.stream_id])
-
-
-def check_reason(case, reasons, error):
-    if case.error is not None:
-        assert type(error) in (case.error if isinstance(case.error, tuple) else (case.error,))
-        assert re.search(case.reason, str(error))
-    elif case.event is not None:
-        assert any(re.search(case.reason, each) for each in reasons[case.event]), reasons
+    async with arena(**case.settings) as field:
+        await withstand(case, field)

@@ -7,7 +7,7 @@ given no target waits for the victim to dial it.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 from multiaddr import Multiaddr
@@ -19,6 +19,9 @@ from p2pnode.security.noise import SecureSession, secure_inbound, secure_outboun
 from p2pnode.testing.hostile.frames import FrameStream, FrameWire
 from p2pnode.transport.base import Listener, Transport
 from p2pnode.wire.keys import PrivateKey
+
+if TYPE_CHECKING:
+    from p2pnode.wire.peer_id import PeerId
 
 NOISE: Final = "/noise"
 
@@ -32,6 +35,9 @@ class Attacker:
         target: where the victim listens, or None when the victim dials.
         listener: where the victim dials us, or None.
         key: who it says it is.
+
+    Attributes:
+        victim: who answered the last handshake.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class Attacker:
         self.key = key or PrivateKey.generate()
         self.raws: list[trio.abc.Stream] = []
         self.wires: list[FrameWire] = []
+        self.victim: PeerId | None = None
         self._nursery = nursery
         self._transport = transport
         self._target = target
@@ -86,7 +93,9 @@ class Attacker:
         """
         raw = await self.greet()
         run = secure_outbound if self.dials else secure_inbound
-        return await run(raw, key or self.key, muxers=muxers)
+        session = await run(raw, key or self.key, muxers=muxers)
+        self.victim = session.peer_id
+        return session
 
     async def multiplex(self, *, reads: bool = True, key: PrivateKey | None = None) -> FrameWire:
         """Open a connection up to its Yamux frames.

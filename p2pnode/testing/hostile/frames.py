@@ -121,7 +121,8 @@ class FrameWire:
         line = encode_line(protocol)
         while not self.ended.is_set():
             for stream_id, data in self.data.items():
-                if data.endswith(line) or line in data:
+                is_theirs = stream_id % 2 != self._next_id % 2
+                if is_theirs and line in data:
                     stream = FrameStream(self, stream_id, opening=Flag.ACK)
                     await stream.send(encode_line(HEADER) + line)
                     return stream
@@ -134,16 +135,22 @@ class FrameWire:
 
 
 class FrameStream:
-    """One stream of a `FrameWire`."""
+    """One stream of a `FrameWire`.
+
+    Attributes:
+        sent: bytes of data sent on it.
+    """
 
     def __init__(self, wire: FrameWire, stream_id: int, *, opening: int = Flag.SYN) -> None:
         self.wire = wire
         self.stream_id = stream_id
+        self.sent = 0
         self._flags = opening
 
     async def send(self, data: bytes = b"", flags: int = Flag.NONE) -> bool:
         """Send data in one frame, whatever the window; returns False when the victim closed."""
         flags, self._flags = flags | self._flags, Flag.NONE
+        self.sent += len(data)
         return await self.wire.send(frame(FrameType.DATA, flags, self.stream_id, body=data))
 
     async def propose(self, protocol: str) -> None:

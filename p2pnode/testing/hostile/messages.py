@@ -26,7 +26,7 @@ def identify_answer(data: bytes, *, ends: bool = True) -> Attack:
 
     async def attack(attacker: Attacker) -> None:
         wire = await attacker.multiplex()
-        await _pour(await wire.wait_opened(IDENTIFY), data, ends=ends)
+        await _pour_out(await wire.wait_opened(IDENTIFY), data, ends=ends)
 
     return attack
 
@@ -35,7 +35,7 @@ def said(protocol: str, data: bytes, *, ends: bool = True) -> Attack:
     """Open a stream and say `data` on it; then end it, or fall silent."""
 
     async def attack(attacker: Attacker) -> None:
-        await _pour(await attacker.talk(protocol), data, ends=ends)
+        await _pour_out(await attacker.talk(protocol), data, ends=ends)
 
     return attack
 
@@ -45,17 +45,20 @@ def identify_push(data: bytes, *, ends: bool = True) -> Attack:
     return said(PUSH_PROTOCOL, data, ends=ends)
 
 
-async def _pour(stream: FrameStream, data: bytes, *, ends: bool) -> None:
-    """Send data, as much of it as the victim's window lets through, and wait for the outcome."""
-    sent = 0
-    while sent < len(data) and not stream.wire.is_over(stream.stream_id):
-        piece = data[sent : sent + PIECE]
-        await stream.wait_grant(sent + len(piece) + 256)  # the negotiation counts, too
-        if not await stream.send(piece):
+async def pour(stream: FrameStream, data: bytes) -> None:
+    """Send data, as much of it as the victim's window lets through until the stream is over."""
+    for start in range(0, len(data), PIECE):
+        piece = data[start : start + PIECE]
+        await stream.wait_grant(stream.sent + len(piece))
+        if stream.wire.is_over(stream.stream_id) or not await stream.send(piece):
             return
-        sent += len(piece)
+
+
+async def _pour_out(stream: FrameStream, data: bytes, *, ends: bool) -> None:
+    """Send data, perhaps with an end, and wait for the outcome."""
+    await pour(stream, data)
     if ends:
-        await stream.send(flags=Flag.FIN)
+        await stream.finish()
     await stream.wait_over()
 
 
