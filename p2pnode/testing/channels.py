@@ -28,7 +28,7 @@ class PieceChannel(ABC):
 
     @property
     def is_flushed(self) -> bool:
-        """See `p2pnode.mux.yamux.service.Channel`."""
+        """See `p2pnode.mux.yamux.channel.Channel`."""
         return not self._unsent
 
     def write(self, buffers: Sequence[Buffer]) -> None:

@@ -45,7 +45,7 @@ def core_with(purse, *, is_client=False, **settings):
     core = YamuxCore(is_client=is_client, settings=NetworkSettings(**settings), now=0.0)
     core.account = purse
     core.handle_timeout(0.0)  # sends the first ping
-    core.next_frames(MIB)
+    sent_by(core)
     core.round_trip = 1.0
     return core
 
@@ -55,7 +55,9 @@ def frame(kind, flags, stream_id, body=b"", length=0):
 
 
 def sent_by(core):
-    data = b"".join(map(bytes, core.next_frames(MIB).buffers))
+    output = core.outbox.next_frames(MIB)
+    data = b"".join(map(bytes, output.buffers))
+    core.wrote(output)
     found = []
     while data:
         found.append(Header.decode(data[:HEADER_BYTES]))
@@ -118,7 +120,7 @@ def ends():
     def both_finish(core, stream):
         core.receive_data(frame(FrameType.WINDOW_UPDATE, Flag.FIN, stream.stream_id), 0.0)
         core.finish(stream)
-        core.next_frames(MIB)
+        sent_by(core)
 
     def we_reset(core, stream):
         core.reset(stream, StreamResetError("test"), 5)
@@ -128,12 +130,12 @@ def ends():
 
     def we_discard(core, stream):
         core.discard(stream, 0.0)
-        core.next_frames(MIB)
+        sent_by(core)
         core.receive_data(frame(FrameType.WINDOW_UPDATE, Flag.FIN, stream.stream_id), 0.0)
 
     def nobody_reads_on(core, stream):
         core.discard(stream, 0.0)
-        core.next_frames(MIB)
+        sent_by(core)
         core.handle_timeout(stream.due_at)
 
     return [both_finish, we_reset, it_is_reset, we_discard, nobody_reads_on]
@@ -159,7 +161,7 @@ def test_what_has_come_but_was_not_read_stays_charged_until_it_is():
     core = core_with(purse)
     stream = receive_stream(core, body=b"x" * 1000, flags=Flag.SYN | Flag.FIN)
     core.finish(stream)
-    core.next_frames(MIB)
+    sent_by(core)
     assert not core.streams
     assert purse.left == WINDOW - 1000
     core.take(stream, 400, 0.0)
@@ -173,6 +175,6 @@ def test_closing_unread_data_of_a_stream_that_is_over_gives_it_back():
     core = core_with(purse)
     stream = receive_stream(core, body=b"x" * 1000, flags=Flag.SYN | Flag.FIN)
     core.finish(stream)
-    core.next_frames(MIB)
+    sent_by(core)
     core.discard(stream, 0.0)
     assert purse.left == WINDOW

@@ -16,8 +16,9 @@ from p2pnode.errors import (
     StreamResetError,
 )
 from p2pnode.mux.yamux import core as yamux
-from p2pnode.mux.yamux.core import ACK_DELAY, MAX_CONTROL_FRAMES, YamuxCore
+from p2pnode.mux.yamux.core import MAX_CONTROL_FRAMES, YamuxCore
 from p2pnode.mux.yamux.frames import Flag, FrameType, GoAwayCode, Header
+from p2pnode.mux.yamux.outbox import ACK_DELAY
 from p2pnode.mux.yamux.state import EventKind
 
 WINDOW = 256 * KIB
@@ -38,7 +39,7 @@ def quiet(core, now=0.0):
 
 
 def out(core, budget=BUDGET):
-    output = core.next_frames(budget)
+    output = core.outbox.next_frames(budget)
     data = b"".join(map(bytes, output.buffers))
     core.wrote(output)
     return data
@@ -46,7 +47,7 @@ def out(core, budget=BUDGET):
 
 def out_all(core):
     data = b""
-    while core.has_output:
+    while core.outbox.has_output:
         data += out(core)
     return data
 
@@ -71,7 +72,7 @@ def headers(data):
 
 def exchange(one, other, now=0.0):
     """Carry everything both have to say."""
-    while one.has_output or other.has_output:
+    while one.outbox.has_output or other.outbox.has_output:
         other.receive_data(out(one), now)
         one.receive_data(out(other), now)
 
@@ -104,8 +105,8 @@ def opened(client, server, now=0.0):
 
 def is_empty(core):
     """Whether nothing is left of any stream."""
-    leftovers = (core.streams, core._discarding, core._unanswered, core._held)
-    return not any(leftovers) and core._backlog == core._unacknowledged == core._growth == 0
+    leftovers = (core.streams, core._discarding, core.outbox._unanswered, core.outbox._held)
+    return not any(leftovers) and core._backlog == core.outbox.unacknowledged == core._growth == 0
 
 
 # --- the wire ------------------------------------------------------------------------------------
@@ -174,7 +175,8 @@ def test_data_goes_out_from_where_it_lies():
     core = quiet(make())
     data = bytearray(100_000)
     core.send(core.open_stream(0.0), memoryview(data))
-    views = [each for each in core.next_frames(BUDGET).buffers if isinstance(each, memoryview)]
+    buffers = core.outbox.next_frames(BUDGET).buffers
+    views = [each for each in buffers if isinstance(each, memoryview)]
     assert sum(map(len, views)) == len(data)
     assert all(view.obj is data for view in views)
 
@@ -226,7 +228,7 @@ def test_garbage_is_refused_or_survived(pieces):
     try:
         for piece in pieces:
             core.receive_data(piece, 0.0)
-            core.next_frames(BUDGET)
+            core.outbox.next_frames(BUDGET)
             if core.remote_closed:
                 break
     except (ProtocolError, ConnectionClosedError) as error:
@@ -371,7 +373,7 @@ def test_a_peer_that_never_reads_cannot_make_answers_pile_up():
 
     with pytest.raises(ProtocolError, match="faster than it reads"):
         flood()
-    assert len(core._control) <= MAX_CONTROL_FRAMES + 1
+    assert len(core.outbox._control) <= MAX_CONTROL_FRAMES + 1
 
 
 def test_used_up_ids_are_refused():
@@ -391,7 +393,7 @@ def test_a_sender_stops_at_the_window_and_goes_on_when_it_is_granted():
     client.send(ours, memoryview(bytes(WINDOW + 1000)))
     server.receive_data(out_all(client), 0.0)
     assert theirs.received_bytes == WINDOW
-    assert not client.has_output
+    assert not client.outbox.has_output
     assert ours.unwritten == 1000
     taken = len(take_all(server, theirs))
     exchange(client, server)
@@ -405,7 +407,7 @@ def test_nothing_is_granted_before_half_a_window_is_read():
     client.send(ours, memoryview(bytes(WINDOW)))
     server.receive_data(out_all(client), 0.0)
     server.take(theirs, 30_000, 0.0)
-    assert not server.has_output
+    assert not server.outbox.has_output
     while theirs.received_bytes > WINDOW // 2:
         server.take(theirs, 1000, 0.0)
     grants = headers(out(server))
@@ -504,7 +506,7 @@ def test_small_messages_without_end_do_not_starve_bulk():
     core.send(bulk, memoryview(bytes(WINDOW)))
     sent = 0
     for _ in range(40):
-        while len(core._small) < 100:
+        while len(core.outbox._small) < 100:
             core.send(core.open_stream(0.0), memoryview(bytes(4000)))
         sent += sum(each.length for each in headers(out(core, 100_000)) if each.stream_id == 1)
     assert sent == WINDOW
@@ -516,7 +518,7 @@ def test_a_budget_bounds_what_is_given_out_at_once():
         core.send(core.open_stream(0.0), memoryview(bytes(WINDOW)))
     frame_size = NetworkSettings().yamux_max_frame
     assert 300_000 <= len(out(core, 300_000)) <= 300_000 + frame_size + 12
-    assert core.has_output
+    assert core.outbox.has_output
 
 
 # --- opening and answering -----------------------------------------------------------------------
@@ -527,13 +529,13 @@ def test_an_acknowledgement_rides_on_the_first_frame_back():
     ours = client.open_stream(0.0)
     client.send(ours, memoryview(b"hi"))
     server.receive_data(out(client), 0.0)
-    assert not server.has_output
+    assert not server.outbox.has_output
     theirs = server.streams[1]
     server.accept(theirs, 0.0)
     server.send(theirs, memoryview(b"hello"))
     assert headers(out(server)) == [Header(FrameType.DATA, Flag.ACK, 1, 5)]
     assert not server.handle_timeout(ACK_DELAY)
-    assert not server.has_output
+    assert not server.outbox.has_output
 
 
 def test_an_acknowledgement_does_not_wait_for_long():
@@ -573,7 +575,7 @@ def test_a_stream_reset_before_it_is_accepted_leaves_the_backlog():
             0.0,
         )
     assert is_empty(server)
-    assert not server.has_output
+    assert not server.outbox.has_output
 
 
 # --- ends ----------------------------------------------------------------------------------------
@@ -739,7 +741,7 @@ def test_an_answer_nobody_asked_for_means_nothing():
     core = make()
     core.receive_data(frame(FrameType.PING, Flag.ACK, 0, 12345), 1.0)
     assert core.round_trip is None
-    assert not core.has_output
+    assert not core.outbox.has_output
 
 
 # --- everything at once --------------------------------------------------------------------------
@@ -863,7 +865,7 @@ def test_no_command_of_ours_fails_because_of_the_peer():
     for number in range(1, 500, 2):
         core.receive_data(frame(FrameType.WINDOW_UPDATE, Flag.SYN, number), 0.0)
         core.accept(core.streams[number], 0.0)
-    core._control.extend([b"x" * 12] * (MAX_CONTROL_FRAMES + 1))
+    core.outbox._control.extend([b"x" * 12] * (MAX_CONTROL_FRAMES + 1))
     for stream in list(core.streams.values()):
         core.reset(stream, RESET)
     with pytest.raises(P2PNodeError, match="faster than it reads"):
@@ -968,10 +970,10 @@ def test_what_can_wait_goes_with_the_next_data():
     core = quiet(make())
     stream = inbound(core)
     core.send_later(stream, memoryview(b"first "))
-    assert not core.has_output
+    assert not core.outbox.has_output
     core.send(stream, memoryview(b"second"))
     assert out(core) == data_frame(b"first second", 2, Flag.ACK)
-    assert core.queued == 0
+    assert core.outbox.queued == 0
 
 
 @pytest.mark.parametrize("acknowledged", [False, True])
@@ -993,7 +995,7 @@ def test_small_pieces_that_wait_are_copied_together():
     stream = core.open_stream(0.0)
     for number in range(1000):
         core.send(stream, memoryview(bytes([number % 251]) * 32))
-    assert core.queued == 32_000
+    assert core.outbox.queued == 32_000
     assert len(stream.outgoing) <= 1000 * 32 // 4096 + 2
     wire = out_all(core)
     assert wire[12:] == b"".join(bytes([number % 251]) * 32 for number in range(1000))

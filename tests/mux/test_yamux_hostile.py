@@ -243,7 +243,7 @@ async def test_a_stream_accepted_after_the_end_is_read_and_counted_once(autojump
         assert await stream.receive_some() == b"late"
         assert await stream.receive_some() == b""
         assert server.core._backlog == 0
-        assert not server.core._unanswered
+        assert not server.core.outbox._unanswered
 
 
 async def test_a_peer_that_hangs_up_within_a_frame_leaves_no_clean_end(autojump_clock):

@@ -394,7 +394,7 @@ async def test_a_reset_wakes_both_sides(autojump_clock):
 
 async def test_a_refused_stream_is_reset(autojump_clock):
     async with two_sessions(yamux_accept_backlog=2) as (client, _):
-        client.session.core._settings = NetworkSettings()  # opens more than the peer takes
+        client.session.core.outbox._accept_backlog = 3  # opens more than the peer takes
         streams = [await client.session.open_stream() for _ in range(3)]
         for stream in streams:
             await stream.send_all(b"x")

@@ -6,10 +6,7 @@ commands; `next_frames` and `next_deadline` are outputs. Rules:
 - Each stream starts with a window of 256 KiB in each direction. Only data counts against it. A
   receiver grants more as its reader takes data; it doubles the window when that happens faster
   than four round trips, up to a limit for the stream and one for the session.
-- Data is never copied on the way out: `next_frames` gives the caller's own buffers, interleaved
-  with headers. Control frames go first, then streams with little to send, then the others in turn.
-- SYN and ACK ride on a stream's first frame. FIN has a frame of its own: go-yamux and js-libp2p
-  act on it before they look at the data it came with.
+- What goes out, and in which order, is the `outbox`'s affair.
 - A go-away frame, of either side, ends the session: go-yamux and js-libp2p drop every stream too.
 - A stream's window is charged to the session's account, which says how much there may be of it.
 - Whatever a peer makes us keep or answer is bounded; breaking a rule is a `ProtocolError` and ends
@@ -21,8 +18,7 @@ Source: hashicorp/yamux, spec.md; libp2p/specs, yamux; go-yamux 4 for the window
 """
 
 import math
-from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import (
@@ -42,12 +38,11 @@ from p2pnode.mux.yamux.frames import (
     GoAwayCode,
     Header,
 )
+from p2pnode.mux.yamux.outbox import Outbox, Output
 from p2pnode.mux.yamux.state import Buffer, EventKind, StreamEvent, StreamState
 from p2pnode.wire.error_codes import StreamCode, connection_reason, stream_code, stream_reason
 
 MAX_CONTROL_FRAMES: Final = 4096  # waiting to be sent; a peer that never reads costs 48 KiB
-SMALL_BYTES: Final = 4096  # a stream with no more than this to send goes before bulk
-ACK_DELAY: Final = 0.02  # seconds an acknowledgement waits for a frame to ride on
 GROWTH_ROUND_TRIPS: Final = 4  # a window half used up within so many is doubled, as in go-yamux
 SYN_WORK: Final = 64  # a stream's negotiation and handler cost as much as so many frames
 DEAD_PIECE: Final = 256  # bytes: smaller frames for streams that are over are a nuisance
@@ -64,13 +59,6 @@ _GO_AWAY_REASONS: Final[dict[int, str]] = {
 }
 
 
-class Output(NamedTuple):
-    """What to write next; tell `wrote` when that is done."""
-
-    buffers: list[Buffer]  # in wire order
-    served: list[tuple[StreamState, int]]  # how much data of which stream is among them
-
-
 class YamuxCore:
     """A session; see the module."""
 
@@ -85,17 +73,9 @@ class YamuxCore:
         self.round_trip: float | None = None
         self.left_over = memoryview(b"")  # given to `receive_data`, but too much work for one turn
         self.work = 0  # of the last turn
-        self.bytes_sent = 0  # of data
-        self.bytes_received = 0
-        self.queued = 0  # bytes of data that wait to be sent
-        # Streams that wait for something, the first being due first.
-        self._discarding: dict[int, StreamState] = {}  # for the peer's end
-        self._unanswered: dict[int, StreamState] = {}  # for a frame that takes our ACK along
-        self._held: deque[StreamState] = deque()  # for the peer to acknowledge earlier ones
-        self._small: deque[StreamState] = deque()  # for their turn to send
-        self._turns: deque[StreamState] = deque()
-        self._control: deque[bytes] = deque()
-        self._goodbye: bytes | None = None
+        self.bytes_received = 0  # of data
+        self.outbox = Outbox(settings)
+        self._discarding: dict[int, StreamState] = {}  # wait for the peer's end, oldest first
         self._went_away = False
         self._events: list[StreamEvent] = []
         self._header = bytearray()
@@ -103,7 +83,6 @@ class YamuxCore:
         self._body_of: StreamState | None = None
         self._body_finishes = False  # a FIN takes effect behind the data it came with
         self._backlog = 0  # inbound streams nobody has accepted
-        self._unacknowledged = 0  # outbound streams the peer has not answered
         self._growth = 0  # of all windows beyond the initial one
         self._nuisances = NUISANCE_BURST
         self._nuisances_at = now
@@ -137,31 +116,26 @@ class YamuxCore:
             return
         stream.accepted = True
         self._backlog -= 1
-        stream.due_at = now + ACK_DELAY
-        self._unanswered[stream.stream_id] = stream
+        self.outbox.greet_soon(stream, now)
 
     def greet(self, stream: StreamState) -> None:
         """Send the stream's SYN or ACK now, rather than with its first frame.
 
         What `send_later` left goes with it.
         """
-        if (stream.greet or stream.outgoing) and stream.failure is None and not stream.scheduled:
-            stream.scheduled = True
-            self._small.append(stream)
+        self.outbox.greet(stream)
 
     def send(self, stream: StreamState, data: memoryview) -> None:
         """Queue `data`, which must not change until it has been written."""
-        stream.queue(data)
-        self.queued += len(data)
-        self._schedule(stream)
+        self.outbox.queue(stream, data)
+        self.outbox.schedule(stream)
 
     def send_later(self, stream: StreamState, data: memoryview) -> None:
         """Queue `data` to go with what is sent next on `stream`, or with its acknowledgement."""
-        stream.queue(data)
-        self.queued += len(data)
+        self.outbox.queue(stream, data)
 
     def wrote(self, output: Output) -> list[StreamEvent]:
-        """Note that the buffers of `output` have been taken, and may change."""
+        """Note that the buffers of `output`, from the outbox, have been taken and may change."""
         for stream, size in output.served:
             stream.unwritten -= size
             # Half of it, so that a sender that is woken adds several pieces before it waits again.
@@ -174,7 +148,7 @@ class YamuxCore:
         """Close our direction, behind what is queued."""
         if not stream.finish_wanted:
             stream.finish_wanted = True
-            self._schedule(stream)
+            self.outbox.schedule(stream)
 
     def discard(self, stream: StreamState, now: float) -> list[StreamEvent]:
         """Finish our direction and drop all that has come and will come.
@@ -192,7 +166,7 @@ class YamuxCore:
         self.finish(stream)
         stream.discarding = True
         stream.due_at = now + self._settings.stream_close_timeout
-        self._unanswered.pop(stream.stream_id, None)
+        self.outbox.no_greeting(stream)
         self._discarding[stream.stream_id] = stream
         if stream.taken * 2 >= stream.receive_target:  # the peer may be waiting for it
             self._grant(stream, now)
@@ -234,7 +208,7 @@ class YamuxCore:
     def reset(self, stream: StreamState, error: P2PNodeError, code: int = 0) -> list[StreamEvent]:
         """Abort a stream in both directions; `code` tells the peer why."""
         if self._is_live(stream) and stream.greet != Flag.SYN:  # the peer knows of it
-            self._queue_control(FrameType.WINDOW_UPDATE, Flag.RST, stream.stream_id, code)
+            self.outbox.control(FrameType.WINDOW_UPDATE, Flag.RST, stream.stream_id, code)
         self._fail(stream, error)
         return self._take_events()
 
@@ -243,7 +217,7 @@ class YamuxCore:
         number = self._next_ping
         self._next_ping = (number + 1) & MAX_U32
         self._pings[number] = now
-        self._queue_control(FrameType.PING, Flag.SYN, 0, number)
+        self.outbox.control(FrameType.PING, Flag.SYN, 0, number)
         return number
 
     def is_waiting_for(self, ping: int) -> bool:
@@ -257,7 +231,7 @@ class YamuxCore:
     def go_away(self, code: int) -> None:
         """Tell the peer, behind all that streams have queued, that the session ends."""
         self._went_away = True
-        self._goodbye = Header(FrameType.GO_AWAY, Flag.NONE, 0, code).encode()
+        self.outbox.say_goodbye(code)
 
     def close(self, error: P2PNodeError) -> list[StreamEvent]:
         """End the session: nothing can be sent any more; what has come can still be read."""
@@ -267,7 +241,7 @@ class YamuxCore:
                 stream.failure = error
                 if not stream.remote_finished:
                     stream.receive_failure = error
-                self._drop_queued(stream)
+                self.outbox.drop_data(stream)
                 self._drop(stream)
         return self._take_events()
 
@@ -352,11 +326,9 @@ class YamuxCore:
             self.ping(now)
         if now >= self._silence_ends_at():
             raise ConnectionClosedError("the peer stopped answering")
-        while (stream := _first(self._unanswered)) and now >= stream.due_at:
-            del self._unanswered[stream.stream_id]
-            self.greet(stream)
+        self.outbox.handle_timeout(now)
         events = self._take_events()
-        while (stream := _first(self._discarding)) and now >= stream.due_at:
+        while (stream := self._next_discarded()) is not None and now >= stream.due_at:
             events += self.reset(stream, StreamResetError("the peer did not end the stream"))
         return events
 
@@ -367,107 +339,17 @@ class YamuxCore:
         """Whether the peer sends more nuisances than honest ones do, if not yet too many."""
         return self._nuisances < NUISANCE_BURST * PESTERED_BELOW
 
-    @property
-    def has_output(self) -> bool:
-        """Whether `next_frames` would give anything."""
-        if self._control or self._small or self._turns or self._goodbye_is_due:
-            return True
-        return bool(self._held) and not self._backlog_is_full
-
-    @property
-    def is_taking_leave(self) -> bool:
-        """Whether a go-away has been decided on, but not yet been given out."""
-        return self._goodbye is not None
-
     def next_deadline(self) -> float:
         """When `handle_timeout` is due."""
-        deadline = min(self._ping_wanted_at, self._silence_ends_at())
-        for waiting in (self._unanswered, self._discarding):
-            if (stream := _first(waiting)) is not None:
-                deadline = min(deadline, stream.due_at)
-        return deadline
-
-    def next_frames(self, budget: int) -> Output:
-        """Give out up to about `budget` bytes of frames.
-
-        Streams with little to send may use half of the budget before the others get their turn.
-        """
-        buffers: list[Buffer] = [b"".join(self._control)] if self._control else []
-        self._control.clear()
-        output = Output(buffers, [])
-        if self._held and not self._backlog_is_full:
-            self._small.extend(self._held)
-            self._held.clear()
-        left = budget
-        while left > 0 and (self._small or self._turns):
-            small_first = self._small and (left * 2 > budget or not self._turns)
-            stream = (self._small if small_first else self._turns).popleft()
-            if stream.greet == Flag.SYN and stream.failure is None and self._backlog_is_full:
-                self._held.append(stream)
-                continue
-            stream.scheduled = False
-            if stream.can_send or (stream.greet and stream.failure is None):
-                left -= self._serve(stream, output)
-        if self._goodbye is not None and self._goodbye_is_due:
-            buffers.append(self._goodbye)
-            self._goodbye = None
-        return output
+        stream = self._next_discarded()
+        return min(
+            self._ping_wanted_at,
+            self._silence_ends_at(),
+            self.outbox.next_deadline(),
+            float("inf") if stream is None else stream.due_at,
+        )
 
     # --- inside: sending ------------------------------------------------------------------------
-
-    @property
-    def _goodbye_is_due(self) -> bool:
-        if self._goodbye is None or self._small or self._turns:
-            return False
-        return not any(stream.outgoing for stream in self.streams.values())
-
-    @property
-    def _backlog_is_full(self) -> bool:
-        return self._unacknowledged >= self._settings.yamux_accept_backlog
-
-    def _serve(self, stream: StreamState, output: Output) -> int:
-        """Give out a stream's next frames; returns their size."""
-        buffers = output.buffers
-        pieces = stream.dequeue(min(self._settings.yamux_max_frame, stream.send_window))
-        size = sum(map(len, pieces))
-        length = HEADER_BYTES + size
-        if pieces:
-            flags = self._greeting(stream)
-            buffers.append(Header(FrameType.DATA, flags, stream.stream_id, size).encode())
-            buffers += pieces
-            stream.send_window -= size
-            self.queued -= size
-            self.bytes_sent += size
-            output.served.append((stream, size))
-        finishes = stream.finish_wanted and not stream.outgoing and not stream.finish_sent
-        if finishes or stream.greet:
-            flags = self._greeting(stream) | (Flag.FIN if finishes else Flag.NONE)
-            buffers.append(Header(FrameType.WINDOW_UPDATE, flags, stream.stream_id, 0).encode())
-            length += HEADER_BYTES
-        if finishes:
-            stream.finish_sent = True
-            self._forget_if_done(stream)
-        self._schedule(stream)
-        return length
-
-    def _schedule(self, stream: StreamState) -> None:
-        if not stream.scheduled and stream.can_send:
-            stream.scheduled = True
-            is_small = stream.outgoing_bytes <= SMALL_BYTES
-            (self._small if is_small else self._turns).append(stream)
-
-    def _greeting(self, stream: StreamState) -> int:
-        """Return the flag that the stream's first frame carries, once."""
-        flag, stream.greet = stream.greet, Flag.NONE
-        if flag == Flag.SYN:
-            stream.awaits_ack = True
-            self._unacknowledged += 1
-        elif flag == Flag.ACK and not stream.outgoing:  # else what `send_later` left still waits
-            self._unanswered.pop(stream.stream_id, None)
-        return flag
-
-    def _queue_control(self, kind: FrameType, flags: int, stream_id: int, length: int) -> None:
-        self._control.append(Header(kind, flags, stream_id, length).encode())
 
     def _grant(self, stream: StreamState, now: float) -> None:
         """Give the peer back the window that the reader has taken, and more if it was quick."""
@@ -487,13 +369,13 @@ class YamuxCore:
             delta += growth
         stream.granted_at = now
         stream.receive_window += delta
-        flags = self._greeting(stream)
-        self._queue_control(FrameType.WINDOW_UPDATE, flags, stream.stream_id, delta)
+        flags = self.outbox.greeting(stream)
+        self.outbox.control(FrameType.WINDOW_UPDATE, flags, stream.stream_id, delta)
 
     # --- inside: receiving ----------------------------------------------------------------------
 
     def _receive_header(self, header: Header, now: float) -> None:
-        if len(self._control) > MAX_CONTROL_FRAMES:
+        if self.outbox.control_frames > MAX_CONTROL_FRAMES:
             raise ProtocolError("the peer makes us answer faster than it reads")
         if header.kind == FrameType.PING:
             self._receive_ping(header, now)
@@ -515,7 +397,7 @@ class YamuxCore:
                 self.round_trip = min(sample, smallest * 1.25)  # follows slow changes upward too
             return
         self._note_nuisance(now)
-        self._queue_control(FrameType.PING, Flag.ACK, 0, header.length)
+        self.outbox.control(FrameType.PING, Flag.ACK, 0, header.length)
 
     def _receive_go_away(self, code: int) -> None:
         if code == GoAwayCode.NORMAL:
@@ -537,7 +419,7 @@ class YamuxCore:
             stream.send_window += length
             if stream.send_window > MAX_U32:
                 raise ProtocolError("a stream's window exceeds 32 bits")
-            self._schedule(stream)
+            self.outbox.schedule(stream)
         if stream is not None and flags & (Flag.RST | Flag.FIN):
             self._receive_end(header, stream, now)
 
@@ -547,7 +429,7 @@ class YamuxCore:
         if stream is None or stream.greet == Flag.SYN:  # one the peer cannot know of yet
             return None
         if stream.awaits_ack:
-            self._note_ack(stream)
+            self.outbox.note_ack(stream)
         return stream
 
     def _receive_syn(self, stream_id: int, now: float) -> None:
@@ -568,11 +450,7 @@ class YamuxCore:
 
     def _refuse(self, stream_id: int, code: StreamCode, now: float) -> None:
         self._note_nuisance(now)
-        self._queue_control(FrameType.WINDOW_UPDATE, Flag.RST, stream_id, code)
-
-    def _note_ack(self, stream: StreamState) -> None:
-        stream.awaits_ack = False
-        self._unacknowledged -= 1
+        self.outbox.control(FrameType.WINDOW_UPDATE, Flag.RST, stream_id, code)
 
     def _receive_data_header(self, length: int, stream: StreamState | None, now: float) -> None:
         self._body_left, self._body_of, self._body_finishes = length, stream, False
@@ -662,14 +540,9 @@ class YamuxCore:
         """End a stream that was reset: both directions are lost, and what nobody has read."""
         stream.failure = stream.failure or error
         stream.receive_failure = stream.receive_failure or error
-        self._drop_queued(stream)
+        self.outbox.drop_data(stream)
         stream.drop_received()
         self._drop(stream)
-
-    def _drop_queued(self, stream: StreamState) -> None:
-        self.queued -= stream.outgoing_bytes
-        stream.outgoing.clear()
-        stream.outgoing_bytes = 0
 
     def _forget_if_done(self, stream: StreamState) -> None:
         if stream.finish_sent and stream.remote_finished and not stream.unwritten:
@@ -680,15 +553,18 @@ class YamuxCore:
             return
         del self.streams[stream.stream_id]
         self._discarding.pop(stream.stream_id, None)
-        self._unanswered.pop(stream.stream_id, None)
+        self.outbox.no_greeting(stream)
         self._growth -= stream.receive_target - INITIAL_WINDOW
         stream.account.end(stream.received_bytes)
         if stream.inbound and not stream.accepted:
             self._backlog -= 1
         if stream.awaits_ack:
-            self._note_ack(stream)
+            self.outbox.note_ack(stream)
         for kind in (EventKind.READABLE, EventKind.WRITABLE, EventKind.FORGOTTEN):
             self._events.append(StreamEvent(kind, stream))
+
+    def _next_discarded(self) -> StreamState | None:
+        return next(iter(self._discarding.values()), None)
 
     def _is_live(self, stream: StreamState) -> bool:
         """Whether the session still has the stream; a peer may use an id again after its end."""
@@ -697,7 +573,3 @@ class YamuxCore:
     def _take_events(self) -> list[StreamEvent]:
         events, self._events = self._events, []
         return events
-
-
-def _first(waiting: dict[int, StreamState]) -> StreamState | None:
-    return next(iter(waiting.values()), None)

@@ -1,28 +1,27 @@
 """A Yamux session over a channel: one task reads, one writes, and streams wait for both.
 
-A large buffer goes to the channel as it is, and `send_all` returns when the channel has taken it.
-Small ones are copied, and up to a quarter MiB of them may wait for the writer, so that it packs
-many into one write. But when nothing was written for a moment, whoever has something to send
-writes it at once: waking the writer for a single message would cost more than the message.
-
-A reader that knows how much it wants gives its buffer, and the channel decrypts straight into it.
+The writer packs many small pieces into one write. But when nothing was written for a moment,
+whoever has something to send writes it at once: waking the writer for a single message would cost
+more than the message.
 """
 
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn
 
 import trio
 
 from p2pnode.config import NetworkSettings
-from p2pnode.errors import ConnectionClosedError, P2PNodeError, ProtocolError, StreamResetError
-from p2pnode.mux.yamux.accounts import Account, StreamAccount
+from p2pnode.errors import ConnectionClosedError, P2PNodeError, ProtocolError
+from p2pnode.mux.yamux.accounts import Account
+from p2pnode.mux.yamux.channel import Channel
 from p2pnode.mux.yamux.core import YamuxCore
 from p2pnode.mux.yamux.frames import GoAwayCode
-from p2pnode.mux.yamux.state import Buffer, EventKind, StreamEvent, StreamState
+from p2pnode.mux.yamux.state import EventKind, StreamEvent, StreamState
+from p2pnode.mux.yamux.stream import YamuxStream
+from p2pnode.mux.yamux.wakeup import Signal
 
-COPY_UP_TO: Final = 64 * 1024  # bytes; copying so much costs less than waiting for the writer
 QUIET_TIME: Final = 50e-6  # seconds; a write that follows another one sooner waits for company
 WRITE_AIM: Final = 384 * 1024  # bytes; a write of so much costs hardly more than the encryption
 WORK_A_TURN: Final = 128  # frames: about a quarter of a millisecond, or what sealing 256 KiB takes
@@ -30,278 +29,6 @@ BUSY_ROUND: Final = 0.2e-3  # seconds that other tasks take between two turns of
 STAND_BACK: Final = 3  # rounds left out where rounds are so long
 PESTERED_PAUSE: Final = 0.005  # seconds between turns of a peer that sends many nuisances
 _BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
-
-
-class Channel(Protocol):
-    """What a session runs over: `p2pnode.security.noise.SecureChannel`, step by step."""
-
-    @property
-    def is_flushed(self) -> bool:
-        """Whether everything that was written has been sent."""
-
-    def write(self, buffers: Sequence[Buffer]) -> None:
-        """Take buffers, in order, when all earlier ones are flushed; they may change afterwards."""
-
-    def send_now(self) -> bool:
-        """Send what can be sent without waiting; returns whether that was everything."""
-
-    async def flush(self) -> None:
-        """Send what was written."""
-
-    async def wait_received(self) -> bool:
-        """Wait until something can be read; returns False at the end."""
-
-    def next_size(self) -> int:
-        """Return how many bytes `read` would give, or -1 if they have to be waited for."""
-
-    def read(self) -> bytes:
-        """Return the next piece."""
-
-    def read_into(self, buffer: memoryview) -> None:
-        """Write the next piece to `buffer`, of exactly its size."""
-
-    async def aclose(self) -> None:
-        """Close the channel."""
-
-
-class _Signal:
-    """Wakes all who wait, again and again; half as dear as a `ParkingLot`, which counts them."""
-
-    __slots__ = ("_waiting",)
-
-    def __init__(self) -> None:
-        self._waiting: list[trio.lowlevel.Task] = []
-
-    async def wait(self) -> None:
-        task = trio.lowlevel.current_task()
-        self._waiting.append(task)
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._waiting.remove(task)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def set(self) -> None:
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            for task in waiting:
-                trio.lowlevel.reschedule(task)
-
-
-class YamuxStream(trio.abc.HalfCloseableStream):
-    """One stream of a session."""
-
-    def __init__(self, connection: "YamuxConnection", state: StreamState) -> None:
-        self._connection = connection
-        self._core = connection.core
-        self._state = state
-        self._readable = _Signal()
-        self._writable = _Signal()
-        self._send_lock = trio.StrictFIFOLock()
-        self._receiving = False
-        self._closed = False
-
-    @property
-    def stream_id(self) -> int:
-        """The stream's number within its session."""
-        return self._state.stream_id
-
-    @property
-    def account(self) -> StreamAccount:
-        """What it is charged to."""
-        return self._state.account
-
-    def wake(self, kind: EventKind) -> None:
-        """Tell those who wait that something changed."""
-        (self._readable if kind is EventKind.READABLE else self._writable).set()
-
-    async def send_all(self, data: Buffer) -> None:
-        """Send `data`, which may change as soon as this returns.
-
-        A send that is cancelled while it waits resets the stream. Sends of several tasks follow
-        one another.
-
-        Raises:
-            StreamResetError: the stream was reset.
-            ConnectionClosedError: the session ended.
-            trio.ClosedResourceError: this side has finished or closed the stream.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        if self._send_lock.locked():
-            await self._send_lock.acquire()
-        else:
-            self._send_lock.acquire_nowait()
-        try:
-            self._check_open_for_sending()
-            view = memoryview(data).cast("B")
-            mutable = not isinstance(view.obj, bytes)
-            if mutable and len(view) <= COPY_UP_TO:
-                view, mutable = memoryview(bytes(view)), False
-            if view:
-                self._core.send(self._state, view)
-                self._connection.kick()
-            await self._wait_until_unwritten(0 if mutable else self._connection.send_buffer)
-        finally:
-            self._send_lock.release()
-        # Others get their turn while the bytes travel, not before they leave.
-        await trio.lowlevel.cancel_shielded_checkpoint()
-
-    async def _wait_until_unwritten(self, limit: int) -> None:
-        state = self._state
-        try:
-            while state.failure is None and state.unwritten > limit:
-                await self._writable.wait()
-        except trio.Cancelled:
-            self.reset()
-            raise
-        if state.failure is not None:
-            raise _again(state.failure)
-
-    def _check_open_for_sending(self) -> None:
-        if self._closed or (self._state.finish_wanted and self._state.failure is None):
-            raise trio.ClosedResourceError("the stream's sending side is closed")
-        if self._state.failure is not None:
-            raise _again(self._state.failure)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """See `trio.abc.SendStream`; raises as `send_all` does."""
-        await trio.lowlevel.checkpoint()
-        self._check_open_for_sending()
-        while self._state.failure is None and self._state.unwritten > self._connection.send_buffer:
-            await self._writable.wait()
-        self._check_open_for_sending()
-
-    def send_later(self, data: Buffer) -> None:
-        """Queue a few bytes to go with what is sent next, or with the stream's acknowledgement.
-
-        Whoever waits to read from the stream sends them, too.
-        """
-        if data:
-            self._core.send_later(self._state, memoryview(data))
-
-    def receive_nowait(self) -> bytes:
-        """Return bytes that have come, b"" if none have; not while a task is receiving."""
-        if not self._state.received:
-            return b""
-        piece = self._core.take(self._state, None, trio.current_time())
-        self._connection.kick()  # there may be a window to grant
-        return piece if isinstance(piece, bytes) else bytes(piece)
-
-    def receive_into_nowait(self, buffer: memoryview) -> int:
-        """Copy bytes that have come to the front of `buffer`; returns how many there were.
-
-        Not while a task is receiving.
-        """
-        filled = 0
-        now = trio.current_time()
-        while self._state.received and filled < len(buffer):
-            piece = self._core.take(self._state, len(buffer) - filled, now)
-            buffer[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        self._connection.kick()  # there may be a window to grant
-        return filled
-
-    def unread(self, data: bytes) -> None:
-        """Put back the end of what was received, to be received again."""
-        self._core.unread(self._state, data)
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return received bytes; b"" at the end.
-
-        Raises:
-            StreamResetError: the stream was reset.
-            ConnectionClosedError: the session ended before the stream did.
-            trio.BusyResourceError: another task is receiving.
-            trio.ClosedResourceError: this side has closed the stream.
-        """
-        if max_bytes is not None and max_bytes < 1:
-            raise ValueError("max_bytes must be at least 1")
-        state = self._state
-        self._begin_receiving()
-        try:
-            if state.received or self._is_at_end():
-                await trio.lowlevel.checkpoint()
-            while not state.received or self._closed:
-                if self._is_at_end():
-                    return b""
-                await self._wait_readable()
-        finally:
-            self._receiving = False
-        piece = self._core.take(state, max_bytes, trio.current_time())
-        self._connection.kick()  # there may be a window to grant
-        return piece if isinstance(piece, bytes) else bytes(piece)
-
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Fill `buffer`; returns how many bytes there were for it before the end.
-
-        What has come when it is cancelled is lost. Raises as `receive_some` does.
-        """
-        state, core = self._state, self._core
-        self._begin_receiving()
-        try:
-            missing = len(buffer)
-            if state.received or self._is_at_end():
-                await trio.lowlevel.checkpoint()
-                missing -= self.receive_into_nowait(buffer)
-            if not missing:
-                return len(buffer)
-            core.expect(state, buffer[-missing:])
-            try:
-                while state.destination and not self._is_at_end():
-                    await self._wait_readable()
-            finally:
-                missing = core.stop_expecting(state)
-        finally:
-            self._receiving = False
-        return len(buffer) - missing
-
-    def _begin_receiving(self) -> None:
-        if self._receiving:
-            raise trio.BusyResourceError("another task is receiving on this stream")
-        self._receiving = True
-
-    def _is_at_end(self) -> bool:
-        """Whether nothing more will come; raises if that is no clean end."""
-        if self._closed:
-            raise trio.ClosedResourceError("the stream is closed")
-        if self._state.receive_failure is not None:
-            raise _again(self._state.receive_failure)
-        return self._state.remote_finished
-
-    async def _wait_readable(self) -> None:
-        self._core.greet(self._state)  # what is held back for company goes now
-        self._connection.kick()
-        await self._readable.wait()
-
-    async def send_eof(self) -> None:
-        """Finish our direction, behind all that was sent; the peer's stays open.
-
-        Raises as `send_all` does, but finishing twice is allowed.
-        """
-        async with self._send_lock:
-            if self._closed:
-                raise trio.ClosedResourceError("the stream is closed")
-            if self._state.failure is not None:
-                raise _again(self._state.failure)
-            self._core.finish(self._state)
-            self._connection.kick()
-
-    async def aclose(self) -> None:
-        """Finish our direction and drop what still comes; never waits for the peer."""
-        if not self._closed:
-            self._closed = True
-            self._connection.dispatch(self._core.discard(self._state, trio.current_time()))
-            self._connection.kick()
-            self._connection.rearm()
-            self._readable.set()
-        await trio.lowlevel.checkpoint()
-
-    def reset(self, code: int = 0) -> None:
-        """Abort both directions at once; `code` tells the peer why."""
-        error = StreamResetError(f"this side reset the stream (code {code})")
-        self._connection.dispatch(self._core.reset(self._state, error, code))
-        self._connection.kick()
 
 
 class YamuxConnection:
@@ -322,10 +49,10 @@ class YamuxConnection:
         self.send_buffer = self._settings.yamux_send_buffer
         self._streams: dict[StreamState, YamuxStream] = {}
         self._to_accept: dict[StreamState, YamuxStream] = {}
-        self._acceptable = _Signal()
-        self._output = _Signal()
-        self._pongs = _Signal()
-        self._written = _Signal()
+        self._acceptable = Signal()
+        self._output = Signal()
+        self._pongs = Signal()
+        self._written = Signal()
         self._writing = False
         self._wrote_at = -math.inf
         self._running = False
@@ -351,7 +78,7 @@ class YamuxConnection:
     @property
     def bytes_sent(self) -> int:
         """How many bytes of stream data went out."""
-        return self.core.bytes_sent
+        return self.core.outbox.bytes_sent
 
     @property
     def bytes_received(self) -> int:
@@ -365,7 +92,7 @@ class YamuxConnection:
 
     def kick(self) -> None:
         """See to it that what there is to write gets written: at once, or by the writer."""
-        if not self.core.has_output:
+        if not self.core.outbox.has_output:
             return
         now = trio.current_time()
         may_write = self._running and not self._writing and self._channel.is_flushed
@@ -379,11 +106,11 @@ class YamuxConnection:
 
     @property
     def _has_work(self) -> bool:
-        return self.core.has_output or not self._channel.is_flushed
+        return self.core.outbox.has_output or not self._channel.is_flushed
 
     def _fill_channel(self) -> None:
         """Let the channel take what goes next; its senders get their buffers back."""
-        output = self.core.next_frames(self._settings.yamux_write_budget)
+        output = self.core.outbox.next_frames(self._settings.yamux_write_budget)
         if output.buffers:
             self._channel.write(output.buffers)
             self.dispatch(self.core.wrote(output))
@@ -463,7 +190,9 @@ class YamuxConnection:
         """Wait until the writer has written all it can, for a bounded time."""
         self.kick()
         with trio.move_on_at(self._close_deadline()):
-            while self._running and (self.core.is_taking_leave or not self._channel.is_flushed):
+            while self._running and (
+                self.core.outbox.is_taking_leave or not self._channel.is_flushed
+            ):
                 await self._written.wait()
 
     async def _read(self) -> None:
@@ -536,8 +265,9 @@ class YamuxConnection:
     async def _let_senders_add(self) -> None:
         """Wait as long as senders go on at once: a larger write costs less a byte."""
         seen = -1
-        while seen < self.core.queued < WRITE_AIM:
-            seen = self.core.queued
+        outbox = self.core.outbox
+        while seen < outbox.queued < WRITE_AIM:
+            seen = outbox.queued
             await trio.lowlevel.checkpoint()
 
     async def _keep_time(self) -> None:
@@ -623,7 +353,7 @@ class YamuxConnection:
     async def refuse(self, code: int) -> None:
         """End a session that has not begun, and tell the peer why, in bounded time."""
         self.core.go_away(code)
-        self._channel.write(self.core.next_frames(self._settings.yamux_write_budget).buffers)
+        self._channel.write(self.core.outbox.next_frames(self._settings.yamux_write_budget).buffers)
         with trio.move_on_at(self._close_deadline()), contextlib.suppress(*_BROKEN):
             await self._channel.flush()
         await self.aclose()
@@ -652,8 +382,3 @@ class YamuxConnection:
             if not self._running:
                 await self._channel.aclose()
         await trio.lowlevel.checkpoint()
-
-
-def _again(error: P2PNodeError) -> P2PNodeError:
-    """Return a copy of `error` to raise: many tasks may each raise it, more than once."""
-    return type(error)(*error.args)
