@@ -4,6 +4,7 @@ This is where a node imports torch. People name runs; everything below knows the
 names are put back in what is shown.
 """
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,9 @@ from p2pnode.wire.uids import Uid
 class Hosting:
     """The experts of one daemon, served and announced while `run` runs."""
 
-    def __init__(self, network: Network, directory: Path, settings: Settings) -> None:
+    def __init__(
+        self, network: Network, directory: Path, settings: Settings, rng: random.Random
+    ) -> None:
         self._settings = settings
         self._memberships: dict[str, Membership] = {}  # by run id
         self._calls: Counter[str] = Counter()
@@ -41,6 +44,7 @@ class Hosting:
             settings.hosting,
             proof_of=self._proof_of,
             load=self._load,
+            rng=rng,
         )
         events.on(CallServed, self._count)
 
@@ -67,7 +71,7 @@ class Hosting:
 
         Raises:
             PermissionDeniedError, TokenExpiredError: we may not host in this run.
-            InvalidUidError: they cannot be announced, too many or too scattered.
+            InvalidUidError: they cannot be announced, being too many and too scattered.
             ConfigError, CheckpointError: as `ExpertHost.add`.
         """
         if "host" not in membership.scopes:

@@ -2,9 +2,13 @@
 
 Each announcement lives `max(2 x update period, 3 s)`: one that is missed does no harm, and a host
 that dies without a word is forgotten that soon. A host that ends properly withdraws.
+
+A record is announced when what it says of this node changes, and otherwise a little before an
+update period has passed; nodes that were started together drift apart.
 """
 
 import math
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -13,20 +17,23 @@ import trio
 
 from p2pnode.clock import wall_time
 from p2pnode.config import HostingSettings
-from p2pnode.errors import P2PNodeError, TokenExpiredError
+from p2pnode.errors import InvalidUidError, P2PNodeError, TokenExpiredError
 from p2pnode.events import Event
 from p2pnode.host import Host
 from p2pnode.protocols.kad.service import KadDht
-from p2pnode.swarm.index import MAX_LIFETIME, IndexEntry, encode_index, index_key, seal_entry
-from p2pnode.swarm.index import to_ranges as check_coordinates
+from p2pnode.swarm.entries import MAX_LIFETIME, Entry, seal_entry
+from p2pnode.swarm.index import encode_index
+from p2pnode.swarm.places import Kind, Place, by_place
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
 
 MIN_LIFETIME: Final = 3.0  # seconds, however often a host announces
 WITHDRAWAL_TIMEOUT: Final = 2.0  # seconds; if it fails, the entries expire by themselves
 PUTS_AT_ONCE: Final = 16
-
-_Place = tuple[str, str]  # run id and prefix
+MAX_PLACES: Final = 8192  # records of one node; 4096 scattered experts have so many in two levels
+JITTER: Final = 0.2  # of the period, by which a renewal may come early
+ROUNDING: Final = 0.002  # seconds, by which an entry ends before its proof; it is told in ms
+RETRY: Final = 0.25  # of the period, until what failed is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +46,20 @@ class Proof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsAnnounced(Event):
-    """A round of announcements ended; `failures` says what could not be announced and why."""
+    """Some records were announced; `failures` says which could not be, and why."""
 
-    prefixes: int
+    records: int
     failures: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Announced:
+    """What this node says in one record; times are on trio's clock."""
+
+    served: int = 0
+    withdrawn: int = 0
+    due: float = -math.inf  # when it is to be said again
+    withdrawn_until: float = -math.inf  # when what it withdraws has expired everywhere
 
 
 class Announcer:
@@ -55,6 +72,7 @@ class Announcer:
         settings: the update period.
         proof_of: this node's proof of membership, by run id.
         load: how many calls are queued on this node.
+        rng: spreads the renewals.
     """
 
     def __init__(
@@ -66,6 +84,7 @@ class Announcer:
         *,
         proof_of: Callable[[str], Proof] = lambda _run_id: Proof(),
         load: Callable[[], int] = lambda: 0,
+        rng: random.Random | None = None,
     ) -> None:
         self._host = host
         self._dht = dht
@@ -74,9 +93,10 @@ class Announcer:
         self._lifetime = min(max(2 * self._period, MIN_LIFETIME), MAX_LIFETIME)
         self._proof_of = proof_of
         self._load = load
-        self._uids: set[Uid] = set()
-        self._announced: dict[_Place, None] = {}
-        self._seq = 0
+        self._rng = rng or random.Random()
+        self._uids: dict[Uid, None] = {}
+        self._announced: dict[Place, _Announced] = {}
+        self._issued = 0.0
         self._changed = trio.Event()
 
     @property
@@ -88,12 +108,12 @@ class Announcer:
         """Announce more experts, at once when `run` is running; uids name their run by its id.
 
         Raises:
-            InvalidUidError: too many, or too scattered, coordinates under one prefix.
+            InvalidUidError: they would need too many records.
         """
         added = list(uids)
         self.check(added)
-        self._uids.update(added)
-        self._changed.set()
+        self._uids.update(dict.fromkeys(added))
+        self._update()
 
     def check(self, uids: Iterable[Uid]) -> None:
         """See whether `add` would take these.
@@ -101,88 +121,103 @@ class Announcer:
         Raises:
             InvalidUidError: it would not.
         """
-        for coordinates in _by_place(self._uids.union(uids)).values():
-            check_coordinates(coordinates)
+        if len(by_place({**self._uids, **dict.fromkeys(uids)})) > MAX_PLACES:
+            raise InvalidUidError(
+                f"a node announces its experts in at most {MAX_PLACES} records; host neighbouring"
+                " experts"
+            )
 
     def remove(self, uids: Iterable[Uid]) -> None:
         """Withdraw experts, at once when `run` is running."""
-        self._uids.difference_update(uids)
-        self._changed.set()
+        for uid in uids:
+            self._uids.pop(uid, None)
+        self._update()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Announce every update period, and withdraw everything when cancelled."""
+        """Announce what is due again and again, and withdraw everything when cancelled."""
         task_status.started()
         try:
             while True:
                 self._changed = trio.Event()
-                due = trio.current_time() + self._period
-                # A round is not cut off when it takes long: the same prefixes would be last, and
+                # A round is not cut off when it takes long: the same records would be last, and
                 # missing, each time.
                 await self.announce()
-                with trio.move_on_at(due):
+                next_due = min((each.due for each in self._announced.values()), default=math.inf)
+                with trio.move_on_at(next_due):
                     await self._changed.wait()
         finally:
             self._uids.clear()
+            self._update()
             with trio.move_on_after(WITHDRAWAL_TIMEOUT, shield=True):
                 await self.announce()
 
     async def announce(self) -> None:
-        """Announce all experts once, and withdraw those removed since; failures are an event."""
-        places = _by_place(self._uids)
-        withdrawn: dict[_Place, set[int]] = {
-            place: set() for place in self._announced if place not in places
-        }
+        """Announce all records that are due now; failures are an event."""
+        now = trio.current_time()
+        due = [place for place, each in self._announced.items() if each.due <= now]
+        if not due:
+            await trio.lowlevel.checkpoint()
+            return
+        # All in step, so that a round is few searches; but not in step with other nodes.
+        again = now + self._period * self._rng.uniform(1 - JITTER, 1)
+        self._issued = max(self._issued + 0.001, wall_time())  # rises over restarts, too
         failures: list[str] = []
         limiter = trio.CapacityLimiter(PUTS_AT_ONCE)
-        self._seq = max(self._seq + 1, int(wall_time() * 1000))  # rises over restarts, too
         async with trio.open_nursery() as nursery:
-            for place, coordinates in (places | withdrawn).items():
-                nursery.start_soon(self._put, place, coordinates, limiter, failures)
-        if places or withdrawn:
-            self._host.events.emit(
-                ExpertsAnnounced(prefixes=len(places), failures=tuple(sorted(failures)))
-            )
+            for place in due:
+                nursery.start_soon(self._put, place, again, limiter, failures)
+        self._host.events.emit(ExpertsAnnounced(records=len(due), failures=tuple(sorted(failures))))
 
     async def _put(
-        self,
-        place: _Place,
-        coordinates: set[int],
-        limiter: trio.CapacityLimiter,
-        failures: list[str],
+        self, place: Place, again: float, limiter: trio.CapacityLimiter, failures: list[str]
     ) -> None:
-        run_id, prefix = place
+        said = self._announced[place]
         async with limiter:
-            self._announced[place] = None
+            said.due = again
             try:
-                entry = self._entry(run_id, prefix, coordinates)
-                value = encode_index([seal_entry(self._key, entry)])
-                await self._dht.put_value(index_key(run_id, prefix), value)
+                sealed = seal_entry(self._key, place, self._entry(place, said))
+                await self._dht.put_value(place.key, encode_index([sealed]))
             except P2PNodeError as error:
-                failures.append(f"{run_id}/{prefix}: {error}")
-                return
-            if not coordinates:
+                failures.append(f"{place.run_id}/{place.prefix}: {error}")
+                said.due = min(said.due, trio.current_time() + self._period * RETRY)
+                if trio.current_time() < said.withdrawn_until:
+                    return
+            if not said.served:
                 self._announced.pop(place, None)
 
-    def _entry(self, run_id: str, prefix: str, coordinates: set[int]) -> IndexEntry:
-        now, proof = wall_time(), self._proof_of(run_id)
+    def _update(self) -> None:
+        """Make due what has changed."""
+        now = trio.current_time()
+        wanted = by_place(self._uids)
+        for place in [*wanted, *(each for each in self._announced if each not in wanted)]:
+            said = self._announced.setdefault(place, _Announced())
+            served = wanted.get(place, 0)
+            if served == said.served and said.due > -math.inf:
+                continue
+            if gone := said.served & ~served:
+                said.withdrawn |= gone
+                said.withdrawn_until = now + self._lifetime
+            said.withdrawn &= ~served
+            said.served = served
+            said.due = -math.inf
+            if not served and place.kind is Kind.BRANCHES:  # others may be below it: it expires
+                del self._announced[place]
+        self._changed.set()
+
+    def _entry(self, place: Place, said: _Announced) -> Entry:
+        now, proof = wall_time(), self._proof_of(place.run_id)
         if proof.expires <= now:
             raise TokenExpiredError("this node's membership has expired; ask for a new invite")
-        return IndexEntry(
-            run_id=run_id,
-            prefix=prefix,
-            coordinates=tuple(sorted(coordinates)),
+        if trio.current_time() >= said.withdrawn_until:
+            said.withdrawn = 0
+        hosts = place.kind is Kind.HOSTS
+        return Entry(
             peer_id=self._host.peer_id,
-            addresses=tuple(self._host.addresses),
-            expiry=min(now + self._lifetime, proof.expires),
-            seq=self._seq,
-            load=self._load(),
+            served=said.served,
+            withdrawn=said.withdrawn if hosts else 0,
+            issued=self._issued,
+            lifetime=min(self._lifetime, proof.expires - self._issued - ROUNDING),
+            load=self._load() if hosts else 0,
+            addresses=tuple(self._host.addresses) if hosts else (),
             token=proof.token,
         )
-
-
-def _by_place(uids: Iterable[Uid]) -> dict[_Place, set[int]]:
-    places: dict[_Place, set[int]] = {}
-    for uid in uids:
-        for prefix, coordinate in uid.prefixes:
-            places.setdefault((uid.run, prefix), set()).add(coordinate)
-    return places

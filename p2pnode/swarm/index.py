@@ -1,240 +1,179 @@
-"""The index of live experts: signed entries under each prefix, merged wherever they meet.
+"""The index of live experts: signed entries in each record, merged wherever they meet.
 
-The DHT key `/p2pnode-index/<run id>/<prefix>` holds a msgpack list of entries. One entry is an
-envelope signed by a hosting peer. Its payload is the msgpack list
+A record's value is a msgpack list of entries. What counts is, for each peer and coordinate, the
+entry of that peer that was issued last and names the coordinate; it serves it or withdraws it. Of
+each coordinate the freshest such places are kept, at most `Bounds.per_coordinate`, and of all
+coordinates together `Bounds.places`: each coordinate's freshest first, then each one's second, and
+so on. An entry stays while it holds any place.
 
-    [1, run id, prefix, ranges, peer id, addresses, expiry, seq, load, token]
-
-with the coordinates that follow the prefix as `[first, count, first, count, …]`, binary multiaddrs,
-the wall-clock expiry in milliseconds, a sequence number that rises with each announcement, the
-calls queued at the host, and its proof of membership (empty in an open run). An entry without
-coordinates withdraws the peer.
-
-Merging keeps, of each peer, the entry with the highest sequence number, drops what has expired,
-and keeps at most `MAX_ENTRIES` peers: those whose hash with the key is smallest. Which peers these
-are does not depend on the order or grouping of merges, and differs from prefix to prefix, so that
-no host is left out everywhere.
+So the order and grouping of merges make no difference, no coordinate can crowd out another one,
+who dies is displaced by who lives within an update period, and a peer id made to measure gains
+nothing. `docs/decisions` has the bounds on what a flood can do.
 
 In a closed run every entry must prove membership, and ends with it. The run's id is the owner's
 public key, so any DHT server can check that without knowing the run.
 """
 
-import hashlib
-import heapq
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgpack
-from multiaddr import Multiaddr
 
-from p2pnode.errors import InvalidKeyError, InvalidUidError, P2PNodeError, ProtocolError
-from p2pnode.protocols.kad.messages import read_peer_address
+from p2pnode.errors import P2PNodeError, ProtocolError
 from p2pnode.protocols.kad.validators import Validator
-from p2pnode.wire.envelope import open_envelope, seal
-from p2pnode.wire.keys import PrivateKey
+from p2pnode.swarm.entries import Entry, open_entry, unpack
+from p2pnode.swarm.places import SPAN, Kind, Place, bits_of, place_of
 from p2pnode.wire.peer_id import PeerId
-from p2pnode.wire.uids import MAX_COORDINATE, check_prefix, check_run
 
-NAMESPACE: Final = "p2pnode-index"
-OPEN_RUN: Final = "open:"  # how the id of a run without members starts
-MAX_ENTRIES: Final = 128  # peers under one prefix; with the next bound, 384 KiB at the worst
-MAX_ENTRY_BYTES: Final = 3072  # of an envelope; about 300 in an open run, 1200 in a closed one
-MAX_RANGES: Final = 256
-MAX_COORDINATES: Final = 4096  # of one peer under one prefix, as `hosting.max_experts`
-MAX_ADDRESSES: Final = 8
-MAX_LIFETIME: Final = 3600.0  # seconds; a host that dies must not be listed for ever
 MAX_SKEW: Final = 3.0  # seconds by which another machine's clock may be ahead
-MAX_LOAD: Final = 2**31 - 1
-_VERSION: Final = 1
-_PAYLOAD_TYPE: Final = b"/p2pnode/index/1"
-_MAX_OPENED: Final = 8192  # verified entries remembered: an entry is met many times
-_MAX_OPENED_COORDINATES: Final = 2**20  # of all these; 200 bytes of an entry may stand for 4096
+_MAX_OPENED: Final = 16_384  # verified entries remembered: an entry is met many times
 _MAX_PROOFS: Final = 4096
 
 VerifyMembership = Callable[[bytes, str, PeerId, float], float]
 """Takes (token, run id, peer, now); returns when the token expires, or raises P2PNodeError."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexEntry:
-    """What one peer hosts under one prefix; `expiry` is on the wall clock, in seconds."""
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much of a record is kept, in places: one peer's word about one coordinate."""
 
-    run_id: str
-    prefix: str
-    coordinates: tuple[int, ...]  # rising
-    peer_id: PeerId
-    addresses: tuple[Multiaddr, ...]
-    expiry: float
-    seq: int
-    load: int = 0
-    token: bytes = b""
+    per_coordinate: int
+    places: int
 
 
-def index_key(run_id: str, prefix: str) -> bytes:
-    """Return the DHT key that lists who hosts experts under `prefix`."""
-    return f"/{NAMESPACE}/{run_id}/{prefix}".encode()
+# With the bounds of an entry, a record has at most 500 kB. Two peers that say a branch is alive
+# are enough: nobody can deny it, and others are as fresh within an update period.
+BRANCHES: Final = Bounds(per_coordinate=2, places=256)
+OPEN_HOSTS: Final = Bounds(per_coordinate=128, places=1000)
+CLOSED_HOSTS: Final = Bounds(per_coordinate=128, places=384)
+
+Opened = tuple[Entry, bytes]  # an entry, and how it was signed
 
 
-def seal_entry(key: PrivateKey, entry: IndexEntry) -> bytes:
-    """Sign an entry.
-
-    Raises:
-        InvalidUidError: its coordinates are too many, or too scattered, for one entry.
-    """
-    payload = [
-        _VERSION,
-        entry.run_id,
-        entry.prefix,
-        to_ranges(entry.coordinates),
-        bytes(entry.peer_id),
-        [address.to_bytes() for address in entry.addresses[:MAX_ADDRESSES]],
-        int(entry.expiry * 1000),
-        entry.seq,
-        min(entry.load, MAX_LOAD),
-        entry.token,
-    ]
-    return seal(key, NAMESPACE, _PAYLOAD_TYPE, msgpack.packb(payload))
+def bounds_of(place: Place) -> Bounds:
+    """Return how much of a record is kept."""
+    if place.kind is Kind.BRANCHES:
+        return BRANCHES
+    return OPEN_HOSTS if place.is_open else CLOSED_HOSTS
 
 
-def open_entry(envelope: bytes) -> IndexEntry:
-    """Read an entry and verify its signature, but not its membership.
-
-    Raises:
-        ProtocolError: it is malformed or too large, or was not signed by the peer it speaks of.
-    """
-    if len(envelope) > MAX_ENTRY_BYTES:
-        raise ProtocolError(f"an index entry of {len(envelope)} bytes is too large")
-    opened = open_envelope(envelope, NAMESPACE)
-    if opened.payload_type != _PAYLOAD_TYPE:
-        raise ProtocolError("an index entry is of an unknown type")
-    entry = _read_payload(_unpack(opened.payload))
-    if opened.public_key.peer_id != entry.peer_id:
-        raise ProtocolError("an index entry was not signed by the peer it speaks of")
-    return entry
-
-
-def encode_index(envelopes: Sequence[bytes]) -> bytes:
+def encode_index(sealed: Sequence[bytes]) -> bytes:
     """Return the DHT value that holds these entries."""
-    packed: bytes = msgpack.packb(list(envelopes))
+    packed: bytes = msgpack.packb(list(sealed))
     return packed
 
 
-def decode_index(value: bytes) -> list[bytes]:
-    """Split a DHT value into its envelopes.
+def decode_index(place: Place, value: bytes) -> list[bytes]:
+    """Split a DHT value into its entries.
 
     Raises:
-        ProtocolError: it is malformed, or holds more than `MAX_ENTRIES`.
+        ProtocolError: it is malformed, or holds more entries than any merge leaves.
     """
-    envelopes = _unpack(value)
-    if not isinstance(envelopes, list) or not all(isinstance(each, bytes) for each in envelopes):
+    sealed = unpack(value)
+    if not isinstance(sealed, list) or not all(isinstance(each, bytes) for each in sealed):
         raise ProtocolError("an index value is not a list of entries")
-    if len(envelopes) > MAX_ENTRIES:
-        raise ProtocolError(f"an index value holds {len(envelopes)} entries, above {MAX_ENTRIES}")
-    return envelopes
+    if len(sealed) > (most := bounds_of(place).places):
+        raise ProtocolError(f"an index value holds {len(sealed)} entries, above {most}")
+    return sealed
 
 
-def to_ranges(coordinates: Iterable[int]) -> list[int]:
-    """Write coordinates as `[first, count, first, count, …]`.
+class EntryCache:
+    """Entries whose signature was verified; nodes of one process may share it."""
 
-    Raises:
-        InvalidUidError: they are too many, or too scattered, for one entry.
-    """
-    ranges: list[int] = []
-    total = 0
-    for coordinate in sorted(set(coordinates)):
-        total += 1
-        if ranges and coordinate == ranges[-2] + ranges[-1]:
-            ranges[-1] += 1
-        else:
-            ranges += [coordinate, 1]
-    if total > MAX_COORDINATES or len(ranges) > 2 * MAX_RANGES:
-        raise InvalidUidError(
-            f"a host announces at most {MAX_COORDINATES} coordinates in {MAX_RANGES} ranges under"
-            " one prefix; host neighbouring experts"
-        )
-    return ranges
+    def __init__(self, limit: int = _MAX_OPENED) -> None:
+        self._limit = limit
+        self._opened: OrderedDict[tuple[bytes, Place], Entry] = OrderedDict()
+        self.verified = 0
+
+    def __len__(self) -> int:
+        return len(self._opened)
+
+    def open(self, place: Place, sealed: bytes) -> Entry:
+        """Read an entry, as `open_entry` does.
+
+        Raises:
+            ProtocolError: see there.
+        """
+        entry = self._opened.get((sealed, place))
+        if entry is None:
+            entry = self._opened[sealed, place] = open_entry(place, sealed)
+            self.verified += 1
+            if len(self._opened) > self._limit:
+                self._opened.popitem(last=False)
+        return entry
 
 
 class IndexValidator(Validator):
-    """The rules of the index: who may say what, and how entries merge."""
+    """The rules of the index: who may say what, and how entries merge.
 
-    def __init__(self, verify: VerifyMembership) -> None:
+    Args:
+        verify: checks a proof of membership.
+        cache: of verified entries; one of its own by default.
+    """
+
+    def __init__(self, verify: VerifyMembership, cache: EntryCache | None = None) -> None:
         self._verify = verify
-        self._opened: OrderedDict[bytes, IndexEntry] = OrderedDict()
-        self._opened_coordinates = 0
+        self._cache = EntryCache() if cache is None else cache
         self._proofs: OrderedDict[tuple[bytes, str, PeerId], float] = OrderedDict()
 
     def validate(self, key: bytes, value: bytes, now: float) -> None:
         """See `Validator`."""
-        _check_key(key)
-        for envelope in decode_index(value):
-            entry = self._open(envelope)
-            if index_key(entry.run_id, entry.prefix) != key:
-                raise ProtocolError("an index entry stands under another key than its own")
-            if entry.expiry > now + MAX_LIFETIME + MAX_SKEW:
-                raise ProtocolError("an index entry expires too far in the future")
+        place = place_of(key)
+        for sealed in decode_index(place, value):
+            entry = self._cache.open(place, sealed)
+            if entry.issued > now + MAX_SKEW:
+                raise ProtocolError(
+                    f"an index entry was issued {entry.issued - now:.1f} s in the future; one of"
+                    " the clocks is wrong"
+                )
             if entry.expiry > now:
-                self._check_membership(entry, now)
+                self._check_membership(place, entry, now)
 
     def merge(self, key: bytes, values: Sequence[bytes], now: float) -> bytes:
         """See `Validator`."""
-        best: dict[PeerId, tuple[int, bytes]] = {}
-        for value in values:
-            for envelope in decode_index(value):
-                entry = self._open(envelope)
-                if entry.expiry > now:
-                    latest = best.get(entry.peer_id, (-1, b""))
-                    best[entry.peer_id] = max(latest, (entry.seq, envelope))
-        if not best:
-            return b""
-        kept = heapq.nsmallest(
-            MAX_ENTRIES, best, key=lambda peer: hashlib.sha256(key + peer).digest()
-        )
-        return encode_index([best[peer][1] for peer in sorted(kept)])
+        place = place_of(key)
+        kept = _standing(self._opened(place, values, now), bounds_of(place))
+        return encode_index(sorted(sealed for _, sealed, _ in kept)) if kept else b""
 
-    def expires(self, key: bytes, value: bytes) -> float | None:  # noqa: ARG002  # the value tells
+    def expires(self, key: bytes, value: bytes) -> float | None:
         """See `Validator`: when its last entry does."""
-        return max((self._open(each).expiry for each in decode_index(value)), default=0.0)
+        place = place_of(key)
+        entries = (self._cache.open(place, each) for each in decode_index(place, value))
+        return max((entry.expiry for entry in entries), default=0.0)
 
-    def lacks(self, key: bytes, held: bytes | None, best: bytes, now: float) -> bool:  # noqa: ARG002
-        """See `Validator`: a missing host or withdrawal counts, a missed refresh does not."""
-        known = {entry.peer_id: entry for entry in self.entries(held or encode_index([]), now)}
-        for entry in self.entries(best, now):
-            ours = known.get(entry.peer_id)
-            if (
-                entry.coordinates
-                if ours is None
-                else bool(ours.coordinates) > bool(entry.coordinates)
-            ):
+    def lacks(self, key: bytes, held: bytes | None, best: bytes, now: float) -> bool:
+        """See `Validator`: fewer live hosts count, or one withdrawn; a missed renewal does not."""
+        ours = self.standing(key, held, now) if held else []
+        alive = Counter(bit for entry, places in ours for bit in bits_of(places & entry.served))
+        served: dict[PeerId, int] = {}
+        for entry, places in ours:
+            served[entry.peer_id] = served.get(entry.peer_id, 0) | places & entry.served
+        found: Counter[int] = Counter()
+        for entry, places in self.standing(key, best, now):
+            found.update(bits_of(places & entry.served))
+            if served.get(entry.peer_id, 0) & places & entry.withdrawn:
                 return True
-        return False
+        return any(found[bit] > alive[bit] for bit in found)
 
-    def entries(self, value: bytes, now: float) -> list[IndexEntry]:
-        """List the entries of a valid value that have not expired, withdrawals included."""
-        opened = (self._open(envelope) for envelope in decode_index(value))
-        return [entry for entry in opened if entry.expiry > now]
+    def standing(self, key: bytes, value: bytes, now: float) -> list[tuple[Entry, int]]:
+        """List the entries of a valid value, the freshest first, with the places each holds."""
+        place = place_of(key)
+        kept = _standing(self._opened(place, [value], now), bounds_of(place))
+        return [(entry, places) for entry, _, places in kept]
 
-    def _open(self, envelope: bytes) -> IndexEntry:
-        entry = self._opened.get(envelope)
-        if entry is None:
-            entry = self._opened[envelope] = open_entry(envelope)
-            self._opened_coordinates += len(entry.coordinates)
-            while (
-                len(self._opened) > _MAX_OPENED
-                or self._opened_coordinates > _MAX_OPENED_COORDINATES
-            ):
-                _, forgotten = self._opened.popitem(last=False)
-                self._opened_coordinates -= len(forgotten.coordinates)
-        return entry
+    def _opened(self, place: Place, values: Sequence[bytes], now: float) -> list[Opened]:
+        distinct = dict.fromkeys(each for value in values for each in decode_index(place, value))
+        opened = ((self._cache.open(place, sealed), sealed) for sealed in distinct)
+        return [(entry, sealed) for entry, sealed in opened if entry.expiry > now]
 
-    def _check_membership(self, entry: IndexEntry, now: float) -> None:
-        if entry.run_id.startswith(OPEN_RUN):
+    def _check_membership(self, place: Place, entry: Entry, now: float) -> None:
+        if place.is_open:
             if entry.token:
                 raise ProtocolError("an index entry of an open run carries a token")
             return
-        proof = (entry.token, entry.run_id, entry.peer_id)
+        proof = (entry.token, place.run_id, entry.peer_id)
         until = self._proofs.get(proof)
         if until is None or until <= now:
             try:
@@ -248,59 +187,48 @@ class IndexValidator(Validator):
             raise ProtocolError("an index entry outlives its membership")
 
 
-def _check_key(key: bytes) -> None:
-    try:
-        _, _, run_id, prefix = key.decode("ascii").split("/")
-        check_run(run_id)
-        check_prefix(prefix)
-    except (ValueError, InvalidUidError) as error:
-        raise ProtocolError("an index key is not /p2pnode-index/<run id>/<prefix>") from error
+def _standing(opened: Iterable[Opened], bounds: Bounds) -> list[tuple[Entry, bytes, int]]:
+    """Choose the places that stand, and return who holds any, the freshest first.
+
+    Takes time in proportion to the coordinates named; a place's rank is the number of fresher
+    ones of its coordinate.
+    """
+    order = sorted(opened, key=lambda each: (each[0].issued, each[1]), reverse=True)
+    named: dict[PeerId, int] = {}  # coordinates that a fresher entry of the peer speaks of
+    count = [0] * SPAN
+    ranked: list[tuple[Entry, bytes, list[tuple[int, int]]]] = []
+    taken = [0] * bounds.per_coordinate  # places of each rank
+    for entry, sealed in order:
+        before = named.get(entry.peer_id, 0)
+        says = entry.served | entry.withdrawn
+        named[entry.peer_id] = before | says
+        places = []
+        for bit in bits_of(says & ~before):
+            rank = count[bit]
+            if rank < bounds.per_coordinate:
+                count[bit] = rank + 1
+                taken[rank] += 1
+                places.append((rank, bit))
+        if places:
+            ranked.append((entry, sealed, places))
+    full, left = _last_rank(taken, bounds.places)
+    found = []
+    for entry, sealed, places in ranked:
+        standing = 0
+        for rank, bit in places:
+            if rank < full or (rank == full and left > 0):
+                left -= rank == full
+                standing |= 1 << bit
+        if standing:
+            found.append((entry, sealed, standing))
+    return found
 
 
-def _unpack(data: bytes) -> Any:
-    try:
-        return msgpack.unpackb(data)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise ProtocolError("an index value is not msgpack") from error
-
-
-def _read_payload(fields: Any) -> IndexEntry:
-    kinds = (int, str, str, list, bytes, list, int, int, int, bytes)
-    if not isinstance(fields, list) or [type(each) for each in fields] != list(kinds):
-        raise ProtocolError("an index entry does not have the fields it should")
-    version, run_id, prefix, ranges, peer, addresses, expiry, seq, load, token = fields
-    if version != _VERSION or not (
-        0 <= expiry < 2**53 and 0 <= seq < 2**63 and 0 <= load <= MAX_LOAD
-    ):
-        raise ProtocolError("a field of an index entry is out of range")
-    if len(addresses) > MAX_ADDRESSES or not all(isinstance(each, bytes) for each in addresses):
-        raise ProtocolError("an index entry's addresses are malformed")
-    try:
-        peer_id = PeerId(peer)
-    except InvalidKeyError as error:
-        raise ProtocolError("an index entry names no peer") from error
-    readable = (read_peer_address(each, peer_id) for each in addresses)
-    return IndexEntry(
-        run_id=run_id,
-        prefix=prefix,
-        coordinates=_from_ranges(ranges),
-        peer_id=peer_id,
-        addresses=tuple(address for address in readable if address is not None),
-        expiry=expiry / 1000,
-        seq=seq,
-        load=load,
-        token=token,
-    )
-
-
-def _from_ranges(ranges: list[Any]) -> tuple[int, ...]:
-    if len(ranges) % 2 or len(ranges) > 2 * MAX_RANGES or {type(each) for each in ranges} - {int}:
-        raise ProtocolError("an index entry's ranges are malformed")
-    coordinates: list[int] = []
-    for first, count in zip(ranges[::2], ranges[1::2], strict=True):
-        if not (coordinates or [-2])[-1] + 1 < first or first < 0 or count < 1:
-            raise ProtocolError("an index entry's ranges are not in order")
-        if first + count - 1 > MAX_COORDINATE or len(coordinates) + count > MAX_COORDINATES:
-            raise ProtocolError("an index entry's ranges are too large")
-        coordinates.extend(range(first, first + count))
-    return tuple(coordinates)
+def _last_rank(taken: Sequence[int], limit: int) -> tuple[int, int]:
+    """Return the first rank that does not fit whole, and how many of its places do."""
+    left = limit
+    for rank, places in enumerate(taken):
+        if places > left:
+            return rank, left
+        left -= places
+    return len(taken), 0

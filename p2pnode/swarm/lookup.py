@@ -1,13 +1,13 @@
 """Who hosts what right now: the index as this node sees it, cached and kept fresh.
 
-A prefix in use is answered from memory and asked for again in the background; an entry is shown
-until it expires and never longer. A prefix found empty is left alone for a short time that doubles.
-So is a host whose calls fail; a host that had vanished from the index and comes back is trusted
-again at once.
+A record in use is answered from memory and asked for again in the background; an entry is shown
+until it expires and never longer. A record found empty is left alone for a short time that
+doubles, or until somebody announces the branch that it belongs to. A host whose calls fail is left
+alone, too; one that had vanished from the index and comes back is trusted again at once.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,19 +21,21 @@ from p2pnode.host import Host
 from p2pnode.protocols.kad.bans import Bans
 from p2pnode.protocols.kad.search import Search
 from p2pnode.protocols.kad.service import KadDht
-from p2pnode.swarm.index import IndexValidator, index_key
+from p2pnode.swarm.entries import Entry
+from p2pnode.swarm.index import IndexValidator
+from p2pnode.swarm.places import SPAN, Kind, Place, bits_of, host_place, shards
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
 MAX_KNOWN_HOSTS: Final = 10_000
 ADDRESS_TTL: Final = 600.0  # seconds; the host itself signed them, and renews them while it lives
-
-Children = dict[int, list["HostEntry"]]
+# An entry that will not be renewed is not chased ever faster as its end comes near.
+MIN_REFRESH: Final = 0.2  # of the refresh interval
 
 
 @dataclass(frozen=True, slots=True)
 class HostEntry:
-    """A peer that hosts an expert, or experts under a prefix; `expiry` is on the wall clock."""
+    """A peer that hosts an expert; `expiry` is on the wall clock."""
 
     peer_id: PeerId
     addresses: tuple[Multiaddr, ...]
@@ -41,17 +43,23 @@ class HostEntry:
     expiry: float
 
 
+Listing = Mapping[int, Sequence[HostEntry]]
+"""Live coordinates under a prefix: with their hosts, or with nothing where they are branches."""
+
+
 @dataclass(slots=True)
-class _Prefix:
-    """What is known under one prefix; `_at` is on trio's clock, `_until` on the wall clock."""
+class _Record:
+    """What is known of one record; `_until` is on the wall clock."""
 
     value: bytes = b""
-    alive_until: float = 0.0  # when the last entry with experts expires
-    refresh_at: float = 0.0
+    entries: list[tuple[Entry, int]] = field(default_factory=list)  # of the value, and their places
+    alive_until: float = 0.0  # when the last entry that serves something expires
+    empty_at: float = 0.0  # when it was last found empty, on the wall clock
+    refresh_at: float = 0.0  # on trio's clock
     refresh: Search[bytes] | None = None
-    children: Children = field(default_factory=dict)  # computed from the value
-    valid_until: float = 0.0  # of `children`
-    bans: int = -1  # the directory's count of changes when `children` was computed
+    listing: Listing = field(default_factory=dict)  # computed from the entries
+    valid_until: float = 0.0  # of `listing`
+    bans: int = -1  # the directory's count of changes when `listing` was computed
 
 
 class ExpertDirectory:
@@ -75,72 +83,76 @@ class ExpertDirectory:
         self._dht = dht
         self._index = index
         self._settings = settings or SwarmSettings()
-        self._prefixes: OrderedDict[bytes, _Prefix] = OrderedDict()
+        self._records: OrderedDict[bytes, _Record] = OrderedDict()
         self._absent: Bans[bytes] = Bans(self._settings.absent_time, self._settings.max_absent_time)
         self._failing: Bans[PeerId] = Bans(self._settings.ban_time, self._settings.max_ban_time)
         self._failing_changes = 0
         self._last_expiry: OrderedDict[PeerId, float] = OrderedDict()
         self._limiter = trio.CapacityLimiter(self._settings.lookups_at_once)
 
-    async def hosts(self, uid: Uid) -> list[HostEntry]:
+    async def hosts(self, uid: Uid) -> Sequence[HostEntry]:
         """List the live hosts of an expert, the least loaded first; empty when there is none.
 
         Raises:
             NoPeersError: the node knows nobody to ask.
         """
-        return (await self.children(uid.run, uid.prefix)).get(uid.coordinate, [])
+        return (await self._look_up(host_place(uid))).get(uid.coordinate, ())
 
-    async def children(self, run_id: str, prefix: str) -> Children:
-        """Map each coordinate with a live expert under `prefix` to its hosts.
+    async def listings(
+        self, run_id: str, kind: Kind, prefixes: Sequence[str], width: int
+    ) -> list[Listing]:
+        """List what lives under each of several prefixes, looked up at once.
 
-        The result is shared with other callers: do not change it.
+        Args:
+            run_id: the run's id.
+            kind: whether what lies under the prefixes are branches, or experts and their hosts.
+            prefixes: blocks with some of their coordinates.
+            width: how many coordinates there are under each prefix.
 
-        Raises:
-            NoPeersError: the node knows nobody to ask.
-        """
-        key = index_key(run_id, prefix)
-        known = self._known(key)
-        self._absorb_refresh(key, known)
-        if wall_time() < known.alive_until:
-            if known.refresh is None and trio.current_time() >= known.refresh_at:
-                known.refresh = self._dht.begin_get(key)
-            await trio.lowlevel.checkpoint()
-            return self._children(known)
-        if self._absent.is_banned(key, trio.current_time()):
-            await trio.lowlevel.checkpoint()
-            return {}
-        async with self._limiter:
-            try:
-                self._absorb(key, known, await self._dht.get_value(key))
-            except NotFoundError:
-                known.value = b""
-        if wall_time() < known.alive_until:
-            self._absent.receive_success(key)
-            return self._children(known)
-        self._absent.receive_failure(key, trio.current_time())
-        return {}
-
-    async def children_of(self, run_id: str, prefixes: Sequence[str]) -> list[Children]:
-        """Return `children` of several prefixes, looked up at once.
+        Returns:
+            What is live of the first `width` coordinates, or some more; shared with other callers:
+            do not change it.
 
         Raises:
             NoPeersError: the node knows nobody to ask.
         """
-        found: list[Children] = [{} for _ in prefixes]
+        found: dict[Place, Listing] = {}
         errors: list[P2PNodeError] = []
 
-        async def look_up(position: int, prefix: str) -> None:
+        async def look_up(place: Place) -> None:
             try:
-                found[position] = await self.children(run_id, prefix)
+                found[place] = await self._look_up(place)
             except P2PNodeError as error:
                 errors.append(error)
 
+        wanted = [shards(run_id, kind, prefix, width) for prefix in prefixes]
         async with trio.open_nursery() as nursery:
-            for position, prefix in enumerate(prefixes):
-                nursery.start_soon(look_up, position, prefix)
+            for places in wanted:
+                for place in places:
+                    if (shown := self._at_once(place)) is not None:
+                        found[place] = shown
+                    else:
+                        nursery.start_soon(look_up, place)
         if errors:
             raise errors[0]
-        return found
+        return [_joined([found[place] for place in places]) for places in wanted]
+
+    def knows(self, run_id: str, kind: Kind, prefix: str, width: int) -> bool:
+        """Tell whether what lives under a prefix is known without asking anybody."""
+        places = shards(run_id, kind, prefix, width)
+        return all(self._at_once(place) is not None for place in places)
+
+    def prefetch(self, run_id: str, kind: Kind, prefixes: Iterable[str], width: int) -> None:
+        """Begin to look up what will probably be asked for next, as far as there is room for it."""
+        room = self._limiter.total_tokens - self._limiter.borrowed_tokens
+        for prefix in prefixes:
+            for place in shards(run_id, kind, prefix, width):
+                if room <= 0:
+                    return
+                if self._at_once(place) is None:
+                    record = self._record(place)
+                    record.refresh = record.refresh or self._dht.begin_get(place.key)
+                    room -= 1
 
     def mark_failed(self, peer_id: PeerId) -> None:
         """Leave a host out for a while: a call to it failed."""
@@ -153,35 +165,85 @@ class ExpertDirectory:
             self._failing.receive_success(peer_id)
             self._failing_changes += 1
 
-    def _known(self, key: bytes) -> _Prefix:
-        known = self._prefixes.setdefault(key, _Prefix())
-        self._prefixes.move_to_end(key)
-        if len(self._prefixes) > self._settings.max_cached_prefixes:
-            self._prefixes.popitem(last=False)
-        return known
+    async def _look_up(self, place: Place) -> Listing:
+        if (shown := self._at_once(place)) is not None:
+            await trio.lowlevel.checkpoint()
+            return shown
+        record = self._record(place)
+        async with self._limiter:
+            try:
+                value = await self._dht.get_value(place.key)
+            except NotFoundError:
+                value = b""
+        record.refresh = None
+        self._absorb(place, record, value)
+        return self._listing(place, record)
 
-    def _absorb_refresh(self, key: bytes, known: _Prefix) -> None:
-        if known.refresh is None or not known.refresh.is_done:
+    def _at_once(self, place: Place) -> Listing | None:
+        """Return what is known, and have it refreshed when it is time; None when nothing is."""
+        record = self._record(place)
+        self._absorb_refresh(place, record)
+        if wall_time() < record.alive_until:
+            if record.refresh is None and trio.current_time() >= record.refresh_at:
+                record.refresh = self._dht.begin_get(place.key)
+            return self._listing(place, record)
+        return {} if self._is_absent(place, record) else None
+
+    def _record(self, place: Place) -> _Record:
+        record = self._records.setdefault(place.key, _Record())
+        self._records.move_to_end(place.key)
+        if len(self._records) > self._settings.max_cached_prefixes:
+            self._records.popitem(last=False)
+        return record
+
+    def _absorb_refresh(self, place: Place, record: _Record) -> None:
+        if record.refresh is None or not record.refresh.is_done:
             return
-        search, known.refresh = known.refresh, None
+        search, record.refresh = record.refresh, None
         try:
-            self._absorb(key, known, search.result())
+            self._absorb(place, record, search.result())
+        except NotFoundError:
+            self._absorb(place, record, b"")
         except P2PNodeError:  # what is known stays until it expires; look again after a while
-            known.refresh_at = trio.current_time() + self._settings.refresh_interval
+            record.refresh_at = trio.current_time() + self._settings.refresh_interval
 
-    def _absorb(self, key: bytes, known: _Prefix, value: bytes) -> None:
+    def _absorb(self, place: Place, record: _Record, value: bytes) -> None:
         """Take in a value found; one that is older than what is known takes nothing away."""
         wall, now = wall_time(), trio.current_time()
-        known.value = self._index.merge(key, [each for each in (known.value, value) if each], wall)
-        entries = self._index.entries(known.value, wall) if known.value else []
-        alive = [entry for entry in entries if entry.coordinates]
-        for entry in alive:
-            self._host.add_addresses(entry.peer_id, entry.addresses, ADDRESS_TTL)
-            self._note_alive(entry.peer_id, entry.expiry, wall)
-        known.alive_until = max((entry.expiry for entry in alive), default=0.0)
-        soonest = min((entry.expiry - wall for entry in alive), default=0.0)
-        known.refresh_at = now + min(self._settings.refresh_interval, soonest / 2)
-        known.bans = -1
+        parts = [each for each in (record.value, value) if each]
+        record.value = self._index.merge(place.key, parts, wall) if parts else b""
+        record.entries = self._index.standing(place.key, record.value, wall) if record.value else []
+        alive = [entry for entry, places in record.entries if places & entry.served]
+        record.alive_until = max((entry.expiry for entry in alive), default=0.0)
+        record.bans = -1
+        if not alive:
+            record.empty_at = max(wall, self._said_alive(place))
+            self._absent.receive_failure(place.key, now)
+            return
+        self._absent.receive_success(place.key)
+        interval = self._settings.refresh_interval
+        soonest = min(entry.expiry - wall for entry in alive)
+        record.refresh_at = now + min(interval, max(soonest / 2, interval * MIN_REFRESH))
+        if place.kind is Kind.HOSTS:
+            for entry in alive:
+                self._host.add_addresses(entry.peer_id, entry.addresses, ADDRESS_TTL)
+                self._note_alive(entry.peer_id, entry.expiry, wall)
+
+    def _is_absent(self, place: Place, record: _Record) -> bool:
+        """Tell whether a record was found empty, and nobody has said since that it is not."""
+        if not self._absent.is_banned(place.key, trio.current_time()):
+            return False
+        return self._said_alive(place) <= record.empty_at
+
+    def _said_alive(self, place: Place) -> float:
+        """Return when the branch that a record belongs to was last announced, by the wall clock."""
+        above, dot, last = place.prefix.rpartition(".")
+        if not dot:
+            return 0.0
+        shard, bit = divmod(int(last), SPAN)
+        branch = self._records.get(Place(place.run_id, Kind.BRANCHES, above, shard).key)
+        entries = branch.entries if branch else []
+        return max((entry.issued for entry, places in entries if places >> bit & 1), default=0.0)
 
     def _note_alive(self, peer_id: PeerId, expiry: float, wall: float) -> None:
         """Remember until when a host is listed; one that had vanished has started anew."""
@@ -193,23 +255,33 @@ class ExpertDirectory:
         if len(self._last_expiry) > MAX_KNOWN_HOSTS:
             self._last_expiry.popitem(last=False)
 
-    def _children(self, known: _Prefix) -> Children:
+    def _listing(self, place: Place, record: _Record) -> Listing:
         wall, now = wall_time(), trio.current_time()
-        if known.bans == self._failing_changes and wall < known.valid_until:
-            return known.children
-        children: Children = {}
-        known.valid_until = known.alive_until
-        for entry in self._index.entries(known.value, wall):
-            known.valid_until = min(known.valid_until, entry.expiry)
-            if self._failing.is_banned(entry.peer_id, now):
+        if record.bans == self._failing_changes and wall < record.valid_until:
+            return record.listing
+        listing: dict[int, list[HostEntry]] = {}
+        record.valid_until = record.alive_until
+        for entry, places in record.entries:
+            if entry.expiry <= wall:
+                continue
+            record.valid_until = min(record.valid_until, entry.expiry)
+            if place.kind is Kind.HOSTS and self._failing.is_banned(entry.peer_id, now):
                 until = wall + self._failing.banned_until(entry.peer_id) - now
-                known.valid_until = min(known.valid_until, until)
+                record.valid_until = min(record.valid_until, until)
                 continue
             host = HostEntry(entry.peer_id, entry.addresses, entry.load, entry.expiry)
-            for coordinate in entry.coordinates:
-                children.setdefault(coordinate, []).append(host)
-        for hosts in children.values():
+            for bit in bits_of(places & entry.served):
+                hosts = listing.setdefault(place.first + bit, [])
+                if place.kind is Kind.HOSTS:
+                    hosts.append(host)
+        for hosts in listing.values():
             hosts.sort(key=lambda host: (host.load, host.peer_id))
-        known.children = children
-        known.bans = self._failing_changes
-        return children
+        record.listing = listing
+        record.bans = self._failing_changes
+        return listing
+
+
+def _joined(listings: Sequence[Listing]) -> Listing:
+    if len(listings) == 1:
+        return listings[0]
+    return {coordinate: hosts for listing in listings for coordinate, hosts in listing.items()}

@@ -23,8 +23,9 @@ from p2pnode.protocols.mdns.service import MdnsService
 from p2pnode.protocols.perf.service import PerfService
 from p2pnode.protocols.ping.service import PingService
 from p2pnode.security.tokens import verify_token
-from p2pnode.swarm.index import NAMESPACE, IndexValidator
+from p2pnode.swarm.index import EntryCache, IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
+from p2pnode.swarm.places import NAMESPACE
 from p2pnode.transport.base import Transport
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.transport.websocket import WebSocketTransport
@@ -162,9 +163,14 @@ class Network:
         return PeerId.from_text(peer), []
 
 
-def build_dht(host: Host, settings: Settings, rng: random.Random) -> tuple[KadDht, ExpertDirectory]:
-    """Put a DHT that keeps the index of experts on a host, and a directory that reads it."""
-    index = IndexValidator(_verify_host)
+def build_dht(
+    host: Host, settings: Settings, rng: random.Random, cache: EntryCache | None = None
+) -> tuple[KadDht, ExpertDirectory]:
+    """Put a DHT that keeps the index of experts on a host, and a directory that reads it.
+
+    Nodes that share a process may share a cache of verified entries.
+    """
+    index = IndexValidator(_verify_host, cache)
     dht = KadDht(
         host,
         settings.dht,

@@ -40,7 +40,7 @@ from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.messages import CALL_ID_BYTES
 from p2pnode.rpc.schema import ExpertInfo
 from p2pnode.rpc.tensors import metas_of
-from p2pnode.swarm.beam import Scores, beam_search
+from p2pnode.swarm.beam import Scores, beam_search, list_experts
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.trainer.hosts import HostBook
 from p2pnode.trainer.quorum import Attempt, gather
@@ -117,21 +117,13 @@ class ExpertCaller:
         """See `ExpertSource.backward`."""
         return await self._call_all(self.backward, calls, policy)
 
-    async def live_experts(self, block: str, dimensions: int) -> list[str]:
+    async def live_experts(self, block: str, grid: Sequence[int]) -> list[str]:
         """List the experts of a block that are announced and whose hosts have not failed lately.
 
         Raises:
             NoPeersError: the node knows nobody to ask.
         """
-        names = [block]
-        for _ in range(dimensions):
-            children = await self._directory.children_of(self._run_id, names)
-            names = [
-                f"{name}.{coordinate}"
-                for name, found in zip(names, children, strict=True)
-                for coordinate in sorted(found)
-            ]
-        return names
+        return await list_experts(self._directory, self._run_id, block, grid)
 
     async def _call_all(
         self,

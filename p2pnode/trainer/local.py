@@ -48,7 +48,7 @@ class LocalExperts(ExpertSource):
 
     def choose(self, block: str, scores: Sequence[Scores], k: int) -> list[list[tuple[str, float]]]:
         """See `ExpertSource`: scores them all; beam search finds the same on a full grid."""
-        names = self.live_experts(block, len(scores))
+        names = self.live_experts(block, [step.shape[1] for step in scores])
         totals = np.zeros((len(scores[0]), len(names)))
         for column, name in enumerate(names):
             coordinates = Uid(_RUN, name).coordinates
@@ -77,10 +77,10 @@ class LocalExperts(ExpertSource):
             for call in calls
         ]
 
-    def live_experts(self, block: str, dimensions: int) -> list[str]:
+    def live_experts(self, block: str, grid: Sequence[int]) -> list[str]:
         """See `ExpertSource`."""
         uids = (Uid(_RUN, name) for name in self._backends)
-        found = [u for u in uids if u.block == block and len(u.coordinates) == dimensions]
+        found = [u for u in uids if u.block == block and len(u.coordinates) == len(grid)]
         return [uid.name for uid in sorted(found, key=lambda uid: uid.coordinates)]
 
     def _outcome(

@@ -134,7 +134,7 @@ class MixtureOfExperts(nn.Module):
 
     def live_experts(self) -> list[str]:
         """List the names of the layer's experts that can be called now."""
-        return self._experts.live_experts(self.block, len(self.grid))
+        return self._experts.live_experts(self.block, self.grid)
 
     def extra_repr(self) -> str:
         """Describe the layer where the module is printed."""

@@ -47,9 +47,9 @@ class RemoteExperts(ExpertSource):
         _refuse_anomalies(calls, policy)
         return self._portal.call(self._caller.backward_all, calls, policy)
 
-    def live_experts(self, block: str, dimensions: int) -> list[str]:
+    def live_experts(self, block: str, grid: Sequence[int]) -> list[str]:
         """See `ExpertSource`."""
-        return self._portal.call(self._caller.live_experts, block, dimensions)
+        return self._portal.call(self._caller.live_experts, block, grid)
 
     def info(self, name: str, timeout: float) -> ExpertInfo:
         """Return what an expert takes and gives."""

@@ -89,5 +89,5 @@ class ExpertSource(ABC):
         """Step the experts' optimisers; gradients of the inputs or an error for each call."""
 
     @abstractmethod
-    def live_experts(self, block: str, dimensions: int) -> list[str]:
+    def live_experts(self, block: str, grid: Sequence[int]) -> list[str]:
         """List the names of a block's experts that can be called now."""

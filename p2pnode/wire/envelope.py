@@ -29,7 +29,7 @@ def seal(key: PrivateKey, domain: str, payload_type: bytes, payload: bytes) -> b
         public_key=keys_pb2.PublicKey.FromString(key.public_key.protobuf),
         payload_type=payload_type,
         payload=payload,
-        signature=key.sign(_signed_bytes(domain, payload_type, payload)),
+        signature=key.sign(signed_bytes(domain, payload_type, payload)),
     ).SerializeToString(deterministic=True)
 
 
@@ -46,11 +46,12 @@ def open_envelope(data: bytes, domain: str) -> Opened:
         public_key = PublicKey.from_bytes(envelope.public_key.SerializeToString())
     except (DecodeError, InvalidKeyError) as error:
         raise ProtocolError(f"a signed envelope is malformed: {error}") from error
-    signed = _signed_bytes(domain, envelope.payload_type, envelope.payload)
+    signed = signed_bytes(domain, envelope.payload_type, envelope.payload)
     if not public_key.verify(signed, envelope.signature):
         raise ProtocolError("the signature of a signed envelope does not hold")
     return Opened(public_key, envelope.payload_type, envelope.payload)
 
 
-def _signed_bytes(domain: str, payload_type: bytes, payload: bytes) -> bytes:
+def signed_bytes(domain: str, payload_type: bytes, payload: bytes) -> bytes:
+    """Return what an envelope's signature covers."""
     return b"".join(map(varint.prefixed, (domain.encode(), payload_type, payload)))

@@ -11,11 +11,14 @@ from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.node import Node
 from p2pnode.errors import CheckpointError, LocalError
-from p2pnode.swarm.index import decode_index, index_key, open_entry
+from p2pnode.swarm.entries import open_entry
+from p2pnode.swarm.index import decode_index
+from p2pnode.swarm.places import Kind, Place, bits_of
 from p2pnode.transport.memory import MemoryNetwork
 from p2pnode.wire.addresses import tcp_address
 
 RUN = "open:digits"
+PLACE = Place(RUN, Kind.HOSTS, "ffn", 0)
 
 
 def node_on(memory, data_dir, **node):
@@ -45,9 +48,9 @@ def host_of(first, tmp_path, **node):
 
 
 async def announced(node):
-    value = await node.network.dht.get_value(index_key(RUN, "ffn"))
-    (entry,) = decode_index(value)
-    return list(open_entry(entry).coordinates)
+    value = await node.network.dht.get_value(PLACE.key)
+    (entry,) = decode_index(PLACE, value)
+    return list(bits_of(open_entry(PLACE, entry).served))
 
 
 def saved(tmp_path):

@@ -13,8 +13,9 @@ from p2pnode.config import DhtSettings, HostingSettings, SwarmSettings
 from p2pnode.errors import NotAMemberError
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.swarm.announce import Announcer, Proof
-from p2pnode.swarm.index import NAMESPACE, IndexValidator
+from p2pnode.swarm.index import IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
+from p2pnode.swarm.places import NAMESPACE
 from p2pnode.testing.light import LightHost, LightNetwork, light_network
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import expand
@@ -101,12 +102,14 @@ class SwarmNetwork:
         host = self.network.add_host(key)
         index = IndexValidator(verify_token)
         rng = random.Random(self._rng.random())
-        dht = KadDht(host, DhtSettings(mode="server" if server else "client"), rng, {NAMESPACE: index})
+        dht = KadDht(
+            host, DhtSettings(mode="server" if server else "client"), rng, {NAMESPACE: index}
+        )
         node = SwarmNode(
             host,
             dht,
             ExpertDirectory(host, dht, index, swarm),
-            Announcer(host, dht, key, hosting, proof_of=proof_of, load=load),
+            Announcer(host, dht, key, hosting, proof_of=proof_of, load=load, rng=rng),
         )
         await self._nursery.start(node.run)
         if bootstrap:

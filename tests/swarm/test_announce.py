@@ -12,6 +12,7 @@ from p2pnode.swarm.announce import (
     ExpertsAnnounced,
     Proof,
 )
+from p2pnode.swarm.places import SPAN, Kind
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid, expand
 
@@ -23,11 +24,23 @@ def _peers(hosts):
     return {host.peer_id for host in hosts}
 
 
+async def _hosts(directory, prefix, run_id=RUN):
+    """Map each coordinate under a prefix to the hosts of the expert there."""
+    (listing,) = await directory.listings(run_id, Kind.HOSTS, [prefix], SPAN)
+    return listing
+
+
+async def _branches(directory, prefix):
+    """List the coordinates under which something lives."""
+    (listing,) = await directory.listings(RUN, Kind.BRANCHES, [prefix], SPAN)
+    return set(listing)
+
+
 async def _grid(directory, block="ffn0"):
     """Map each coordinate pair that is listed to the peers listed there."""
     found = {}
-    for row in await directory.children(RUN, block):
-        for column, hosts in (await directory.children(RUN, f"{block}.{row}")).items():
+    for row in await _branches(directory, block):
+        for column, hosts in (await _hosts(directory, f"{block}.{row}")).items():
             found[row, column] = _peers(hosts)
     return found
 
@@ -52,7 +65,7 @@ async def test_a_first_node_is_found_by_those_who_join_later(swarm_network, auto
         first = await net.start(experts=["blocks.[0:3]"])
         await trio.sleep(60)
         trainer = await net.start([first], server=False)
-        children = await trainer.directory.children(RUN, "blocks")
+        children = await _hosts(trainer.directory, "blocks")
         assert {n: _peers(hosts) for n, hosts in children.items()} == {
             n: {first.peer_id} for n in range(3)
         }
@@ -73,7 +86,7 @@ async def test_a_uid_hosted_by_several_peers_resolves_to_all_of_them_the_idlest_
         assert [host.peer_id for host in hosts] == [nodes[n].peer_id for n in (1, 2, 0)]
         assert [host.load for host in hosts] == [0, 3, 5]
         assert list(hosts[0].addresses) == nodes[1].host.addresses
-        assert await trainer.directory.hosts(Uid(RUN, "blocks.2")) == []
+        assert not await trainer.directory.hosts(Uid(RUN, "blocks.2"))
         assert trainer.host.addresses_of(nodes[2].peer_id) == nodes[2].host.addresses
 
 
@@ -87,10 +100,10 @@ async def test_a_dead_host_disappears_within_its_records_lifetime(
         dead = await net.start([alive], experts=["ffn0.0.[1:3]"], hosting=hosting)
         trainer = await net.start([alive], server=False)
         await trio.sleep(3.7 * period)
-        assert set(await trainer.directory.children(RUN, "ffn0.0")) == {0, 1, 2}
+        assert set(await _hosts(trainer.directory, "ffn0.0")) == {0, 1, 2}
         died = trio.current_time()
         await dead.crash()
-        while 2 in (listed := await trainer.directory.children(RUN, "ffn0.0")):
+        while 2 in (listed := await _hosts(trainer.directory, "ffn0.0")):
             assert trio.current_time() - died < lifetime
             await trio.sleep(0.1)
         assert trio.current_time() - died <= lifetime + 0.1
@@ -111,7 +124,7 @@ async def test_live_hosts_never_flicker_also_while_others_are_silent(swarm_netwo
 
         nodes[2].host.set_handler(DhtSettings().protocol, mute)
         for _ in range(400):
-            listed = await trainer.directory.children(RUN, "ffn0.0")
+            listed = await _hosts(trainer.directory, "ffn0.0")
             assert {0, 1, 2} <= set(listed)
             await trio.sleep(0.25)
 
@@ -122,9 +135,8 @@ async def test_a_host_that_stops_withdraws_at_once(swarm_network, autojump_clock
         leaving = await net.start([staying], experts=["ffn0.0.1", "ffn1.2.3"])
         await leaving.stop()
         trainer = await net.start([staying], server=False)
-        assert set(await trainer.directory.children(RUN, "ffn0.0")) == {0}
-        assert await trainer.directory.children(RUN, "ffn1") == {}
-        assert await trainer.directory.children(RUN, "ffn1.2") == {}
+        assert set(await _hosts(trainer.directory, "ffn0.0")) == {0}
+        assert await _hosts(trainer.directory, "ffn1.2") == {}
 
 
 async def test_experts_may_be_added_and_removed_at_any_time(swarm_network, autojump_clock):
@@ -133,22 +145,26 @@ async def test_experts_may_be_added_and_removed_at_any_time(swarm_network, autoj
         other = await net.start([node])
         node.announcer.add(expand("ffn0.[1:3].0", RUN))
         await trio.testing.wait_all_tasks_blocked()
-        assert set(await other.directory.children(RUN, "ffn0")) == {0, 1, 2}
+        assert await _branches(other.directory, "ffn0") == {0, 1, 2}
         node.announcer.remove(expand("ffn0.1.0", RUN))
         await trio.testing.wait_all_tasks_blocked()
         trainer = await net.start([other], server=False)
-        assert set(await trainer.directory.children(RUN, "ffn0")) == {0, 2}
-        assert await trainer.directory.children(RUN, "ffn0.1") == {}
+        assert await _branches(trainer.directory, "ffn0") == {0, 1, 2}  # it may be others' too
+        assert await _hosts(trainer.directory, "ffn0.1") == {}
         assert set(node.announcer.uids) == set(expand("ffn0.0.[0:2]", RUN)) | {Uid(RUN, "ffn0.2.0")}
+        await trio.sleep(2 * HostingSettings().update_period + 0.1)
+        assert await _branches(trainer.directory, "ffn0") == {0, 2}
 
 
-async def test_uids_that_do_not_fit_one_entry_are_refused_before_anything_changes(
-    swarm_network, autojump_clock
+async def test_experts_too_scattered_to_be_announced_are_refused_before_anything_changes(
+    swarm_network, autojump_clock, monkeypatch
 ):
+    monkeypatch.setattr("p2pnode.swarm.announce.MAX_PLACES", 4)
     async with swarm_network() as net:
         node = await net.start(experts=["ffn0.0"])
+        node.announcer.check([Uid(RUN, f"ffn0.{n * SPAN}") for n in range(4)])
         with pytest.raises(InvalidUidError, match="neighbouring"):
-            node.announcer.add([Uid(RUN, f"ffn0.{2 * n}") for n in range(1000)])
+            node.announcer.add([Uid(RUN, f"ffn0.{n * SPAN}") for n in range(5)])
         assert node.announcer.uids == {Uid(RUN, "ffn0.0")}
 
 
@@ -158,12 +174,12 @@ async def test_an_announcer_without_peers_says_so_and_goes_on(swarm_network, aut
         with node.host.events.subscribe(ExpertsAnnounced) as events:
             node.announcer.add(expand("ffn0.0", RUN))
             event = await events.get()
-            assert (event.prefixes, len(event.failures)) == (1, 1)
+            assert (event.records, len(event.failures)) == (1, 1)
             assert "ffn0" in event.failures[0]
             other = await net.start()
             await node.dht.bootstrap([(other.peer_id, other.host.addresses[0])])
             await trio.sleep(HostingSettings().update_period + 0.1)
-        assert set(await other.directory.children(RUN, "ffn0")) == {0}
+        assert set(await _hosts(other.directory, "ffn0")) == {0}
 
 
 async def test_announcements_end_with_the_membership(swarm_network, autojump_clock):
@@ -176,12 +192,12 @@ async def test_announcements_end_with_the_membership(swarm_network, autojump_clo
             [first], key=key, run_id=CLOSED, experts=["ffn0.0"], proof_of=lambda _run: proof
         )
         await trio.sleep(29)
-        (host,) = (await first.directory.children(CLOSED, "ffn0"))[0]
+        (host,) = (await _hosts(first.directory, "ffn0", CLOSED))[0]
         assert host.expiry <= expires
         with node.host.events.subscribe(ExpertsAnnounced) as events:
             await trio.sleep(6)
             assert "expired" in (await events.get()).failures[0]
-        assert await first.directory.children(CLOSED, "ffn0") == {}
+        assert await _hosts(first.directory, "ffn0", CLOSED) == {}
 
 
 async def test_an_outsider_cannot_announce_in_a_closed_run(swarm_network, autojump_clock):
@@ -192,7 +208,7 @@ async def test_an_outsider_cannot_announce_in_a_closed_run(swarm_network, autoju
             node.announcer.add(expand("ffn0.0", CLOSED))
             (failure,) = (await events.get()).failures
         assert "no membership" in failure
-        assert await first.directory.children(CLOSED, "ffn0") == {}
+        assert await _hosts(first.directory, "ffn0", CLOSED) == {}
 
 
 async def test_withdrawing_is_bounded_when_nobody_answers(swarm_network, autojump_clock):
@@ -205,7 +221,7 @@ async def test_withdrawing_is_bounded_when_nobody_answers(swarm_network, autojum
         async with trio.open_nursery() as nursery:
             await nursery.start(announcer.run)
             await trio.testing.wait_all_tasks_blocked()
-            assert set(await first.directory.children(RUN, "ffn0")) == {0}
+            assert set(await _hosts(first.directory, "ffn0")) == {0}
 
             async def mute(_stream):
                 await trio.sleep_forever()
@@ -219,7 +235,9 @@ async def test_withdrawing_is_bounded_when_nobody_answers(swarm_network, autojum
         assert 0 < trio.current_time() - before <= WITHDRAWAL_TIMEOUT
 
 
-async def test_sequence_numbers_rise_over_a_restart(swarm_network, autojump_clock):
+async def test_after_a_restart_what_is_said_anew_counts_and_the_rest_expires(
+    swarm_network, autojump_clock
+):
     async with swarm_network() as net:
         first = await net.start()
         key = PrivateKey.from_seed(b"\7" * 32)
@@ -227,7 +245,11 @@ async def test_sequence_numbers_rise_over_a_restart(swarm_network, autojump_cloc
         await node.crash()
         await trio.sleep(1)
         await net.start([first], key=key, experts=["ffn0.[1:3]"])
-        assert set(await first.directory.children(RUN, "ffn0")) == {1, 2}
+        restarted = wall_time()
+        assert set(await _hosts(first.directory, "ffn0")) == {0, 1, 2}
+        assert (await _hosts(first.directory, "ffn0"))[1][0].expiry == restarted + 10
+        await trio.sleep(9)
+        assert set(await _hosts(first.directory, "ffn0")) == {1, 2}
 
 
 async def test_a_steady_swarm_costs_few_requests(swarm_network, autojump_clock):
@@ -249,14 +271,10 @@ async def test_a_steady_swarm_costs_few_requests(swarm_network, autojump_clock):
             core.receive_request = counted
         for _ in range(200):  # ten seconds of training steps
             for block in ("ffn0", "ffn1"):
-                rows = await trainer.directory.children(RUN, block)
-                names = [f"{block}.{row}" for row in rows]
-                assert len(names) == 4
-                children = await trainer.directory.children_of(RUN, names)
-                assert [set(each) for each in children] == [{0, 1, 2, 3}] * 4
+                assert len(await _grid(trainer.directory, block)) == 16
             await trio.sleep(0.05)
-        # Each host has 4 prefixes to put at 3 others every 5 s; the trainer has 10 prefixes, each
-        # asked for by two requests every 2.5 to 5 s.
+        # Each host has 4 records to put at 3 others every 4 to 5 s; the trainer has 10 records,
+        # each asked for by two requests every 2.5 to 5 s.
         assert counts.count("PUT_VALUE") <= 4 * 4 * 3 * 3
         assert counts.count("GET_VALUE") <= 10 * 2 * 5
         assert counts.count("FIND_NODE") == 0
@@ -297,5 +315,5 @@ async def test_a_round_longer_than_the_period_still_reaches_every_prefix(
             await nursery.start(announcer.run)
             with trio.fail_after(60), node.host.events.subscribe(ExpertsAnnounced) as rounds:
                 event = await rounds.get()
-            assert event.prefixes == 3 * PUTS_AT_ONCE
+            assert event.records == 3 * PUTS_AT_ONCE
             nursery.cancel_scope.cancel()

@@ -9,25 +9,37 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from p2pnode.errors import NoPeersError
-from p2pnode.swarm.beam import beam_search
+from p2pnode.swarm.beam import MAX_PASSES, beam_search, list_experts
+from p2pnode.swarm.places import Kind
 
 
 class Grid:
     """A directory of a fixed set of experts."""
 
-    def __init__(self, positions):
+    def __init__(self, positions, ghosts=(), *, known=True):
         self.positions = set(positions)
+        self.ghosts = set(ghosts)  # experts that died, whose branches are still listed
+        self.known = known
         self.asked = []
+        self.prefetched = []
 
-    async def children_of(self, run_id, prefixes):
+    async def listings(self, run_id, kind, prefixes, width):
         assert run_id == "open:digits"
         self.asked.append(list(prefixes))
-        return [self._children(prefix) for prefix in prefixes]
+        listed = self.positions | self.ghosts if kind is Kind.BRANCHES else self.positions
+        return [self._below(prefix, listed) for prefix in prefixes]
 
-    def _children(self, prefix):
+    def knows(self, _run_id, _kind, _prefix, _width):
+        return self.known
+
+    def prefetch(self, run_id, kind, prefixes, width):
+        assert run_id == "open:digits"
+        self.prefetched.append((kind, list(prefixes), width))
+
+    def _below(self, prefix, listed):
         at = tuple(int(part) for part in prefix.split(".")[1:])
         depth = len(at)
-        return {position[depth]: [] for position in self.positions if position[:depth] == at}
+        return {position[depth]: [] for position in listed if position[:depth] == at}
 
 
 def _brute_force(grid, scores, sample, k):
@@ -112,6 +124,57 @@ async def test_the_batch_shares_its_lookups():
     assert grid.asked[0] == ["ffn0"]
     assert sorted(grid.asked[1]) == ["ffn0.0", "ffn0.1", "ffn0.2", "ffn0.3"]
     assert len(grid.asked) == 2
+
+
+async def test_a_node_that_knows_nothing_asks_at_once_for_what_it_will_probably_need():
+    grid = _full([4, 5, 3])
+    grid.known = False
+    scores = [
+        np.array([[0, 3, 2, 1], [0, 3, 2, 1], [9, 3, 0, 0]], np.float32),
+        np.array([[1, 0, 0, 0, 0]] * 3, np.float32),
+        np.zeros((3, 3), np.float32),
+    ]
+    await _search(grid, scores, 2)
+    assert grid.prefetched == [
+        (Kind.BRANCHES, ["ffn0.1", "ffn0.2", "ffn0.0"], 5),
+        (Kind.HOSTS, ["ffn0.1.0", "ffn0.1.1", "ffn0.0.0", "ffn0.0.1"], 3),
+    ]
+    asked = {name for names in grid.asked for name in names}
+    assert asked - {"ffn0"} <= {name for _, names, _ in grid.prefetched for name in names}
+    grid.known = True
+    grid.prefetched.clear()
+    await _search(grid, scores, 2)
+    assert grid.prefetched == []
+
+
+async def test_branches_that_turn_out_empty_are_searched_around():
+    ghosts = set(itertools.product([1], range(4)))  # the best row of all died lately
+    grid = Grid(set(itertools.product(range(4), repeat=2)) - ghosts, ghosts)
+    scores = [np.array([[0, 9, 2, 1]], np.float32), np.array([[4, 3, 2, 1]], np.float32)]
+    assert await _search(grid, scores, 2) == [[("ffn0.2.0", 6.0), ("ffn0.2.1", 5.0)]]
+    assert await _search(grid, scores, 1) == [[("ffn0.2.0", 6.0)]]
+
+
+@settings(deadline=None)
+@given(grids(), st.data())
+def test_empty_branches_never_add_experts_and_the_search_is_bounded(case, data):
+    scores, grid, k = case
+    everything = _full([step.shape[1] for step in scores]).positions
+    grid.ghosts = data.draw(st.sets(st.sampled_from(sorted(everything))))
+    for sample, experts in enumerate(_run(grid, scores, k)):
+        everybody = dict(_brute_force(grid, scores, sample, 10**6))
+        assert all(everybody[name] == total for name, total in experts)
+    assert len(grid.asked) <= MAX_PASSES * len(scores)
+
+
+@settings(deadline=None)
+@given(grids())
+def test_listing_a_grid_lists_all_its_experts_and_no_others(case):
+    scores, grid, _ = case
+    shape = [step.shape[1] for step in scores]
+    names = trio.run(list_experts, grid, "open:digits", "ffn0", shape)
+    expected = [".".join(("ffn0", *map(str, each))) for each in sorted(grid.positions)]
+    assert names == expected
 
 
 async def test_minus_infinity_leaves_a_coordinate_out():

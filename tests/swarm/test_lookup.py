@@ -5,11 +5,18 @@ import trio.testing
 from p2pnode.clock import wall_time
 from p2pnode.config import SwarmSettings
 from p2pnode.errors import NoPeersError
+from p2pnode.swarm.places import SPAN, Kind, host_place
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
 
 RUN = "open:digits"
 UID = Uid(RUN, "blocks.0")
+
+
+async def _hosts(node, prefix):
+    """Map each coordinate under a prefix to the hosts of the expert there."""
+    (listing,) = await node.directory.listings(RUN, Kind.HOSTS, [prefix], SPAN)
+    return listing
 
 
 def _count_gets(node):
@@ -34,11 +41,11 @@ async def test_a_prefix_in_use_is_answered_from_memory_and_refreshed_in_the_back
     async with swarm_network(delay=lambda _a, _b: 0.1) as net:
         host = await net.start(experts=["blocks.[0:2]"])
         trainer = await net.start([host], server=False)
-        await trainer.directory.children(RUN, "blocks")
+        await _hosts(trainer, "blocks")
         counts = _count_gets(trainer)
         for _ in range(200):
             before = trio.current_time()
-            assert set(await trainer.directory.children(RUN, "blocks")) == {0, 1}
+            assert set(await _hosts(trainer, "blocks")) == {0, 1}
             assert trio.current_time() == before
             await trio.sleep(0.1)
         assert set(counts) == {"begin_get"}
@@ -88,12 +95,12 @@ async def test_an_absent_prefix_is_asked_for_less_and_less_often(swarm_network, 
         trainer = await net.start([host], server=False)
         counts = _count_gets(trainer)
         for _ in range(600):
-            assert await trainer.directory.children(RUN, "blocks") == {}
+            assert await _hosts(trainer, "blocks") == {}
             await trio.sleep(0.1)
         assert len(counts) <= 11  # at 0, 0.5, 1.5, 3.5, 7.5, 15.5, then every 10 s
         host.announcer.add([UID])
         await trio.sleep(SwarmSettings().max_absent_time)
-        assert set(await trainer.directory.children(RUN, "blocks")) == {0}
+        assert set(await _hosts(trainer, "blocks")) == {0}
 
 
 async def test_without_peers_it_says_so_at_once(swarm_network, autojump_clock):
@@ -103,7 +110,7 @@ async def test_without_peers_it_says_so_at_once(swarm_network, autojump_clock):
         with pytest.raises(NoPeersError):
             await trainer.directory.hosts(UID)
         with pytest.raises(NoPeersError):
-            await trainer.directory.children_of(RUN, ["ffn0", "ffn1"])
+            await trainer.directory.listings(RUN, Kind.HOSTS, ["ffn0", "ffn1"], 4)
         assert trio.current_time() == before
 
 
@@ -123,7 +130,7 @@ async def test_a_failed_host_is_left_out_for_a_time_that_doubles(swarm_network, 
             directory.mark_failed(bad.peer_id)  # of a call at the same time: not twice as long
             failed = trio.current_time()
             assert not await shown()
-            assert set(await directory.children(RUN, "blocks")) == {0}
+            assert set(await _hosts(trainer, "blocks")) == {0}
             await trio.sleep_until(failed + ban - 0.01)
             assert not await shown()
             await trio.sleep_until(failed + ban)
@@ -158,8 +165,9 @@ async def test_memory_is_bounded(swarm_network, autojump_clock):
     async with swarm_network() as net:
         host = await net.start()
         trainer = await net.start([host], server=False, swarm=SwarmSettings(max_cached_prefixes=10))
-        await trainer.directory.children_of(RUN, [f"ffn0.{n}" for n in range(50)])
-        assert len(trainer.directory._prefixes) == 10
+        prefixes = [f"ffn0.{n}" for n in range(50)]
+        await trainer.directory.listings(RUN, Kind.HOSTS, prefixes, 4)
+        assert len(trainer.directory._records) == 10
 
 
 async def test_lookups_at_once_are_bounded(swarm_network, autojump_clock):
@@ -168,7 +176,7 @@ async def test_lookups_at_once_are_bounded(swarm_network, autojump_clock):
         trainer = await net.start([host], server=False, swarm=SwarmSettings(lookups_at_once=3))
         prefixes = [f"ffn0.{n}" for n in range(9)]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trainer.directory.children_of, RUN, prefixes)
+            nursery.start_soon(trainer.directory.listings, RUN, Kind.HOSTS, prefixes, 4)
             await trio.sleep(0.15)
             assert len(trainer.dht._searches) == 3
 
@@ -180,7 +188,7 @@ async def test_a_cancelled_lookup_leaves_nothing_behind(swarm_network, autojump_
         await trio.testing.wait_all_tasks_blocked()
         tasks = len(trainer.dht._nursery.child_tasks)
         with trio.move_on_after(0.05) as scope:
-            await trainer.directory.children_of(RUN, ["blocks", "ffn0", "ffn1"])
+            await trainer.directory.listings(RUN, Kind.HOSTS, ["blocks", "ffn0", "ffn1"], 4)
         assert scope.cancelled_caught
         await trio.testing.wait_all_tasks_blocked()
         assert len(trainer.dht._nursery.child_tasks) == tasks
@@ -195,7 +203,7 @@ async def test_a_stale_answer_does_not_take_hosts_away(swarm_network, autojump_c
         trainer = await net.start(nodes[:1], server=False)
         assert len(await trainer.directory.hosts(UID)) == 3
         for node in nodes:  # every holder forgets; the trainer's copy lives until it expires
-            node.dht._core.records.remove(b"/p2pnode-index/open:digits/blocks")
+            node.dht._core.records.remove(host_place(UID).key)
         await trio.sleep(2.6)
         await trainer.directory.hosts(UID)
         await trio.testing.wait_all_tasks_blocked()

@@ -19,8 +19,9 @@ from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.server import TensorServer
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.announce import Announcer
-from p2pnode.swarm.index import NAMESPACE, IndexValidator
+from p2pnode.swarm.index import IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
+from p2pnode.swarm.places import NAMESPACE
 from p2pnode.testing.light import light_network
 from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.portal import Portal

@@ -327,7 +327,7 @@ async def test_a_layer_does_not_wait_for_a_straggler(autojump_clock, open_swarm)
         assert (stats.stragglers, stats.failed_calls) == (2, 0)
         # The second time in a row it counts as failed, and is left alone.
         await caller.forward_all(calls, POLICY)
-        names = await caller.live_experts("ffn", 2)
+        names = await caller.live_experts("ffn", (2, 2))
         assert names == ["ffn.0.0", "ffn.0.1"]
         del slow
 
