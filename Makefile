@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  || { echo "p2pnode needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,simulate,mnist,dev]'
 # multiaddr asks for trio-typing, which nothing imports and whose old stubs hide trio's own types.
 	$(BIN)/python -m pip uninstall --quiet --yes trio-typing
 	@touch $@
