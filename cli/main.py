@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "ping": ("cli.commands.inspect:ping", "Measure the round trip to a peer."),
     "perf": ("cli.commands.perf:perf", "Measure how fast data goes to a peer, and comes back."),
     "bench": ("cli.commands.bench:bench", "Measure this machine and this software."),
+    "simulate": ("cli.commands.simulate:simulate", "Run many nodes on a virtual network."),
     "stop": ("cli.commands.inspect:stop", "Stop the running daemon, saving its experts."),
 }
 

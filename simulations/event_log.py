@@ -25,7 +25,7 @@ class EventLog:
         self._hash = hashlib.sha256()
         self.count: Counter[str] = Counter()  # facts by kind
 
-    def record(self, kind: str, **facts: Any) -> None:
+    def record(self, kind: str, /, **facts: Any) -> None:
         """Note that something happened now.
 
         Args:

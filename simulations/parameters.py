@@ -65,7 +65,8 @@ class Parameter:
             ParameterError: it does not fit.
         """
         if not isinstance(self.default, tuple):
-            return self._check_one(name, value)
+            one: Value = self._check_one(name, value)
+            return one
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, list | tuple) or not parts:
             raise ParameterError(f"{name} takes values such as 1,2,3, not {value!r}")

@@ -2,16 +2,26 @@
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from simulations.event_log import EventLog
-from simulations.report import Report
+from simulations.report import Goal, Report
 
 if TYPE_CHECKING:
     from simulations.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """A figure that tells how fast a phase was simulated."""
+
+    name: str
+    phase: str
+    goal: Goal | None
 
 
 class Simulation:
@@ -28,6 +38,8 @@ class Simulation:
         report: what came out.
         phase: what is going on now, for the display.
         horizon: the virtual second at which the story should end, if it has said so.
+        ended_at: the virtual second at which it did end.
+        speeds: figures to be added when the run has ended.
     """
 
     def __init__(
@@ -38,6 +50,7 @@ class Simulation:
         fidelity: str,
         nursery: trio.Nursery,
         log: EventLog,
+        on_phase: Callable[[str], None],
     ) -> None:
         self.parameters = dict(parameters)
         self.seed = seed
@@ -48,6 +61,9 @@ class Simulation:
         self.rng = self.rng_for("scenario")
         self.phase = "starting"
         self.horizon: float | None = None
+        self.ended_at = 0.0
+        self.speeds: list[Speed] = []
+        self._on_phase = on_phase
         self._world: World | None = None
 
     @property
@@ -70,6 +86,17 @@ class Simulation:
         digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
         return random.Random(int.from_bytes(digest))
 
+    def report_speed(self, name: str, *, goal: Goal | None = None) -> None:
+        """Report how fast the simulation runs while the present phase lasts.
+
+        The figure depends on the machine, unlike all others, and is added when the run has ended.
+
+        Args:
+            name: of the figure, which counts virtual seconds a real one.
+            goal: what it is to reach.
+        """
+        self.speeds.append(Speed(name, self.phase, goal))
+
     def begin(self, phase: str, *, until: float | None = None) -> None:
         """Tell the display, and the log, what comes now.
 
@@ -78,6 +105,7 @@ class Simulation:
             until: the virtual second at which the whole story should end, when that is known.
         """
         self.phase = phase
+        self._on_phase(phase)
         if until is not None:
             self.horizon = until
         self.log.record("phase", name=phase)

@@ -1,0 +1,1 @@
+"""The scenarios that ship: each module here holds one, as `SCENARIO`."""

@@ -1,0 +1,131 @@
+"""Values in the DHT that can be told from forgeries: public keys, under their own `/pk/` names.
+
+Each has a publisher, which stores it again and again while it is up, as libp2p asks of publishers.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from p2pnode.errors import P2PNodeError
+from p2pnode.protocols.kad.validators import PublicKeyValidator
+from p2pnode.wire.keys import PrivateKey
+from simulations.hops import Hops
+from simulations.node import Node
+from simulations.probes import Probes
+from simulations.simulation import Simulation
+
+_RETRY: Final = 10.0  # seconds until a publisher that could not store its value tries again
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value, its key in the DHT, and who publishes it."""
+
+    key: bytes
+    value: bytes
+    publisher: Node
+
+
+class Values:
+    """The values of a simulation.
+
+    Args:
+        sim: the simulation.
+        period: seconds between two times a publisher stores its value.
+    """
+
+    def __init__(self, sim: Simulation, period: float) -> None:
+        self._sim = sim
+        self._period = period
+        self._rng = sim.rng_for("values")
+        self._stored: list[Value] = []
+        self.probes = Probes()
+        self.hops = Hops(sim.world)
+
+    @property
+    def stored(self) -> list[Value]:
+        """Those that were stored at least once."""
+        return list(self._stored)
+
+    @property
+    def live(self) -> list[Value]:
+        """Those of them whose publisher is up."""
+        return [each for each in self._stored if each.publisher.is_up]
+
+    async def publish(self, nodes: Iterable[Node]) -> None:
+        """Let each of these nodes publish a value; returns when all are stored."""
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                nursery.start_soon(self.publish_soon(node).wait)
+
+    def publish_soon(self, node: Node) -> trio.Event:
+        """Let a node publish a value as soon as it has joined, and while it is up.
+
+        Returns:
+            What is set when the value is stored, or never will be.
+        """
+        stored = trio.Event()
+        key = PrivateKey.from_seed(self._rng.randbytes(32)).public_key
+        name = f"/{PublicKeyValidator.NAMESPACE}/".encode() + bytes(key.peer_id)
+        value = Value(name, key.protobuf, node)
+        self._sim.nursery.start_soon(self._keep_published, value, stored)
+        return stored
+
+    async def _keep_published(self, value: Value, stored: trio.Event) -> None:
+        node = value.publisher
+        await node.wait_joined()
+        while node.is_up:
+            try:
+                await node.dht.put_value(value.key, value.value)
+            except P2PNodeError:
+                await trio.sleep(_RETRY)
+                continue
+            if not stored.is_set():
+                self._stored.append(value)
+                self.hops.watch(value.key)
+                stored.set()
+            await trio.sleep(self._period * self._rng.uniform(0.9, 1.0))
+        stored.set()  # it went down before it could store anything
+
+    async def look_up(self, value: Value, node: Node) -> bool | None:
+        """Look a value up from a node; see `Probes.ask`."""
+        found = await self.probes.ask(
+            node, lambda: node.dht.get_value(value.key), lambda got: got == value.value
+        )
+        self._sim.log.record(
+            "value-looked-up", node=node.name, publisher=value.publisher.name, found=found
+        )
+        return found
+
+    async def look_up_some(
+        self,
+        count: int,
+        rng: random.Random,
+        *,
+        over: float,
+        among: Callable[[], Sequence[Value]],
+        askers: Callable[[], Sequence[Node]] | None = None,
+    ) -> None:
+        """Look up some values from some nodes, at random moments; returns when all have ended.
+
+        Args:
+            count: how many look-ups.
+            rng: draws who looks up what, and when.
+            over: seconds in which the look-ups begin.
+            among: gives the values to draw one from, at each look-up.
+            askers: gives the nodes to draw one from; by default all that have joined.
+        """
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for moment in sorted(rng.uniform(0, over) for _ in range(count)):
+                await trio.sleep_until(start + moment)
+                values, nodes = among(), (askers or self._joined)()
+                if values and nodes:
+                    nursery.start_soon(self.look_up, rng.choice(values), rng.choice(nodes))
+
+    def _joined(self) -> Sequence[Node]:
+        return self._sim.world.joined

@@ -1,0 +1,77 @@
+"""One seed of a sweep, in a process of its own: `python -m simulations.worker`.
+
+Reads a request from standard input, a line of JSON with the `plan` and the path of the event log's
+file, if it should be kept. Writes lines of JSON to standard output: `{"snapshot": …}` while it runs
+and one `{"outcome": …}` or `{"error": …}` at the end. When whoever started it is gone, the next
+snapshot has nowhere to go, and the worker ends.
+
+Ctrl-C reaches a whole group of processes; the parent alone decides what it means.
+"""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from p2pnode.errors import P2PNodeError
+from simulations.pulse import Snapshot
+from simulations.report.document import document_of, report_of
+from simulations.runner import Outcome, Plan, run_seed
+
+_LAST_LINES: Final = 12  # of a traceback, told to the parent
+
+
+def outcome_as_data(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as plain data."""
+    return {"document": document_of(outcome.report, outcome.facts), "steps": outcome.steps}
+
+
+def outcome_from_data(data: Mapping[str, Any]) -> Outcome:
+    """Return the outcome that `outcome_as_data` wrote."""
+    report, facts = report_of(data["document"])
+    return Outcome(facts=facts, report=report, steps=data["steps"])
+
+
+def describe_failure(error: BaseException) -> str:
+    """Say why a run ended without an outcome: a sentence, or the end of a traceback for a bug."""
+    if isinstance(error, P2PNodeError):
+        return str(error)
+    lines = "".join(traceback.format_exception(error)).strip().splitlines()
+    return "\n".join(lines[-_LAST_LINES:])
+
+
+def main() -> None:
+    """Run the seed that standard input asks for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request = json.loads(sys.stdin.readline())
+    plan = Plan(**request["plan"])
+    with contextlib.ExitStack() as stack:
+        log_file = None
+        if request["log"] is not None:
+            log_file = stack.enter_context(Path(request["log"]).open("wb"))
+        try:
+            outcome = run_seed(plan, log_file=log_file, observer=_show)
+        except BaseExceptionGroup as error:
+            _write("error", describe_failure(error))
+        except Exception as error:  # noqa: BLE001  # the boundary: the parent tells what failed
+            _write("error", describe_failure(error))
+        else:
+            _write("outcome", outcome_as_data(outcome))
+
+
+def _show(snapshot: Snapshot) -> None:
+    _write("snapshot", dataclasses.asdict(snapshot))
+
+
+def _write(kind: str, value: Any) -> None:
+    sys.stdout.write(json.dumps({kind: value}) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
