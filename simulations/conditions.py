@@ -21,6 +21,7 @@ from p2pnode.testing.network import (
     RegionMatrix,
     VirtualNetwork,
 )
+from simulations.liars import KINDS as LIES
 from simulations.parameters import Parameter
 from simulations.sessions import KINDS, Sessions
 
@@ -75,6 +76,12 @@ CHURN: Final[Mapping[str, Parameter]] = {
     "churn.downtime": Parameter(
         300.0, "until a node comes back, on average (exponential)", "s", 0.0
     ),
+}
+
+
+LIARS: Final[Mapping[str, Parameter]] = {
+    "liars.share": Parameter(0.0, "nodes that lie to whoever asks them", "%", 0.0, 100.0),
+    "liars.kind": Parameter("mixed", "how they lie", choices=("mixed", *LIES)),
 }
 
 

@@ -41,6 +41,7 @@ class Node:
         started_at: when it started, in virtual seconds.
         joined_at: when it had joined the DHT, or None.
         is_up: whether it runs.
+        liar: how it lies, or None.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Node:
         self.started_at = trio.current_time()
         self.joined_at: float | None = None
         self.is_up = True
+        self.liar: str | None = None
         self._announcer: Announcer | None = None
         self._announcing = trio.CancelScope()
         self._announcing_ended = trio.Event()

@@ -117,15 +117,15 @@ class Values:
             rng: draws who looks up what, and when.
             over: seconds in which the look-ups begin.
             among: gives the values to draw one from, at each look-up.
-            askers: gives the nodes to draw one from; by default all that have joined.
+            askers: gives the nodes to draw one from; by default all honest ones that have joined.
         """
         start = trio.current_time()
         async with trio.open_nursery() as nursery:
             for moment in sorted(rng.uniform(0, over) for _ in range(count)):
                 await trio.sleep_until(start + moment)
-                values, nodes = among(), (askers or self._joined)()
+                values, nodes = among(), (askers or self._honest)()
                 if values and nodes:
                     nursery.start_soon(self.look_up, rng.choice(values), rng.choice(nodes))
 
-    def _joined(self) -> Sequence[Node]:
-        return self._sim.world.joined
+    def _honest(self) -> Sequence[Node]:
+        return self._sim.world.honest

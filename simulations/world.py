@@ -22,6 +22,7 @@ from p2pnode.testing.network import IDEAL, Machine, Nat, VirtualNetwork
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
 from simulations.conditions import draw_machine, make_network
+from simulations.liars import KINDS, Liar
 from simulations.node import Node, Peers
 from simulations.simulation import Simulation
 
@@ -59,6 +60,7 @@ class World:
         self._sim = sim
         self._nursery = nursery
         self._names: dict[PeerId, str] = {}
+        self._liars: set[PeerId] = set()
         self._started = 0
         self._observers: list[tuple[type[Event], Callable[[Node, Any], None]]] = []
         self._machines = sim.rng_for("machines")
@@ -74,6 +76,11 @@ class World:
     def joined(self) -> list[Node]:
         """Those of the running nodes that have joined."""
         return [each for each in self.nodes.values() if each.joined_at is not None]
+
+    @property
+    def honest(self) -> list[Node]:
+        """Those that have joined and do not lie."""
+        return [each for each in self.joined if each.liar is None]
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -119,6 +126,8 @@ class World:
         await self._nursery.start(node.run)
         self.nodes[name] = node
         self._sim.log.record("node-started", node=name, again=again is not None)
+        if not is_bootstrap:
+            self._corrupt(node, again)
         entry = self.entry(rng) if peers is None else peers
         if is_bootstrap:
             self.bootstrap.append(node)
@@ -192,6 +201,22 @@ class World:
         self._sim.log.record(kind, node=node.name)
         return True
 
+    def _corrupt(self, node: Node, again: Node | None) -> None:
+        """Make a liar of the node, if it is one."""
+        parameters = self._sim.parameters
+        kind = parameters.get("liars.kind", "mixed")
+        lies, kind = node.rng.random() * 100, node.rng.choice(KINDS) if kind == "mixed" else kind
+        if again is not None:
+            kind, lies = again.liar or kind, 0.0 if again.liar else 100.0
+        if lies < parameters.get("liars.share", 0.0):
+            node.liar = kind
+            self._liars.add(node.peer_id)
+            Liar(node, kind, self._sim.rng_for(f"liar/{node.name}"), self._liars_up).start()
+            self._sim.log.record("node-lies", node=node.name, how=kind)
+
+    def _liars_up(self) -> list[Node]:
+        return [each for each in self.nodes.values() if each.liar is not None]
+
     async def _join(self, node: Node, entry: Peers) -> None:
         if await node.join(entry):
             took = round(trio.current_time() - node.started_at, 6)
@@ -216,6 +241,10 @@ class World:
         self.network.heal()
 
     # --- the log --------------------------------------------------------------------------------
+
+    def is_liar(self, peer_id: PeerId) -> bool:
+        """Whether a peer lies, or did when it was up."""
+        return peer_id in self._liars
 
     def name_of(self, peer_id: PeerId) -> str:
         """Return how the log calls a peer."""

@@ -9,7 +9,7 @@ import trio
 
 from simulations import Parameter, Scenario, Simulation, at_least
 from simulations.churn import Churn
-from simulations.conditions import CHURN, NETWORK, adapt
+from simulations.conditions import CHURN, LIARS, NETWORK, adapt
 from simulations.probes import mean, percentile, report_over_time
 from simulations.values import Values
 
@@ -85,6 +85,7 @@ SCENARIO = Scenario(
         "settle": Parameter(60.0, "between joining and the churn", "s", minimum=0.0),
         **adapt(NETWORK, {"network.loss": 5.0, "network.symmetric": 20.0}),
         **CHURN,
+        **LIARS,
     },
     run=run,
 )

@@ -7,7 +7,7 @@ survivors' care for them, still hold.
 import trio
 
 from simulations import Parameter, Scenario, Simulation, at_least, at_most
-from simulations.conditions import NETWORK, adapt
+from simulations.conditions import NETWORK
 from simulations.probes import Probes, report_over_time
 from simulations.values import Values
 
@@ -94,7 +94,7 @@ SCENARIO = Scenario(
         "look-ups": Parameter(50, "a minute, by nodes drawn at random", "1/min", minimum=1),
         "join.rate": Parameter(10.0, "nodes that start in a second", "1/s", minimum=0.001),
         "settle": Parameter(120.0, "between joining and the failure", "s", minimum=0.0),
-        **adapt(NETWORK, {}),
+        **NETWORK,
     },
     run=run,
 )

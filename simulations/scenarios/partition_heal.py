@@ -12,11 +12,11 @@ from functools import partial
 import trio
 
 from p2pnode.errors import NoPeersError
-from p2pnode.protocols.kad.keys import point
 from simulations import Parameter, Scenario, Simulation, at_least, at_most
-from simulations.conditions import NETWORK, adapt
+from simulations.conditions import NETWORK
 from simulations.node import Node
 from simulations.probes import Probes, report_over_time
+from simulations.truth import begins_with, closest_to
 from simulations.values import Values
 
 _ROUND = 30.0  # seconds between two looks at whether the halves have found together
@@ -124,14 +124,11 @@ async def _join_apart(sim: Simulation) -> tuple[list[Node], list[Node]]:
 
 
 async def _look_for_closest(sim: Simulation, node: Node, key: bytes, probes: Probes) -> None:
-    """Ask for the peers closest to a key; the right answer begins with the closest of all."""
-    target = point(key)
-    servers = [each for each in sim.world.nodes.values() if each.dht.serves and each is not node]
-    right = min(servers, key=lambda each: point(each.peer_id) ^ target)
+    closest = closest_to(sim.world, key, node)
     found = await probes.ask(
-        node, partial(node.dht.closest_peers, key), lambda peers: peers[0] == right.peer_id
+        node, partial(node.dht.closest_peers, key), begins_with(sim.world, closest)
     )
-    sim.log.record("closest-looked-up", node=node.name, closest=right.name, found=found)
+    sim.log.record("closest-looked-up", node=node.name, closest=closest.name, found=found)
 
 
 SCENARIO = Scenario(
@@ -148,7 +145,7 @@ SCENARIO = Scenario(
         ),
         "join.rate": Parameter(10.0, "nodes that start in a second", "1/s", minimum=0.001),
         "settle": Parameter(120.0, "between joining and the partition", "s", minimum=0.0),
-        **adapt(NETWORK, {}),
+        **NETWORK,
     },
     run=run,
 )
