@@ -27,6 +27,7 @@ class NetworkSettings:
     websocket_max_empty_frames: int = 100  # pings and the like in a row, without data between
     tls_certificate: str = ""  # a PEM file: the chain to listen on /wss with
     tls_key: str = ""  # a PEM file: the key of that certificate
+    tls_check_interval: float = 60.0  # between looks at these files, which may have been renewed
     tls_authorities: str = ""  # a PEM file: trusted on dialling /wss, besides the system's
     dns_servers: tuple[str, ...] = ()  # asked instead of the system's, as 192.0.2.1 or [::1]:53
     dns_timeout: float = 4.0  # for one address, with all the names behind it

@@ -11,7 +11,6 @@ or speaks no HTTP, delays nobody else. When too many upgrades are under way, the
 has most of them gives way.
 """
 
-import ssl
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -33,7 +32,13 @@ from p2pnode.transport.handshakes import Handshakes
 from p2pnode.transport.reuse import Endpoint
 from p2pnode.transport.tcp import TcpListener, TcpTransport, endpoint_of, listen_error, no_answer
 from p2pnode.transport.websocket.stream import WebSocketStream
-from p2pnode.transport.websocket.tls import client_context, server_context
+from p2pnode.transport.websocket.tls import (
+    ServerCertificate,
+    TlsStream,
+    client_context,
+    server_certificate,
+    tls_failure,
+)
 from p2pnode.wire.addresses import ip_of
 
 _IP6_HOST_BITS: Final = 64
@@ -85,7 +90,7 @@ class WebSocketTransport(Transport):
         self._settings = settings or NetworkSettings()
         self._events = events or EventBus()
         self._tcp = TcpTransport(self._settings)
-        self._server_tls = server_context(self._settings)
+        self._certificate = server_certificate(self._settings, self._events)
         # Reading the system's authorities takes a while, and most nodes never need them.
         self._client_tls = (
             client_context(self._settings) if self._settings.tls_authorities else None
@@ -144,11 +149,11 @@ class WebSocketTransport(Transport):
             remote_address=address,
         )
 
-    async def _greet(self, stream: trio.abc.Stream, name: str) -> trio.SSLStream[trio.abc.Stream]:
+    async def _greet(self, stream: trio.abc.Stream, name: str) -> TlsStream:
         if self._client_tls is None:
             self._client_tls = client_context(self._settings)
-        secured = trio.SSLStream(
-            stream, self._client_tls, server_hostname=name, https_compatible=True
+        secured = TlsStream(
+            trio.SSLStream(stream, self._client_tls, server_hostname=name, https_compatible=True)
         )
         await secured.do_handshake()
         return secured
@@ -169,7 +174,7 @@ class WebSocketTransport(Transport):
                 f"cannot listen on {address}; give an IP address and a port, "
                 "such as /ip4/0.0.0.0/tcp/4002/ws"
             )
-        if place.secure and self._server_tls is None:
+        if place.secure and self._certificate is None:
             raise ConfigError(
                 f"cannot listen on {address} without a certificate; set network.tls_certificate "
                 "and network.tls_key"
@@ -181,7 +186,7 @@ class WebSocketTransport(Transport):
             raise listen_error(address, error) from error
         listener = WebSocketListener(
             tcp,
-            tls=self._server_tls if place.secure else None,
+            certificate=self._certificate if place.secure else None,
             nursery=nursery,
             settings=self._settings,
             events=self._events,
@@ -202,14 +207,14 @@ class WebSocketListener(Listener):
         self,
         tcp: TcpListener,
         *,
-        tls: ssl.SSLContext | None,
+        certificate: ServerCertificate | None,
         nursery: trio.Nursery,
         settings: NetworkSettings,
         events: EventBus,
     ) -> None:
         self._tcp = tcp
-        self._tls = tls
-        self._tail = _PLAIN if tls is None else _SECURE
+        self._certificate = certificate
+        self._tail = _PLAIN if certificate is None else _SECURE
         self._nursery = nursery
         self._settings = settings
         self._events = events
@@ -263,9 +268,10 @@ class WebSocketListener(Listener):
         try:
             if self._closed:
                 return "the listener is closed"
-            if self._tls is not None:
-                stream = secured = trio.SSLStream(
-                    stream, self._tls, server_side=True, https_compatible=True
+            if self._certificate is not None:
+                context = self._certificate.context(trio.current_time())
+                stream = secured = TlsStream(
+                    trio.SSLStream(stream, context, server_side=True, https_compatible=True)
                 )
                 await secured.do_handshake()
             stream = web = WebSocketStream(stream, ConnectionType.SERVER, self._settings)
@@ -320,12 +326,7 @@ def _reason(error: BaseException) -> str | None:
         case trio.TooSlowError():
             return "the upgrade took too long"
         case trio.BrokenResourceError() | trio.ClosedResourceError():
-            cause = error.__cause__
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                return f"its certificate is not to be trusted: {cause.verify_message}"
-            if isinstance(cause, ssl.SSLError) and cause.reason:
-                return f"TLS failed: {cause.reason.lower().replace('_', ' ')}"
-            return "the other end hung up during the upgrade"
+            return tls_failure(error) or "the other end hung up during the upgrade"
         case ValueError():  # a name that TLS cannot ask for
             return f"TLS cannot ask for it: {error}"
     return None

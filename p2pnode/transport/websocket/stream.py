@@ -20,6 +20,7 @@ from wsproto.utilities import LocalProtocolError
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import HandshakeError, P2PNodeError
 from p2pnode.transport.websocket.core import ByteStreamWebSocket
+from p2pnode.transport.websocket.tls import TlsStream
 
 _PATH: Final = "/"
 _CLEAN: Final = frozenset(
@@ -115,6 +116,8 @@ class WebSocketStream(trio.abc.Stream):
 
     def _failure(self) -> P2PNodeError | None:
         failure = self._core.failure
+        if failure is None and isinstance(self._raw, TlsStream):
+            failure = self._raw.failure
         return None if failure is None else type(failure)(str(failure))
 
     # --- the stream -----------------------------------------------------------------------------

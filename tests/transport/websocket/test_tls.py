@@ -1,16 +1,25 @@
 """Certificates of `/wss`."""
 
+import contextlib
 import dataclasses
+import ssl
 from pathlib import Path
 
 import pytest
 import trio
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import ConfigError, DialError
 from p2pnode.events import EventBus
+from p2pnode.testing.certificates import write_certificate
 from p2pnode.transport.websocket import UpgradeFailed, WebSocketTransport
+from p2pnode.transport.websocket.tls import (
+    CertificateRefused,
+    CertificateRenewed,
+    ServerCertificate,
+)
 from p2pnode.wire.addresses import parse_address
 
 SECURE = parse_address("/ip4/127.0.0.1/tcp/0/tls/ws")
@@ -119,3 +128,99 @@ def test_a_locked_key_is_refused_without_a_question(tls_settings, locked):
 def test_certificate_and_key_go_together(tls_settings, name):
     with pytest.raises(ConfigError, match="set both"):
         WebSocketTransport(dataclasses.replace(tls_settings, **{name: ""}))
+
+
+class Renewal:
+    """A certificate that is replaced while a transport listens with it."""
+
+    def __init__(self, folder, events):
+        self.folder = folder
+        self.files = write_certificate(folder)
+        self.settings = NetworkSettings(
+            tls_certificate=str(self.files.certificate), tls_key=str(self.files.key)
+        )
+        self.told = []
+        events.on(CertificateRenewed, self.told.append)
+        events.on(CertificateRefused, self.told.append)
+        self.certificate = ServerCertificate(self.settings, events)
+
+    def renew(self):
+        self.files = write_certificate(self.folder)
+
+    def shown(self, now):
+        """Return the serial number that a handshake at `now` shows."""
+        context = self.certificate.context(now)
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        client = trusting.wrap_bio(to_client, to_server)
+        server = context.wrap_bio(to_server, to_client, server_side=True)
+        for side in (client, server, client):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+        return x509.load_der_x509_certificate(client.getpeercert(binary_form=True)).serial_number
+
+
+@pytest.fixture
+def renewal(tmp_path):
+    return Renewal(tmp_path, EventBus())
+
+
+def test_a_renewed_certificate_is_shown_within_a_minute_and_told_of(renewal):
+    old = renewal.files.serial_number
+    assert renewal.shown(now=0) == old
+    renewal.renew()
+    assert renewal.shown(now=59) == old
+    assert renewal.shown(now=60) == renewal.files.serial_number != old
+    assert renewal.told == [CertificateRenewed(certificate=renewal.settings.tls_certificate)]
+
+
+def test_files_that_did_not_change_are_not_loaded_again(renewal):
+    context = renewal.certificate.context(0)
+    assert all(renewal.certificate.context(now) is context for now in range(0, 1000, 60))
+    assert renewal.told == []
+
+
+@pytest.mark.parametrize("half", ["certificate", "key"])
+def test_half_a_renewal_is_told_once_and_the_old_certificate_stays(renewal, half):
+    before = renewal.files
+    old_key, old_certificate = before.key.read_bytes(), before.certificate.read_bytes()
+    renewal.renew()
+    new_key = renewal.files.key.read_bytes()
+    new_certificate = renewal.files.certificate.read_bytes()
+    if half == "certificate":
+        before.key.write_bytes(old_key)
+    else:
+        before.certificate.write_bytes(old_certificate)
+    for now in (0, 60, 120):
+        assert renewal.shown(now) == before.serial_number
+    (refused,) = renewal.told
+    assert "key values mismatch" in refused.reason
+    before.key.write_bytes(new_key)
+    before.certificate.write_bytes(new_certificate)
+    assert renewal.shown(now=180) == renewal.files.serial_number
+
+
+def test_a_certificate_that_is_gone_for_a_while_stays_in_use(renewal):
+    renewal.files.certificate.unlink()
+    assert renewal.shown(now=0) == renewal.files.serial_number
+    assert "no such file" in renewal.told[0].reason
+    renewal.renew()
+    assert renewal.shown(now=60) == renewal.files.serial_number
+
+
+@pytest.mark.real
+async def test_a_listener_shows_the_renewed_certificate_without_a_restart(nursery, tmp_path):
+    files = write_certificate(tmp_path)
+    listening = NetworkSettings(
+        tls_certificate=str(files.certificate), tls_key=str(files.key), tls_check_interval=1e-9
+    )
+    transport = WebSocketTransport(listening)
+    await nursery.start(transport.run)
+    listener = await transport.listen(SECURE)
+    for _ in range(2):
+        trusting = NetworkSettings(tls_authorities=str(write_certificate(tmp_path).certificate))
+        async with trio.open_nursery() as accepting:
+            accepting.start_soon(listener.accept)
+            assert await dial(trusting, listener, "/wss") == "connected"
+    await listener.aclose()
