@@ -78,7 +78,7 @@ def test_the_dht_answers_or_refuses_it(requests):
     for data in requests:
         try:
             request = kad.decode(data)
-            answer = core.receive_request(OTHER.peer_id, request, kad.Contact, 1000.0)
+            answer = core.receive_request(OTHER.peer_id, request, kad.Contact, 0.0, 1000.0)
         except ProtocolError:
             continue
         if answer is not None:

@@ -1,12 +1,16 @@
 """Attacks on WebSocket: on the upgrade, and by frames that are no good.
 
-The attacker speaks HTTP and frames by hand, over a TCP connection to the port of the WebSocket.
+The attacker speaks HTTP and frames by hand, over a TCP connection to the port of the WebSocket, or
+over TLS on top of it.
 """
 
 import struct
 from typing import Final
 
+import trio
+
 from p2pnode.testing.hostile.attacker import Attack, Attacker, send_or_be_cut
+from p2pnode.testing.hostile.tls import secured, send_beneath
 
 _MASK: Final = bytes(4)  # leaves the bytes as they are
 _ANSWER_END: Final = b"\r\n\r\n"
@@ -63,24 +67,40 @@ FRAMES: Final[dict[str, bytes]] = {
 }
 
 
-def at_upgrade(request: bytes) -> Attack:
+def at_upgrade(request: bytes, *, secure: bool = False) -> Attack:
     """Ask for something else than an upgrade, or for nothing."""
 
     async def attack(attacker: Attacker) -> None:
-        await send_or_be_cut(await attacker.open(), request)
+        stream = await (secured(attacker) if secure else attacker.open())
+        await send_or_be_cut(stream, request)
 
     return attack
 
 
-def upgraded(frames: bytes) -> Attack:
+def upgraded(frames: bytes, *, secure: bool = False) -> Attack:
     """Upgrade, and then send these frames."""
 
     async def attack(attacker: Attacker) -> None:
-        raw = await attacker.open()
-        await raw.send_all(REQUEST)
-        answer = b""
-        while _ANSWER_END not in answer:
-            answer += await raw.receive_some(4096)
-        await send_or_be_cut(raw, frames)
+        stream = await (secured(attacker) if secure else attacker.open())
+        await _upgrade(stream)
+        await send_or_be_cut(stream, frames)
 
     return attack
+
+
+def upgraded_beneath(data: bytes) -> Attack:
+    """Upgrade over TLS, and then send data that is no record of it."""
+
+    async def attack(attacker: Attacker) -> None:
+        stream = await secured(attacker)
+        await _upgrade(stream)
+        await send_beneath(stream, data)
+
+    return attack
+
+
+async def _upgrade(stream: trio.abc.Stream) -> None:
+    await stream.send_all(REQUEST)
+    answer = b""
+    while _ANSWER_END not in answer:
+        answer += await stream.receive_some(4096)
