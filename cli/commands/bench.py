@@ -19,6 +19,47 @@ def bench() -> None:
 
 @bench.command()
 @click.option(
+    "--daemons",
+    type=click.IntRange(2, 256),
+    default=32,
+    show_default=True,
+    help="Real processes; each needs about 60 MB.",
+)
+@click.option(
+    "--values",
+    type=click.IntRange(1, 100_000),
+    default=200,
+    show_default=True,
+    help="Stored by daemons drawn at random, and found from others.",
+)
+@click.option(
+    "--hosts",
+    type=click.IntRange(0, 64),
+    default=2,
+    show_default=True,
+    help="How many of the daemons host 16 experts each; those need about 350 MB.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
+@json_option
+def dht(*, daemons: int, values: int, hosts: int, seed: int, as_json: bool) -> None:
+    """Measure storing and finding in a DHT of real daemons on loopback.
+
+    Nothing leaves this machine, and the daemons end with the command. All of them share its
+    processors: in a DHT of as many machines, the network's round trips count instead.
+    """
+    if hosts >= daemons:
+        raise click.UsageError("some of the daemons must not host, to look for the experts")
+    from cli.bench.dht import Plan, run_dht  # noqa: PLC0415  # `bench --help` stays quick
+    from cli.bench.figures import print_figures  # noqa: PLC0415
+    from cli.output import print_note  # noqa: PLC0415
+
+    plan = Plan(daemons=daemons, values=values, hosts=hosts, seed=seed)
+    figures = run_dht(plan, tell=(lambda _text: None) if as_json else print_note)
+    print_figures(f"DHT of {daemons} daemons, loopback TCP", figures, as_json=as_json)
+
+
+@bench.command()
+@click.option(
     "--rounds",
     type=click.IntRange(1, 100),
     default=7,

@@ -23,6 +23,7 @@ from p2pnode import __version__
 from p2pnode.config import HostingSettings, NodeSettings, Settings
 from p2pnode.daemon.control.service import ControlServer
 from p2pnode.daemon.data_dir import DataDir
+from p2pnode.daemon.dht import DhtCommands
 from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError, NoPeersError
 from p2pnode.events import Event, EventBus
@@ -149,6 +150,7 @@ class Node:
                     "ping": self._ping,
                     "host": self._host,
                     "stop": self._stop_now,
+                    **DhtCommands(self.network).methods(),
                 },
                 request_limit=self.settings.node.control_request_limit,
             )

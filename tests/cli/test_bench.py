@@ -1,10 +1,12 @@
 """The benchmarks run and report; how fast they find us is for people to judge."""
 
 import json
+import random
 
 import pytest
 from click.testing import CliRunner
 
+from cli.bench import dht
 from cli.bench.figures import Figure, Goal
 from cli.main import cli
 
@@ -33,6 +35,45 @@ def test_each_figure_of_streams_is_one_line():
         assert figure["met"] in {True, False, None}
         assert (figure["ratio"] is None) == (figure["baseline"] is None)
     assert all(figure["value"] > 0 for figure in figures[:-1])
+
+
+@pytest.mark.real
+def test_a_small_dht_of_real_daemons_finds_everything():
+    sizes = ["--daemons", "3", "--values", "4", "--hosts", "0"]
+    result = CliRunner().invoke(cli, ["bench", "dht", "--json", *sizes])
+    assert result.exit_code == 0, result.output
+    figures = {each["name"]: each for each in map(json.loads, result.output.splitlines())}
+    assert list(figures) == [
+        "start",
+        *("store_p50", "store_p99", "get_p50", "get_p99", "values_found"),
+    ]
+    assert figures["values_found"]["value"] == 100
+    assert figures["values_found"]["met"]
+    assert 0 < figures["get_p50"]["value"] <= figures["get_p99"]["value"]
+    assert figures["store_p50"]["rounds"] == 4
+
+
+def test_each_expert_is_looked_for_by_a_daemon_that_has_not_asked_for_its_row(monkeypatch):
+    asked = []
+
+    def answer(daemon, method, *, patterns):
+        asked.append((daemon, *patterns))
+        return [{"uid": patterns[0], "hosts": [] if patterns == ["bench/ffn.1.3"] else ["host"]}]
+
+    monkeypatch.setattr(dht, "_ask", answer)
+    askers = [f"daemon-{n}" for n in range(dht.EXPERTS_EACH)]
+    *_, found = dht._experts(askers, 2, random.Random(0))
+    assert (found.name, found.value, found.met) == ("experts_found", 100 * 31 / 32, False)
+    assert sorted(expert for _, expert in asked) == sorted(
+        f"bench/ffn.{row}.{column}" for row in range(2) for column in range(dht.EXPERTS_EACH)
+    )
+    assert len({(daemon, expert.split(".")[1]) for daemon, expert in asked}) == len(asked)
+
+
+def test_a_dht_in_which_nobody_could_look_for_experts_is_refused():
+    result = CliRunner().invoke(cli, ["bench", "dht", "--daemons", "2", "--hosts", "2"])
+    assert result.exit_code == 2
+    assert "must not host" in result.output
 
 
 def test_sizes_are_bounded():
