@@ -1,6 +1,7 @@
 """The scenario `learning-convergence`: every combination of variant, delay and failures."""
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
@@ -14,7 +15,8 @@ from simulations.learning.training import Evaluation, History, Schedule, train
 from simulations.report import Axis, Report, at_least, at_most
 from simulations.simulation import Simulation
 
-_SMOOTHED: Final = 3  # evaluations whose mean is the accuracy "at the end"
+_SMOOTHED: Final = 5  # evaluations whose mean is the accuracy "at the end"
+_BARS: Final = 40  # of a histogram, at most
 _MOST_LOST: Final = 5.0  # points of accuracy that one failure in ten may cost
 _LEAST_STALE: Final = 85.0  # % of the law: starting, and queueing for the model, cost some
 _TOLD: Final = {
@@ -192,7 +194,7 @@ def _report(report: Report, histories: dict[Run, History]) -> None:
     _table(report, histories)
     report.note(
         "Compute takes a modelled duration on a virtual clock; losses and gradients are real. The"
-        " accuracy at the end is the mean of the last three evaluations."
+        " accuracy at the end is the mean of the last five evaluations."
     )
     report.note(
         "What delays do to learning they do by making gradients stale, and how stale depends on how"
@@ -256,12 +258,15 @@ def _staleness(report: Report, histories: dict[Run, History]) -> None:
         goal=at_least(_LEAST_STALE),
         detail="" if mean is None else f"{mean:.1f} steps on average, {max(steady)} at most",
     )
+    width = 1 + max(history.staleness) // _BARS
+    counts = Counter(each // width for each in history.staleness)
+    bars = range(max(counts) + 1)
     report.series(
         "staleness",
-        range(max(history.staleness) + 1),
-        [history.staleness.count(each) for each in range(max(history.staleness) + 1)],
+        [width * each for each in bars],
+        [counts[each] for each in bars],
         x_label="steps taken since the gradient was computed",
-        y_label="gradients",
+        y_label="gradients" if width == 1 else f"gradients, each bar of {width} steps",
         style="bars",
     )
     report.plot(f"staleness, {run.panel}", ["staleness"])
@@ -291,5 +296,5 @@ def _table(report: Report, histories: dict[Run, History]) -> None:
             )
             for run, history in histories.items()
         ],
-        caption="The mean of the last three evaluations.",
+        caption="The mean of the last five evaluations.",
     )

@@ -20,6 +20,7 @@ _ROW_HEIGHT: Final = 3.3  # inches
 _LABEL_POINTS: Final = 8.5
 _LABEL_PITCH: Final = 11.0  # points between the middles of two labels
 _FEW_POINTS: Final = 25  # so many get a dot each
+_TICKS: Final = 7  # of an axis of whole numbers, at most
 _FEW_TICKS: Final = 8  # so many points of a logarithmic axis have a tick each
 _DOTS_PER_INCH: Final = 150
 
@@ -172,7 +173,7 @@ def _limit(axes: Axes, plot: Plot, shown: Sequence[Series]) -> None:
             axes.set_xticks(xs)
             axes.xaxis.set_minor_locator(NullLocator())
     elif all(each == int(each) for each in xs):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=_TICKS, integer=True))
     axes.yaxis.set_major_formatter(lambda y, _: number_text(y))
     if len(xs) > 1 and not plot.log_x and all(each.style != "bars" for each in shown):
         axes.set_xlim(xs[0], xs[-1])

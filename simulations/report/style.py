@@ -32,9 +32,11 @@ def line_of(number: int) -> tuple[str, str | tuple[float, tuple[float, ...]]]:
 
 def number_text(value: float) -> str:
     """Write a number for a reader: four digits that mean something, thousands apart."""
-    if value == int(value) and abs(value) < 1e15:
+    if value < 0:
+        return f"\N{MINUS SIGN}{number_text(-value)}"
+    if value == int(value) and value < 1e15:
         return f"{int(value):,}"
-    digits = 4 - 1 - math.floor(math.log10(abs(value)))
+    digits = 4 - 1 - math.floor(math.log10(value))
     if digits <= 0:
         return f"{value:,.0f}"
     return f"{value:,.{digits}f}".rstrip("0").rstrip(".") if digits <= 7 else f"{value:.3g}"
