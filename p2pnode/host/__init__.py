@@ -8,6 +8,8 @@ from p2pnode.host.interfaces import (
     LocalPeerChanged,
     PeerIdentified,
     PeerMisbehaved,
+    Reachability,
+    ReachabilityChanged,
     Stream,
     StreamHandler,
 )
@@ -20,6 +22,8 @@ __all__ = [
     "LocalPeerChanged",
     "PeerIdentified",
     "PeerMisbehaved",
+    "Reachability",
+    "ReachabilityChanged",
     "Stream",
     "StreamHandler",
 ]

@@ -8,6 +8,7 @@ memory, so that the same services run by the thousand in a simulation.
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
 
 import trio
@@ -264,6 +265,21 @@ class PeerIdentified(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalPeerChanged(Event):
     """This node's addresses or the protocols it serves have changed."""
+
+
+class Reachability(Enum):
+    """Whether others can dial this node."""
+
+    UNKNOWN = "unknown"
+    PUBLIC = "public"
+    PRIVATE = "private"  # behind a NAT or a firewall
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReachabilityChanged(Event):
+    """It was found out whether others can dial this node."""
+
+    reachability: Reachability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

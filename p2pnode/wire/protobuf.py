@@ -26,13 +26,13 @@ def walk_fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """
     offset = 0
     while offset < len(data):
-        tag, offset = _read_varint(data, offset)
+        tag, offset = read_varint(data, offset)
         kind = tag & 7
         size = _FIXED_SIZES.get(kind, 0)
         if kind == _LENGTH_DELIMITED:
-            size, offset = _read_varint(data, offset)
+            size, offset = read_varint(data, offset)
         elif kind == _VARINT:
-            _, offset = _read_varint(data, offset)
+            _, offset = read_varint(data, offset)
         elif not size:
             raise ProtocolError("a protobuf holds a field of an unknown kind")
         if offset + size > len(data):
@@ -41,8 +41,15 @@ def walk_fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         offset += size
 
 
-def _read_varint(data: memoryview, offset: int) -> tuple[int, int]:
-    """Read a number as protobuf has it: up to ten bytes, in any form."""
+def read_varint(data: bytes | memoryview, offset: int) -> tuple[int, int]:
+    """Read a number as protobuf has it: up to ten bytes, in any form.
+
+    Returns:
+        The number and the offset behind it.
+
+    Raises:
+        ProtocolError: it is longer, or `data` ends inside it.
+    """
     value = shift = 0
     while offset < len(data) and shift < _MAX_VARINT_BITS:
         byte = data[offset]

@@ -287,12 +287,12 @@ async def test_announcing_is_cancelled_cleanly(swarm_network, autojump_clock):
         node = await net.start([first], key=key)
         other = Announcer(node.host, node.dht, key)
         other.add(expand("ffn0.0", RUN))
-        tasks = len(node.dht._nursery.child_tasks)
+        tasks = node.dht.busy
         with trio.move_on_after(0.05) as scope:
             await other.announce()
         assert scope.cancelled_caught
         await trio.testing.wait_all_tasks_blocked()
-        assert len(node.dht._nursery.child_tasks) == tasks
+        assert node.dht.busy == tasks
 
 
 async def test_a_round_longer_than_the_period_still_reaches_every_prefix(

@@ -186,13 +186,13 @@ async def test_a_cancelled_lookup_leaves_nothing_behind(swarm_network, autojump_
         host = await net.start(experts=["blocks.0"])
         trainer = await net.start([host], server=False)
         await trio.testing.wait_all_tasks_blocked()
-        tasks = len(trainer.dht._nursery.child_tasks)
+        tasks = trainer.dht.busy
         with trio.move_on_after(0.05) as scope:
             await trainer.directory.listings(RUN, Kind.HOSTS, ["blocks", "ffn0", "ffn1"], 4)
         assert scope.cancelled_caught
         await trio.testing.wait_all_tasks_blocked()
-        assert len(trainer.dht._nursery.child_tasks) == tasks
-        assert trainer.dht._searches == {}
+        assert trainer.dht.busy == tasks
+        assert len(trainer.dht._searches) == 0
         assert len(await trainer.directory.hosts(UID)) == 1
 
 

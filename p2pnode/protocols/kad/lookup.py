@@ -5,7 +5,7 @@ asked yet, learn closer ones from their answers, and end when the k closest know
 
 | state of a peer | becomes  | when                                               |
 |-----------------|----------|----------------------------------------------------|
-| known           | asked    | it is among the k closest that have not failed     |
+| known           | asked    | it is among those wanted                           |
 | asked           | answered | its answer came, however late                      |
 | asked           | failed   | its request failed; it no longer counts among the k |
 
@@ -13,18 +13,57 @@ A request that takes longer than `patience` is slow. A slow request frees its sl
 silent peers cannot stop a look-up. And when beta of the closest have answered (half of them, where
 few are known) and everybody else among them is slow, the look-up ends without them. `patience`
 grows with the slowest answer seen, so that on slow links everybody is still waited for.
+
+Against peers that lie, three rules:
+
+- The look-up follows several paths (Baumgart and Mies, S/Kademlia, 2007). A peer belongs to the
+  path that first named it and is asked on that path alone; each path has its share of the slots,
+  and goes on until the closest peers it knows itself have answered. So whom a liar names may
+  mislead its own path, and no other.
+- Who named peers of which few answer is not believed: the rest of what it named comes last.
+- Of one network, no more than `max_per_group` are counted among the k closest while others are to
+  be had.
 """
 
 import bisect
+from collections import Counter
 from collections.abc import Iterable
-from itertools import islice
+from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 
 from p2pnode.protocols.kad.keys import point
+from p2pnode.protocols.kad.messages import Contact
 from p2pnode.wire.peer_id import PeerId
 
 MAX_CANDIDATES: Final = 512  # remembered per look-up: the closest; liars cannot make it grow
 _SLOWNESS: Final = 4.0  # a request is slow after so many times the slowest answer, at least
+_SCOUTS: Final = 2  # peers that each path asks, even when other paths know k that are closer
+_DOUBT: Final = 3  # unanswered requests to those a peer named, from which on it may be doubted
+
+Named = tuple[Contact, bytes | None]  # a peer, and the network that it counts for
+
+
+class _State(Enum):
+    KNOWN = auto()
+    ASKED = auto()
+    ANSWERED = auto()
+    FAILED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class _Candidate:
+    contact: Contact
+    distance: int
+    group: bytes | None
+    informer: "_Candidate | None"  # who named it; None for a seed
+    path: int
+    hop: int
+    state: _State = _State.KNOWN
+    since: float = 0.0  # when it was asked
+    is_slow: bool = False
+    good: int = 0  # of those it named: how many answered,
+    bad: int = 0  # and how many failed or are slow
 
 
 class Lookup:
@@ -32,97 +71,249 @@ class Lookup:
 
     `next_queries` says whom to ask, `receive_answer` and `receive_failure` tell what came of it,
     and `is_finished` whether to stop; when nothing happens, look again at `next_deadline`.
+
+    Args:
+        target: a point.
+        seeds: whom to begin with, the closest first, each with its network if that counts.
+        k: how many closest to find.
+        alpha: requests under way at once.
+        beta: answers without which slow peers are waited for.
+        patience: seconds after which a request is slow, at first.
+        paths: how many disjoint ones.
+        max_per_group: peers of one network among the k closest.
     """
 
     def __init__(
         self,
         target: int,
-        seeds: Iterable[PeerId],
+        seeds: Iterable[Named],
         *,
         k: int,
         alpha: int,
         beta: int,
         patience: float,
+        paths: int = 1,
+        max_per_group: int = 2**31,
     ) -> None:
         self._target = target
         self._k = k
         self._alpha = alpha
         self._beta = beta
         self._patience = patience
+        self._paths = max(1, min(paths, alpha))
+        self._max_per_group = max_per_group
         self._order: list[tuple[int, PeerId]] = []  # every candidate with its distance, sorted
-        self._known: set[PeerId] = set()
-        self._asked: dict[PeerId, float] = {}  # in flight, and since when
-        self._answered: set[PeerId] = set()
-        self._failed: set[PeerId] = set()
-        self._learn(seeds)
+        self._known: dict[PeerId, _Candidate] = {}
+        self._asked: dict[PeerId, _Candidate] = {}  # in flight
+        self._wanted: tuple[list[_Candidate], list[_Candidate]] | None = None
+        self._turn = 0  # the path that chooses next
+        self.answered = 0  # how many peers answered so far
+        self.asked = 0  # how many were asked
+        for number, (contact, group) in enumerate(seeds):
+            self._learn(contact, group, None, number % self._paths, 0)
+
+    def contact_of(self, peer: PeerId) -> Contact:
+        """Return what is known of a peer that the look-up names."""
+        return self._known[peer].contact
 
     def next_queries(self, now: float) -> list[PeerId]:
         """Name the peers to ask now; they count as asked."""
-        slots = self._alpha - sum(not self._is_slow(since, now) for since in self._asked.values())
-        idle = (
-            peer
-            for peer in self._frontier()
-            if peer not in self._asked and peer not in self._answered
-        )
-        chosen = list(islice(idle, max(slots, 0)))
-        self._asked.update(dict.fromkeys(chosen, now))
-        return chosen
+        self._notice_slow(now)
+        busy = Counter(each.path for each in self._asked.values() if not each.is_slow)
+        slots = self._alpha - busy.total()
+        if slots <= 0:
+            return []
+        frontier, scouts = self._want()
+        idle = [each for each in (*frontier, *scouts) if each.state is _State.KNOWN]
+        chosen = self._share(idle, slots, busy)
+        for each in chosen:
+            each.state, each.since = _State.ASKED, now
+            self._asked[each.contact.peer_id] = each
+        self.asked += len(chosen)
+        return [each.contact.peer_id for each in chosen]
 
-    def receive_answer(self, peer: PeerId, closer: Iterable[PeerId], now: float) -> None:
-        """Take the answer of `peer`, and the peers that it says are closer."""
-        since = self._asked.pop(peer, now)
-        self._patience = max(self._patience, _SLOWNESS * (now - since))
-        self._failed.discard(peer)
-        self._answered.add(peer)
-        self._learn(closer)
+    def receive_answer(
+        self,
+        peer: PeerId,
+        closer: Iterable[Named],
+        now: float,
+    ) -> None:
+        """Take the answer of `peer`: the peers that it says are closer, each with its network."""
+        candidate = self._known[peer]
+        self._asked.pop(peer, None)
+        self._patience = max(self._patience, _SLOWNESS * (now - candidate.since))
+        if candidate.informer is not None:
+            candidate.informer.good += 1
+            if candidate.is_slow or candidate.state is _State.FAILED:
+                candidate.informer.bad -= 1
+        self.answered += candidate.state is not _State.ANSWERED
+        candidate.state, candidate.is_slow = _State.ANSWERED, False
+        for contact, group in closer:
+            self._learn(contact, group, candidate, candidate.path, candidate.hop + 1)
+        self._wanted = None
 
     def receive_failure(self, peer: PeerId) -> None:
         """Leave `peer` out of the rest of the look-up."""
+        candidate = self._known[peer]
         self._asked.pop(peer, None)
-        self._failed.add(peer)
+        if candidate.informer is not None and not candidate.is_slow:
+            candidate.informer.bad += 1
+        candidate.state, candidate.is_slow = _State.FAILED, False
+        self._wanted = None
 
     def is_finished(self, now: float) -> bool:
         """Tell whether the closest peers have answered, or nobody is left to wait for."""
-        frontier = self._frontier()
-        unanswered = [peer for peer in frontier if peer not in self._answered]
+        self._notice_slow(now)
+        frontier, scouts = self._want()
+        unanswered = [each for each in (*frontier, *scouts) if each.state is not _State.ANSWERED]
         if not unanswered:
             return True
         enough = min(self._beta, (len(frontier) + 1) // 2)
-        return len(frontier) - len(unanswered) >= enough and all(
-            peer in self._asked and self._is_slow(self._asked[peer], now) for peer in unanswered
-        )
+        done = sum(each.state is _State.ANSWERED for each in frontier)
+        return done >= enough and all(each.is_slow for each in unanswered)
 
     def next_deadline(self, now: float) -> float:
         """Return when the next request under way becomes slow; infinity when none will."""
-        due = (since + self._patience for since in self._asked.values())
+        due = (each.since + self._patience for each in self._asked.values() if not each.is_slow)
         return min((when for when in due if when > now), default=float("inf"))
 
     @property
     def closest(self) -> list[PeerId]:
         """The k closest peers that answered, the closest first."""
-        answered = (peer for _, peer in self._order if peer in self._answered)
-        return list(islice(answered, self._k))
+        answered = (
+            each for _, peer in self._order if (each := self._known[peer]).state is _State.ANSWERED
+        )
+        chosen, rest = self._choose(answered)
+        chosen = sorted((*chosen, *rest[: self._k - len(chosen)]), key=_distance)
+        return [each.contact.peer_id for each in chosen]
 
     @property
-    def asked(self) -> int:
-        """How many peers were asked so far."""
-        return len(self._answered | self._failed | self._asked.keys())
+    def hops(self) -> int:
+        """How many steps led to the closest peer that answered: 1 for one that was known before."""
+        closest = self.closest
+        return self._known[closest[0]].hop + 1 if closest else 0
 
-    def _is_slow(self, since: float, now: float) -> bool:
-        return now >= since + self._patience
+    def lacking(self, has: Iterable[PeerId]) -> PeerId | None:
+        """Name the closest peer that answered and is not among `has`."""
+        having = set(has)
+        return next((peer for peer in self.closest if peer not in having), None)
 
-    def _frontier(self) -> list[PeerId]:
-        """The k closest peers known that have not failed."""
-        return list(islice((peer for _, peer in self._order if peer not in self._failed), self._k))
+    def is_among_closest(self, peer: PeerId) -> bool:
+        """Tell whether a peer is one of the k closest known, answered or not."""
+        return self._known[peer] in self._want()[0]
 
-    def _learn(self, peers: Iterable[PeerId]) -> None:
-        for peer in peers:
-            if peer in self._known:
-                continue
-            candidate = (point(peer) ^ self._target, peer)
-            if len(self._order) == MAX_CANDIDATES:
-                if candidate > self._order[-1]:
+    # --- whom to ask ----------------------------------------------------------------------------
+
+    def _share(self, idle: list[_Candidate], slots: int, busy: Counter[int]) -> list[_Candidate]:
+        """Give out free slots: to each path its share, the closest first, then what is left."""
+        chosen: list[_Candidate] = []
+        if self._paths > 1:
+            share = -(-self._alpha // self._paths)
+            for turn in range(self._paths):
+                path = (self._turn + turn) % self._paths
+                own = [each for each in idle if each.path == path]
+                chosen += own[: max(0, min(share - busy[path], slots - len(chosen)))]
+            self._turn = (self._turn + 1) % self._paths
+        if len(chosen) < slots:
+            chosen += [each for each in idle if each not in chosen][: slots - len(chosen)]
+        return sorted(chosen, key=_distance)
+
+    def _want(self) -> tuple[list[_Candidate], list[_Candidate]]:
+        """Return the k closest that may still count, and those that each path asks besides."""
+        if self._wanted is None:
+            alive: list[_Candidate] = []
+            doubtful: list[_Candidate] = []
+            for _, peer in self._order:
+                each = self._known[peer]
+                if each.state is _State.FAILED:
                     continue
-                self._order.pop()
-            self._known.add(peer)
-            bisect.insort(self._order, candidate)
+                hearsay = each.state is _State.KNOWN or each.is_slow
+                if hearsay and _doubts(each.informer):
+                    doubtful.append(each)
+                else:
+                    alive.append(each)
+            chosen, rest = self._choose(alive)
+            room = self._k - len(chosen)
+            if room and (rest or doubtful):
+                last = sorted((*rest, *doubtful), key=_distance)
+                chosen += last[:room]
+                chosen.sort(key=_distance)
+            self._wanted = chosen, self._scouts(alive, chosen)
+        return self._wanted
+
+    def _choose(self, peers: Iterable[_Candidate]) -> tuple[list[_Candidate], list[_Candidate]]:
+        """Take the k closest, but not too many of one network; also return who was passed over."""
+        chosen: list[_Candidate] = []
+        rest: list[_Candidate] = []
+        groups: Counter[bytes] = Counter()
+        for each in peers:
+            if each.group is not None:
+                if groups[each.group] >= self._max_per_group:
+                    rest.append(each)
+                    continue
+                groups[each.group] += 1
+            chosen.append(each)
+            if len(chosen) == self._k:
+                break
+        return chosen, rest
+
+    def _scouts(self, alive: list[_Candidate], frontier: list[_Candidate]) -> list[_Candidate]:
+        if self._paths == 1:
+            return []
+        inside = set(map(id, frontier))
+        found: list[_Candidate] = []
+        seen: Counter[int] = Counter()
+        for each in alive:
+            if seen[each.path] < _SCOUTS:
+                seen[each.path] += 1
+                if id(each) not in inside:
+                    found.append(each)
+        return found
+
+    def _notice_slow(self, now: float) -> None:
+        for each in self._asked.values():
+            if not each.is_slow and now >= each.since + self._patience:
+                each.is_slow = True
+                if each.informer is not None:
+                    each.informer.bad += 1
+                self._wanted = None
+
+    def _learn(
+        self,
+        contact: Contact,
+        group: bytes | None,
+        informer: _Candidate | None,
+        path: int,
+        hop: int,
+    ) -> None:
+        peer = contact.peer_id
+        known = self._known.get(peer)
+        if known is not None:
+            if known.state is _State.KNOWN and _doubts(known.informer) and not _doubts(informer):
+                known.informer = informer  # now somebody else vouches for it
+            return
+        distance = point(peer) ^ self._target
+        if len(self._order) == MAX_CANDIDATES and (
+            (distance, peer) > self._order[-1] or not self._make_room()
+        ):
+            return
+        self._known[peer] = _Candidate(contact, distance, group, informer, path, hop)
+        bisect.insort(self._order, (distance, peer))
+
+    def _make_room(self) -> bool:
+        """Forget the farthest peer that was not asked."""
+        for number in range(len(self._order) - 1, -1, -1):
+            peer = self._order[number][1]
+            if self._known[peer].state is _State.KNOWN:
+                del self._order[number]
+                del self._known[peer]
+                return True
+        return False
+
+
+def _distance(candidate: _Candidate) -> int:
+    return candidate.distance
+
+
+def _doubts(informer: _Candidate | None) -> bool:
+    return informer is not None and informer.bad >= max(_DOUBT, 2 * informer.good + 1)

@@ -1,4 +1,4 @@
-"""Which peers an earlier look-up found for a key, so that the next one can go to them at once."""
+"""What earlier look-ups found for a key: who holds its value, or that nobody does."""
 
 from collections import OrderedDict
 from typing import Final
@@ -32,4 +32,31 @@ class PeersByKey:
 
     def forget(self, key: bytes) -> None:
         """Make the next look-up of `key` a full one."""
+        self._keys.pop(key, None)
+
+
+class Absences:
+    """Keys under which a search found nothing, for `lifetime` seconds, a bounded number."""
+
+    def __init__(self, lifetime: float) -> None:
+        self._lifetime = lifetime
+        self._keys: OrderedDict[bytes, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def remember(self, key: bytes, now: float) -> None:
+        """Note that there is nothing."""
+        self._keys[key] = now
+        self._keys.move_to_end(key)
+        if len(self._keys) > MAX_KEYS:
+            self._keys.popitem(last=False)
+
+    def holds(self, key: bytes, now: float) -> bool:
+        """Tell whether a search would most likely find nothing again."""
+        since = self._keys.get(key)
+        return since is not None and now < since + self._lifetime
+
+    def forget(self, key: bytes) -> None:
+        """Note that there is something, or may be."""
         self._keys.pop(key, None)

@@ -1,4 +1,4 @@
-"""The peers of the DHT: asked, noted, doubted, dropped and found again.
+"""The peers of the DHT: asked, noted, doubted and dropped.
 
 Rules:
 - A peer enters the routing table when identify says that it serves the protocol, or when it
@@ -7,12 +7,11 @@ Rules:
   then it is also banned for a time that doubles, until it answers, or is identified, again.
 - A reset stream refuses one request, and says something about the peer only when it was asked
   what any peer can answer: whom it knows.
-- Peers that were lost, and those the node joined by, are remembered with their addresses, and tried
-  again as their bans end, or at once when no peer is left.
+- Whoever was not heard of for a while is asked for a sign of life: rarely while a connection
+  stands, whose own keepalive notices when the other machine is gone, and soon after it ended.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,13 +27,14 @@ from p2pnode.errors import (
     StreamResetError,
 )
 from p2pnode.events import Event
-from p2pnode.host import Host, PeerIdentified, PeerMisbehaved
+from p2pnode.host import ConnectionEnded, Host, PeerIdentified, PeerMisbehaved
 from p2pnode.protocols.kad.core import KadCore
+from p2pnode.protocols.kad.diversity import group_of
+from p2pnode.protocols.kad.lookup import Named
 from p2pnode.protocols.kad.messages import Contact, Message, MessageType
 from p2pnode.protocols.kad.requester import Requester
 from p2pnode.wire.peer_id import PeerId
 
-MAX_REMEMBERED: Final = 64  # enough to find a network again; each costs one dial per try
 CHECKS_AT_ONCE: Final = 8
 
 
@@ -54,15 +54,32 @@ class DhtPeerLost(Event):
 
 
 class KadPeers:
-    """Keeps the routing table in step with what the network shows."""
+    """Keeps the routing table in step with what the network shows.
 
-    def __init__(self, host: Host, core: KadCore, settings: DhtSettings) -> None:
+    Args:
+        host: the node's network side.
+        core: the table, and who is banned.
+        settings: limits and intervals.
+        lost: told of each peer that fell silent while it was in the table.
+        changed: called when a check of some peer may be due earlier than was told before.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        core: KadCore,
+        settings: DhtSettings,
+        *,
+        lost: Callable[[PeerId], None],
+        changed: Callable[[], None],
+    ) -> None:
         self._host = host
         self._core = core
         self._settings = settings
+        self._lost = lost
+        self._changed = changed
         self._requester = Requester(host, settings)
-        self._remembered: OrderedDict[PeerId, list[Multiaddr]] = OrderedDict()
-        self._doubted: dict[PeerId, None] = {}  # to be asked for a sign of life
+        self._doubted: dict[PeerId, None] = {}  # to be asked for a sign of life at once
 
     # --- inputs ---------------------------------------------------------------------------------
 
@@ -80,36 +97,42 @@ class KadPeers:
         else:
             self._drop(event.peer_id, "it does not serve the protocol")
 
+    def receive_ended(self, event: ConnectionEnded) -> None:
+        """Note that a connection ended: its peer may be gone."""
+        peer = event.connection.peer_id
+        if peer in self._core.table and self._host.connection_to(peer) is None:
+            self._changed()
+
     def receive_alive(self, peer: PeerId) -> None:
         """Note a sign of life of a peer that serves the protocol."""
-        known = peer in self._core.table
-        doubted = self._core.table.receive_alive(peer, trio.current_time())
+        table = self._core.table
+        if peer in table:
+            table.receive_alive(peer, trio.current_time())
+            return
+        doubted = table.receive_alive(peer, trio.current_time(), self._group_of(peer))
         if doubted is not None:
             self._doubted[doubted] = None
-        if not known and peer in self._core.table:
+            self._changed()
+        if peer in table:
             self._host.events.emit(DhtPeerAdded(peer_id=peer))
 
-    def learn(self, contacts: Iterable[Contact]) -> list[PeerId]:
-        """Take in the peers an answer names; returns those worth asking."""
-        now, found = trio.current_time(), []
-        for contact in contacts:
-            peer = contact.peer_id
-            if peer == self._host.peer_id or self._core.bans.is_banned(peer, now):
-                continue
-            if contact.addresses:
-                self._host.add_addresses(peer, contact.addresses, 1800.0)
-            elif not self._host.connection_to(peer) and not self._host.addresses_of(peer):
-                continue
-            found.append(peer)
-        return found
-
-    def remember(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> None:
-        """Remember where a peer is or was, in case it has to be found again."""
-        known = self._remembered.setdefault(peer, [])
-        known += [address for address in addresses if address not in known]
-        self._remembered.move_to_end(peer)
-        if len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
+    def worth_asking(self, contacts: Iterable[Contact]) -> list[Named]:
+        """Choose, of the peers that an answer names, those to ask; each with its network."""
+        now, host = trio.current_time(), self._host
+        return [
+            (
+                contact,
+                group_of(contact.addresses, private_too=self._settings.limit_private_networks),
+            )
+            for contact in contacts
+            if contact.peer_id != host.peer_id
+            and not self._core.bans.is_banned(contact.peer_id, now)
+            and (
+                contact.addresses
+                or host.connection_to(contact.peer_id)
+                or host.addresses_of(contact.peer_id)
+            )
+        ]
 
     def report(self, peer: PeerId, reason: str) -> None:
         """Tell that an answer broke a rule; the host itself reports requests that do."""
@@ -129,14 +152,21 @@ class KadPeers:
         # What others told us of it may be wrong, or meant for somebody whom all shall knock at.
         return Contact(peer, tuple(self._host.addresses_of(peer, hearsay=False)), connected)
 
-    async def ask(self, peer: PeerId, message: Message) -> Message:
+    async def ask(
+        self, peer: PeerId, message: Message, addresses: Sequence[Multiaddr] = ()
+    ) -> Message:
         """Send a request, and note what its outcome says about the peer.
+
+        Args:
+            peer: whom to ask.
+            message: the request.
+            addresses: where it may be, besides what the host knows.
 
         Raises:
             RemoteError: there was no proper answer in time.
         """
         try:
-            answer = await self._requester.request(peer, message)
+            answer = await self._requester.request(peer, message, addresses)
         except ResourceLimitError:
             raise
         except NegotiationError:
@@ -149,7 +179,7 @@ class KadPeers:
                 self.report(peer, str(error))
             self._core.bans.receive_failure(peer, trio.current_time())
             if peer in self._core.table:
-                self.remember(peer, self._host.addresses_of(peer))
+                self._lost(peer)
             self._drop(peer, str(error))
             raise
         self._core.bans.receive_success(peer)
@@ -157,10 +187,12 @@ class KadPeers:
         return answer
 
     async def check(self, peer: PeerId) -> bool:
-        """Ask a peer for a sign of life, and for whom it knows near us."""
-        message = Message(type=MessageType.FIND_NODE, key=bytes(self._host.peer_id))
+        """Ask a peer for a sign of life."""
         try:
-            self.learn((await self.ask(peer, message)).closer)
+            # Not a PING, which the specification has given up. The answer tells nothing new; but
+            # the question tells the peer of us.
+            message = Message(type=MessageType.FIND_NODE, key=bytes(self._host.peer_id))
+            await self.ask(peer, message)
         except RemoteError:
             return False
         return True
@@ -168,7 +200,7 @@ class KadPeers:
     async def join_by(
         self, peer: PeerId, addresses: Sequence[Multiaddr], *, insist: bool = False
     ) -> None:
-        """Connect to a peer and ask it for whom it knows near us.
+        """Connect to a peer that may serve the DHT, and ask it for a sign of life.
 
         Args:
             peer: whom to ask.
@@ -181,64 +213,27 @@ class KadPeers:
         await self._host.connect(
             peer, addresses, timeout=self._settings.query_timeout, insist=insist
         )
-        message = Message(type=MessageType.FIND_NODE, key=bytes(self._host.peer_id))
-        self.learn((await self.ask(peer, message)).closer)
+        await self.ask(
+            peer, Message(type=MessageType.FIND_NODE, key=bytes(self._host.peer_id)), addresses
+        )
 
-    async def rejoin(self, *, banned_too: bool) -> int:
-        """Try the remembered peers that the table does not know; returns how many answered."""
-        now = trio.current_time()
-        lost = [
-            (peer, addresses)
-            for peer, addresses in self._remembered.items()
-            if not self._core.table.knows(peer)
-            and (banned_too or not self._core.bans.is_banned(peer, now))
-        ]
-        answered: list[PeerId] = []
-        limiter = trio.CapacityLimiter(CHECKS_AT_ONCE)
+    # --- upkeep ---------------------------------------------------------------------------------
 
-        async def attempt(peer: PeerId, addresses: Sequence[Multiaddr]) -> None:
-            async with limiter:
-                try:
-                    await self.join_by(peer, addresses)
-                except RemoteError:
-                    self._core.bans.receive_failure(peer, trio.current_time())
-                else:
-                    answered.append(peer)
-
-        async with trio.open_nursery() as nursery:
-            for peer, addresses in lost:
-                nursery.start_soon(attempt, peer, list(addresses))
-        return len(answered)
-
-    async def recall(self, peers: Sequence[PeerId]) -> int:
-        """Try peers of an earlier session; returns how many answered.
-
-        All are remembered, except who does not speak this protocol.
-        """
-        answered: list[PeerId] = []
-        limiter = trio.CapacityLimiter(CHECKS_AT_ONCE)
-
-        async def attempt(peer: PeerId) -> None:
-            async with limiter:
-                try:
-                    await self.join_by(peer, ())
-                except NegotiationError:
-                    self._remembered.pop(peer, None)
-                except RemoteError:
-                    self._core.bans.receive_failure(peer, trio.current_time())
-                else:
-                    answered.append(peer)
-
-        for peer in peers:
-            self.remember(peer, self._host.addresses_of(peer))
-        async with trio.open_nursery() as nursery:
-            for peer in peers:
-                nursery.start_soon(attempt, peer)
-        return len(answered)
+    def next_check(self, now: float) -> float:
+        """Return when a peer is to be asked for a sign of life next; infinity for never."""
+        if self._doubted:
+            return now
+        due = (heard + self._interval(peer) for peer, heard in self._core.table.heard())
+        return min(due, default=float("inf"))
 
     async def check_doubted(self) -> None:
         """Ask those not heard of for long, or whose place others want, for a sign of life."""
-        unheard = self._core.table.unheard(trio.current_time(), self._settings.liveness_interval)
+        now = trio.current_time()
+        unheard = [
+            (heard, peer)
+            for peer, heard in self._core.table.heard()
+            if heard + self._interval(peer) <= now
+        ]
         doubted = [peer for peer in self._doubted if peer in self._core.table]
         self._doubted.clear()
         limiter = trio.CapacityLimiter(CHECKS_AT_ONCE)
@@ -248,8 +243,12 @@ class KadPeers:
                 await self.check(peer)
 
         async with trio.open_nursery() as nursery:
-            for peer in dict.fromkeys((*doubted, *unheard)):
+            for peer in dict.fromkeys((*doubted, *(peer for _, peer in sorted(unheard)))):
                 nursery.start_soon(check, peer)
+
+    def next_idle(self) -> float:
+        """Return when `close_idle` has something to do; infinity for never."""
+        return self._requester.next_idle()
 
     async def close_idle(self) -> None:
         """End streams that were not used for a while."""
@@ -258,6 +257,16 @@ class KadPeers:
     def reset_idle(self) -> None:
         """End all kept streams at once."""
         self._requester.reset_idle()
+
+    def _interval(self, peer: PeerId) -> float:
+        if self._host.connection_to(peer) is None:
+            return self._settings.liveness_interval
+        return self._settings.connected_liveness_interval
+
+    def _group_of(self, peer: PeerId) -> bytes | None:
+        connection = self._host.connection_to(peer)
+        addresses = [connection.remote_address] if connection else self._host.addresses_of(peer)
+        return group_of(addresses, private_too=self._settings.limit_private_networks)
 
     def _drop(self, peer: PeerId, reason: str) -> None:
         if self._core.table.remove(peer):

@@ -1,64 +1,116 @@
 """Asking many peers at once: step by step towards a key, or a few that are known already."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import trio
 
 from p2pnode.config import DhtSettings
 from p2pnode.errors import RemoteError
+from p2pnode.events import Event, EventBus
 from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.keys import point
 from p2pnode.protocols.kad.lookup import Lookup
-from p2pnode.protocols.kad.messages import Message
+from p2pnode.protocols.kad.messages import Contact, Message, MessageType
 from p2pnode.protocols.kad.peers import KadPeers
 from p2pnode.wire.peer_id import PeerId
 
 Receive = Callable[[PeerId, Message], bool]  # takes an answer; True ends the look-up
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DhtLookupEnded(Event):
+    """A look-up came to its end.
+
+    Attributes:
+        kind: what the peers were asked.
+        key: what was looked up.
+        seconds: how long it took.
+        hops: the steps from this node to the closest peer that answered.
+        asked: how many peers were asked.
+        answered: how many of them answered while it went on.
+    """
+
+    kind: MessageType
+    key: bytes
+    seconds: float
+    hops: int
+    asked: int
+    answered: int
+
+
 class Queries:
     """Requests to several peers; those still under way at the end stay in the caller's nursery."""
 
-    def __init__(self, core: KadCore, peers: KadPeers, settings: DhtSettings) -> None:
+    def __init__(
+        self, core: KadCore, peers: KadPeers, events: EventBus, settings: DhtSettings
+    ) -> None:
         self._core = core
         self._peers = peers
+        self._events = events
         self._settings = settings
 
     async def iterate(
-        self, message: Message, requests: trio.Nursery, receive: Receive | None = None
+        self,
+        message: Message,
+        requests: trio.Nursery,
+        receive: Receive | None = None,
+        *,
+        breadth: int | None = None,
     ) -> Lookup:
         """Send `message` to peers ever closer to its key.
 
         Ends when the closest have answered, when `receive` says so, or after `lookup_timeout`.
+
+        Args:
+            message: the request.
+            requests: where requests run.
+            receive: takes each answer.
+            breadth: how many of the closest must have answered; k by default. Fewer do for a
+                look at a range, which nobody relies on: then one path is enough, too.
         """
         settings, target = self._settings, point(message.key)
+        k = settings.bucket_size
+        seeds = self._core.table.closest(target, max(k, breadth or 0))
         lookup = Lookup(
             target,
-            self._core.table.closest(target, settings.bucket_size),
-            k=settings.bucket_size,
-            alpha=settings.parallelism,
+            [(Contact(peer), self._core.table.group_of(peer)) for peer in seeds],
+            k=breadth or k,
+            alpha=settings.parallelism if breadth is None else min(breadth, settings.parallelism),
             beta=settings.resiliency,
             patience=settings.patience,
+            paths=settings.disjoint_paths if breadth is None else 1,
+            max_per_group=settings.max_peers_per_network_in_lookup,
         )
         # Unbounded, but holds one outcome of each peer asked at most.
         send, outcomes = trio.open_memory_channel[tuple[PeerId, Message | None]](float("inf"))
-        now = trio.current_time()
+        started = now = trio.current_time()
         deadline = now + settings.lookup_timeout
         while now < deadline and not lookup.is_finished(now):
             for peer in lookup.next_queries(now):
-                requests.start_soon(self._ask, peer, message, send)
+                requests.start_soon(self._ask, lookup.contact_of(peer), message, send)
             with trio.move_on_at(min(lookup.next_deadline(now), deadline)):
                 peer, answer = await outcomes.receive()
+                now = trio.current_time()
                 if answer is None:
                     lookup.receive_failure(peer)
                 else:
-                    closer = self._peers.learn(answer.closer)
-                    lookup.receive_answer(peer, closer, trio.current_time())
+                    lookup.receive_answer(peer, self._peers.worth_asking(answer.closer), now)
                     if receive is not None and receive(peer, answer):
                         break
             now = trio.current_time()
-        if lookup.closest:
+        if lookup.answered:
             self._core.table.receive_lookup(target, now)
+        self._events.emit(
+            DhtLookupEnded(
+                kind=message.type,
+                key=message.key,
+                seconds=now - started,
+                hops=lookup.hops,
+                asked=lookup.asked,
+                answered=lookup.answered,
+            )
+        )
         return lookup
 
     async def ask_all(
@@ -70,7 +122,7 @@ class Queries:
         """
         send, outcomes = trio.open_memory_channel[tuple[PeerId, Message | None]](len(peers))
         for peer in peers:
-            requests.start_soon(self._ask, peer, message, send)
+            requests.start_soon(self._ask, Contact(peer), message, send)
         answers: dict[PeerId, Message] = {}
         pending = len(peers)
         patience = trio.current_time() + self._settings.patience
@@ -86,12 +138,14 @@ class Queries:
 
     async def _ask(
         self,
-        peer: PeerId,
+        contact: Contact,
         message: Message,
         send: trio.MemorySendChannel[tuple[PeerId, Message | None]],
     ) -> None:
         try:
-            answer: Message | None = await self._peers.ask(peer, message)
+            answer: Message | None = await self._peers.ask(
+                contact.peer_id, message, contact.addresses
+            )
         except RemoteError:
             answer = None
-        send.send_nowait((peer, answer))
+        send.send_nowait((contact.peer_id, answer))

@@ -1,42 +1,83 @@
-"""The values and provider records a node keeps for others, bounded in number, bytes and time.
+"""The values a node keeps for others, bounded in number, bytes and time.
 
-A full record store keeps the keys closest to the node, which are those it is asked for; a full
-provider store keeps what was renewed last. Times are the wall clock's.
+A full store keeps the keys closest to the node, which are those it is asked for. So that nobody
+fills it alone, each peer that stores has a share of it, and so has each namespace. Times are the
+wall clock's.
 """
 
 import bisect
 import heapq
-from collections import OrderedDict
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from p2pnode.protocols.kad.keys import point
-from p2pnode.protocols.kad.messages import Contact
+from p2pnode.protocols.kad.validators import namespace_of
 from p2pnode.wire.peer_id import PeerId
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRecord:
-    """A value, when it came, and until when it is served (wall clock)."""
+    """A value and its times.
+
+    Attributes:
+        value: what is stored.
+        received: when its first holder got it from its owner.
+        expires: until when it is served.
+        renewed: when somebody stored it here last.
+        sender: on whose account it is kept; None for this node itself.
+    """
 
     value: bytes
     received: float
     expires: float
+    renewed: float = 0.0
+    sender: PeerId | None = None
 
 
 class RecordStore:
-    """Values by key, each until its expiry."""
+    """Values by key, each until its expiry.
 
-    def __init__(self, own: PeerId, *, max_records: int, max_bytes: int) -> None:
+    Args:
+        own: this node.
+        max_records: values in all, and
+        max_bytes: their bytes.
+        max_records_per_peer: values on account of one sender, and
+        max_bytes_per_peer: their bytes.
+        shares: of the store that a namespace may fill, between 0 and 1; 1 by default.
+    """
+
+    def __init__(
+        self,
+        own: PeerId,
+        *,
+        max_records: int,
+        max_bytes: int,
+        max_records_per_peer: int,
+        max_bytes_per_peer: int,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
         self._own = point(own)
         self._max_records = max_records
         self._max_bytes = max_bytes
+        self._max_records_per_peer = max_records_per_peer
+        self._max_bytes_per_peer = max_bytes_per_peer
+        self._shares = dict(shares or {})
         self._records: dict[bytes, StoredRecord] = {}
-        self._order: list[tuple[int, bytes]] = []  # (distance, key), the closest first
+        # By namespace: (distance, key), the closest first.
+        self._orders: dict[str, list[tuple[int, bytes]]] = {}
+        self._sizes: Counter[str] = Counter()  # bytes by namespace
+        self._sent: Counter[PeerId] = Counter()  # values by sender
+        self._sent_bytes: Counter[PeerId] = Counter()
         self._expiries: list[tuple[float, bytes]] = []  # a heap; holds stale items too
         self.size = 0  # bytes of all values
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """List the keys."""
+        return iter(self._records)
 
     def get(self, key: bytes, now: float) -> StoredRecord | None:
         """Return the record of `key` that has not expired, if there is one."""
@@ -48,7 +89,7 @@ class RecordStore:
         self.expire(now)
         before = self._records.get(key)
         self.remove(key)
-        if record.expires > now and self._make_room(key, len(record.value)):
+        if record.expires > now and self._make_room(key, record):
             self._insert(key, record)
             return True
         if before is not None:
@@ -58,9 +99,22 @@ class RecordStore:
     def remove(self, key: bytes) -> None:
         """Drop the record of `key`, if there is one."""
         record = self._records.pop(key, None)
-        if record is not None:
-            self.size -= len(record.value)
-            del self._order[bisect.bisect_left(self._order, (point(key) ^ self._own, key))]
+        if record is None:
+            return
+        size, namespace = len(record.value), namespace_of(key)
+        self.size -= size
+        self._sizes[namespace] -= size
+        order = self._orders[namespace]
+        del order[bisect.bisect_left(order, (point(key) ^ self._own, key))]
+        if record.sender is not None:
+            self._sent[record.sender] -= 1
+            self._sent_bytes[record.sender] -= size
+            if not self._sent[record.sender]:
+                del self._sent[record.sender], self._sent_bytes[record.sender]
+
+    def next_expiry(self) -> float:
+        """Return when `expire` may have something to do; infinity for never."""
+        return self._expiries[0][0] if self._expiries else float("inf")
 
     def expire(self, now: float) -> None:
         """Drop the records whose time is over."""
@@ -70,58 +124,41 @@ class RecordStore:
             if record is not None and record.expires <= now:
                 self.remove(key)
 
-    def _make_room(self, key: bytes, size: int) -> bool:
-        """Drop records farther away than `key` until one of `size` bytes fits."""
+    def _make_room(self, key: bytes, record: StoredRecord) -> bool:
+        """Drop records farther away than `key` until `record` fits."""
+        size, sender, namespace = len(record.value), record.sender, namespace_of(key)
+        if sender is not None and (
+            self._sent[sender] >= self._max_records_per_peer
+            or self._sent_bytes[sender] + size > self._max_bytes_per_peer
+        ):
+            return False
         candidate = (point(key) ^ self._own, key)
-        while len(self._records) >= self._max_records or self.size + size > self._max_bytes:
-            if not self._order or self._order[-1] < candidate:
+        share = self._shares.get(namespace, 1.0)
+        own = self._orders.get(namespace, [])
+        while (
+            len(own) >= share * self._max_records
+            or self._sizes[namespace] + size > share * self._max_bytes
+        ):
+            if not own or own[-1] < candidate:
                 return False
-            self.remove(self._order[-1][1])
+            self.remove(own[-1][1])
+        while len(self._records) >= self._max_records or self.size + size > self._max_bytes:
+            farthest = max((order[-1] for order in self._orders.values() if order), default=None)
+            if farthest is None or farthest < candidate:
+                return False
+            self.remove(farthest[1])
         return True
 
     def _insert(self, key: bytes, record: StoredRecord) -> None:
+        size, namespace = len(record.value), namespace_of(key)
         self._records[key] = record
-        self.size += len(record.value)
-        bisect.insort(self._order, (point(key) ^ self._own, key))
+        self.size += size
+        self._sizes[namespace] += size
+        bisect.insort(self._orders.setdefault(namespace, []), (point(key) ^ self._own, key))
+        if record.sender is not None:
+            self._sent[record.sender] += 1
+            self._sent_bytes[record.sender] += size
         heapq.heappush(self._expiries, (record.expires, key))
         if len(self._expiries) > 2 * len(self._records) + 64:  # mostly stale: start afresh
             self._expiries = [(each.expires, name) for name, each in self._records.items()]
             heapq.heapify(self._expiries)
-
-
-class ProviderStore:
-    """Who provides what, each provider until its expiry."""
-
-    def __init__(self, *, max_keys: int, max_per_key: int) -> None:
-        self._max_keys = max_keys
-        self._max_per_key = max_per_key
-        self._keys: OrderedDict[bytes, OrderedDict[PeerId, tuple[Contact, float]]] = OrderedDict()
-
-    def __len__(self) -> int:
-        """Count the keys."""
-        return len(self._keys)
-
-    def add(self, key: bytes, contact: Contact, expires: float) -> None:
-        """Note a provider; the longest unrenewed makes room when there are too many."""
-        providers = self._keys.setdefault(key, OrderedDict())
-        self._keys.move_to_end(key)
-        providers[contact.peer_id] = (contact, expires)
-        providers.move_to_end(contact.peer_id)
-        if len(providers) > self._max_per_key:
-            providers.popitem(last=False)
-        if len(self._keys) > self._max_keys:
-            self._keys.popitem(last=False)
-
-    def get(self, key: bytes, now: float) -> list[Contact]:
-        """List the providers of `key` that have not expired, the latest renewed first."""
-        providers = self._keys.get(key) or OrderedDict()
-        return [contact for contact, expires in reversed(providers.values()) if expires > now]
-
-    def expire(self, now: float) -> None:
-        """Drop the providers whose time is over."""
-        for key in list(self._keys):
-            providers = self._keys[key]
-            for peer in [peer for peer, (_, expires) in providers.items() if expires <= now]:
-                del providers[peer]
-            if not providers:
-                del self._keys[key]

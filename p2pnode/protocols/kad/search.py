@@ -7,7 +7,7 @@ that a silent peer is found out.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import trio
 
@@ -74,3 +74,50 @@ class Search(Generic[T]):
             if not self._waiters and not self._detached and not self._done.is_set():
                 self._scope.cancel()
         return self.result()
+
+
+class Searches:
+    """The searches of a DHT that is running: `nursery` is set while it is."""
+
+    def __init__(self) -> None:
+        self.nursery: trio.Nursery | None = None
+        self._shared: dict[tuple[str, bytes], Search[Any]] = {}
+
+    def __len__(self) -> int:
+        """Count the searches that others may join."""
+        return len(self._shared)
+
+    def start(self, work: Work[T]) -> Search[T]:
+        """Start work of its own.
+
+        Raises:
+            ConnectionClosedError: the DHT is not running.
+        """
+        return self._run(Search(work))
+
+    def share(self, kind: str, key: bytes, work: Work[T]) -> Search[T]:
+        """Join the search of that kind and key that is under way, or start it.
+
+        Raises:
+            ConnectionClosedError: the DHT is not running.
+        """
+        search = self._shared.get((kind, key))
+        if search is not None and search.is_joinable:
+            return search
+
+        async def tracked(requests: trio.Nursery) -> T:
+            try:
+                return await work(requests)
+            finally:
+                if self._shared.get((kind, key)) is fresh:
+                    del self._shared[kind, key]
+
+        fresh = self._run(Search(tracked))
+        self._shared[kind, key] = fresh
+        return fresh
+
+    def _run(self, search: Search[T]) -> Search[T]:
+        if self.nursery is None:
+            raise ConnectionClosedError("the DHT is not running")
+        self.nursery.start_soon(search.run)
+        return search

@@ -10,9 +10,8 @@ from p2pnode.clock import wall_time
 from p2pnode.config import DhtSettings
 from p2pnode.host import Host, Stream
 from p2pnode.protocols.kad.core import KadCore
-from p2pnode.protocols.kad.messages import decode, encode
+from p2pnode.protocols.kad.framing import MessageStream
 from p2pnode.protocols.kad.peers import KadPeers
-from p2pnode.wire import varint
 from p2pnode.wire.peer_id import PeerId
 
 _Served = dict[PeerId, dict[Stream, None]]
@@ -27,17 +26,18 @@ class KadServer:
         self._peers = peers
         self._settings = settings
         self._streams: _Served = {}
-        self._running = False
+        self.is_running = False
 
     def start(self) -> None:
-        """Begin to serve."""
-        self._running = True
-        self._host.set_handler(self._settings.protocol, self.handle)
+        """Begin to serve, and to be announced as a server."""
+        if not self.is_running:
+            self.is_running = True
+            self._host.set_handler(self._settings.protocol, self.handle)
 
     def stop(self) -> None:
         """Stop serving, if it was begun, and end the streams that are being served."""
-        if self._running:
-            self._running = False
+        if self.is_running:
+            self.is_running = False
             self._host.remove_handler(self._settings.protocol)
         for stream in [each for streams in self._streams.values() for each in streams]:
             stream.reset()
@@ -55,26 +55,26 @@ class KadServer:
             return
         streams[stream] = None
         try:
-            while await self._serve_one(stream):
-                pass
+            await self._serve(MessageStream(stream, self._settings.max_message_bytes), peer)
         finally:
             streams.pop(stream, None)
             if not streams:
                 self._streams.pop(peer, None)
 
-    async def _serve_one(self, stream: Stream) -> bool:
-        """Answer one request; False when there is no further one."""
-        data = None
-        with trio.move_on_after(self._settings.stream_idle_timeout):
-            data = await stream.receive_prefixed(self._settings.max_message_bytes)
-        if data is None:
-            return False
-        peer = stream.peer_id
-        answer = self._core.receive_request(peer, decode(data), self._peers.contact_of, wall_time())
-        if peer in self._core.table:
-            self._peers.receive_alive(peer)
-        if answer is None:
-            return True
-        with trio.move_on_after(self._settings.query_timeout) as scope:
-            await stream.send_all(varint.prefixed(encode(answer)))
-        return not scope.cancelled_caught
+    async def _serve(self, carrier: MessageStream, peer: PeerId) -> None:
+        idle, slow = self._settings.stream_idle_timeout, self._settings.query_timeout
+        with trio.CancelScope() as scope:  # one for all requests: they are many and short
+            while True:
+                scope.deadline = trio.current_time() + idle
+                request = await carrier.receive()
+                if request is None:
+                    return
+                now = trio.current_time()
+                answer = self._core.receive_request(
+                    peer, request, self._peers.contact_of, now, wall_time()
+                )
+                if peer in self._core.table:
+                    self._peers.receive_alive(peer)
+                if answer is not None:
+                    scope.deadline = now + slow
+                    await carrier.send(answer)

@@ -1,4 +1,4 @@
-"""The routing table: k-buckets with replacement caches, the least recently seen first.
+"""The routing table: k-buckets with replacement caches, the least recently heard of first.
 
 Source: Maymounkov and Mazières, Kademlia (2002), 2.2 and 4.1; libp2p/specs, kad-dht. Bucket i holds
 the peers whose points share exactly i leading bits with our own.
@@ -6,38 +6,71 @@ the peers whose points share exactly i leading bits with our own.
 Rules:
 - A peer that is heard of again moves to the fresh end of its bucket.
 - A newcomer to a full bucket waits in the bucket's replacement cache. If the bucket's least
-  recently seen peer gave no sign of life for a while, it is named, so that the caller can ask it.
+  recently heard peer gave no sign of life for a while, it is named, so that the caller can ask it.
+- So does a newcomer whose network has as many peers in the bucket, or the table, as it may have.
 - A peer that fails is removed, and the freshest one in waiting takes its place.
 """
 
-import heapq
-from collections import OrderedDict
-from collections.abc import Container, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from p2pnode.protocols.kad.keys import KEY_BITS, MAX_RANDOM_PREFIX, common_prefix, point
 from p2pnode.wire.peer_id import PeerId
 
+_UNLIMITED: Final = 2**31
+
+Fit = Callable[[PeerId, float], bool]  # takes a peer and when it was last heard of
+
+
+@dataclass(slots=True)
+class _Entry:
+    point: int
+    heard: float
+    group: bytes | None
+
 
 @dataclass(slots=True)
 class _Bucket:
-    seen: OrderedDict[PeerId, float] = field(default_factory=OrderedDict)  # the stalest first
-    waiting: OrderedDict[PeerId, float] = field(default_factory=OrderedDict)
-    refreshed: float = float("-inf")  # when a look-up last went through the bucket's range
+    seen: dict[PeerId, _Entry] = field(default_factory=dict)  # the stalest first
+    waiting: dict[PeerId, _Entry] = field(default_factory=dict)
+
+    def count(self, group: bytes) -> int:
+        return sum(entry.group == group for entry in self.seen.values())
 
 
 class RoutingTable:
     """The peers a node may ask, at most `bucket_size` for each distance range.
 
-    A peer heard of within `trust` seconds is not doubted when a newcomer wants its place.
+    Args:
+        own: this node.
+        bucket_size: k.
+        trust: a peer heard of within so many seconds is not doubted when a newcomer wants its
+            place.
+        max_per_group: peers of one network in the table, and
+        max_per_group_in_bucket: in one bucket; peers of no group are not limited.
     """
 
-    def __init__(self, own: PeerId, *, bucket_size: int, trust: float) -> None:
+    def __init__(
+        self,
+        own: PeerId,
+        *,
+        bucket_size: int,
+        trust: float,
+        max_per_group: int = _UNLIMITED,
+        max_per_group_in_bucket: int = _UNLIMITED,
+    ) -> None:
         self.own = point(own)
         self._own_id = own
         self._size = bucket_size
         self._trust = trust
+        self._max_per_group = max_per_group
+        self._max_per_group_in_bucket = max_per_group_in_bucket
         self._buckets: dict[int, _Bucket] = {}
+        self._order: list[int] = []  # the numbers of all buckets, the deepest first
+        self._refreshed: dict[int, float] = {}  # when a look-up last went through a range
+        self._groups: Counter[bytes] = Counter()
         self._count = 0
 
     def __len__(self) -> int:
@@ -45,7 +78,7 @@ class RoutingTable:
         return self._count
 
     def __contains__(self, peer: PeerId) -> bool:
-        bucket = self._buckets.get(common_prefix(self.own, point(peer)))
+        bucket = self._bucket_of(peer)
         return bucket is not None and peer in bucket.seen
 
     def __iter__(self) -> Iterator[PeerId]:
@@ -54,65 +87,119 @@ class RoutingTable:
 
     def knows(self, peer: PeerId) -> bool:
         """Tell whether a peer is in the table or waits for a place in it."""
-        bucket = self._buckets.get(common_prefix(self.own, point(peer)))
+        bucket = self._bucket_of(peer)
         return bucket is not None and (peer in bucket.seen or peer in bucket.waiting)
 
-    def receive_alive(self, peer: PeerId, now: float) -> PeerId | None:
-        """Note a sign of life of a peer that serves the protocol.
+    def group_of(self, peer: PeerId) -> bytes | None:
+        """Return the network that a peer in the table counts for."""
+        bucket = self._bucket_of(peer)
+        entry = bucket.seen.get(peer) if bucket else None
+        return entry.group if entry else None
+
+    def heard(self) -> Iterator[tuple[PeerId, float]]:
+        """List the peers, each with the time of its last sign of life."""
+        for bucket in self._buckets.values():
+            for peer, entry in bucket.seen.items():
+                yield peer, entry.heard
+
+    def is_full(self, bits: int) -> bool:
+        """Tell whether the range of peers that share exactly `bits` leading bits has no room."""
+        bucket = self._buckets.get(bits)
+        return bucket is not None and len(bucket.seen) >= self._size
+
+    # --- inputs ---------------------------------------------------------------------------------
+
+    def receive_alive(self, peer: PeerId, now: float, group: bytes | None = None) -> PeerId | None:
+        """Note a sign of life of a peer that serves the protocol; `group` is its network.
 
         Returns:
-            The peer to ask for a sign of life, if `peer` wants its place in a full bucket.
+            The peer to ask for a sign of life, if `peer` wants its place.
         """
         if peer == self._own_id:
             return None
-        bucket = self._buckets.setdefault(common_prefix(self.own, point(peer)), _Bucket())
-        if peer in bucket.seen or len(bucket.seen) < self._size:
-            self._count += peer not in bucket.seen
-            bucket.waiting.pop(peer, None)
-            bucket.seen[peer] = now
-            bucket.seen.move_to_end(peer)
+        where = point(peer)
+        bits = common_prefix(self.own, where)
+        bucket = self._buckets.get(bits)
+        if bucket is None:
+            bucket = self._buckets[bits] = _Bucket()
+            self._order = sorted(self._buckets, reverse=True)
+        entry = bucket.seen.pop(peer, None)
+        if entry is not None:
+            entry.heard = now
+            bucket.seen[peer] = entry
             return None
-        bucket.waiting[peer] = now
-        bucket.waiting.move_to_end(peer)
+        bucket.waiting.pop(peer, None)
+        entry = _Entry(where, now, group)
+        if self._admits(bucket, entry):
+            self._insert(bucket, peer, entry)
+            return None
+        bucket.waiting[peer] = entry
         if len(bucket.waiting) > self._size:
-            bucket.waiting.popitem(last=False)
-        stalest, seen = next(iter(bucket.seen.items()))
-        return stalest if seen <= now - self._trust else None
+            del bucket.waiting[next(iter(bucket.waiting))]
+        return self._doubtful(bucket, entry, now)
 
     def remove(self, peer: PeerId) -> bool:
         """Drop a peer that failed or stopped serving; one in waiting takes its place."""
-        bucket = self._buckets.get(common_prefix(self.own, point(peer)))
+        bucket = self._bucket_of(peer)
         if bucket is None:
             return False
         bucket.waiting.pop(peer, None)
-        if bucket.seen.pop(peer, None) is None:
+        entry = bucket.seen.pop(peer, None)
+        if entry is None:
             return False
         self._count -= 1
-        if bucket.waiting:
-            successor, when = bucket.waiting.popitem(last=True)
-            bucket.seen[successor] = when
-            self._count += 1
+        if entry.group is not None:
+            self._groups[entry.group] -= 1
+            if not self._groups[entry.group]:
+                del self._groups[entry.group]
+        for successor in reversed(bucket.waiting):
+            if self._admits(bucket, bucket.waiting[successor]):
+                self._insert(bucket, successor, bucket.waiting.pop(successor))
+                break
         return True
-
-    def closest(self, target: int, count: int, without: Container[PeerId] = ()) -> list[PeerId]:
-        """List the `count` peers closest to `target`, the closest first."""
-        candidates = (peer for peer in self if peer not in without)
-        return heapq.nsmallest(count, candidates, key=lambda peer: point(peer) ^ target)
-
-    def unheard(self, now: float, age: float) -> list[PeerId]:
-        """List the peers that gave no sign of life for `age` seconds, the stalest first."""
-        found = [
-            (when, peer)
-            for bucket in self._buckets.values()
-            for peer, when in bucket.seen.items()
-            if when <= now - age
-        ]
-        return [peer for _, peer in sorted(found)]
 
     def receive_lookup(self, target: int, now: float) -> None:
         """Note that a look-up of `target` has just refreshed its range."""
-        shared = min(common_prefix(self.own, target), KEY_BITS - 1)
-        self._buckets.setdefault(shared, _Bucket()).refreshed = now
+        self._refreshed[min(common_prefix(self.own, target), KEY_BITS - 1)] = now
+
+    # --- outputs --------------------------------------------------------------------------------
+
+    def closest(
+        self, target: int, count: int, without: Container[PeerId] = (), fit: Fit | None = None
+    ) -> list[PeerId]:
+        """List the `count` peers closest to `target`, the closest first.
+
+        Args:
+            target: a point.
+            count: how many at most.
+            without: peers to pass over.
+            fit: tells of each whether to list it; all by default.
+        """
+        found: list[PeerId] = []
+        for ring in self._rings(target):
+            near = [
+                (entry.point ^ target, peer, entry.heard)
+                for bucket in ring
+                for peer, entry in bucket.seen.items()
+            ]
+            near.sort()
+            for _, peer, heard in near:
+                if peer not in without and (fit is None or fit(peer, heard)):
+                    found.append(peer)
+                    if len(found) == count:
+                        return found
+        return found
+
+    def is_closest(self, target: int, without: Container[PeerId] = ()) -> bool:
+        """Tell whether no peer of the table is closer to `target` than this node itself."""
+        bits = common_prefix(self.own, target)
+        distance = self.own ^ target
+        return not any(
+            entry.point ^ target < distance and peer not in without
+            for number in self._order
+            if number >= bits
+            for peer, entry in self._buckets[number].seen.items()
+        )
 
     def due_for_refresh(self, now: float, age: float) -> list[int]:
         """List the ranges, by shared leading bits, that no look-up went through for `age` seconds.
@@ -120,9 +207,57 @@ class RoutingTable:
         Ranges beyond the deepest one that holds a peer are as good as empty: the look-up of our own
         id, which every refresh includes, covers them all.
         """
-        deepest = max((bits for bits, bucket in self._buckets.items() if bucket.seen), default=-1)
+        deepest = next((bits for bits in self._order if self._buckets[bits].seen), -1)
         return [
             bits
             for bits in range(min(deepest, MAX_RANDOM_PREFIX) + 1)
-            if bits not in self._buckets or self._buckets[bits].refreshed <= now - age
+            if self._refreshed.get(bits, float("-inf")) <= now - age
         ]
+
+    # --- buckets --------------------------------------------------------------------------------
+
+    def _bucket_of(self, peer: PeerId) -> _Bucket | None:
+        return self._buckets.get(common_prefix(self.own, point(peer)))
+
+    def _rings(self, target: int) -> Iterator[list[_Bucket]]:
+        """Part the buckets so that all peers of one part are closer to `target` than of the next.
+
+        Peers of the target's own bucket share one bit more with it than the deeper ones, and those
+        more than the shallower ones, among whom the deeper ones share more.
+        """
+        bits = common_prefix(self.own, target)
+        if bits in self._buckets:
+            yield [self._buckets[bits]]
+        deeper = [self._buckets[number] for number in self._order if number > bits]
+        if deeper:
+            yield deeper
+        for number in self._order:
+            if number < bits:
+                yield [self._buckets[number]]
+
+    def _admits(self, bucket: _Bucket, entry: _Entry) -> bool:
+        if len(bucket.seen) >= self._size:
+            return False
+        return entry.group is None or (
+            self._groups[entry.group] < self._max_per_group
+            and bucket.count(entry.group) < self._max_per_group_in_bucket
+        )
+
+    def _insert(self, bucket: _Bucket, peer: PeerId, entry: _Entry) -> None:
+        bucket.seen[peer] = entry
+        self._count += 1
+        if entry.group is not None:
+            self._groups[entry.group] += 1
+
+    def _doubtful(self, bucket: _Bucket, newcomer: _Entry, now: float) -> PeerId | None:
+        """Name the stalest peer whose leaving would make room for `newcomer`."""
+        full = len(bucket.seen) >= self._size
+        crowded = newcomer.group is not None and bucket.count(newcomer.group) >= min(
+            self._max_per_group_in_bucket, self._max_per_group
+        )
+        for peer, entry in bucket.seen.items():
+            if crowded and entry.group != newcomer.group:
+                continue
+            if full or crowded:
+                return peer if entry.heard <= now - self._trust else None
+        return None

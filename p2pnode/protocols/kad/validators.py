@@ -13,7 +13,13 @@ from p2pnode.wire.peer_id import PeerId
 
 
 class Validator(ABC):
-    """The rules of one namespace; pure, `now` is the wall clock's."""
+    """The rules of one namespace; pure, `now` is the wall clock's.
+
+    Attributes:
+        share: how much of a node's store the namespace may fill, between 0 and 1.
+    """
+
+    share: float = 1.0
 
     @abstractmethod
     def validate(self, key: bytes, value: bytes, now: float) -> None:
@@ -45,6 +51,8 @@ class PublicKeyValidator(Validator):
 
     NAMESPACE = "pk"
 
+    share = 0.1  # anybody can make keys by the million
+
     def validate(self, key: bytes, value: bytes, now: float) -> None:  # noqa: ARG002  # keys last
         """See `Validator`."""
         try:
@@ -64,14 +72,19 @@ class PublicKeyValidator(Validator):
         return None
 
 
+def namespace_of(key: bytes) -> str:
+    """Return the namespace of a key, or nothing where it has none."""
+    parts = key.split(b"/", 2)
+    return parts[1].decode("ascii", "replace") if len(parts) == 3 and not parts[0] else ""
+
+
 def validator_of(key: bytes, validators: Mapping[str, Validator]) -> Validator:
     """Find the validator of a key's namespace.
 
     Raises:
         ProtocolError: the key has none that is known.
     """
-    parts = key.split(b"/", 2)
-    name = parts[1].decode("ascii", "replace") if len(parts) == 3 and not parts[0] else ""
+    name = namespace_of(key)
     if name not in validators:
         raise ProtocolError("a DHT key is of no namespace that this node knows")
     return validators[name]

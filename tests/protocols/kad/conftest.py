@@ -15,7 +15,6 @@ from p2pnode.protocols.kad.service import KadDht
 from p2pnode.protocols.kad.validators import Validator
 from p2pnode.testing.light import LightHost, LightNetwork, light_network
 
-KEEPERS = 3  # tasks of an idle DHT
 EPOCH = 1_700_000_000.0
 
 
@@ -39,7 +38,7 @@ class SetValidator(Validator):
 async def settle(dht: KadDht) -> None:
     """Wait until a node that has joined has filled its table in the background."""
     for _ in range(10_000):
-        if len(dht._nursery.child_tasks) <= KEEPERS:
+        if not dht.busy:
             return
         await trio.sleep(0.01)
 

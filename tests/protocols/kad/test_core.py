@@ -36,6 +36,7 @@ def _peer(number: int) -> PeerId:
 OWN, SENDER, CLIENT = _peer(0), _peer(1), _peer(99)
 ADDRESS = Multiaddr("/ip4/127.0.0.1/tcp/1")
 WALL = 1000.0
+NOW = 10.0
 
 
 def _contact_of(peer: PeerId) -> Contact:
@@ -52,7 +53,8 @@ def core():
 
 
 def _ask(core, kind, key=b"", wall=WALL, sender=SENDER, **fields):
-    return core.receive_request(sender, Message(type=kind, key=key, **fields), _contact_of, wall)
+    request = Message(type=kind, key=key, **fields)
+    return core.receive_request(sender, request, _contact_of, NOW, wall)
 
 
 def _put(core, value, key=b"/n/x", wall=WALL):
@@ -66,7 +68,7 @@ def _get(core, key=b"/n/x", wall=WALL):
 
 def test_find_node_names_the_k_closest_without_the_one_who_asks(core):
     answer = _ask(core, MessageType.FIND_NODE, b"key")
-    known = [peer for peer in core.table if peer != SENDER]
+    known = [peer for peer in core.table if peer not in {SENDER, _peer(7)}]
     assert [each.peer_id for each in answer.closer] == _by_distance(point(b"key"), known)[:4]
     assert (answer.type, answer.key) == (MessageType.FIND_NODE, b"key")
 
@@ -91,7 +93,7 @@ def test_find_node_does_not_name_the_one_who_asks_or_a_target_without_address(co
 
 def test_a_stored_value_is_served_with_its_time_and_closer_peers(core):
     request = Message(type=MessageType.PUT_VALUE, key=b"/n/x", record=Record(b"/n/x", b"7"))
-    assert core.receive_request(SENDER, request, _contact_of, WALL) == request
+    assert core.receive_request(SENDER, request, _contact_of, NOW, WALL) == request
     answer = _ask(core, MessageType.GET_VALUE, b"/n/x")
     assert answer.record == Record(b"/n/x", b"7", "1970-01-01T00:16:40Z")
     assert len(answer.closer) == 4

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from p2pnode.protocols.kad.keys import point
 from p2pnode.protocols.kad.lookup import MAX_CANDIDATES, Lookup
+from p2pnode.protocols.kad.messages import Contact
 from p2pnode.protocols.kad.table import RoutingTable
 from p2pnode.wire.peer_id import PeerId
 
@@ -23,8 +24,12 @@ def _peer(number: int) -> PeerId:
 PEERS = _by_distance(TARGET, map(_peer, range(60)))  # the closest first
 
 
-def _lookup(seeds, *, k=20, alpha=10, beta=3, patience=1.0):
-    return Lookup(TARGET, seeds, k=k, alpha=alpha, beta=beta, patience=patience)
+def _named(peers, group=None):
+    return [(Contact(peer), group) for peer in peers]
+
+
+def _lookup(seeds, *, k=20, alpha=10, beta=3, patience=1.0, **more):
+    return Lookup(TARGET, _named(seeds), k=k, alpha=alpha, beta=beta, patience=patience, **more)
 
 
 def test_without_seeds_it_is_finished_at_once():
@@ -37,7 +42,7 @@ def test_the_closest_are_asked_first_and_alpha_at_once():
     lookup = _lookup(PEERS, alpha=3)
     assert lookup.next_queries(0.0) == PEERS[:3]
     assert lookup.next_queries(0.0) == []
-    lookup.receive_answer(PEERS[1], [], 0.1)
+    lookup.receive_answer(PEERS[1], _named([]), 0.1)
     assert lookup.next_queries(0.1) == [PEERS[3]]
 
 
@@ -46,7 +51,7 @@ def test_nobody_farther_than_the_k_closest_is_asked():
     assert lookup.next_queries(0.0) == PEERS[:4]
     for peer in PEERS[:4]:
         assert not lookup.is_finished(0.0)
-        lookup.receive_answer(peer, [], 0.0)
+        lookup.receive_answer(peer, _named([]), 0.0)
     assert lookup.is_finished(0.0)
     assert lookup.closest == PEERS[:4]
 
@@ -57,7 +62,7 @@ def test_a_failed_peer_makes_room_for_the_next_closest():
     lookup.receive_failure(PEERS[0])
     assert lookup.next_queries(0.0) == [PEERS[4]]
     for peer in PEERS[1:5]:
-        lookup.receive_answer(peer, [PEERS[0]], 0.0)
+        lookup.receive_answer(peer, _named([PEERS[0]]), 0.0)
     assert lookup.next_queries(0.0) == []  # who failed is not asked again
     assert lookup.is_finished(0.0)
     assert lookup.closest == PEERS[1:5]
@@ -68,8 +73,8 @@ def test_an_answer_after_the_failure_still_counts():
     lookup = _lookup(PEERS[:2])
     lookup.next_queries(0.0)
     lookup.receive_failure(PEERS[0])
-    lookup.receive_answer(PEERS[0], [], 9.0)
-    lookup.receive_answer(PEERS[1], [], 9.0)
+    lookup.receive_answer(PEERS[0], _named([]), 9.0)
+    lookup.receive_answer(PEERS[1], _named([]), 9.0)
     assert lookup.closest == PEERS[:2]
 
 
@@ -85,7 +90,7 @@ def test_slow_peers_are_left_out_once_beta_have_answered():
     lookup = _lookup(PEERS[:8], beta=3)
     lookup.next_queries(0.0)
     for peer in PEERS[4:7]:
-        lookup.receive_answer(peer, [], 0.1)
+        lookup.receive_answer(peer, _named([]), 0.1)
     assert not lookup.is_finished(0.9)
     assert lookup.is_finished(1.0)
     assert lookup.closest == PEERS[4:7]
@@ -103,14 +108,14 @@ def test_on_a_slow_link_everybody_is_waited_for():
 def test_fewer_answers_than_beta_do_not_end_it_while_more_are_open():
     lookup = _lookup(PEERS[:8], beta=3)
     lookup.next_queries(0.0)
-    lookup.receive_answer(PEERS[0], [], 0.1)
+    lookup.receive_answer(PEERS[0], _named([]), 0.1)
     assert not lookup.is_finished(100.0)
 
 
 def test_of_two_peers_one_that_answers_is_enough():
     lookup = _lookup(PEERS[:2])
     lookup.next_queries(0.0)
-    lookup.receive_answer(PEERS[1], [], 0.1)
+    lookup.receive_answer(PEERS[1], _named([]), 0.1)
     assert not lookup.is_finished(0.5)
     assert lookup.is_finished(1.0)
 
@@ -118,7 +123,7 @@ def test_of_two_peers_one_that_answers_is_enough():
 def test_liars_cannot_make_it_grow_without_bound():
     lookup = _lookup(PEERS[:1])
     lookup.next_queries(0.0)
-    lookup.receive_answer(PEERS[0], map(_peer, range(100, 3000)), 0.0)
+    lookup.receive_answer(PEERS[0], _named(map(_peer, range(100, 3000))), 0.0)
     everybody = _by_distance(TARGET, [PEERS[0], *map(_peer, range(100, 3000))])
     assert len(lookup._order) == MAX_CANDIDATES
     assert [peer for _, peer in lookup._order] == everybody[:MAX_CANDIDATES]
@@ -141,7 +146,7 @@ def test_it_finds_the_true_closest_of_a_whole_network(size):
         rng.shuffle(queries)
         for peer in queries:
             answer = tables[peer].closest(TARGET, 8, without={peers[0]})
-            lookup.receive_answer(peer, answer, rounds / 100)
+            lookup.receive_answer(peer, _named(answer), rounds / 100)
     assert lookup.closest == _by_distance(TARGET, peers[1:])[:8]
     assert lookup.asked <= 40
 
@@ -161,7 +166,7 @@ def test_it_always_ends_and_finds_only_those_that_answered(data):
         if data.draw(st.booleans()):
             answered.add(peer)
             closer = data.draw(st.lists(st.sampled_from(PEERS), max_size=5))
-            lookup.receive_answer(peer, closer, now)
+            lookup.receive_answer(peer, _named(closer), now)
         else:
             lookup.receive_failure(peer)
     assert lookup.is_finished(now)

@@ -153,11 +153,11 @@ async def test_cancelled_calls_leave_no_stream(autojump_clock):
         for _, each in nodes:
             each._peers.reset_idle()
         await trio.sleep(1)
-        tasks = len(dht._nursery.child_tasks)
+        tasks = dht.busy
         assert all(each.info().streams == 0 for each in nodes[0][0].connections())
         with trio.move_on_after(DELAY) as scope:
             await dht.closest_peers(b"key")
         assert scope.cancelled_caught
         await trio.sleep(1)
-        assert len(dht._nursery.child_tasks) == tasks
+        assert dht.busy == tasks
         assert all(each.info().streams == 0 for each in nodes[0][0].connections())

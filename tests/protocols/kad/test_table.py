@@ -75,11 +75,61 @@ def test_those_in_waiting_are_bounded():
     assert set(removed) == {*FAR[:2], *FAR[18:20]}
 
 
-def test_unheard_peers_are_listed_from_the_stalest():
+def test_the_last_sign_of_life_of_each_peer_is_told():
     table = _table(size=20)
-    for now, peer in enumerate(FAR[:5]):
+    for now, peer in enumerate(FAR[:3]):
         table.receive_alive(peer, float(now))
-    assert table.unheard(now=62.0, age=60.0) == FAR[:3]
+    table.receive_alive(FAR[0], 9.0)
+    assert dict(table.heard()) == {FAR[0]: 9.0, FAR[1]: 1.0, FAR[2]: 2.0}
+
+
+def test_only_fit_peers_are_listed_and_others_fill_their_places():
+    table = _table(size=20)
+    for now, peer in enumerate(FAR[:10]):
+        table.receive_alive(peer, float(now))
+    found = table.closest(table.own, 4, fit=lambda _peer, heard: heard >= 5.0)
+    assert found == _by_distance(table.own, FAR[5:10])[:4]
+
+
+def test_one_network_gets_no_more_places_than_it_may_have():
+    table = RoutingTable(OWN, bucket_size=5, trust=60.0, max_per_group=3, max_per_group_in_bucket=2)
+    near = [peer for peer in map(_peer, range(400)) if common_prefix(table.own, point(peer)) == 1]
+    for now, peer in enumerate((*FAR[:4], *near[:4])):
+        table.receive_alive(peer, float(now), b"net")
+    assert list(table) == [*FAR[:2], near[0]]
+    table.receive_alive(FAR[4], 9.0, b"other")
+    table.receive_alive(FAR[5], 9.0)
+    assert len(table) == 5
+    table.remove(FAR[0])  # the freshest in waiting may take its place now
+    assert set(table) == {FAR[1], FAR[3], FAR[4], FAR[5], near[0]}
+
+
+def test_a_crowded_network_makes_only_its_own_stale_peers_doubtful():
+    table = RoutingTable(OWN, bucket_size=5, trust=60.0, max_per_group_in_bucket=1)
+    table.receive_alive(FAR[0], 0.0, b"other")
+    table.receive_alive(FAR[1], 1.0, b"net")
+    assert table.receive_alive(FAR[2], 60.0, b"net") is None
+    assert table.receive_alive(FAR[2], 61.0, b"net") == FAR[1]
+
+
+def test_a_full_bucket_is_told():
+    table = _table(size=3)
+    for peer in FAR[:3]:
+        assert not table.is_full(0)
+        table.receive_alive(peer, 0.0)
+    assert table.is_full(0)
+    assert not table.is_full(1)
+
+
+@given(st.lists(st.integers(0, 60)), st.integers(0, 100))
+def test_being_the_closest_is_told_as_comparing_all_would(numbers, target):
+    table = _table(size=4)
+    for number in numbers:
+        table.receive_alive(_peer(number), 0.0)
+    where = point(_peer(target))
+    expected = all(point(peer) ^ where > table.own ^ where for peer in table)
+    assert table.is_closest(where) is expected
+    assert table.is_closest(where, without=set(table))
 
 
 def test_ranges_are_due_for_refresh_until_a_lookup_went_through():
