@@ -181,47 +181,45 @@ def _limit(axes: Axes, plot: Plot, shown: Sequence[Series]) -> None:
 
 def _label_lines(
     axes: Axes, members: Sequence[Series], styles: dict[str, tuple[str, Any]]
-) -> list[Annotation]:
-    """Write the labels at the right of the axes, at the height of the lines' ends."""
+) -> list[tuple[Annotation, float | None]]:
+    """Write the labels at the right of the axes, halfway up; give each with its line's end."""
     if len(members) < 2:
         return []
-    texts = []
-    for series in members:
-        ends = [each for each in series.y if each is not None]
-        texts.append(
+    return [
+        (
             axes.annotate(
                 series.label,
-                (1.0, ends[-1] if ends else 0.0),
-                xycoords=("axes fraction", "data"),
+                (1.0, 0.5),
+                xycoords="axes fraction",
                 xytext=(6, 0),
                 textcoords="offset points",
                 fontsize=_LABEL_POINTS,
                 color=styles[series.label][0],
                 va="center",
                 annotation_clip=False,
-            )
+            ),
+            next((each for each in reversed(series.y) if each is not None), None),
         )
-    return texts
+        for series in members
+    ]
 
 
-def _spread(axes: Axes, texts: Sequence[Annotation]) -> None:
-    """Move labels up and down until none covers another, and all are beside the axes."""
+def _spread(axes: Axes, labels: Sequence[tuple[Annotation, float | None]]) -> None:
+    """Move labels to their lines' ends, and apart until none covers another."""
     points = 72.0 / axes.figure.dpi
     box = axes.get_window_extent()
-    bottom, top = box.y0 * points, box.y1 * points
-    wanted = [
-        min(max(axes.transData.transform((0.0, text.xy[1]))[1] * points, bottom), top)
-        if axes.get_yscale() != "log" or text.xy[1] > 0
-        else bottom
-        for text in texts
-    ]
-    order = sorted(range(len(texts)), key=wanted.__getitem__)
+    bottom, top = float(box.y0) * points, float(box.y1) * points
+
+    def height_of(end: float | None) -> float:
+        if end is None or (axes.get_yscale() == "log" and end <= 0):
+            return bottom  # it is nowhere
+        return min(max(float(axes.transData.transform((1.0, end))[1]) * points, bottom), top)
+
+    wanted = [height_of(end) for _, end in labels]
+    order = sorted(range(len(labels)), key=wanted.__getitem__)
     heights = apart([wanted[each] for each in order], _LABEL_PITCH, bottom, top)
     for each, height in zip(order, heights, strict=True):
-        # Its height is told in points above the axes' own bottom from here on.
-        texts[each].xy = (1.0, 0.0)
-        texts[each].xycoords = "axes fraction"
-        texts[each].set_position((6.0, height - bottom))
+        labels[each][0].set_position((6.0, height - (bottom + top) / 2))
 
 
 def apart(wanted: Sequence[float], pitch: float, bottom: float, top: float) -> list[float]:

@@ -33,7 +33,7 @@ def merge(reports: Sequence[Report], seeds: Sequence[int]) -> Report:
         raise ValueError(f"{len(reports)} reports of {len(seeds)} seeds cannot be merged")
     first = reports[0]
     merged = Report()
-    for name in first.figures:
+    for name in dict.fromkeys(name for each in reports for name in each.figures):
         figures = [each.figures.get(name) for each in reports]
         merged.add_figure(_figure([each for each in figures if each is not None]))
     for name in first.all_series:
