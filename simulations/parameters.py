@@ -68,7 +68,9 @@ class Parameter:
             one: Value = self._check_one(name, value)
             return one
         parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple) or not parts:
+        if not isinstance(parts, list | tuple):
+            parts = [parts]
+        if not parts:
             raise ParameterError(f"{name} takes values such as 1,2,3, not {value!r}")
         return tuple(self._check_one(name, part) for part in parts)
 

@@ -163,16 +163,17 @@ async def _tell(checked: Checked, log: EventLog, pulse: Pulse) -> Simulation:
 
 def _add_speeds(sim: Simulation, pulse: Pulse) -> None:
     """Add what only the real clock knows: how fast each phase was."""
-    ratios = {each.name: each.virtual / each.real for each in pulse.phases}
+    phases = [each for each in pulse.phases if each.virtual > 0]
+    ratios = {each.name: each.virtual / each.real for each in phases}
     for speed in sim.speeds:
         detail = f"virtual seconds a real one, while: {speed.phase}"
-        sim.report.figure(speed.name, ratios[speed.phase], "x", goal=speed.goal, detail=detail)
+        sim.report.figure(speed.name, ratios.get(speed.phase), "x", goal=speed.goal, detail=detail)
     sim.report.table(
         "Speed of the simulation",
         ["phase", Axis("simulated", "s"), Axis("took", "s"), "x real time", "events"],
         [
             (each.name, round(each.virtual, 3), round(each.real, 3), ratios[each.name], each.steps)
-            for each in pulse.phases
+            for each in phases
         ],
     )
 

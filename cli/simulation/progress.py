@@ -28,8 +28,10 @@ _BAR_WIDTH: Final = 32
 
 
 def duration(seconds: float) -> str:
-    """Write a time as people do: `42 s`, `3:07`, `2:00:00`."""
-    whole = int(seconds)
+    """Write a time as people do: `0.8 s`, `42 s`, `3:07`, `2:00:00`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     hours, rest = divmod(whole, 3600)

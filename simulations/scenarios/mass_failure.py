@@ -4,6 +4,8 @@ Nobody stores anything again during the measurement: what is found is what the c
 survivors' care for them, still hold.
 """
 
+from dataclasses import replace
+
 import trio
 
 from simulations import Parameter, Scenario, Simulation, at_least, at_most
@@ -17,7 +19,9 @@ _NEVER = 1e9  # seconds; publishers that go on would hide what was lost
 async def run(sim: Simulation) -> None:
     """Join, publish, kill, and look up."""
     parameters, world = sim.parameters, sim.world
-    period = world.settings.dht.refresh_interval
+    period = parameters["refresh"]
+    dht = replace(world.settings.dht, refresh_interval=period)
+    world.settings = replace(world.settings, dht=dht)
     values = Values(sim, _NEVER)
     joining = parameters["nodes"] / parameters["join.rate"]
     sim.begin("joining", until=joining + parameters["settle"] + 60 + 2 * period)
@@ -92,6 +96,7 @@ SCENARIO = Scenario(
         "nodes": Parameter(200, "how many", minimum=20),
         "killed": Parameter(30.0, "nodes that fail, all at the same moment", "%", 0.0, 90.0),
         "look-ups": Parameter(50, "a minute, by nodes drawn at random", "1/min", minimum=1),
+        "refresh": Parameter(600.0, "the refresh period of the DHT's tables", "s", minimum=60.0),
         "join.rate": Parameter(10.0, "nodes that start in a second", "1/s", minimum=0.001),
         "settle": Parameter(120.0, "between joining and the failure", "s", minimum=0.0),
         **NETWORK,

@@ -7,6 +7,7 @@ when look-ups from both sides end at the node that is closest of all, and find w
 has stored meanwhile.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -25,7 +26,9 @@ _ROUND = 30.0  # seconds between two looks at whether the halves have found toge
 async def run(sim: Simulation) -> None:
     """Join, part, heal, and look whether it is one DHT again."""
     parameters, world = sim.parameters, sim.world
-    period = world.settings.dht.refresh_interval
+    period = parameters["refresh"]
+    dht = replace(world.settings.dht, refresh_interval=period)
+    world.settings = replace(world.settings, dht=dht)
     joining = parameters["nodes"] / parameters["join.rate"]
     cut = parameters["partition"]
     sim.begin("joining", until=joining + parameters["settle"] + cut + 2 * period)
@@ -143,6 +146,7 @@ SCENARIO = Scenario(
         "values.period": Parameter(
             3600.0, "between two times a publisher stores its value", "s", minimum=1.0
         ),
+        "refresh": Parameter(600.0, "the refresh period of the DHT's tables", "s", minimum=60.0),
         "join.rate": Parameter(10.0, "nodes that start in a second", "1/s", minimum=0.001),
         "settle": Parameter(120.0, "between joining and the partition", "s", minimum=0.0),
         **NETWORK,
