@@ -84,6 +84,10 @@ class DialError(RemoteError):
     """No address of the peer could be reached."""
 
 
+class NoRouteError(DialError):
+    """This machine has no way there now: its own network is down, or it lacks what a dial takes."""
+
+
 class NoPeersError(RemoteError):
     """The node knows no peer that could answer; give it a reachable bootstrap address."""
 

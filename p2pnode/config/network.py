@@ -16,6 +16,7 @@ class NetworkSettings:
     max_dials: int = 128  # peers dialled at once, node-wide
     dial_backoff: float = 1.0  # pause after an address failed, doubled at each further failure
     dial_backoff_max: float = 60.0
+    dial_backoff_alone: float = 5.0  # instead, while no peer at all is connected
     dial_backoff_addresses: int = 8192  # that failed and are remembered
     simultaneous_open_wait: float = 2.0  # for a peer that dialled just as we did to dial again
     listen_backlog: int = 1024  # connections the system holds until this node takes them

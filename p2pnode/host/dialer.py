@@ -24,6 +24,7 @@ from p2pnode.config import NetworkSettings
 from p2pnode.errors import (
     DialError,
     HandshakeError,
+    NoRouteError,
     P2PNodeError,
     RemoteError,
     ResourceLimitError,
@@ -37,7 +38,7 @@ from p2pnode.wire.addresses import name_of, split_p2p
 from p2pnode.wire.peer_id import PeerId
 
 # Failures that say nothing against an address.
-_NO_FAULT: Final = (ResourceLimitError, SimultaneousOpenError)
+_NO_FAULT: Final = (NoRouteError, ResourceLimitError, SimultaneousOpenError)
 
 Resolve = Callable[[Multiaddr, PeerId], Awaitable[list[Multiaddr]]]
 Upgrade = Callable[[RawConnection, PeerId], Awaitable[Upgraded]]

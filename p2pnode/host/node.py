@@ -43,16 +43,11 @@ from p2pnode.host.interfaces import (
     ConnectionEnded,
     ConnectionOpened,
     Host,
-    LocalPeerChanged,
     PeerIdentified,
     PeerMisbehaved,
     StreamHandler,
 )
-from p2pnode.host.observed import (
-    ObservedAddressBelieved,
-    ObservedAddressDropped,
-    ObservedAddresses,
-)
+from p2pnode.host.local_addresses import LocalAddresses
 from p2pnode.host.peerstore import Peerstore
 from p2pnode.host.ranking import ips_of, rank
 from p2pnode.host.saved_peers import SavedPeers
@@ -100,15 +95,12 @@ class NetworkHost(Host):
         self._saved_peers = SavedPeers(peerstore_path, self.peerstore, self.events.emit)
         self._rng = rng or random.Random()
         self._transports = tuple(transports)
-        self._announce = tuple(announce)
         self._handlers: dict[str, StreamHandler] = {}
-        self._listeners: list[Listener] = []
-        self._last_addresses: list[Multiaddr] = []
-        self._votes = ObservedAddresses(self.settings)
-        self._believed: tuple[Multiaddr, ...] = ()
+        self._local = LocalAddresses(self.settings, announce, self.events.emit)
         self._connections = ConnectionTable(self.peer_id, self.settings)
         self._admission = Admission(limits or LimitSettings(), self._connections, self.events.emit)
         self._budgets = self._admission.budgets
+        self._backoff = DialBackoff(self.settings, self._rng)
         self._resolver = Resolver(self.settings)
         self._upgrader = Upgrader(key, self.settings)
         self._dial_tools = DialTools(
@@ -116,7 +108,7 @@ class NetworkHost(Host):
             transports=self._transports,
             resolve=self._resolver.resolve,
             upgrade=self._upgrader.outbound,
-            backoff=DialBackoff(self.settings, self._rng),
+            backoff=self._backoff,
             slots=trio.CapacityLimiter(self.settings.max_dials),
             settings=self.settings,
         )
@@ -132,6 +124,7 @@ class NetworkHost(Host):
         `close_timeout` at most.
         """
         await self._saved_peers.load()
+        self._backoff.be_alone()
         undo = self.events.on(PeerIdentified, self._receive_identified)
         try:
             async with trio.open_nursery() as nursery:
@@ -160,9 +153,9 @@ class NetworkHost(Host):
 
     async def _shut_down(self) -> None:
         with trio.CancelScope(shield=True):
-            for listener in self._listeners:
+            for listener in self._local.listeners:
                 await listener.aclose()
-            self._listeners.clear()
+            self._local.listeners.clear()
             with trio.move_on_after(self.settings.close_timeout):
                 async with trio.open_nursery() as nursery:
                     for connection in self._connections:
@@ -188,9 +181,8 @@ class NetworkHost(Host):
             if due and len(self.peerstore):
                 saved_at = now
                 await self._saved_peers.save()
-            self._count_votes()
-            if self.addresses != self._last_addresses:  # an interface came or went
-                self._note_change()
+            if self._local.update(now):  # on another network than before, all may be reachable
+                self._backoff.clear()
 
     # --- addresses and handlers -----------------------------------------------------------------
 
@@ -208,27 +200,25 @@ class NetworkHost(Host):
             raise InvalidAddressError(f"no transport of this node can listen on {address}")
         network = self._running()
         listener = await transport.listen(address)
-        self._listeners.append(listener)
+        self._local.listeners.append(listener)
         network.start_soon(self._accept, listener)
-        self._note_change()
+        self._local.update(trio.current_time())
         return listener.addresses
 
     @property
     def addresses(self) -> list[Multiaddr]:
         """See `Host`."""
-        if self._announce:
-            return list(self._announce)
-        return list(dict.fromkeys([*self.listening, *self._believed]))
+        return self._local.all
 
     @property
     def listening(self) -> list[Multiaddr]:
         """The addresses this node listens on, those of each interface of a wildcard."""
-        return list(dict.fromkeys(each for one in self._listeners for each in one.addresses))
+        return self._local.listening
 
     @property
     def observed(self) -> list[Multiaddr]:
         """The addresses at which enough others see this node."""
-        return list(self._believed)
+        return self._local.observed
 
     @property
     def protocols(self) -> list[str]:
@@ -240,41 +230,16 @@ class NetworkHost(Host):
         fresh = protocol not in self._handlers
         self._handlers[protocol] = handler
         if fresh:
-            self._note_change()
+            self._local.tell()
 
     def remove_handler(self, protocol: str) -> None:
         """See `Host`."""
         if self._handlers.pop(protocol, None) is not None:
-            self._note_change()
-
-    def _note_change(self) -> None:
-        self._last_addresses = self.addresses
-        self.events.emit(LocalPeerChanged())
+            self._local.tell()
 
     def receive_observation(self, connection: Connection, observed: Multiaddr) -> None:
         """Take a peer's word for where it sees this node, as one vote among others."""
-        self._votes.observe(
-            connection,
-            observed=observed,
-            local=connection.local_address,
-            remote=connection.remote_address,
-            listening=self.listening,
-            now=trio.current_time(),
-        )
-        self._count_votes()
-
-    def _count_votes(self) -> None:
-        """Believe the observed addresses that enough peers agree on, and no others."""
-        believed = self._votes.believed(self.listening, trio.current_time())
-        before, self._believed = self._believed, tuple(believed)
-        for address, observers in believed.items():
-            if address not in before:
-                self.events.emit(ObservedAddressBelieved(address=address, observers=observers))
-        for address in before:
-            if address not in believed:
-                self.events.emit(ObservedAddressDropped(address=address))
-        if set(before) != set(believed):
-            self._note_change()
+        self._local.observe(connection, observed, trio.current_time())
 
     # --- peers ----------------------------------------------------------------------------------
 
@@ -484,6 +449,7 @@ class NetworkHost(Host):
     def _add(self, connection: NetworkConnection) -> None:
         peer_id = connection.peer_id
         self._connections.add(connection)
+        self._backoff.meet(peer_id)
         self.peerstore.pin(peer_id)
         self.peerstore.set_key(peer_id, connection.public_key)
         if connection.direction == "outbound":
@@ -495,9 +461,11 @@ class NetworkHost(Host):
 
     def _remove(self, connection: NetworkConnection, reason: str) -> None:
         self._connections.remove(connection)
-        self._votes.end(connection, trio.current_time())
+        self._local.end(connection, trio.current_time())
         if connection.peer_id not in self._connections:
             self.peerstore.unpin(connection.peer_id, trio.current_time())
+        if not len(self._connections):
+            self._backoff.be_alone()
         self.events.emit(ConnectionEnded(connection=connection, reason=reason))
 
     def _running(self) -> trio.Nursery:

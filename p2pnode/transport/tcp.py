@@ -17,7 +17,7 @@ import trio
 from multiaddr import Multiaddr
 
 from p2pnode.config import NetworkSettings
-from p2pnode.errors import AddressInUseError, DialError, InvalidAddressError
+from p2pnode.errors import AddressInUseError, DialError, InvalidAddressError, NoRouteError
 from p2pnode.transport.base import Listener, RawConnection, Transport
 from p2pnode.transport.interfaces import own_addresses
 from p2pnode.transport.reuse import CAN_REUSE, Endpoint, choose_source
@@ -31,6 +31,8 @@ _TAKEN: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})
 # back what is short.
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _SHORTAGE_PAUSE: Final = 0.1
+# What keeps a dial from ever leaving this machine.
+_NO_ROUTE: Final = _SHORTAGES | {errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL}
 
 
 class TcpTransport(Transport):
@@ -58,7 +60,7 @@ class TcpTransport(Transport):
     async def connect(self, target: Endpoint, *, reuse_port: bool = True) -> RawConnection:
         """Connect, for `dial` and for transports on top of TCP; raises `OSError`."""
         if target.ip.is_unspecified:  # the system would take it for this machine
-            raise OSError(errno.EADDRNOTAVAIL, "it is no place, but all of a machine's own")
+            raise OSError(errno.EINVAL, "it is no place, but all of a machine's own")
         if reuse_port and self._settings.reuse_port and CAN_REUSE:
             source = choose_source(target, self._listening)
             bound = await _bound_to(source) if source is not None else None
@@ -208,8 +210,9 @@ def _raw_connection(stream: trio.SocketStream) -> RawConnection:
 
 
 def no_answer(address: Multiaddr, error: OSError) -> DialError:
-    """Say why `address` could not be connected to."""
-    return DialError(f"{address} cannot be reached: {_sentence(error)}")
+    """Say why `address` could not be connected to, and whether that is this machine's own fault."""
+    kind = NoRouteError if error.errno in _NO_ROUTE else DialError
+    return kind(f"{address} cannot be reached: {_sentence(error)}")
 
 
 def listen_error(address: Multiaddr, error: OSError) -> AddressInUseError | InvalidAddressError:

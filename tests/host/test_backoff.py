@@ -57,6 +57,46 @@ def test_an_address_that_was_quiet_for_long_starts_anew():
     assert backoff.remaining(A, ADDRESS, 9 + 60 + 61) <= 1
 
 
+def fail_often(backoff, *, times=10):
+    for now in range(times):
+        backoff.fail(A, ADDRESS, now)
+        backoff.fail(B, OTHER, now)
+
+
+def test_a_node_that_is_alone_waits_a_few_seconds_at_most():
+    backoff = table()
+    fail_often(backoff)
+    assert backoff.remaining(A, ADDRESS, 9) >= 30
+    backoff.be_alone()
+    assert 2.5 <= backoff.remaining(A, ADDRESS, 9) <= 5
+
+
+def test_who_meets_a_peer_after_it_was_alone_may_dial_all_others_again():
+    backoff = table()
+    backoff.be_alone()
+    fail_often(backoff)
+    backoff.meet(B)
+    assert len(backoff) == 0
+    fail_often(backoff)
+    assert backoff.remaining(A, ADDRESS, 9) >= 30
+
+
+def test_who_meets_another_peer_besides_leaves_the_others_alone():
+    backoff = table()
+    fail_often(backoff)
+    backoff.meet(B)
+    assert backoff.remaining(A, ADDRESS, 9) >= 30
+    assert backoff.remaining(B, OTHER, 9) == 0
+
+
+def test_in_another_place_all_may_be_dialled_again():
+    backoff = table()
+    fail_often(backoff)
+    backoff.clear()
+    backoff.succeed(A, ADDRESS)
+    assert backoff.remaining(A, ADDRESS, 9) == backoff.remaining(B, OTHER, 9) == 0
+
+
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(0, 1e6)), max_size=30))
 def test_the_table_is_bounded_and_no_pause_is_too_long(failures):
     backoff = table()
@@ -65,7 +105,7 @@ def test_the_table_is_bounded_and_no_pause_is_too_long(failures):
         now += after
         address = tcp_address("10.0.0.1", port)
         backoff.fail(A, address, now)
-        assert len(backoff) <= 3
+        assert len(backoff) == sum(map(len, backoff._addresses.values())) <= 3
         assert 0 < backoff.remaining(A, address, now) <= 60
 
 

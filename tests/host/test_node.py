@@ -492,7 +492,7 @@ async def test_a_machine_that_moves_tells_its_peers(autojump_clock, monkeypatch)
         with ours.events.subscribe(LocalPeerChanged) as changed:
             assert not changed._pending
             moved = [tcp_address("10.7.7.7", 7)]
-            monkeypatch.setattr(type(ours._listeners[0]), "addresses", moved)
+            monkeypatch.setattr(type(ours._local.listeners[0]), "addresses", moved)
             await changed.get()
         await trio.sleep(1)
         assert moved[0] in theirs.addresses_of(ours.peer_id)

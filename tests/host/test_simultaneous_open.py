@@ -46,7 +46,7 @@ def host_of(number, tail):
 
 
 def socket_of(host):
-    listener = host._listeners[0]
+    listener = host._local.listeners[0]
     listener = getattr(listener, "_tcp", listener)
     return listener._listener.socket
 

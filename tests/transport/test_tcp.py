@@ -1,11 +1,12 @@
 import errno
+import os
 import socket
 
 import pytest
 import trio
 
 from p2pnode.config import NetworkSettings
-from p2pnode.errors import AddressInUseError, InvalidAddressError
+from p2pnode.errors import AddressInUseError, DialError, InvalidAddressError, NoRouteError
 from p2pnode.testing.conformance.transports import TransportConformance
 from p2pnode.transport import tcp
 from p2pnode.transport.tcp import TcpTransport
@@ -256,3 +257,22 @@ async def test_a_refused_dial_names_the_address_once():
     with pytest.raises(tcp.DialError) as caught:
         await tcp.TcpTransport().dial(address)
     assert str(caught.value) == f"{address} cannot be reached: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENETUNREACH, NoRouteError),
+        (errno.ENETDOWN, NoRouteError),
+        (errno.EADDRNOTAVAIL, NoRouteError),
+        (errno.EMFILE, NoRouteError),
+        (errno.ECONNREFUSED, DialError),
+        (errno.EHOSTUNREACH, DialError),
+        (errno.ETIMEDOUT, DialError),
+        (errno.EINVAL, DialError),
+    ],
+)
+def test_a_dial_that_never_left_this_machine_is_told_from_one_that_nobody_answered(number, kind):
+    error = tcp.no_answer(LOOPBACK, OSError(number, os.strerror(number)))
+    assert type(error) is kind
+    assert os.strerror(number).lower() in str(error)

@@ -92,7 +92,7 @@ async def test_a_host_that_announces_its_address_tells_nothing_else(autojump_clo
     announced = tcp_address("9.9.9.9", 1)
     async with host_network() as network:
         host = await listening_host(network)
-        host._announce = (announced,)
+        host._local._announce = (announced,)
         for liar in [await network.add_host(identify=False) for _ in range(NEEDED)]:
             stream = await liar.open_stream(host.peer_id, [PUSH_PROTOCOL], host.listening)
             await stream.send_all(encode(Introduction(observed_address=SEEN)))

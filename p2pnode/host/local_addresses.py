@@ -1,0 +1,106 @@
+"""Where this node itself can be dialled: as announced, listened on, or seen by others."""
+
+from collections.abc import Callable, Sequence
+
+from multiaddr import Multiaddr
+
+from p2pnode.config import NetworkSettings
+from p2pnode.events import Event
+from p2pnode.host.interfaces import Connection, LocalPeerChanged
+from p2pnode.host.observed import (
+    ObservedAddressBelieved,
+    ObservedAddressDropped,
+    ObservedAddresses,
+)
+from p2pnode.host.ranking import ips_of
+from p2pnode.transport.base import Listener
+from p2pnode.wire.addresses import IpAddress
+
+
+class LocalAddresses:
+    """The listeners and the votes of others, and what follows from them.
+
+    Args:
+        settings: how many must agree on an observed address, and the like.
+        announce: told to others instead of all that follows, if not empty.
+        emit: told of changes.
+
+    Attributes:
+        listeners: those that are open.
+    """
+
+    def __init__(
+        self,
+        settings: NetworkSettings,
+        announce: Sequence[Multiaddr],
+        emit: Callable[[Event], object],
+    ) -> None:
+        self.listeners = list[Listener]()
+        self._announce = tuple(announce)
+        self._emit = emit
+        self._votes = ObservedAddresses(settings)
+        self._believed: tuple[Multiaddr, ...] = ()
+        self._told: list[Multiaddr] = []
+        self._ips = set[IpAddress]()
+
+    @property
+    def all(self) -> list[Multiaddr]:
+        """What is told to others."""
+        if self._announce:
+            return list(self._announce)
+        return list(dict.fromkeys([*self.listening, *self._believed]))
+
+    @property
+    def listening(self) -> list[Multiaddr]:
+        """The addresses this node listens on, those of each interface of a wildcard."""
+        return list(dict.fromkeys(each for one in self.listeners for each in one.addresses))
+
+    @property
+    def observed(self) -> list[Multiaddr]:
+        """The addresses at which enough others see this node."""
+        return list(self._believed)
+
+    def observe(self, connection: Connection, observed: Multiaddr, now: float) -> None:
+        """Take a peer's word for where it sees this node, as one vote among others."""
+        self._votes.observe(
+            connection,
+            observed=observed,
+            local=connection.local_address,
+            remote=connection.remote_address,
+            listening=self.listening,
+            now=now,
+        )
+        self.update(now)
+
+    def end(self, connection: Connection, now: float) -> None:
+        """Let the vote of a peer that has left go stale."""
+        self._votes.end(connection, now)
+
+    def update(self, now: float) -> bool:
+        """Count the votes, look at the interfaces, and tell of what has changed.
+
+        Returns:
+            Whether this machine listens at an IP address now that it did not have before.
+        """
+        self._count_votes(now)
+        if set(self.all) != set(self._told):
+            self.tell()
+        ips = ips_of(self.listening)
+        before, self._ips = self._ips, ips
+        return not ips <= before
+
+    def tell(self) -> None:
+        """Tell all who are connected about this node anew."""
+        self._told = self.all
+        self._emit(LocalPeerChanged())
+
+    def _count_votes(self, now: float) -> None:
+        """Believe the observed addresses that enough peers agree on, and no others."""
+        believed = self._votes.believed(self.listening, now)
+        before, self._believed = self._believed, tuple(believed)
+        for address, observers in believed.items():
+            if address not in before:
+                self._emit(ObservedAddressBelieved(address=address, observers=observers))
+        for address in before:
+            if address not in believed:
+                self._emit(ObservedAddressDropped(address=address))
