@@ -16,6 +16,7 @@ from p2pnode.config import Settings
 from p2pnode.errors import NoPeersError
 from p2pnode.host import Host
 from p2pnode.swarm.announce import Announcer
+from p2pnode.swarm.index import EntryCache
 from p2pnode.swarm.network import build_dht
 from p2pnode.testing.network import Machine
 from p2pnode.wire.keys import PrivateKey
@@ -54,6 +55,7 @@ class Node:
         name: str,
         settings: Settings,
         rng: random.Random,
+        cache: EntryCache,
     ) -> None:
         self.number = number
         self.name = name
@@ -62,7 +64,7 @@ class Node:
         self.host = host
         self.settings = settings
         self.rng = rng
-        self.dht, self.directory = build_dht(host, settings, rng)
+        self.dht, self.directory = build_dht(host, settings, rng, cache)
         self.started_at = trio.current_time()
         self.joined_at: float | None = None
         self.is_up = True
@@ -135,13 +137,15 @@ class Node:
         """Announce experts from now on; uids name their run by its id.
 
         Raises:
-            InvalidUidError: too many, or too scattered, coordinates under one prefix.
+            InvalidUidError: they would need too many records.
             RuntimeError: the node is down.
         """
         if self._services is None:
             raise RuntimeError(f"{self.name} is down")
         if self._announcer is None:
-            self._announcer = Announcer(self.host, self.dht, self.key, self.settings.hosting)
+            self._announcer = Announcer(
+                self.host, self.dht, self.key, self.settings.hosting, rng=self.rng
+            )
             self._services.start_soon(self._announce, self._announcer)
         self._announcer.add(uids)
 

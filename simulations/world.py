@@ -16,6 +16,7 @@ import trio
 from p2pnode.config import Settings
 from p2pnode.events import Event
 from p2pnode.host import Connection
+from p2pnode.swarm.index import EntryCache
 from p2pnode.testing.hosts import full_hosts
 from p2pnode.testing.light import light_hosts
 from p2pnode.testing.network import IDEAL, Machine, Nat, VirtualNetwork
@@ -29,6 +30,7 @@ from simulations.simulation import Simulation
 E = TypeVar("E", bound=Event)
 
 BOOTSTRAP_PEERS: Final = 4
+_ENTRIES: Final = 131_072  # what 10,000 nodes announce in two update periods, and some more
 ASKED_ON_JOINING: Final = 3  # of the bootstrap peers, drawn for each node
 
 
@@ -60,6 +62,7 @@ class World:
         self._sim = sim
         self._nursery = nursery
         self._names: dict[PeerId, str] = {}
+        self._entries = EntryCache(_ENTRIES)  # each signature is verified once, not by every node
         self._liars: set[PeerId] = set()
         self._started = 0
         self._observers: list[tuple[type[Event], Callable[[Node, Any], None]]] = []
@@ -119,7 +122,16 @@ class World:
         host = await self.hosts.add_host(
             key=key, machine=machine, settings=settings.network, limits=settings.limits
         )
-        node = Node(host, machine, key=key, number=number, name=name, settings=settings, rng=rng)
+        node = Node(
+            host,
+            machine,
+            key=key,
+            number=number,
+            name=name,
+            settings=settings,
+            rng=rng,
+            cache=self._entries,
+        )
         self._names[key.peer_id] = name
         for kind, receive in self._observers:
             host.events.on(kind, partial(receive, node))
