@@ -24,6 +24,7 @@ class LocalAddresses:
         settings: how many must agree on an observed address, and the like.
         announce: told to others instead of all that follows, if not empty.
         emit: told of changes.
+        moved: called when this machine has come to an IP address that it did not have.
 
     Attributes:
         listeners: those that are open.
@@ -34,10 +35,12 @@ class LocalAddresses:
         settings: NetworkSettings,
         announce: Sequence[Multiaddr],
         emit: Callable[[Event], object],
+        moved: Callable[[], object],
     ) -> None:
         self.listeners = list[Listener]()
         self._announce = tuple(announce)
         self._emit = emit
+        self._moved = moved
         self._votes = ObservedAddresses(settings)
         self._believed: tuple[Multiaddr, ...] = ()
         self._told: list[Multiaddr] = []
@@ -76,18 +79,15 @@ class LocalAddresses:
         """Let the vote of a peer that has left go stale."""
         self._votes.end(connection, now)
 
-    def update(self, now: float) -> bool:
-        """Count the votes, look at the interfaces, and tell of what has changed.
-
-        Returns:
-            Whether this machine listens at an IP address now that it did not have before.
-        """
+    def update(self, now: float) -> None:
+        """Count the votes, look at the interfaces, and tell of what has changed."""
         self._count_votes(now)
         if set(self.all) != set(self._told):
             self.tell()
         ips = ips_of(self.listening)
         before, self._ips = self._ips, ips
-        return not ips <= before
+        if not ips <= before:
+            self._moved()
 
     def tell(self) -> None:
         """Tell all who are connected about this node anew."""

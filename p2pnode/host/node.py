@@ -96,11 +96,13 @@ class NetworkHost(Host):
         self._rng = rng or random.Random()
         self._transports = tuple(transports)
         self._handlers: dict[str, StreamHandler] = {}
-        self._local = LocalAddresses(self.settings, announce, self.events.emit)
+        self._backoff = DialBackoff(self.settings, self._rng)
+        self._local = LocalAddresses(
+            self.settings, announce, self.events.emit, moved=self._backoff.clear
+        )
         self._connections = ConnectionTable(self.peer_id, self.settings)
         self._admission = Admission(limits or LimitSettings(), self._connections, self.events.emit)
         self._budgets = self._admission.budgets
-        self._backoff = DialBackoff(self.settings, self._rng)
         self._resolver = Resolver(self.settings)
         self._upgrader = Upgrader(key, self.settings)
         self._dial_tools = DialTools(
@@ -181,8 +183,7 @@ class NetworkHost(Host):
             if due and len(self.peerstore):
                 saved_at = now
                 await self._saved_peers.save()
-            if self._local.update(now):  # on another network than before, all may be reachable
-                self._backoff.clear()
+            self._local.update(now)
 
     # --- addresses and handlers -----------------------------------------------------------------
 

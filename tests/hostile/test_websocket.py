@@ -29,7 +29,7 @@ UPGRADES = {
     "garbage": "longer than",  # a first line of HTTP that has not ended yet
 }
 FRAMES = {  # the first byte of a negotiation is what a frame that is in order carries
-    "fragments of a byte": "malformed",
+    "fragments of a byte": "malformed|took longer",  # whichever is first
     "a message that never ends": "of 0 bytes",
     "pings without end": "carried nothing",
     "pongs without end": "carried nothing",

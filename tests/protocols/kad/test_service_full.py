@@ -103,7 +103,7 @@ async def test_a_node_that_went_is_dropped_and_the_rest_goes_on(autojump_clock, 
         (leaver, leaving), *others = nodes
         key, value = _record(leaver)
         await leaving.put_value(key, value)
-        for listener in leaver._listeners:
+        for listener in leaver._local.listeners:
             await listener.aclose()
         for connection in leaver.connections():
             await connection.aclose()
@@ -120,7 +120,7 @@ async def test_an_unreachable_bootstrap_address_is_named(autojump_clock):
     async with host_network() as net, trio.open_nursery() as nursery:
         host, other = await net.add_host(), await net.add_host()
         peer, address = other.peer_id, other.addresses[0]
-        for listener in other._listeners:
+        for listener in other._local.listeners:
             await listener.aclose()
         dht = KadDht(host)
         await nursery.start(dht.run)
