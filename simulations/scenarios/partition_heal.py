@@ -21,6 +21,7 @@ from simulations.truth import begins_with, closest_to
 from simulations.values import Values
 
 _ROUND = 30.0  # seconds between two looks at whether the halves have found together
+_ASKERS = 10  # on each side, at each look
 
 
 async def run(sim: Simulation) -> None:
@@ -49,10 +50,11 @@ async def run(sim: Simulation) -> None:
     healed_at = sim.now
     closest = Probes()
     rng, of_left = sim.rng_for("look-ups"), {each.name for each in left}
+    askers = min(_ASKERS, len(left), len(right))
     while sim.now < healed_at + 2 * period:
         start = sim.now
         async with trio.open_nursery() as nursery:
-            for node in rng.sample(left, 10) + rng.sample(right, 10):
+            for node in (*rng.sample(left, askers), *rng.sample(right, askers)):
                 nursery.start_soon(_look_for_closest, sim, node, rng.randbytes(32), closest)
                 theirs = [
                     each
@@ -138,7 +140,7 @@ SCENARIO = Scenario(
     name="partition-heal",
     summary="two halves of the network, cut or strangers from the start, become one DHT again",
     parameters={
-        "nodes": Parameter(200, "how many, half on each side", minimum=24),
+        "nodes": Parameter(200, "how many, half on each side", minimum=8),
         "strangers": Parameter(
             default=False, help="whether the halves are two DHTs that never met before"
         ),

@@ -4,7 +4,7 @@ import pytest
 
 from simulations.runner import Plan, run_seed
 
-QUICK = {"settle": 10, "join.rate": 5}
+QUICK = {"settle": 6, "join.rate": 5}
 
 
 def run(scenario, fidelity="light", **chosen):
@@ -16,7 +16,7 @@ def value(report, name):
 
 
 def test_light_and_full_fidelity_agree():
-    chosen = {"nodes": 24, "duration": 60, "look-ups": 20, "churn.median": 300}
+    chosen = {"nodes": 12, "duration": 60, "look-ups": 20, "churn.median": 300}
     light = run("dht-churn", "light", **chosen)
     full = run("dht-churn", "full", **chosen)
     assert value(light, "values found") == value(full, "values found") == 100.0
@@ -37,15 +37,15 @@ def test_one_network_is_measured_at_each_size_it_reaches():
 
 
 def test_values_outlive_the_failure_of_a_third_of_all_nodes():
-    report = run("mass-failure", **{"nodes": 24, "refresh": 60, "look-ups": 20})
-    assert value(report, "nodes killed") == 7
+    report = run("mass-failure", **{"nodes": 20, "refresh": 60, "look-ups": 10})
+    assert value(report, "nodes killed") == 6
     assert value(report, "found in the end") == 100.0
     assert not report.missed
 
 
 @pytest.mark.parametrize("strangers", [False, True], ids=["halves", "strangers"])
 def test_what_was_parted_becomes_one_dht(strangers):
-    chosen = {"nodes": 24, "refresh": 120, "partition": 120, "strangers": strangers}
+    chosen = {"nodes": 12, "refresh": 120, "partition": 60, "strangers": strangers}
     report = run("partition-heal", **chosen)
     assert value(report, "found in the end") == 100.0
     assert 0 < value(report, "one DHT again after") <= 240
