@@ -21,8 +21,9 @@ what peers say of themselves nor whom we met. Peers connected or configured stay
 Durations are by trio's clock, given as `now`. (go-libp2p's certified address book is the model.)
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -38,6 +39,8 @@ from p2pnode.wire.peer_id import PeerId
 _ADDRESS_OVERHEAD: Final = 170
 _PROTOCOL_OVERHEAD: Final = 100
 _PEER_OVERHEAD: Final = 850
+
+MAX_EXPIRED_AT_ONCE: Final = 1000  # entries; some milliseconds of work
 
 
 class Origin(IntEnum):
@@ -78,6 +81,7 @@ class _Entry:
     __slots__ = (
         "addresses",
         "configured",
+        "expires",
         "key",
         "pinned",
         "preferred",
@@ -99,6 +103,7 @@ class _Entry:
         self.pinned = False
         self.standing = _Standing.HEARSAY
         self.size = 0
+        self.expires = math.inf  # when something of it does
 
     def measure(self) -> int:
         size = _PEER_OVERHEAD + len(self.record or b"")
@@ -107,6 +112,11 @@ class _Entry:
         for each in (*self.addresses, *self.configured):
             size += _ADDRESS_OVERHEAD + len(each.to_bytes())
         return size
+
+    def next_expiry(self) -> float:
+        if self.pinned or (self.configured and not self.addresses):
+            return math.inf
+        return min((known.until for known in self.addresses.values()), default=-math.inf)
 
     def rate(self) -> _Standing:
         if self.pinned or self.configured:
@@ -127,6 +137,7 @@ class Peerstore:
             Origin.CERTIFIED: settings.certified_address_ttl,
             Origin.CONNECTED: settings.connected_address_ttl,
         }
+        self._longest = max(self._lifetimes.values())
         self._entries: dict[PeerId, _Entry] = {}
         self._ages: dict[_Standing, OrderedDict[PeerId, None]] = {
             each: OrderedDict() for each in _Standing
@@ -135,6 +146,9 @@ class Peerstore:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __iter__(self) -> Iterator[PeerId]:
+        return iter(self._entries)
 
     @property
     def size(self) -> int:
@@ -291,27 +305,38 @@ class Peerstore:
             self._settle(peer_id, entry)
 
     def expire(self, now: float) -> None:
-        """Forget addresses that have expired, and peers of whom none is left."""
-        for peer_id, entry in tuple(self._entries.items()):
-            live = {
+        """Forget addresses that have expired, and peers of whom none is left.
+
+        Of very many, some are left for the next call; nobody is told of them any more.
+        """
+        due = [peer_id for peer_id, entry in self._entries.items() if entry.expires <= now]
+        for peer_id in due[:MAX_EXPIRED_AT_ONCE]:
+            entry = self._entries[peer_id]
+            entry.addresses = {
                 address: known for address, known in entry.addresses.items() if known.until > now
             }
-            if entry.pinned or (live and len(live) == len(entry.addresses)):
-                continue
-            entry.addresses = live
-            if live or entry.configured:
+            if entry.addresses or entry.configured:
                 self._refile(peer_id, entry, touch=False)
             else:
                 self._drop(peer_id)
 
-    def snapshot(self, now: float, wall: float) -> dict[PeerId, KnownPeer]:
+    def snapshot(
+        self, now: float, wall: float, peers: Iterable[PeerId] | None = None
+    ) -> dict[PeerId, KnownPeer]:
         """Copy what is worth keeping on disk.
 
         Configured addresses are left out, as the configuration will give them again, and so are
         protocols, which identify tells anew before they matter.
+
+        Args:
+            now: trio's clock.
+            wall: the wall clock.
+            peers: of whom; of all if None. Those that are no longer known are passed over.
         """
         found = {}
-        for peer_id, entry in self._entries.items():
+        for peer_id in self._entries if peers is None else peers:
+            if (entry := self._entries.get(peer_id)) is None:
+                continue
             addresses = {
                 address: KnownAddress(
                     known.origin, wall + self._remaining(known, now, pinned=entry.pinned)
@@ -335,7 +360,7 @@ class Peerstore:
             entry = self._entries.setdefault(peer_id, _Entry())
             for address, known in saved.addresses.items():
                 # The clock may have been set back since.
-                remaining = min(known.until - wall, max(self._lifetimes.values()))
+                remaining = min(known.until - wall, self._longest)
                 if remaining > 0:
                     self._add(entry, [address], known.origin, now + remaining)
             if saved.preferred in entry.addresses:
@@ -349,10 +374,9 @@ class Peerstore:
                 del self._entries[peer_id]
 
     def _remaining(self, known: KnownAddress, now: float, *, pinned: bool) -> float:
-        longest = max(self._lifetimes.values())
         if pinned and known.origin is not Origin.TOLD:
             return self._lifetimes[known.origin]
-        return min(known.until - now, longest)
+        return min(known.until - now, self._longest)
 
     # --- bounds ---------------------------------------------------------------------------------
 
@@ -393,6 +417,7 @@ class Peerstore:
 
     def _refile(self, peer_id: PeerId, entry: _Entry, *, touch: bool) -> None:
         size, standing = entry.measure(), entry.rate()
+        entry.expires = entry.next_expiry()
         self._size += size - entry.size
         entry.size = size
         if standing is not entry.standing:

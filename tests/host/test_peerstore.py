@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from p2pnode.config import NetworkSettings
-from p2pnode.host.peerstore import Origin, Peerstore
+from p2pnode.host.peerstore import MAX_EXPIRED_AT_ONCE, Origin, Peerstore
 from p2pnode.testing.keys import ForeignKey
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
@@ -76,6 +76,18 @@ def test_a_shorter_lifetime_or_a_weaker_origin_takes_nothing_away():
     store.add_addresses(A, [address(1)], 10, now=0)
     store.identify(A, [address(1)], now=0)
     assert ports_of(store, A, 99) == [1]
+
+
+def test_of_very_many_that_expire_at_once_some_wait_for_the_next_time_unseen():
+    store = store_of()
+    peers = [PrivateKey.from_seed(n.to_bytes(32, "big")).peer_id for n in range(1, 1102)]
+    for each in peers:
+        store.add_addresses(each, [address(1)], 10, now=0)
+    store.expire(10)
+    assert len(store) == 1101 - MAX_EXPIRED_AT_ONCE
+    assert not any(store.addresses_of(each, 10) for each in peers)
+    store.expire(10)
+    assert (len(store), store.size) == (0, 0)
 
 
 def test_while_pinned_addresses_stay_and_afterwards_they_expire():
@@ -396,6 +408,7 @@ class Life(RuleBasedStateMachine):
         filed = [peer for ages in self.store._ages.values() for peer in ages]
         assert sorted(filed) == sorted(entries)
         for peer, entry in entries.items():
+            assert entry.expires == entry.next_expiry()
             assert peer in self.store._ages[entry.rate()]
 
     @invariant()

@@ -3,11 +3,20 @@ import json
 import sys
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.host.peerstore import KnownAddress, KnownPeer, Origin
-from p2pnode.host.saved_peers import parse, render, save, write_atomically
+from p2pnode.config import NetworkSettings
+from p2pnode.host.peerstore import KnownAddress, KnownPeer, Origin, Peerstore
+from p2pnode.host.saved_peers import (
+    COPIED_AT_ONCE,
+    SavedPeers,
+    parse,
+    render,
+    save,
+    write_atomically,
+)
 from p2pnode.testing.keys import ForeignKey
 from p2pnode.wire.addresses import parse_address, tcp_address
 from p2pnode.wire.keys import PrivateKey
@@ -139,3 +148,21 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         save(path, PEERS)
     assert path.read_text() == "old"
+
+
+async def test_others_run_while_many_peers_are_saved_and_those_may_go_meanwhile(tmp_path):
+    peerstore = Peerstore(NetworkSettings())
+    peers = [PrivateKey.from_seed(n.to_bytes(32, "big")).peer_id for n in range(1000)]
+    for each in peers:
+        peerstore.add_addresses(each, [ADDRESS], 1e9, trio.current_time())
+    path = tmp_path / "peers.json"
+    saved = SavedPeers(path, peerstore, [].append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(saved.save)
+        await trio.lowlevel.checkpoint()
+        peerstore.forget_address(peers[-1], ADDRESS)
+        assert not path.exists()
+        for _ in range(1000 // COPIED_AT_ONCE // 2):
+            await trio.lowlevel.checkpoint()
+        assert not path.exists()
+    assert set(parse(path.read_text())) == set(peers[:-1])
