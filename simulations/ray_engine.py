@@ -63,8 +63,6 @@ def run_for_ray(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Run one seed on whatever machine this is; the body of the task."""
     try:
         return {"outcome": outcome_as_data(run_seed(Plan(**plan)))}
-    except BaseExceptionGroup as error:
-        return {"error": describe_failure(error)}
     except Exception as error:  # noqa: BLE001  # the boundary: the driver tells what failed
         return {"error": describe_failure(error)}
 

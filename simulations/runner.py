@@ -15,7 +15,6 @@ import trio
 
 from p2pnode import __version__
 from p2pnode.clock import bind_wall_time_to_trio
-from p2pnode.errors import P2PNodeError, first_leaf
 from simulations.catalogue import find
 from simulations.determinism import EPOCH, seeded_scheduler, virtual_clock
 from simulations.errors import ScenarioError, suggest
@@ -129,9 +128,10 @@ def run_seed(
     with seeded_scheduler(plan.seed):
         try:
             sim = trio.run(_tell, checked, log, pulse, clock=virtual_clock(), instruments=[pulse])
-        except BaseException as error:
-            error.add_note(f"to see it again: {plan.command}")
-            raise
+        except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001  # it is raised again
+            cause = _only_leaf(error)  # the nurseries around a scenario tell its author nothing
+            cause.add_note(f"to see it again: {plan.command}")
+            raise cause from cause.__cause__
     _add_speeds(sim, pulse)
     return Outcome(facts=_facts(checked, sim, log, pulse), report=sim.report, steps=pulse.steps)
 
@@ -139,26 +139,31 @@ def run_seed(
 async def _tell(checked: Checked, log: EventLog, pulse: Pulse) -> Simulation:
     """Make the world, tell the story in it, and end everything that was started."""
     bind_wall_time_to_trio(EPOCH)
-    try:
-        async with trio.open_nursery() as nursery:
-            sim = Simulation(
-                parameters=checked.parameters,
-                seed=checked.plan.seed,
-                fidelity=checked.fidelity,
-                nursery=nursery,
-                log=log,
-                on_phase=pulse.begin,
-            )
-            async with open_world(sim, trace=checked.plan.trace):
-                pulse.sim = sim
-                sim.begin("starting")
-                await checked.scenario.run(sim)
-                sim.begin("done")
-                nursery.cancel_scope.cancel()
-                sim.ended_at = trio.current_time()
-    except* P2PNodeError as group:
-        raise first_leaf(group) from group
+    async with trio.open_nursery() as nursery:
+        sim = Simulation(
+            parameters=checked.parameters,
+            seed=checked.plan.seed,
+            fidelity=checked.fidelity,
+            nursery=nursery,
+            log=log,
+            on_phase=pulse.begin,
+        )
+        async with open_world(sim, trace=checked.plan.trace):
+            pulse.sim = sim
+            sim.begin("starting")
+            await checked.scenario.run(sim)
+            sim.begin("done")
+            sim.ended_at = trio.current_time()
+            nursery.cancel_scope.cancel()
     return sim
+
+
+def _only_leaf(error: BaseException) -> BaseException:
+    """Return what nested groups hold, if that is one exception; else the error itself."""
+    found = error
+    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
+    return error if isinstance(found, BaseExceptionGroup) else found
 
 
 def _add_speeds(sim: Simulation, pulse: Pulse) -> None:

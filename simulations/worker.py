@@ -16,14 +16,12 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from p2pnode.errors import P2PNodeError
 from simulations.pulse import Snapshot
 from simulations.report.document import document_of, report_of
 from simulations.runner import Outcome, Plan, run_seed
-
-_LAST_LINES: Final = 12  # of a traceback, told to the parent
 
 
 def outcome_as_data(outcome: Outcome) -> dict[str, Any]:
@@ -38,11 +36,12 @@ def outcome_from_data(data: Mapping[str, Any]) -> Outcome:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Say why a run ended without an outcome: a sentence, or the end of a traceback for a bug."""
+    """Say in a line why a run ended without an outcome; of a bug, also where it was met."""
     if isinstance(error, P2PNodeError):
         return str(error)
-    lines = "".join(traceback.format_exception(error)).strip().splitlines()
-    return "\n".join(lines[-_LAST_LINES:])
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def main() -> None:
@@ -56,8 +55,6 @@ def main() -> None:
             log_file = stack.enter_context(Path(request["log"]).open("wb"))
         try:
             outcome = run_seed(plan, log_file=log_file, observer=_show)
-        except BaseExceptionGroup as error:
-            _write("error", describe_failure(error))
         except Exception as error:  # noqa: BLE001  # the boundary: the parent tells what failed
             _write("error", describe_failure(error))
         else:

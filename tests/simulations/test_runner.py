@@ -21,7 +21,7 @@ from simulations.runner import Plan, check, run_seed
 # Small, but with everything that could come in another order: chance, churn, loss, NATs and lies.
 SMALL = {
     "light": {"nodes": 14, "duration": 60, "look-ups": 5, "churn.median": 30, "settle": 4},
-    "full": {"nodes": 10, "duration": 60, "look-ups": 2, "churn.median": 60, "settle": 4},
+    "full": {"nodes": 8, "duration": 60, "look-ups": 2, "churn.median": 60, "settle": 4},
 }
 
 IN_A_PROCESS = """
@@ -86,9 +86,19 @@ def test_the_log_is_written_and_the_facts_tell_what_was_run(toy):
 
 
 def test_a_scenario_that_fails_says_how_to_see_it_again(toy):
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(RuntimeError, match="a bug of this scenario") as caught:
         run_seed(Plan(scenario=toy, chosen={"fails": 3}, seed=3))
     assert f"p2pnode simulate {toy} --seed 3 --set fails=3" in "".join(caught.value.__notes__)
+
+
+def test_several_bugs_at_once_are_told_together(tmp_path):
+    body = (
+        "sim.nursery.start_soon(trio.sleep, -1); sim.nursery.start_soon(trio.sleep, -2); "
+        "await trio.sleep(1)"
+    )
+    with pytest.raises(ExceptionGroup) as caught:
+        run_seed(scenario_that(tmp_path, body))
+    assert caught.group_contains(ValueError)
 
 
 def scenario_that(tmp_path, body):
