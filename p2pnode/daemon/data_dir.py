@@ -72,6 +72,11 @@ class DataDir:
         return self.path / "peers.json"
 
     @property
+    def table_file(self) -> Path:
+        """Where the routing table of the DHT is kept."""
+        return self.path / "dht-table.json"
+
+    @property
     def runs(self) -> Path:
         """Where memberships and run keys live."""
         return self.path / "runs"

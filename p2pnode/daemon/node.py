@@ -116,6 +116,7 @@ class Node:
                 rng=self._rng,
                 events=self.events,
                 peers_file=self._data_dir.peers_file,
+                table_file=self._data_dir.table_file,
             )
             async with trio.open_nursery() as nursery:
                 carrying: trio.CancelScope = await nursery.start(_carry, self._network)
@@ -124,6 +125,8 @@ class Node:
                     await self._join(node.bootstrap)
                     await self._serve(uids, task_status)
                 finally:
+                    with trio.CancelScope(shield=True):  # bounded by dht.leave_timeout
+                        await self._network.leave()
                     carrying.cancel()
 
     async def _join(self, bootstrap: Sequence[str]) -> None:

@@ -46,6 +46,7 @@ class Network:
         rng: the source of chance.
         events: where everything below emits.
         peers_file: where addresses of known peers are kept, if anywhere.
+        table_file: where the routing table of the DHT is kept, if anywhere.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Network:
         rng: random.Random | None = None,
         events: EventBus | None = None,
         peers_file: Path | None = None,
+        table_file: Path | None = None,
     ) -> None:
         rng = rng or random.Random()
         events = events or EventBus()
@@ -76,7 +78,7 @@ class Network:
         self.ping = PingService(self.host, settings.network)
         self.perf = PerfService(self.host, settings.perf)
         self.mdns = MdnsService(self.host, settings.mdns, rng) if settings.mdns.enabled else None
-        self.dht, self.directory = build_dht(self.host, settings, rng)
+        self.dht, self.directory = build_dht(self.host, settings, rng, table_file=table_file)
         self.agents: dict[PeerId, str] = {}  # what connected peers say they run
         self.host.events.on(PeerIdentified, self._receive_identified)
         self.host.events.on(ConnectionEnded, self._receive_ended)
@@ -138,14 +140,22 @@ class Network:
             )
 
     async def rejoin(self) -> int:
-        """Look for the swarm at peers met before this node's last stop; returns how many answered.
+        """Look for the swarm where this node met it before its last stop.
 
-        Those that do not are tried again from time to time.
+        That is at the peers of its routing table, and others it reached. Those that do not answer
+        are tried again from time to time.
+
+        Returns:
+            How many answered.
         """
         known = self.host.peerstore.met(_MAX_RECALLED, trio.current_time())
         with trio.move_on_after(self._settings.node.bootstrap_timeout):
             return await self.dht.rejoin(known)
         return 0
+
+    async def leave(self) -> None:
+        """Hand over what this node keeps for others, before it ends."""
+        await self.dht.leave()
 
     def full_addresses(self) -> list[str]:
         """List the addresses to give to others, the peer id at their end."""
@@ -164,7 +174,12 @@ class Network:
 
 
 def build_dht(
-    host: Host, settings: Settings, rng: random.Random, cache: EntryCache | None = None
+    host: Host,
+    settings: Settings,
+    rng: random.Random,
+    cache: EntryCache | None = None,
+    *,
+    table_file: Path | None = None,
 ) -> tuple[KadDht, ExpertDirectory]:
     """Put a DHT that keeps the index of experts on a host, and a directory that reads it.
 
@@ -176,6 +191,7 @@ def build_dht(
         settings.dht,
         rng,
         {PublicKeyValidator.NAMESPACE: PublicKeyValidator(), NAMESPACE: index},
+        table_file=table_file,
     )
     return dht, ExpertDirectory(host, dht, index, settings.swarm)
 
