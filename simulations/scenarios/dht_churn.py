@@ -75,7 +75,7 @@ SCENARIO = Scenario(
     name="dht-churn",
     summary="values are stored and found while nodes come and go, on links that lose packets",
     parameters={
-        "nodes": Parameter(200, "how many are up at any time", minimum=10),
+        "nodes": Parameter(200, "how many are up at any time", minimum=8),
         "duration": Parameter(3600.0, "of the churn", "s", minimum=60.0),
         "look-ups": Parameter(50, "a minute, by nodes drawn at random", "1/min", minimum=1),
         "values.period": Parameter(
