@@ -113,6 +113,8 @@ class IndexValidator(Validator):
         cache: of verified entries; one of its own by default.
     """
 
+    is_renewed = True
+
     def __init__(self, verify: VerifyMembership, cache: EntryCache | None = None) -> None:
         self._verify = verify
         self._cache = EntryCache() if cache is None else cache

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import trio
 import trio.testing
@@ -6,7 +8,7 @@ from p2pnode.clock import wall_time
 from p2pnode.config import DhtSettings, HostingSettings
 from p2pnode.errors import InvalidUidError
 from p2pnode.swarm.announce import (
-    PUTS_AT_ONCE,
+    JITTER,
     WITHDRAWAL_TIMEOUT,
     Announcer,
     ExpertsAnnounced,
@@ -295,25 +297,86 @@ async def test_announcing_is_cancelled_cleanly(swarm_network, autojump_clock):
         assert node.dht.busy == tasks
 
 
-async def test_a_round_longer_than_the_period_still_reaches_every_prefix(
+async def test_a_round_longer_than_the_period_still_reaches_every_record(
     swarm_network, autojump_clock, monkeypatch
 ):
-    period = 2.0
+    period, records = 2.0, 48
     async with swarm_network() as net:
         node = await net.start()
-        put_value = node.dht.put_value
+        put_many = node.dht.put_many
 
-        async def slowly(key, value):
-            await trio.sleep(period * 0.8)
-            return await put_value(key, value)
+        async def slowly(values, *, copies):
+            await trio.sleep(period * 3)
+            return await put_many(values, copies=copies)
 
-        monkeypatch.setattr(node.dht, "put_value", slowly)
+        monkeypatch.setattr(node.dht, "put_many", slowly)
         settings = HostingSettings(update_period=period)
         announcer = Announcer(node.host, node.dht, PrivateKey.from_seed(bytes(32)), settings)
-        announcer.add([Uid(RUN, f"b{number}.0") for number in range(3 * PUTS_AT_ONCE)])
+        announcer.add([Uid(RUN, f"b{number}.0") for number in range(records)])
         async with trio.open_nursery() as nursery:
             await nursery.start(announcer.run)
             with trio.fail_after(60), node.host.events.subscribe(ExpertsAnnounced) as rounds:
                 event = await rounds.get()
-            assert event.records == 3 * PUTS_AT_ONCE
+            assert (event.records, event.failures) == (records, ())
             nursery.cancel_scope.cancel()
+
+
+async def test_only_what_has_changed_is_announced_before_its_time(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        node = await net.start(experts=["ffn0.0.[0:4]"])
+        with node.host.events.subscribe(ExpertsAnnounced) as rounds:
+            await trio.sleep(1)
+            node.announcer.add(expand("ffn1.0", RUN))
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await rounds.get()).records == 1
+            node.announcer.remove(expand("ffn0.0.0", RUN))
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await rounds.get()).records == 1  # the row; its branch lives on
+            changed = trio.current_time()
+            await rounds.get()
+            period = HostingSettings().update_period
+            assert trio.current_time() - changed < period
+
+
+async def test_renewals_come_before_an_update_period_has_passed_and_not_in_step(
+    swarm_network, autojump_clock
+):
+    period = HostingSettings().update_period
+    async with swarm_network() as net:
+        first = await net.start()
+        nodes = [await net.start([first], experts=[f"ffn0.{n}"]) for n in range(4)]
+        moments = [[], [], [], []]
+        for node, seen in zip(nodes, moments, strict=True):
+            node.host.events.on(
+                ExpertsAnnounced, lambda _event, seen=seen: seen.append(trio.current_time())
+            )
+        await trio.sleep(10 * period)
+        for seen in moments:
+            gaps = [after - before for before, after in itertools.pairwise(seen)]
+            assert period * (1 - JITTER) <= min(gaps) <= max(gaps) <= period
+            assert max(gaps) - min(gaps) > 0.05 * period
+        assert len({round(seen[-1], 3) for seen in moments}) == 4
+
+
+async def test_what_was_removed_while_it_was_announced_is_withdrawn(
+    swarm_network, autojump_clock, monkeypatch
+):
+    async with swarm_network(delay=lambda _a, _b: 0.5) as net:
+        first = await net.start()
+        node = await net.start([first], experts=["ffn0.[0:2]"])
+        await trio.sleep(0.1)  # the announcement is on its way
+        node.announcer.remove(expand("ffn0.[0:2]", RUN))
+        await trio.sleep(10)
+        assert await _hosts(first.directory, "ffn0") == {}
+
+
+async def test_what_is_wrong_in_one_run_does_not_keep_others_from_being_announced(
+    swarm_network, autojump_clock
+):
+    async with swarm_network() as net:
+        first = await net.start()
+        node = await net.start([first])
+        with node.host.events.subscribe(ExpertsAnnounced) as rounds:
+            node.announcer.add([*expand("ffn0.0", CLOSED), *expand("ffn0.0", RUN)])
+            assert len((await rounds.get()).failures) == 1
+        assert set(await _hosts(first.directory, "ffn0")) == {0}

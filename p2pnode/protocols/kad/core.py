@@ -209,9 +209,12 @@ class KadCore:
 
     # --- places ---------------------------------------------------------------------------------
 
-    def is_near(self, key: bytes, closest: list[PeerId]) -> bool:
-        """Tell whether this node is among the k closest to `key`, given the others closest."""
-        if len(closest) < self._settings.bucket_size:
+    def is_near(self, key: bytes, closest: list[PeerId], count: int | None = None) -> bool:
+        """Tell whether this node is among the `count` closest to `key`, given the others closest.
+
+        By default `count` is k.
+        """
+        if len(closest) < (count or self._settings.bucket_size):
             return True
         target = point(key)
         return (self.table.own ^ target) < (point(closest[-1]) ^ target)

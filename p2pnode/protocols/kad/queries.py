@@ -114,11 +114,17 @@ class Queries:
         return lookup
 
     async def ask_all(
-        self, peers: Sequence[PeerId], message: Message, requests: trio.Nursery
+        self,
+        peers: Sequence[PeerId],
+        message: Message,
+        requests: trio.Nursery,
+        *,
+        hurried: bool = False,
     ) -> dict[PeerId, Message]:
         """Send `message` to all of `peers`; returns who answered.
 
-        Once one has answered, the others are waited for no longer than `patience`.
+        Once one has answered, or from the start when it is `hurried`, the others are waited for no
+        longer than `patience`.
         """
         send, outcomes = trio.open_memory_channel[tuple[PeerId, Message | None]](len(peers))
         for peer in peers:
@@ -127,7 +133,7 @@ class Queries:
         pending = len(peers)
         patience = trio.current_time() + self._settings.patience
         while pending:
-            with trio.move_on_at(patience if answers else float("inf")) as scope:
+            with trio.move_on_at(patience if answers or hurried else float("inf")) as scope:
                 peer, answer = await outcomes.receive()
                 pending -= 1
                 if answer is not None:

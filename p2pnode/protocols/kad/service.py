@@ -314,8 +314,15 @@ class KadDht:
             self._wake()
         return await self._values.put(key, value)
 
-    async def put_many(self, values: Mapping[bytes, bytes]) -> dict[bytes, int]:
+    async def put_many(
+        self, values: Mapping[bytes, bytes], *, copies: int | None = None
+    ) -> dict[bytes, int]:
         """Store several values at once; keys close together share look-ups and connections.
+
+        Args:
+            values: by key.
+            copies: at how many peers each is stored, at most k, which is the default; values that
+                live for seconds and are soon stored again need fewer.
 
         Returns:
             By key, at how many peers the value is stored for sure; 0 if nobody could.
@@ -324,7 +331,7 @@ class KadDht:
             ProtocolError: a value may not stand under its key; then none is stored.
             NoPeersError: none could be stored.
         """
-        return await self._values.put_many(values)
+        return await self._values.put_many(values, copies)
 
     async def get_value(self, key: bytes) -> bytes:
         """Find the value of `key`, merged from what several peers hold.

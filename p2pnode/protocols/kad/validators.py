@@ -17,9 +17,12 @@ class Validator(ABC):
 
     Attributes:
         share: how much of a node's store the namespace may fill, between 0 and 1.
+        is_renewed: whether values are stored again so often that copies of which those who store
+            them know nothing, kept beside the way of a look-up, would only go stale.
     """
 
     share: float = 1.0
+    is_renewed: bool = False
 
     @abstractmethod
     def validate(self, key: bytes, value: bytes, now: float) -> None:

@@ -80,13 +80,16 @@ class Values:
 
     # --- commands -------------------------------------------------------------------------------
 
-    async def put(self, key: bytes, value: bytes) -> int:
-        """Store a value; see `KadDht.put_value`."""
+    async def put(self, key: bytes, value: bytes, copies: int | None = None) -> int:
+        """Store a value; see `KadDht.put_value`, and `KadDht.put_many` for `copies`."""
         self._core.check(key, value, wall_time())
         self._absent.forget(key)
-        return await self._searches.start(partial(self._put, key, Record(key, value))).wait()
+        put = partial(self._put, key, Record(key, value), copies=copies)
+        return await self._searches.start(put).wait()
 
-    async def put_many(self, values: Mapping[bytes, bytes]) -> dict[bytes, int]:
+    async def put_many(
+        self, values: Mapping[bytes, bytes], copies: int | None = None
+    ) -> dict[bytes, int]:
         """Store several values; see `KadDht.put_many`."""
         wall = wall_time()
         for key, value in values.items():
@@ -95,7 +98,7 @@ class Values:
 
         async def put(key: bytes) -> None:
             with contextlib.suppress(NoPeersError):
-                stored[key] = await self.put(key, values[key])
+                stored[key] = await self.put(key, values[key], copies)
 
         await self._for_each(values, put)
         if values and not stored:
@@ -133,12 +136,15 @@ class Values:
 
     # --- storing --------------------------------------------------------------------------------
 
-    async def _put(self, key: bytes, record: Record, requests: trio.Nursery) -> int:
-        closest = await self._neighbours.near(key)
+    async def _put(
+        self, key: bytes, record: Record, requests: trio.Nursery, copies: int | None = None
+    ) -> int:
+        copies = min(copies or self._settings.bucket_size, self._settings.bucket_size)
+        closest = (await self._neighbours.near(key))[:copies]
         stored = 0
-        if self._serves() and self._core.is_near(key, closest):
+        if self._serves() and self._core.is_near(key, closest, copies):
             stored = int(self._core.keep(record, wall_time()))
-            closest = closest[: self._settings.bucket_size - stored]
+            closest = closest[: copies - stored]
         message = Message(type=MessageType.PUT_VALUE, key=key, record=record)
         answers = await self._queries.ask_all(closest, message, requests)
         if len(answers) < len(closest):
@@ -209,7 +215,7 @@ class Values:
             chosen = near.peers[: min(near.sure, self._settings.quorum)]
         else:
             return False
-        answers = await self._queries.ask_all(chosen, message, requests)
+        answers = await self._queries.ask_all(chosen, message, requests, hurried=True)
         for peer, answer in answers.items():
             receive(peer, answer)
         values = [record for record in found.values() if record is not None]
@@ -250,6 +256,8 @@ class Values:
     def _cache(self, record: Record, found: _Found, lookup: Lookup, requests: trio.Nursery) -> None:
         """Send the value to the closest peer that was asked and lacks it."""
         validator, wall = validator_of(record.key, self._validators), wall_time()
+        if validator.is_renewed:
+            return
         peer = lookup.lacking(peer for peer, held in found.items() if held is not None)
         if peer is None or not validator.lacks(record.key, None, record.value, wall):
             return
