@@ -15,8 +15,9 @@ from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.ping.service import PingService
 from p2pnode.testing.cancellation import walk
 from p2pnode.testing.footprint import footprint
-from p2pnode.testing.hosts import host_network
-from p2pnode.transport.memory import MemoryNetwork
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.memory import MemoryTransport
+from p2pnode.testing.network import Drawn, VirtualNetwork
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.transport.websocket import WebSocketTransport
 from p2pnode.wire.addresses import tcp_address
@@ -56,8 +57,8 @@ async def running(transport, key=NEAR, tail=""):
 
 
 async def test_a_cancelled_connect_leaves_nothing(moment, leftovers, autojump_clock):
-    async with host_network(delay=link) as network:
-        near, far = await network.add_host(), await network.add_host()
+    async with full_hosts(VirtualNetwork(latency=Drawn(link))) as world:
+        near, far = await world.add_host(), await world.add_host()
 
         async def scenario():
             connection = await near.connect(far.peer_id, far.addresses)
@@ -67,10 +68,10 @@ async def test_a_cancelled_connect_leaves_nothing(moment, leftovers, autojump_cl
 
 
 async def test_a_cancelled_host_that_dials_leaves_nothing(moment, leftovers, autojump_clock):
-    async with host_network(delay=link) as network:
-        far = await network.add_host()
+    async with full_hosts(VirtualNetwork(latency=Drawn(link))) as world:
+        far = await world.add_host()
         far.set_handler(ECHO, echo)
-        machine = network.memory.add_machine()
+        machine = MemoryTransport(world.network)
 
         async def scenario():
             async with running(machine) as near:
@@ -80,13 +81,13 @@ async def test_a_cancelled_host_that_dials_leaves_nothing(moment, leftovers, aut
                 await stream.aclose()
 
         assert await walk(scenario, await leftovers(far), moment) > 50
-        assert network.memory.listeners.keys() == set(far.addresses)
+        assert machine.machine.listeners == {}
 
 
 async def test_a_cancelled_host_that_is_dialled_leaves_nothing(moment, leftovers, autojump_clock):
-    async with host_network(delay=link) as network:
-        near = await network.add_host()
-        machine = network.memory.add_machine()
+    async with full_hosts(VirtualNetwork(latency=Drawn(link))) as world:
+        near = await world.add_host()
+        machine = MemoryTransport(world.network)
 
         async def scenario():
             async with running(machine, FAR) as far:
@@ -106,8 +107,8 @@ async def test_a_cancelled_host_that_is_dialled_leaves_nothing(moment, leftovers
 async def test_a_cancelled_use_of_a_stream_leaves_nothing(
     protocols, moment, leftovers, autojump_clock
 ):
-    async with host_network(delay=link) as network:
-        near, far = await network.add_hosts(2)
+    async with full_hosts(VirtualNetwork(latency=Drawn(link))) as world:
+        near, far = await world.add_hosts(2)
         far.set_handler(ECHO, echo)
         connection = near.connection_to(far.peer_id)
 
@@ -126,8 +127,8 @@ async def test_a_cancelled_use_of_a_stream_leaves_nothing(
 
 
 async def test_a_cancelled_transfer_leaves_nothing(moment, leftovers, autojump_clock):
-    async with host_network(delay=link) as network:
-        near, far = await network.add_hosts(2)
+    async with full_hosts(VirtualNetwork(latency=Drawn(link))) as world:
+        near, far = await world.add_hosts(2)
         far.set_handler(ECHO, echo)
         connection = near.connection_to(far.peer_id)
 
@@ -146,8 +147,8 @@ async def test_a_cancelled_transfer_leaves_nothing(moment, leftovers, autojump_c
 async def test_a_stream_that_is_left_to_a_cancelled_reader_can_still_be_used(
     moment, autojump_clock
 ):
-    async with host_network(delay=link) as network:
-        near, far = await network.add_hosts(2)
+    async with full_hosts(VirtualNetwork(latency=Drawn(link))) as world:
+        near, far = await world.add_hosts(2)
         far.set_handler(ECHO, echo)
         stream = await near.open_stream(far.peer_id, [ECHO])
         received = bytearray()
@@ -170,8 +171,8 @@ async def test_a_stream_that_is_left_to_a_cancelled_reader_can_still_be_used(
 
 @pytest.mark.parametrize("side", ["dialler", "listener"])
 async def test_a_cancelled_upgrade_closes_its_stream(side, moment, autojump_clock):
-    memory = MemoryNetwork(delay=link)
-    near, far = memory.add_machine(), memory.add_machine()
+    network = VirtualNetwork(latency=Drawn(link))
+    near, far = MemoryTransport(network), MemoryTransport(network)
     settings = NetworkSettings()
 
     async def connected():
@@ -214,8 +215,8 @@ async def test_a_cancelled_upgrade_closes_its_stream(side, moment, autojump_cloc
 
 
 async def test_a_cancelled_close_of_a_connection_closes_it(moment, leftovers, autojump_clock):
-    async with host_network(delay=link) as network:
-        near, far = await network.add_host(), await network.add_host()
+    async with full_hosts(VirtualNetwork(latency=Drawn(link))) as world:
+        near, far = await world.add_host(), await world.add_host()
 
         async def scenario():
             with trio.CancelScope(shield=True):

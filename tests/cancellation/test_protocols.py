@@ -20,7 +20,8 @@ from p2pnode.rpc.schema import ExpertInfo, TensorSpec
 from p2pnode.rpc.server import CallHandler, TensorServer
 from p2pnode.security.tokens import Membership
 from p2pnode.testing.cancellation import walk
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.network import Drawn, VirtualNetwork
 from p2pnode.wire.uids import Uid
 
 EPOCH = 1_700_000_000.0
@@ -62,8 +63,11 @@ class Negate(CallHandler):
 @contextlib.asynccontextmanager
 async def dht_nodes(count):
     bind_wall_time_to_trio(EPOCH)
-    async with host_network(delay=link) as network, trio.open_nursery() as nursery:
-        hosts = await network.add_hosts(count)
+    async with (
+        full_hosts(VirtualNetwork(latency=Drawn(link))) as world,
+        trio.open_nursery() as nursery,
+    ):
+        hosts = await world.add_hosts(count)
         settings = DhtSettings(bucket_size=4, lookup_reuse=0.0)
         dhts = []
         for number, host in enumerate(hosts):
@@ -77,8 +81,8 @@ async def dht_nodes(count):
 
 
 async def test_a_cancelled_ping_leaves_nothing(moment, leftovers, autojump_clock):
-    async with host_network(delay=link) as network:
-        near, far = await network.add_host(), await network.add_host()
+    async with full_hosts(VirtualNetwork(latency=Drawn(link))) as world:
+        near, far = await world.add_host(), await world.add_host()
         near.add_addresses(far.peer_id, far.addresses, 1e6)
         ping = PingService(near, near.settings)
         await near.connect(far.peer_id)
@@ -91,8 +95,8 @@ async def test_a_cancelled_ping_leaves_nothing(moment, leftovers, autojump_clock
 
 
 async def test_a_cancelled_identify_leaves_nothing(moment, leftovers, autojump_clock):
-    async with host_network(delay=link) as network:
-        near, far = await network.add_host(identify=False), await network.add_host()
+    async with full_hosts(VirtualNetwork(latency=Drawn(link))) as world:
+        near, far = await world.add_host(identify=False), await world.add_host()
 
         async def scenario():
             async with trio.open_nursery() as nursery:
@@ -150,8 +154,8 @@ async def test_a_cancelled_dht_leaves_nothing(moment, leftovers, autojump_clock)
 @pytest.mark.parametrize("rows", [1, 8], ids=["small", "large"])
 async def test_a_cancelled_tensor_call_leaves_nothing(rows, moment, leftovers, autojump_clock):
     bind_wall_time_to_trio(EPOCH)
-    async with host_network(delay=link) as network:
-        near, far = await network.add_hosts(2)
+    async with full_hosts(VirtualNetwork(latency=Drawn(link))) as world:
+        near, far = await world.add_hosts(2)
         memberships = {"test": Membership.open("test")}
         settings = RpcSettings()
         server = TensorServer(far, settings, Negate(), Authority(memberships, 8))

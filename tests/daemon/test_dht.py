@@ -12,7 +12,8 @@ from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.dht import key_of
 from p2pnode.daemon.node import Node
 from p2pnode.errors import BadRequestError, InvalidKeyError, NotFoundError, ProtocolError
-from p2pnode.transport.memory import MemoryNetwork
+from p2pnode.testing.memory import MemoryTransport
+from p2pnode.testing.network import VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
 
@@ -24,10 +25,10 @@ VALUE = base64.b64encode(KEY.protobuf).decode()
 @pytest.fixture
 async def nodes(tmp_path, nursery):
     """Two nodes of one DHT."""
-    memory = MemoryNetwork()
+    network = VirtualNetwork()
     started = []
     for name in ("first", "second"):
-        machine = memory.add_machine()
+        machine = MemoryTransport(network)
         bootstrap = tuple(started[0].network.full_addresses()) if started else ()
         settings = Settings().replace(
             node={"listen": (str(tcp_address(machine.ip, 4001)),), "bootstrap": bootstrap}

@@ -11,13 +11,14 @@ from p2pnode.daemon.data_dir import DataDir, write_secret
 from p2pnode.daemon.node import BootstrapFailed, Node
 from p2pnode.errors import BadRequestError, ConfigError, KeyFileError, NoPeersError
 from p2pnode.protocols.kad.peers import DhtPeerAdded
-from p2pnode.transport.memory import MemoryNetwork
+from p2pnode.testing.memory import MemoryTransport
+from p2pnode.testing.network import VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
 
 
 def make_node(path, machine=None, **settings):
-    machine = machine or MemoryNetwork().add_machine()
+    machine = machine or MemoryTransport(VirtualNetwork())
     listen = (str(tcp_address(machine.ip, 4001)),)
     settings = Settings().replace(
         node={"listen": listen, **settings},
@@ -85,8 +86,8 @@ async def test_host_may_repeat_what_the_daemon_was_started_with(node, tmp_path):
 
 @pytest.fixture
 def two_machines():
-    memory = MemoryNetwork()
-    return memory.add_machine(), memory.add_machine()
+    network = VirtualNetwork()
+    return MemoryTransport(network), MemoryTransport(network)
 
 
 async def test_a_node_that_comes_back_finds_the_peers_it_met_before(tmp_path, two_machines):

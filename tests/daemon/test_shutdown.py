@@ -14,15 +14,16 @@ from p2pnode.errors import CheckpointError, LocalError
 from p2pnode.swarm.entries import open_entry
 from p2pnode.swarm.index import decode_index
 from p2pnode.swarm.places import Kind, Place, bits_of
-from p2pnode.transport.memory import MemoryNetwork
+from p2pnode.testing.memory import MemoryTransport
+from p2pnode.testing.network import Fixed, VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
 
 RUN = "open:digits"
 PLACE = Place(RUN, Kind.HOSTS, "ffn", 0)
 
 
-def node_on(memory, data_dir, **node):
-    machine = memory.add_machine()
+def node_on(network, data_dir, **node):
+    machine = MemoryTransport(network)
     listen = (str(tcp_address(machine.ip, 4001)),)
     settings = Settings().replace(
         node={"listen": listen, **node}, hosting={"hidden_dim": 4, "update_period": 60.0}
@@ -33,9 +34,9 @@ def node_on(memory, data_dir, **node):
 @pytest.fixture
 async def first(tmp_path, nursery):
     """The node that others join, and that keeps what they announce."""
-    memory = MemoryNetwork(delay=lambda _source, _target: 0.01)
-    node = node_on(memory, tmp_path / "first")
-    node.memory = memory
+    network = VirtualNetwork(latency=Fixed(0.01))
+    node = node_on(network, tmp_path / "first")
+    node.network = network
     await nursery.start(node.run)
     return node
 
@@ -43,7 +44,7 @@ async def first(tmp_path, nursery):
 def host_of(first, tmp_path, **node):
     bootstrap = tuple(first.network.full_addresses())
     return node_on(
-        first.memory, tmp_path / "host", bootstrap=bootstrap, experts=("digits/ffn.[0:2]",), **node
+        first.network, tmp_path / "host", bootstrap=bootstrap, experts=("digits/ffn.[0:2]",), **node
     )
 
 

@@ -17,7 +17,7 @@ from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.server import TensorServer
 from p2pnode.security.tokens import Membership, RunKey, issue_invite
-from p2pnode.testing.light import light_network
+from p2pnode.testing.light import light_hosts
 from p2pnode.wire.uids import Uid
 
 KEY = RunKey.from_bytes(bytes(range(32)))
@@ -25,10 +25,9 @@ UID = Uid("digits", "ffn.1.2")
 
 
 class Remote:
-    def __init__(self, network, settings, directory=None):
-        self.network = network
+    def __init__(self, far, near, settings, directory=None):
         self.settings = settings
-        self.far, self.near = network.add_host(), network.add_host()
+        self.far, self.near = far, near
         self.experts = ExpertHost(
             settings, directory, self.far.events, compute=compute_inline, disk=compute_inline
         )
@@ -51,8 +50,8 @@ class Remote:
 
 @contextlib.asynccontextmanager
 async def remote(settings, uids=(UID,), **options):
-    async with light_network() as network, trio.open_nursery() as nursery:
-        made = Remote(network, settings, **options)
+    async with light_hosts() as world, trio.open_nursery() as nursery:
+        made = Remote(await world.add_host(), await world.add_host(), settings, **options)
         await made.experts.add([uid.in_run(KEY.run_id) for uid in uids])
         await nursery.start(made.experts.run)
         yield made
@@ -103,7 +102,7 @@ async def test_a_backward_call_whose_reply_was_lost_steps_once(settings, autojum
         x = torch.randn(2, 8)
         await it.forward(x)
         cut = it.near.connection_to(it.far.peer_id)
-        undo = it.far.events.on(BatchComputed, lambda _: cut.end("the cable was pulled"))
+        undo = it.far.events.on(BatchComputed, lambda _: cut.close("the cable was pulled"))
         with pytest.raises(HostLostError):
             await it.backward([x], [x], numbered(1))
         undo()

@@ -6,8 +6,9 @@ import trio
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.testing.conformance.hosts import HostConformance
-from p2pnode.testing.hosts import host_network
-from p2pnode.testing.light import light_network
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.light import light_hosts
+from p2pnode.testing.network import Fixed, VirtualNetwork
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.transport.websocket import WebSocketTransport
 from p2pnode.wire.addresses import parse_address
@@ -21,8 +22,8 @@ class TestNetworkHostInMemory(HostConformance):
 
     @contextlib.asynccontextmanager
     async def run_pair(self):
-        async with host_network() as network:
-            yield await network.add_host(), await network.add_host()
+        async with full_hosts() as world:
+            yield await world.add_host(), await world.add_host()
 
 
 class TestNetworkHostAcrossADelay(HostConformance):
@@ -32,8 +33,8 @@ class TestNetworkHostAcrossADelay(HostConformance):
 
     @contextlib.asynccontextmanager
     async def run_pair(self):
-        async with host_network(delay=lambda _source, _target: 0.05) as network:
-            yield await network.add_host(), await network.add_host()
+        async with full_hosts(VirtualNetwork(latency=Fixed(0.05))) as world:
+            yield await world.add_host(), await world.add_host()
 
 
 class RealHostConformance(HostConformance):
@@ -71,8 +72,8 @@ class TestLightHost(HostConformance):
 
     @contextlib.asynccontextmanager
     async def run_pair(self):
-        async with light_network() as network:
-            yield network.add_host(), network.add_host()
+        async with light_hosts() as world:
+            yield await world.add_host(), await world.add_host()
 
 
 class TestLightHostAcrossADelay(HostConformance):
@@ -82,5 +83,5 @@ class TestLightHostAcrossADelay(HostConformance):
 
     @contextlib.asynccontextmanager
     async def run_pair(self):
-        async with light_network(delay=lambda _source, _target: 0.05) as network:
-            yield network.add_host(), network.add_host()
+        async with light_hosts(VirtualNetwork(latency=Fixed(0.05))) as world:
+            yield await world.add_host(), await world.add_host()

@@ -10,8 +10,10 @@ from p2pnode.errors import DialError, HandshakeError
 from p2pnode.host import PeerIdentified
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
 from p2pnode.testing.keys import KINDS, ForeignKey
+from p2pnode.testing.memory import MemoryTransport
+from p2pnode.testing.network import Fixed, VirtualNetwork
 from p2pnode.wire.addresses import tcp_address, with_p2p
 from p2pnode.wire.records import PeerRecord
 
@@ -25,10 +27,10 @@ async def echo(stream):
 
 
 @contextlib.asynccontextmanager
-async def running(network, key, **options):
+async def running(world, key, **options):
     """Run a host on a machine of its own, with identify, until the block ends."""
     async with trio.open_nursery() as nursery:
-        host = NetworkHost(key, transports=[network.memory.add_machine()], **options)
+        host = NetworkHost(key, transports=[MemoryTransport(world.network)], **options)
         await nursery.start(host.run)
         await nursery.start(IdentifyService(host).run)
         yield host
@@ -40,9 +42,9 @@ async def running(network, key, **options):
 
 async def test_an_address_that_failed_is_left_alone_unless_somebody_insists(autojump_clock):
     settings = NetworkSettings(dial_backoff=10.0)
-    async with host_network() as network:
-        ours = await network.add_host(settings=settings)
-        theirs = await network.add_host()
+    async with full_hosts() as world:
+        ours = await world.add_host(settings=settings)
+        theirs = await world.add_host()
         with pytest.raises(DialError, match=r"10\.0\.0\.99"):
             await ours.connect(theirs.peer_id, [NOWHERE])
         with pytest.raises(DialError, match=r"10\.0\.0\.99.*backed off for another \d+ s"):
@@ -54,8 +56,8 @@ async def test_an_address_that_failed_is_left_alone_unless_somebody_insists(auto
 
 
 async def test_an_address_of_somebody_else_is_forgotten_and_the_right_one_is_kept(autojump_clock):
-    async with host_network() as network:
-        ours, theirs, other = [await network.add_host() for _ in range(3)]
+    async with full_hosts() as world:
+        ours, theirs, other = [await world.add_host() for _ in range(3)]
         ours.add_addresses(theirs.peer_id, other.addresses, 1000)
         with pytest.raises(HandshakeError, match="was expected"):
             await ours.connect(theirs.peer_id)
@@ -66,10 +68,10 @@ async def test_an_address_of_somebody_else_is_forgotten_and_the_right_one_is_kep
 
 
 async def test_the_address_that_worked_is_tried_first_the_next_time(autojump_clock):
-    async with host_network(delay=lambda _source, _target: 0.01) as network:
-        ours, theirs = await network.add_host(), await network.add_host()
-        silent = type(network.memory.add_machine())(network.memory, "10.9.9.9")
-        listener = await silent.listen(tcp_address("10.9.9.9", 1))
+    async with full_hosts(VirtualNetwork(latency=Fixed(0.01))) as world:
+        ours, theirs = await world.add_host(), await world.add_host()
+        silent = MemoryTransport(world.network, world.network.add_machine(ip="11.9.9.9"))
+        listener = await silent.listen(tcp_address("11.9.9.9", 1))
         told = [*listener.addresses, *theirs.addresses]
         await ours.connect(theirs.peer_id, told)
         assert trio.current_time() > ours.settings.dial_stagger
@@ -81,8 +83,8 @@ async def test_the_address_that_worked_is_tried_first_the_next_time(autojump_clo
 
 
 async def test_addresses_that_name_somebody_else_are_not_even_dialled(autojump_clock):
-    async with host_network() as network:
-        ours, theirs, other = [await network.add_host() for _ in range(3)]
+    async with full_hosts() as world:
+        ours, theirs, other = [await world.add_host() for _ in range(3)]
         wrong = [with_p2p(each, other.peer_id) for each in theirs.addresses]
         with pytest.raises(DialError, match=f"an address of {other.peer_id}"):
             await ours.connect(theirs.peer_id, wrong)
@@ -97,12 +99,12 @@ async def test_addresses_that_name_somebody_else_are_not_even_dialled(autojump_c
 async def test_a_peer_with_a_foreign_key_is_a_peer_like_any_other(kind, tmp_path, autojump_clock):
     key = ForeignKey.generate(kind)
     path = tmp_path / "peers.json"
-    async with host_network() as network, running(network, key) as theirs:
+    async with full_hosts() as world, running(world, key) as theirs:
         await theirs.listen(tcp_address(theirs._transports[0].ip, 0))
         theirs.set_handler(ECHO, echo)
         assert str(theirs.peer_id).startswith("16Uiu2" if kind == "Secp256k1" else "Qm")
-        mine = (await network.add_host()).key
-        async with running(network, mine, peerstore_path=path) as ours:
+        mine = (await world.add_host()).key
+        async with running(world, mine, peerstore_path=path) as ours:
             with ours.events.subscribe(PeerIdentified) as identified:
                 connection = await ours.connect(theirs.peer_id, theirs.addresses)
                 event = await identified.get()
@@ -115,7 +117,7 @@ async def test_a_peer_with_a_foreign_key_is_a_peer_like_any_other(kind, tmp_path
             await stream.send_all(b"hello")
             assert await stream.receive_exactly(5) == b"hello"
             assert ours.peerstore.public_key_of(theirs.peer_id) == key.public_key
-        async with running(network, mine, peerstore_path=path) as ours:
+        async with running(world, mine, peerstore_path=path) as ours:
             assert ours.peerstore.public_key_of(theirs.peer_id) == key.public_key
             record = PeerRecord.open(ours.peerstore.record_of(theirs.peer_id))
             assert (record.peer_id, record.addresses) == (theirs.peer_id, tuple(theirs.addresses))
@@ -124,9 +126,9 @@ async def test_a_peer_with_a_foreign_key_is_a_peer_like_any_other(kind, tmp_path
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_peer_with_a_foreign_key_may_dial_us_too(kind, autojump_clock):
-    async with host_network() as network:
-        ours = await network.add_host()
-        async with running(network, ForeignKey.generate(kind)) as theirs:
+    async with full_hosts() as world:
+        ours = await world.add_host()
+        async with running(world, ForeignKey.generate(kind)) as theirs:
             await theirs.connect(ours.peer_id, ours.addresses)
             await trio.sleep(1)
             assert ours.connection_to(theirs.peer_id).direction == "inbound"
@@ -135,8 +137,8 @@ async def test_a_peer_with_a_foreign_key_may_dial_us_too(kind, autojump_clock):
 
 
 async def test_a_foreign_key_does_not_pass_for_another(autojump_clock):
-    async with host_network() as network, running(network, ForeignKey.generate("RSA")) as theirs:
+    async with full_hosts() as world, running(world, ForeignKey.generate("RSA")) as theirs:
         await theirs.listen(tcp_address(theirs._transports[0].ip, 0))
-        ours = await network.add_host()
+        ours = await world.add_host()
         with pytest.raises(HandshakeError, match="was expected"):
             await ours.connect(ForeignKey.generate("RSA").peer_id, theirs.addresses)

@@ -11,7 +11,8 @@ from p2pnode.errors import ConnectionClosedError, Limit, ResourceLimitError, Str
 from p2pnode.host import ConnectionEnded
 from p2pnode.host.budgets import ResourceRefused
 from p2pnode.host.node import NetworkHost
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.memory import MemoryTransport
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.wire.addresses import parse_address
 from p2pnode.wire.keys import PrivateKey
@@ -44,10 +45,10 @@ def node_use(host):
 
 
 async def test_a_stream_whose_window_does_not_fit_is_reset_and_its_peer_told_why(autojump_clock):
-    async with host_network() as network:
+    async with full_hosts() as world:
         limits = LimitSettings(max_bytes_per_peer=2 * WINDOW)
-        ours = await network.add_host(limits=limits, identify=False)
-        theirs = await network.add_host(identify=False)
+        ours = await world.add_host(limits=limits, identify=False)
+        theirs = await world.add_host(identify=False)
         ours.set_handler(CALL, echo)
         connection = await theirs.connect(ours.peer_id, ours.addresses)
         held = [await connection.open_stream([CALL]) for _ in range(2)]
@@ -63,10 +64,10 @@ async def test_a_stream_whose_window_does_not_fit_is_reset_and_its_peer_told_why
 
 
 async def test_an_own_stream_that_does_not_fit_is_an_error_and_nothing_is_sent(autojump_clock):
-    async with host_network() as network:
+    async with full_hosts() as world:
         limits = LimitSettings(max_bytes_per_peer=2 * WINDOW)
-        ours = await network.add_host(limits=limits, identify=False)
-        theirs = await network.add_host(identify=False)
+        ours = await world.add_host(limits=limits, identify=False)
+        theirs = await world.add_host(identify=False)
         theirs.set_handler(CALL, echo)
         connection = await ours.connect(theirs.peer_id, theirs.addresses)
         for _ in range(2):
@@ -78,10 +79,10 @@ async def test_an_own_stream_that_does_not_fit_is_an_error_and_nothing_is_sent(a
 
 
 async def test_our_own_streams_of_one_protocol_leave_room_for_another(autojump_clock):
-    async with host_network() as network:
+    async with full_hosts() as world:
         limits = LimitSettings(max_outbound_streams_per_protocol=1)
-        ours = await network.add_host(limits=limits, identify=False)
-        theirs = await network.add_host(identify=False)
+        ours = await world.add_host(limits=limits, identify=False)
+        theirs = await world.add_host(identify=False)
         for protocol in (CALL, STANDING):
             theirs.set_handler(protocol, echo)
         connection = await ours.connect(theirs.peer_id, theirs.addresses)
@@ -103,10 +104,10 @@ async def test_streams_reset_at_once_do_not_pile_up_handlers(autojump_clock):
         await stream.receive_some(1)
         await trio.sleep_forever()
 
-    async with host_network() as network:
+    async with full_hosts() as world:
         limits = LimitSettings(max_inbound_streams_per_peer=5)
-        ours = await network.add_host(limits=limits, identify=False)
-        theirs = await network.add_host(identify=False)
+        ours = await world.add_host(limits=limits, identify=False)
+        theirs = await world.add_host(identify=False)
         ours.set_handler(CALL, stubborn)
         connection = await theirs.connect(ours.peer_id, ours.addresses)
         for _ in range(50):
@@ -122,11 +123,11 @@ async def test_streams_reset_at_once_do_not_pile_up_handlers(autojump_clock):
 
 
 async def test_who_is_refused_behind_its_handshake_is_told_why(autojump_clock):
-    async with host_network() as network:
+    async with full_hosts() as world:
         limits = LimitSettings(max_connections_per_peer=1)
-        ours = await network.add_host(limits=limits, identify=False)
+        ours = await world.add_host(limits=limits, identify=False)
         key = PrivateKey.from_seed(b"k" * 32)
-        one, other = [await network.add_host(key, identify=False) for _ in range(2)]
+        one, other = [await world.add_host(key, identify=False) for _ in range(2)]
         await one.connect(ours.peer_id, ours.addresses)
         with other.events.subscribe(ConnectionEnded) as ended:
             with contextlib.suppress(ConnectionClosedError):
@@ -138,12 +139,12 @@ async def test_who_is_refused_behind_its_handshake_is_told_why(autojump_clock):
 
 
 async def test_a_crowded_node_trims_idle_peers_and_keeps_calls_and_the_protected(autojump_clock):
-    async with host_network() as network:
+    async with full_hosts() as world:
         limits = LimitSettings(high_water=5, low_water=4, trim_grace=10.0)
-        ours = await network.add_host(limits=limits, identify=False)
+        ours = await world.add_host(limits=limits, identify=False)
         for protocol in (CALL, STANDING):
             ours.set_handler(protocol, forever)
-        peers = [await network.add_host(identify=False) for _ in range(6)]
+        peers = [await world.add_host(identify=False) for _ in range(6)]
         calling, protected, standing, *idle = peers
         ours.protect(protected.peer_id, "test")
         for each in peers[:5]:
@@ -164,14 +165,14 @@ async def test_a_crowded_node_trims_idle_peers_and_keeps_calls_and_the_protected
 
 
 async def test_a_node_that_is_full_of_calls_refuses_before_any_handshake(autojump_clock):
-    async with host_network() as network:
+    async with full_hosts() as world:
         limits = LimitSettings(max_inbound_connections=1)
-        ours = await network.add_host(limits=limits, identify=False)
+        ours = await world.add_host(limits=limits, identify=False)
         ours.set_handler(CALL, forever)
-        caller, late = [await network.add_host(identify=False) for _ in range(2)]
+        caller, late = [await world.add_host(identify=False) for _ in range(2)]
         await (await caller.open_stream(ours.peer_id, [CALL], ours.addresses)).send_all(b"x")
         await trio.sleep(60)
-        raw = await network.memory.add_machine().dial(ours.addresses[0])
+        raw = await MemoryTransport(world.network).dial(ours.addresses[0])
         assert await raw.stream.receive_some() == b""
         assert ours.info().budgets.refusals == {Limit.NODE_INBOUND_CONNECTIONS: 1}
         await ours.connect(late.peer_id, late.addresses)  # the other direction has its own places
@@ -240,8 +241,8 @@ async def test_a_handler_that_has_no_room_left_tells_the_peer_so(autojump_clock)
     async def full(_stream):
         raise ResourceLimitError("eight runs are served at once")
 
-    async with host_network() as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with full_hosts() as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         ours.set_handler(CALL, full)
         stream = await theirs.open_stream(ours.peer_id, [CALL], addresses=ours.addresses)
         with pytest.raises(StreamResetError, match="0x1002, resource limit exceeded"):

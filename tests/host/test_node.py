@@ -29,8 +29,9 @@ from p2pnode.host.budgets import ResourceRefused
 from p2pnode.host.node import NetworkHost
 from p2pnode.host.saved_peers import PeersNotKept
 from p2pnode.mux.multistream.core import encode_line
-from p2pnode.testing.hosts import host_network
-from p2pnode.transport.memory import MemoryNetwork
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.memory import MemoryTransport
+from p2pnode.testing.network import Drawn, Fixed, VirtualNetwork
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.wire.addresses import parse_address, tcp_address, with_p2p
 from p2pnode.wire.keys import PrivateKey
@@ -58,18 +59,18 @@ async def ask(host, peer_id, data=b"x"):
 @contextlib.asynccontextmanager
 async def silent_network(delay=0.0):
     """A network with a machine that takes connections and never says a word."""
-    async with host_network(delay=lambda _source, _target: delay) as network:
-        machine = type(network.memory.add_machine())(network.memory, "10.9.9.9")
+    async with full_hosts(VirtualNetwork(latency=Fixed(delay))) as world:
+        machine = MemoryTransport(world.network, world.network.add_machine(ip="10.9.9.9"))
         await machine.listen(SILENT)
-        yield network
+        yield world
 
 
 # --- dials ----------------------------------------------------------------------------------------
 
 
 async def test_simultaneous_dials_converge_and_no_stream_breaks(autojump_clock):
-    async with host_network(delay=lambda _source, _target: 0.1) as network:
-        hosts = [await network.add_host(), await network.add_host()]
+    async with full_hosts(VirtualNetwork(latency=Fixed(0.1))) as world:
+        hosts = [await world.add_host(), await world.add_host()]
         streams = []
 
         async def connect_and_ask(one, other):
@@ -101,8 +102,8 @@ async def test_simultaneous_dials_converge_and_no_stream_breaks(autojump_clock):
 
 
 async def test_each_caller_has_its_own_patience(autojump_clock):
-    async with host_network(delay=lambda _source, _target: 1.0) as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with full_hosts(VirtualNetwork(latency=Fixed(1.0))) as world:
+        ours, theirs = await world.add_host(), await world.add_host()
 
         async def impatient():
             with pytest.raises(DialError, match=str(theirs.addresses[0])):
@@ -116,8 +117,8 @@ async def test_each_caller_has_its_own_patience(autojump_clock):
 
 
 async def test_after_all_callers_were_cancelled_a_new_one_starts_afresh(autojump_clock):
-    async with silent_network() as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with silent_network() as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ours.connect, theirs.peer_id, [SILENT])
@@ -131,8 +132,8 @@ async def test_after_all_callers_were_cancelled_a_new_one_starts_afresh(autojump
 
 
 async def test_a_connection_from_the_peer_satisfies_who_is_dialling_it(autojump_clock):
-    async with silent_network() as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with silent_network() as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ours.connect, theirs.peer_id, [SILENT])
             await wait_all_tasks_blocked()
@@ -142,16 +143,16 @@ async def test_a_connection_from_the_peer_satisfies_who_is_dialling_it(autojump_
 
 
 async def test_a_stranger_at_the_address_is_a_handshake_error(autojump_clock):
-    async with host_network() as network:
-        ours, theirs, other = [await network.add_host() for _ in range(3)]
+    async with full_hosts() as world:
+        ours, theirs, other = [await world.add_host() for _ in range(3)]
         with pytest.raises(HandshakeError, match=str(other.peer_id)):
             await ours.connect(other.peer_id, theirs.addresses)
         assert ours.connections() == []
 
 
 async def test_a_silent_peer_fails_the_dial_in_time(autojump_clock):
-    async with silent_network() as network:
-        ours = await network.add_host()
+    async with silent_network() as world:
+        ours = await world.add_host()
         stranger = PrivateKey.from_seed(bytes(32)).peer_id
         with pytest.raises(DialError, match=f"{SILENT}: no answer"):
             await ours.connect(stranger, [SILENT])
@@ -159,8 +160,8 @@ async def test_a_silent_peer_fails_the_dial_in_time(autojump_clock):
 
 
 async def test_addresses_may_end_in_the_peers_own_id(autojump_clock):
-    async with host_network() as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with full_hosts() as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         full = [with_p2p(address, theirs.peer_id) for address in theirs.addresses]
         ours.add_addresses(theirs.peer_id, full, 60)
         assert ours.addresses_of(theirs.peer_id) == theirs.addresses
@@ -168,8 +169,8 @@ async def test_addresses_may_end_in_the_peers_own_id(autojump_clock):
 
 
 async def test_a_node_does_not_dial_itself(autojump_clock):
-    async with host_network() as network:
-        ours = await network.add_host()
+    async with full_hosts() as world:
+        ours = await world.add_host()
         with pytest.raises(DialError, match="itself"):
             await ours.connect(ours.peer_id, ours.addresses)
         ours.add_addresses(ours.peer_id, ours.addresses, 60)
@@ -177,9 +178,9 @@ async def test_a_node_does_not_dial_itself(autojump_clock):
 
 
 async def test_so_many_peers_are_dialled_at_once_and_the_others_wait(autojump_clock):
-    async with silent_network() as network:
-        ours = await network.add_host(settings=NetworkSettings(max_dials=1))
-        theirs = await network.add_host()
+    async with silent_network() as world:
+        ours = await world.add_host(settings=NetworkSettings(max_dials=1))
+        theirs = await world.add_host()
         stranger = PrivateKey.from_seed(bytes(32)).peer_id
         async with trio.open_nursery() as nursery:
 
@@ -197,10 +198,10 @@ async def test_so_many_peers_are_dialled_at_once_and_the_others_wait(autojump_cl
 
 
 async def test_garbage_from_a_stranger_is_noted_and_nothing_else_suffers(autojump_clock):
-    async with host_network() as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with full_hosts() as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         with ours.events.subscribe(PeerMisbehaved) as misbehaved:
-            raw = await network.memory.add_machine().dial(ours.addresses[0])
+            raw = await MemoryTransport(world.network).dial(ours.addresses[0])
             await raw.stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
             event = await misbehaved.get()
             assert event.address == raw.local_address
@@ -212,10 +213,10 @@ async def test_garbage_from_a_stranger_is_noted_and_nothing_else_suffers(autojum
 async def test_a_stranger_that_says_nothing_loses_its_place(autojump_clock):
     settings = NetworkSettings(handshake_timeout=3.0)
     limits = LimitSettings(max_handshakes=2)
-    async with host_network() as network:
-        ours = await network.add_host(settings=settings, limits=limits)
-        theirs = await network.add_host()
-        stranger = network.memory.add_machine()
+    async with full_hosts() as world:
+        ours = await world.add_host(settings=settings, limits=limits)
+        theirs = await world.add_host()
+        stranger = MemoryTransport(world.network)
         silent = [await stranger.dial(ours.addresses[0]) for _ in range(2)]
         await wait_all_tasks_blocked()
         assert ours.info().handshakes == 2
@@ -227,10 +228,10 @@ async def test_a_stranger_that_says_nothing_loses_its_place(autojump_clock):
 
 
 async def test_strangers_that_say_nothing_do_not_shut_others_out(autojump_clock):
-    async with host_network() as network:
-        ours = await network.add_host(limits=LimitSettings(max_handshakes=4))
-        theirs = await network.add_host()
-        stranger = network.memory.add_machine()
+    async with full_hosts() as world:
+        ours = await world.add_host(limits=LimitSettings(max_handshakes=4))
+        theirs = await world.add_host()
+        stranger = MemoryTransport(world.network)
         silent = [await stranger.dial(ours.addresses[0]) for _ in range(4)]
         await wait_all_tasks_blocked()
         with ours.events.subscribe(ResourceRefused) as refused:
@@ -243,9 +244,9 @@ async def test_strangers_that_say_nothing_do_not_shut_others_out(autojump_clock)
 
 
 async def test_a_full_node_refuses_connections_of_both_directions(autojump_clock):
-    async with host_network() as network:
-        full = await network.add_host(limits=LimitSettings(max_connections=1), identify=False)
-        first, second = [await network.add_host(identify=False) for _ in range(2)]
+    async with full_hosts() as world:
+        full = await world.add_host(limits=LimitSettings(max_connections=1), identify=False)
+        first, second = [await world.add_host(identify=False) for _ in range(2)]
         full.set_handler("/test/forever", forever)
         connection = await first.connect(full.peer_id, full.addresses)
         await (await connection.open_stream(["/test/forever"])).send_all(b"x")
@@ -263,10 +264,10 @@ async def test_a_full_node_refuses_connections_of_both_directions(autojump_clock
 
 
 async def test_a_full_node_makes_room_by_closing_what_is_unused(autojump_clock):
-    async with host_network() as network:
+    async with full_hosts() as world:
         limits = LimitSettings(max_connections=1, trim_grace=10.0)
-        full = await network.add_host(limits=limits)
-        first, second = await network.add_host(), await network.add_host()
+        full = await world.add_host(limits=limits)
+        first, second = await world.add_host(), await world.add_host()
         await first.connect(full.peer_id, full.addresses)
         await trio.sleep(15)
         await full.connect(second.peer_id, second.addresses)
@@ -275,10 +276,10 @@ async def test_a_full_node_makes_room_by_closing_what_is_unused(autojump_clock):
 
 async def test_one_peer_may_have_so_many_streams_and_other_peers_theirs(autojump_clock):
     limits = LimitSettings(max_inbound_streams_per_peer=2)
-    async with host_network() as network:
-        ours = await network.add_host(limits=limits, identify=False)
+    async with full_hosts() as world:
+        ours = await world.add_host(limits=limits, identify=False)
         ours.set_handler(ECHO, echo)
-        greedy, modest = [await network.add_host(identify=False) for _ in range(2)]
+        greedy, modest = [await world.add_host(identify=False) for _ in range(2)]
         ours_at = (ours.peer_id, ours.addresses)
         await greedy.connect(*ours_at)
         await modest.connect(*ours_at)
@@ -295,9 +296,9 @@ async def test_one_peer_may_have_so_many_streams_and_other_peers_theirs(autojump
 
 async def test_one_protocol_cannot_use_up_the_streams_of_another(autojump_clock):
     limits = LimitSettings(max_inbound_streams_per_protocol_per_peer=1)
-    async with host_network() as network:
-        ours = await network.add_host(limits=limits)
-        theirs = await network.add_host()
+    async with full_hosts() as world:
+        ours = await world.add_host(limits=limits)
+        theirs = await world.add_host()
         ours.set_handler("/test/forever", forever)
         ours.set_handler(ECHO, echo)
         connection = await theirs.connect(ours.peer_id, ours.addresses)
@@ -313,8 +314,8 @@ async def test_one_protocol_cannot_use_up_the_streams_of_another(autojump_clock)
 
 
 async def test_much_data_for_an_unknown_protocol_does_not_block_its_sender(autojump_clock):
-    async with host_network() as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts() as world:
+        ours, theirs = await world.add_hosts(2)
         stream = await ours.open_stream(theirs.peer_id, ["/test/unknown"])
         with pytest.raises(ProtocolNotSupportedError):
             await stream.send_all(bytes(10_000_000))
@@ -324,8 +325,8 @@ async def test_a_peer_that_never_agrees_is_left_after_a_while(autojump_clock, mo
     async def negotiate(_muxed, _handlers):
         await trio.sleep(math.inf)
 
-    async with host_network() as network:
-        ours, theirs = [await network.add_host(identify=False) for _ in range(2)]
+    async with full_hosts() as world:
+        ours, theirs = [await world.add_host(identify=False) for _ in range(2)]
         connection = await ours.connect(theirs.peer_id, theirs.addresses)
         await wait_all_tasks_blocked()
         monkeypatch.setattr(theirs.connection_to(ours.peer_id), "_negotiate", negotiate)
@@ -336,8 +337,8 @@ async def test_a_peer_that_never_agrees_is_left_after_a_while(autojump_clock, mo
 
 
 async def test_a_cancelled_negotiation_leaves_no_stream_behind(autojump_clock):
-    async with host_network(delay=lambda _source, _target: 1.0) as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts(VirtualNetwork(latency=Fixed(1.0))) as world:
+        ours, theirs = await world.add_hosts(2)
         theirs.set_handler(ECHO, echo)
         await trio.sleep(10)
         connection = ours.connection_to(theirs.peer_id)
@@ -348,8 +349,8 @@ async def test_a_cancelled_negotiation_leaves_no_stream_behind(autojump_clock):
 
 
 async def test_a_stream_that_proposes_nothing_is_reset_in_time(autojump_clock):
-    async with host_network() as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts() as world:
+        ours, theirs = await world.add_hosts(2)
         muxed = await ours.connection_to(theirs.peer_id)._muxer.open_stream()
         await muxed.send_all(encode_line("/multistream/1.0.0"))
         assert await muxed.receive_some() == encode_line("/multistream/1.0.0")
@@ -365,8 +366,8 @@ async def test_an_error_group_of_a_handlers_own_nursery_ends_its_stream_alone(au
             await stream.receive_some()
             raise StreamResetError("both halves failed")
 
-    async with host_network() as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts() as world:
+        ours, theirs = await world.add_hosts(2)
         theirs.set_handler("/test/group", handler)
         stream = await ours.open_stream(theirs.peer_id, ["/test/group"])
         await stream.send_all(b"x")
@@ -380,8 +381,8 @@ async def test_a_broken_rule_of_a_protocol_is_the_peers_misbehaviour(autojump_cl
         await stream.receive_some()
         raise ProtocolError("a lie")
 
-    async with host_network() as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts() as world:
+        ours, theirs = await world.add_hosts(2)
         theirs.set_handler("/test/strict", handler)
         with theirs.events.subscribe(PeerMisbehaved) as misbehaved:
             stream = await ours.open_stream(theirs.peer_id, ["/test/strict"])
@@ -396,8 +397,8 @@ async def test_a_bug_in_a_handler_ends_the_node_and_says_what_it_was():
         raise ZeroDivisionError("a bug")
 
     with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
-        async with host_network() as network:
-            ours, theirs = await network.add_hosts(2)
+        async with full_hosts() as world:
+            ours, theirs = await world.add_hosts(2)
             theirs.set_handler("/test/bug", handler)
             stream = await ours.open_stream(theirs.peer_id, ["/test/bug"])
             await stream.send_all(b"x")
@@ -419,8 +420,8 @@ async def test_handlers_get_a_moment_to_tidy_up_and_are_then_cancelled(autojump_
             finally:
                 ends.append(("cancelled", trio.current_time()))
 
-    async with host_network() as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts() as world:
+        ours, theirs = await world.add_hosts(2)
         theirs.set_handler("/test/slow", handler)
         stream = await ours.open_stream(theirs.peer_id, ["/test/slow"])
         await stream.receive_exactly(1)
@@ -435,9 +436,9 @@ async def test_handlers_get_a_moment_to_tidy_up_and_are_then_cancelled(autojump_
 
 async def test_an_unused_connection_is_closed_and_a_used_one_is_kept(autojump_clock):
     settings = NetworkSettings(idle_timeout=60.0)
-    async with host_network() as network:
-        ours = await network.add_host(settings=settings)
-        used, unused = await network.add_host(), await network.add_host()
+    async with full_hosts() as world:
+        ours = await world.add_host(settings=settings)
+        used, unused = await world.add_host(), await world.add_host()
         used.set_handler(ECHO, echo)
         for peer in (used, unused):
             await ours.connect(peer.peer_id, peer.addresses)
@@ -454,8 +455,10 @@ async def test_an_unused_connection_is_closed_and_a_used_one_is_kept(autojump_cl
 
 async def test_a_vanished_peer_is_noticed_by_keepalive(autojump_clock):
     delays = {"now": 0.0}
-    async with host_network(delay=lambda _source, _target: delays["now"]) as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts(
+        VirtualNetwork(latency=Drawn(lambda _source, _target: delays["now"]))
+    ) as world:
+        ours, theirs = await world.add_hosts(2)
         with ours.events.subscribe(ConnectionEnded) as ended:
             delays["now"] = 10_000.0
             await ended.get()
@@ -465,11 +468,11 @@ async def test_a_vanished_peer_is_noticed_by_keepalive(autojump_clock):
 
 
 async def test_a_host_that_ends_says_goodbye(autojump_clock):
-    async with host_network(delay=lambda _source, _target: 0.1) as network:
-        ours = await network.add_host()
+    async with full_hosts(VirtualNetwork(latency=Fixed(0.1))) as world:
+        ours = await world.add_host()
         async with trio.open_nursery() as nursery:
             theirs = NetworkHost(
-                PrivateKey.from_seed(b"t" * 32), transports=[network.memory.add_machine()]
+                PrivateKey.from_seed(b"t" * 32), transports=[MemoryTransport(world.network)]
             )
             await nursery.start(theirs.run)
             connection = await theirs.connect(ours.peer_id, ours.addresses)
@@ -486,12 +489,12 @@ async def test_a_host_that_ends_says_goodbye(autojump_clock):
 
 
 async def test_a_machine_that_moves_tells_its_peers(autojump_clock, monkeypatch):
-    async with host_network() as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts() as world:
+        ours, theirs = await world.add_hosts(2)
         await trio.sleep(60)
         with ours.events.subscribe(LocalPeerChanged) as changed:
             assert not changed._pending
-            moved = [tcp_address("10.7.7.7", 7)]
+            moved = [tcp_address("11.7.7.7", 7)]
             monkeypatch.setattr(type(ours._local.listeners[0]), "addresses", moved)
             await changed.get()
         await trio.sleep(1)
@@ -502,7 +505,7 @@ async def test_a_machine_that_moves_tells_its_peers(autojump_clock, monkeypatch)
 
 
 async def test_listening_changes_what_others_are_told(autojump_clock):
-    machine = MemoryNetwork().add_machine()
+    machine = MemoryTransport(VirtualNetwork())
     host = NetworkHost(PrivateKey.from_seed(bytes(32)), transports=[machine])
     with pytest.raises(RuntimeError, match="does not run"):
         await host.listen(tcp_address(machine.ip, 0))
@@ -523,11 +526,11 @@ async def test_listening_changes_what_others_are_told(autojump_clock):
         with pytest.raises(InvalidAddressError, match="no transport"):
             await host.listen(parse_address("/unix/tmp"))
         nursery.cancel_scope.cancel()
-    assert machine.network.listeners == {}
+    assert machine.machine.listeners == {}
 
 
 async def test_announced_addresses_replace_those_listened_on(autojump_clock):
-    machine = MemoryNetwork().add_machine()
+    machine = MemoryTransport(VirtualNetwork())
     announced = [parse_address("/dns4/node.example/tcp/4001")]
     host = NetworkHost(PrivateKey.from_seed(bytes(32)), transports=[machine], announce=announced)
     async with trio.open_nursery() as nursery:
@@ -539,13 +542,13 @@ async def test_announced_addresses_replace_those_listened_on(autojump_clock):
 
 async def test_known_addresses_survive_a_restart(tmp_path, autojump_clock):
     path = tmp_path / "peers.json"
-    async with host_network() as network:
-        theirs = await network.add_host()
+    async with full_hosts() as world:
+        theirs = await world.add_host()
         for restart in range(2):
             async with trio.open_nursery() as nursery:
                 ours = NetworkHost(
                     PrivateKey.from_seed(b"o" * 32),
-                    transports=[network.memory.add_machine()],
+                    transports=[MemoryTransport(world.network)],
                     peerstore_path=path,
                 )
                 await nursery.start(ours.run)
@@ -585,9 +588,9 @@ async def test_a_peerstore_that_cannot_be_kept_neither_ends_nor_hangs_the_node(t
 
 
 async def test_the_snapshot_tells_of_each_connection(autojump_clock):
-    async with host_network(delay=lambda _source, _target: 0.05) as network:
-        ours = await network.add_host(identify=False)
-        theirs = await network.add_host(identify=False)
+    async with full_hosts(VirtualNetwork(latency=Fixed(0.05))) as world:
+        ours = await world.add_host(identify=False)
+        theirs = await world.add_host(identify=False)
         theirs.set_handler(ECHO, echo)
         await ours.connect(theirs.peer_id, theirs.addresses)
         await trio.sleep(60)
@@ -607,15 +610,15 @@ async def test_the_snapshot_tells_of_each_connection(autojump_clock):
 
 
 async def test_every_host_of_a_network_is_connected_to_all_others(autojump_clock):
-    async with host_network() as network:
-        hosts = await network.add_hosts(4)
+    async with full_hosts() as world:
+        hosts = await world.add_hosts(4)
         await trio.sleep(1)
         assert [len(host.connections()) for host in hosts] == [3, 3, 3, 3]
 
 
 async def test_events_tell_of_a_connections_beginning_and_end(autojump_clock):
-    async with host_network() as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with full_hosts() as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         with ours.events.subscribe(ConnectionOpened, ConnectionEnded) as events:
             connection = await ours.connect(theirs.peer_id, theirs.addresses)
             await connection.aclose()
@@ -641,8 +644,8 @@ async def test_hosts_that_end_together_do_not_wait_for_each_other():
 
 
 async def test_dials_that_nobody_wants_any_more_do_not_wait_for_their_turn(autojump_clock):
-    async with silent_network() as network:
-        host = await network.add_host(settings=NetworkSettings(max_dials=1))
+    async with silent_network() as world:
+        host = await world.add_host(settings=NetworkSettings(max_dials=1))
         strangers = [PrivateKey.from_seed(bytes([n] * 32)).peer_id for n in range(200, 210)]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connect_in_vain, host, strangers[0], 8.0)
@@ -659,8 +662,8 @@ async def connect_in_vain(host, peer_id, timeout):
 
 
 async def test_nothing_new_begins_on_a_connection_that_this_side_is_closing(autojump_clock):
-    async with host_network(delay=lambda _source, _target: 0.1) as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with full_hosts(VirtualNetwork(latency=Fixed(0.1))) as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         theirs.set_handler(ECHO, echo)
         old = await ours.connect(theirs.peer_id, theirs.addresses)
         async with trio.open_nursery() as nursery:
@@ -672,7 +675,7 @@ async def test_nothing_new_begins_on_a_connection_that_this_side_is_closing(auto
 
 
 async def test_an_address_to_listen_on_names_no_peer():
-    async with host_network() as network:
-        host = await network.add_host()
+    async with full_hosts() as world:
+        host = await world.add_host()
         with pytest.raises(InvalidAddressError, match="leave /p2p/ and the id out"):
             await host.listen(with_p2p(tcp_address("10.0.0.1", 5), host.peer_id))

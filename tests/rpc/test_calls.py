@@ -42,7 +42,8 @@ from p2pnode.rpc.messages import (
 from p2pnode.rpc.schema import ExpertInfo, TensorMeta, TensorSpec
 from p2pnode.rpc.server import CallHandler, CallServed, TensorServer
 from p2pnode.security.tokens import Membership, RunKey, issue_invite
-from p2pnode.testing.light import light_network
+from p2pnode.testing.light import light_hosts
+from p2pnode.testing.network import Fixed, VirtualNetwork
 from p2pnode.wire.uids import Uid
 
 EPOCH = 1_800_000_000.0
@@ -110,9 +111,9 @@ class Doubler(CallHandler):
 class Rig:
     """A host, a trainer, and what passes between them."""
 
-    def __init__(self, network, settings, cache_size=8):
-        self.network = network
-        self.near, self.far = network.add_host(), network.add_host()
+    def __init__(self, world, near, far, settings, cache_size=8):
+        self.world = world
+        self.near, self.far = near, far
         self.handler = Doubler()
         self.settings = settings
         self.server = TensorServer(
@@ -158,7 +159,7 @@ class Rig:
             stream
             for host in (self.near, self.far)
             for connection in host.connections()
-            for stream in connection._streams
+            for stream in connection.streams
         ]
 
     def assert_nothing_is_left(self):
@@ -171,8 +172,8 @@ class Rig:
 @contextlib.asynccontextmanager
 async def rig(settings=RpcSettings(), delay=0.0, **options):  # noqa: B008  # frozen
     bind_wall_time_to_trio(EPOCH)
-    async with light_network(lambda _from, _to: delay) as network:
-        made = Rig(network, settings, **options)
+    async with light_hosts(VirtualNetwork(latency=Fixed(delay))) as world:
+        made = Rig(world, await world.add_host(), await world.add_host(), settings, **options)
         yield made
         with trio.fail_after(60):  # virtual: all that is bounded ends within
             await trio.testing.wait_all_tasks_blocked()
@@ -222,7 +223,7 @@ async def test_a_call_takes_one_stream_and_one_round_trip(autojump_clock):
         began = trio.current_time()
         await it.forward(X)
         assert trio.current_time() - began == pytest.approx(2.0)
-        assert it.network.count["streams"] == 1
+        assert it.world.streams_served == 1
 
 
 async def test_large_tensors_cross_both_ways_unharmed(autojump_clock):
@@ -340,7 +341,7 @@ async def test_a_call_in_a_run_without_membership_is_not_sent(autojump_clock):
     async with rig() as it:
         with pytest.raises(NotAMemberError, match="not a member of the run games"):
             await it.forward(X, uid=Uid("games", "ffn.0"))
-        assert it.network.count["streams"] == 0
+        assert it.world.streams_served == 0
 
 
 async def test_tokens_are_verified_once_for_many_calls(monkeypatch, autojump_clock):
@@ -377,7 +378,7 @@ async def test_a_wrong_tensor_is_refused_here_and_there(inputs, allocated, autoj
     async with rig() as it:
         with pytest.raises(SchemaError):
             await it.forward(*inputs, info=INFO)
-        assert it.network.count["streams"] == 0
+        assert it.world.streams_served == 0
         with pytest.raises(SchemaError):
             await it.forward(*inputs)
         with pytest.raises(SchemaError):
@@ -396,7 +397,7 @@ async def test_an_oversized_call_is_refused_here_and_there(allocated, autojump_c
     async with rig(RpcSettings(max_call_bytes=1000)) as it:
         with pytest.raises(TensorTooLargeError, match="limit of 1000"):
             await it.forward(torch.zeros(100, 4))
-        assert it.network.count["streams"] == 0
+        assert it.world.streams_served == 0
         generous = TensorClient(it.near, RpcSettings(), it.memberships)
         with pytest.raises(TensorTooLargeError, match="takes at most 1000"):
             await generous.forward(it.far.peer_id, UID, [torch.zeros(100, 4)])
@@ -497,8 +498,10 @@ async def test_no_deadline_is_longer_than_the_hosts(autojump_clock):
 async def test_cancelling_a_call_cancels_its_work(autojump_clock):
     async with rig(delay=0.1) as it:
         it.handler.hangs = True
-        with trio.move_on_after(1.0):
-            await it.forward(X)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.forward, X)
+            await trio.sleep(1.0)
+            nursery.cancel_scope.cancel()
         assert it.handler.cancelled == 0
         await trio.sleep(0.11)
         assert it.handler.cancelled == 1
@@ -512,7 +515,7 @@ async def test_cancelling_at_any_moment_leaves_nothing_behind(step, rows, autoju
         with trio.move_on_after(0.05 + step * 0.1) as scope:
             for _ in range(3):
                 await it.forward(torch.zeros(rows, 4))
-        assert scope.cancelled_caught == (step < 9)
+        assert scope.cancelled_caught == (step < 12)
         await trio.sleep(1.0)
         it.assert_nothing_is_left()
         await it.forward(X)
@@ -527,7 +530,7 @@ async def test_a_host_lost_during_a_call_is_told(moment, autojump_clock):
 
         async def crash():
             await trio.sleep(moment)
-            it.far.crash()
+            it.world.kill(it.far)
 
         nursery.start_soon(crash)
         with pytest.raises(HostLostError, match="lost during a call"):
@@ -544,7 +547,7 @@ async def test_a_caller_lost_during_a_call_cancels_its_work(autojump_clock):
 
         nursery.start_soon(call)
         await trio.testing.wait_all_tasks_blocked()
-        it.near.crash()
+        it.world.kill(it.near)
         await trio.testing.wait_all_tasks_blocked()
         assert it.handler.cancelled == 1
         assert it.served[-1].error == ConnectionClosedError.__name__

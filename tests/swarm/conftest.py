@@ -1,4 +1,4 @@
-"""Hosts and trainers on a light network, with wall-clock time bound to the virtual clock."""
+"""Hosts and trainers on a light world, with wall-clock time bound to the virtual clock."""
 
 import random
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from p2pnode.swarm.announce import Announcer, Proof
 from p2pnode.swarm.index import IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.swarm.places import NAMESPACE
-from p2pnode.testing.light import LightHost, LightNetwork, light_network
+from p2pnode.testing.light import LightHost, LightWorld, light_hosts
+from p2pnode.testing.network import Drawn, VirtualNetwork
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import expand
 
@@ -56,7 +57,7 @@ class SwarmNode:
         return self.host.peer_id
 
     async def crash(self) -> None:
-        self.host.crash()
+        self.host.world.kill(self.host)
         self.scope.cancel()
         await trio.lowlevel.checkpoint()
 
@@ -68,8 +69,8 @@ class SwarmNode:
 
     async def run(self, task_status) -> None:
         with self.scope:
-            async with trio.open_nursery() as network:
-                await network.start(self.dht.run)
+            async with trio.open_nursery() as world:
+                await world.start(self.dht.run)
                 with self.services:
                     await self.announcer.run(task_status=task_status)
                 await trio.sleep_forever()
@@ -78,8 +79,8 @@ class SwarmNode:
 class SwarmNetwork:
     """Starts nodes that know one earlier node each."""
 
-    def __init__(self, network: LightNetwork, nursery: trio.Nursery, seed: int) -> None:
-        self.network = network
+    def __init__(self, world: LightWorld, nursery: trio.Nursery, seed: int) -> None:
+        self.world = world
         self._nursery = nursery
         self._rng = random.Random(seed)
         self._numbers = iter(range(1, 10_000))
@@ -98,7 +99,7 @@ class SwarmNetwork:
         swarm: SwarmSettings | None = None,
     ) -> SwarmNode:
         key = key or PrivateKey.from_seed(next(self._numbers).to_bytes(32, "big"))
-        host = self.network.add_host(key)
+        host = await self.world.add_host(key)
         index = IndexValidator(verify_token)
         rng = random.Random(self._rng.random())
         dht = KadDht(
@@ -128,8 +129,12 @@ def swarm_network():
     @asynccontextmanager
     async def opened(delay=None, seed=0):
         bind_wall_time_to_trio(EPOCH)
-        async with light_network(delay) as network, trio.open_nursery() as nursery:
-            yield SwarmNetwork(network, nursery, seed)
+        latency = None if delay is None else Drawn(delay)
+        async with (
+            light_hosts(VirtualNetwork(latency=latency)) as world,
+            trio.open_nursery() as nursery,
+        ):
+            yield SwarmNetwork(world, nursery, seed)
             nursery.cancel_scope.cancel()
 
     return opened

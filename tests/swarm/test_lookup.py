@@ -56,7 +56,7 @@ async def test_concurrent_first_lookups_share_one_search(swarm_network, autojump
     async with swarm_network(delay=lambda _a, _b: 0.1) as net:
         host = await net.start(experts=["blocks.0"])
         trainer = await net.start([host], server=False)
-        streams = net.network.count["streams"]
+        streams = net.world.streams_served
         found = []
 
         async def look_up():
@@ -66,7 +66,7 @@ async def test_concurrent_first_lookups_share_one_search(swarm_network, autojump
             for _ in range(30):
                 nursery.start_soon(look_up)
         assert [hosts[0].peer_id for hosts in found] == [host.peer_id] * 30
-        assert net.network.count["streams"] - streams <= 2
+        assert net.world.streams_served - streams <= 2
 
 
 async def test_an_expired_entry_never_shows_even_when_no_refresh_succeeds(

@@ -25,15 +25,16 @@ from trio.testing import MockClock
 from p2pnode.config import DhtSettings
 from p2pnode.events import Event
 from p2pnode.protocols.kad.service import KadDht
-from p2pnode.testing.light import light_network
+from p2pnode.testing.light import light_hosts
+from p2pnode.testing.network import Drawn, VirtualNetwork
 
 async def story():
     rng = random.Random(7)
-    async with light_network(delay=lambda *_: rng.uniform(0.01, 0.1)) as network:
+    async with light_hosts(VirtualNetwork(latency=Drawn(lambda *_: rng.uniform(0.01, 0.1)))) as world:
         async with trio.open_nursery() as nursery:
             nodes = []
             for number in range(16):
-                host = network.add_host()
+                host = await world.add_host()
                 host.events.on(Event, note)
                 dht = KadDht(host, DhtSettings(liveness_interval=5.0), random.Random(number))
                 await nursery.start(dht.run)
@@ -42,7 +43,7 @@ async def story():
                     await dht.bootstrap([(first.peer_id, each) for each in first.addresses])
                 nodes.append((host, dht))
             for host, _ in nodes[3:16:4]:
-                host.crash()
+                world.crash(host)
                 await trio.sleep(7)
             await trio.sleep(20)
             nursery.cancel_scope.cancel()
@@ -55,13 +56,14 @@ import random, trio
 from trio.testing import MockClock
 from p2pnode.errors import P2PNodeError
 from p2pnode.events import Event
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.network import Drawn, VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
 
 async def story():
     rng = random.Random(7)
-    async with host_network(delay=lambda *_: rng.uniform(0.01, 0.1)) as network:
-        hosts = await network.add_hosts(4)
+    async with full_hosts(VirtualNetwork(latency=Drawn(lambda *_: rng.uniform(0.01, 0.1)))) as world:
+        hosts = await world.add_hosts(4)
         for host in hosts:
             host.events.on(Event, note)
         ghost = type(hosts[0].peer_id)(bytes([0, 36, 8, 1, 18, 32]) + bytes(32))

@@ -22,7 +22,8 @@ from p2pnode.swarm.announce import Announcer
 from p2pnode.swarm.index import IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.swarm.places import NAMESPACE
-from p2pnode.testing.light import light_network
+from p2pnode.testing.light import light_hosts
+from p2pnode.testing.network import Drawn, VirtualNetwork
 from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.portal import Portal
 from p2pnode.wire.uids import Uid, expand_all
@@ -42,7 +43,7 @@ def no_members(_token, _run_id, _peer_id, _now):
 class LightSwarm:
     """Builds servers, and sessions of trainers, on one light network."""
 
-    network: object
+    world: object
     nursery: object
     settings: Settings
     servers: dict = field(default_factory=dict)
@@ -54,7 +55,7 @@ class LightSwarm:
 
     async def serve(self, *patterns, handler=lambda experts: experts, hosting=None):
         """Start a host of experts; `handler` may wrap what serves the calls."""
-        host = self.network.add_host()
+        host = await self.world.add_host()
         server = Server(host, self.settings)
         bootstrap = self.bootstrap if self.servers else ()
         self.servers[host.peer_id] = server
@@ -63,7 +64,7 @@ class LightSwarm:
 
     async def session(self):
         """Start a trainer's DHT client; returns its `ExpertCaller`."""
-        host, settings = self.network.add_host(), self.settings
+        host, settings = await self.world.add_host(), self.settings
         rng = random.Random(0)
         index = IndexValidator(no_members)
         client = dataclasses.replace(settings.dht, mode="client")
@@ -121,15 +122,19 @@ class Server:
 
     def crash(self):
         """Leave without a word."""
-        self.host.crash()
+        self.host.world.kill(self.host)
         self.scope.cancel()
 
 
 @contextlib.asynccontextmanager
 async def light_swarm(settings=SETTINGS, delay=None):
     bind_wall_time_to_trio(1.8e9)
-    async with light_network(delay) as network, trio.open_nursery() as nursery:
-        yield LightSwarm(network, nursery, settings)
+    latency = None if delay is None else Drawn(delay)
+    async with (
+        light_hosts(VirtualNetwork(latency=latency)) as world,
+        trio.open_nursery() as nursery,
+    ):
+        yield LightSwarm(world, nursery, settings)
         nursery.cancel_scope.cancel()
 
 

@@ -197,7 +197,7 @@ async def test_a_lost_answer_is_asked_for_again_and_steps_the_optimiser_once(
         if kind == "backward" and losses:
             losses -= 1
             connection = server.host.connection_to(trainer)
-            connection.end("the cable was pulled")
+            connection.close("the cable was pulled")
             await trio.lowlevel.checkpoint()
         return answer
 

@@ -2,7 +2,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from p2pnode.host.node import NetworkHost
-from p2pnode.transport.memory import MemoryNetwork, MemoryTransport
+from p2pnode.testing.memory import MemoryTransport
+from p2pnode.testing.network import VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
 
@@ -21,7 +22,7 @@ class CarriedTransport(MemoryTransport):
 
 
 async def test_a_host_carries_its_transports_from_its_start_to_its_end():
-    transport = CarriedTransport(MemoryNetwork(), "10.0.0.1")
+    transport = CarriedTransport(VirtualNetwork())
     host = NetworkHost(PrivateKey.from_seed(bytes(32)), transports=[transport])
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)

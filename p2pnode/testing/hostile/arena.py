@@ -4,6 +4,7 @@ import contextlib
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -21,8 +22,9 @@ from p2pnode.security.noise.core import MAX_PLAINTEXT, CipherState
 from p2pnode.security.noise.frames import MAX_SPARE_OUTPUTS, FrameSealer
 from p2pnode.testing.footprint import Footprint, footprint
 from p2pnode.testing.hostile.attacker import Attack, Attacker
+from p2pnode.testing.memory import MemoryTransport
+from p2pnode.testing.network import VirtualNetwork
 from p2pnode.transport.base import Transport
-from p2pnode.transport.memory import MemoryNetwork
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.transport.websocket import WebSocketTransport
 from p2pnode.wire.addresses import tcp_address
@@ -191,7 +193,7 @@ def _make_spare_buffers() -> None:
 
 
 def _machines(*, real: bool) -> Callable[[], Transport]:
-    return TcpTransport if real else MemoryNetwork().add_machine
+    return TcpTransport if real else partial(MemoryTransport, VirtualNetwork())
 
 
 async def start_host(

@@ -6,16 +6,7 @@ runs on them unchanged, and the virtual network decides who reaches whom and whe
 
 from p2pnode.testing.light.connections import LightConnection
 from p2pnode.testing.light.host import LightHost
-from p2pnode.testing.light.legacy import LightNetwork, light_network
 from p2pnode.testing.light.streams import LightStream
 from p2pnode.testing.light.world import LightWorld, light_hosts
 
-__all__ = [
-    "LightConnection",
-    "LightHost",
-    "LightNetwork",
-    "LightStream",
-    "LightWorld",
-    "light_hosts",
-    "light_network",
-]
+__all__ = ["LightConnection", "LightHost", "LightStream", "LightWorld", "light_hosts"]

@@ -61,12 +61,13 @@ class LightConnection(Connection):
     """
 
     __slots__ = (
-        "flow",
+        "__weakref__",
         "_held",
         "_is_closed",
         "_streams",
         "_wire",
         "direction",
+        "flow",
         "host",
         "last_used",
         "local_address",

@@ -12,6 +12,7 @@ import trio
 
 from p2pnode.errors import P2PNodeError, ProtocolNotSupportedError, StreamResetError
 from p2pnode.host import Stream
+from p2pnode.mux.yamux import INITIAL_WINDOW
 from p2pnode.testing.light.postman import Postman
 from p2pnode.testing.network import Flow
 from p2pnode.wire import varint
@@ -19,7 +20,7 @@ from p2pnode.wire import varint
 if TYPE_CHECKING:
     from p2pnode.testing.light.connections import LightConnection
 
-PIPE_BYTES: Final = 1024 * 1024  # in flight per direction; real windows grow to the link's size
+MAX_WINDOW: Final = 16 * INITIAL_WINDOW  # the window of a reader that keeps up grows so far
 CHUNK_BYTES: Final = 64 * 1024  # that streams of one machine take turns with
 OVERHEAD_BYTES: Final = 32  # of a piece of data: the headers of Yamux and Noise, and the tag
 
@@ -36,6 +37,7 @@ class Pipe:
         "_reader_failure",
         "_reader_gone",
         "_size",
+        "_window",
         "_writer_failure",
         "_writers",
     )
@@ -45,6 +47,7 @@ class Pipe:
         self._postman = postman
         self._chunks: list[tuple[float, bytes]] = []
         self._size = 0
+        self._window = INITIAL_WINDOW
         self._eof_at: float | None = None  # None until the sender has finished
         self._reader: trio.lowlevel.Task | None = None
         self._reader_failure: P2PNodeError | None = None
@@ -72,7 +75,7 @@ class Pipe:
             if self._reader_gone:
                 await trio.lowlevel.checkpoint()
                 return
-            if self._size >= PIPE_BYTES:
+            if self._size >= self._window:
                 await self._wait_for_room()
                 continue
             piece = data[offset : offset + CHUNK_BYTES] if len(data) > CHUNK_BYTES else data
@@ -129,7 +132,9 @@ class Pipe:
         else:
             del self._chunks[0]
         self._size -= len(data)
-        self._wake_writers()
+        if self._writers:
+            self._window = min(2 * self._window, MAX_WINDOW)
+            self._wake_writers()
         return data
 
     def take_prefixed(self, limit: int) -> bytes | None:
@@ -202,7 +207,15 @@ class LightStream(Stream):
     The end that opened it tells the far end with its first data, as a real one does.
     """
 
-    __slots__ = ("_incoming", "_is_closed", "_outgoing", "connection", "far", "protocol")
+    __slots__ = (
+        "__weakref__",
+        "_incoming",
+        "_is_closed",
+        "_outgoing",
+        "connection",
+        "far",
+        "protocol",
+    )
 
     connection: "LightConnection"
 
@@ -238,7 +251,7 @@ class LightStream(Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """See `Stream`."""
-        return self._incoming.take(max_bytes or PIPE_BYTES) if await self._wait() else b""
+        return self._incoming.take(max_bytes or CHUNK_BYTES) if await self._wait() else b""
 
     async def receive_prefixed(self, limit: int) -> bytes | None:
         """See `Stream`; a message that came in one piece is taken in one step."""

@@ -29,6 +29,7 @@ class LightWorld:
     Attributes:
         network: the virtual network they are on.
         hosts: those that run, by peer id.
+        nursery: its tasks end with the world.
         streams_served: how many streams have reached a handler.
         postman: delivers what is under way.
     """
@@ -38,7 +39,7 @@ class LightWorld:
         self.hosts: dict[PeerId, LightHost] = {}
         self.streams_served = 0
         self.postman = postman
-        self._nursery = nursery
+        self.nursery = nursery
         self._numbers = itertools.count(1)
         self._settings = NetworkSettings()
         self._limits = LimitSettings()
@@ -76,7 +77,7 @@ class LightWorld:
             limits=limits or self._limits,
         )
         self.hosts[host.peer_id] = host
-        await self._nursery.start(partial(host.run, listen=listen))
+        await self.nursery.start(partial(host.run, listen=listen))
         return host
 
     def crash(self, host: LightHost) -> None:

@@ -7,7 +7,7 @@ from p2pnode.config import NetworkSettings
 from p2pnode.host.node import NetworkHost
 from p2pnode.host.observed import ObservedAddressBelieved, ObservedAddressDropped
 from p2pnode.protocols.identify.core import PUSH_PROTOCOL, Introduction, encode
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
 from p2pnode.wire.addresses import tcp_address
 
 SEEN = tcp_address("8.8.8.8", 20_000)
@@ -22,21 +22,21 @@ async def say(liar, host, observed):
     await trio.sleep(1)
 
 
-async def listening_host(network):
+async def listening_host(world):
     """Add a host of a private network: those of the test network are."""
-    return await network.add_host()
+    return await world.add_host()
 
 
 async def test_what_enough_peers_see_is_believed_and_told_to_others(autojump_clock):
-    seen = tcp_address("10.200.0.1", 20_000)
-    async with host_network() as network:
-        host = await listening_host(network)
-        friend = await network.add_host()
+    seen = tcp_address("11.200.0.1", 20_000)
+    async with full_hosts() as world:
+        host = await listening_host(world)
+        friend = await world.add_host()
         await friend.connect(host.peer_id, host.addresses)
         with host.events.subscribe(ObservedAddressBelieved, ObservedAddressDropped) as events:
             for number in range(NEEDED):
                 assert seen not in host.addresses
-                await say(await network.add_host(identify=False), host, seen)
+                await say(await world.add_host(identify=False), host, seen)
                 assert (seen in host.addresses) is (number == NEEDED - 1)
             event = await events.get()
         assert event == ObservedAddressBelieved(address=seen, observers=NEEDED)
@@ -48,32 +48,32 @@ async def test_what_enough_peers_see_is_believed_and_told_to_others(autojump_clo
 
 
 async def test_a_public_address_on_the_word_of_private_observers_counts(autojump_clock):
-    async with host_network() as network:
-        host = await listening_host(network)
+    async with full_hosts() as world:
+        host = await listening_host(world)
         for _ in range(NEEDED):
-            await say(await network.add_host(identify=False), host, SEEN)
+            await say(await world.add_host(identify=False), host, SEEN)
         assert SEEN in host.addresses
 
 
 async def test_a_crowd_behind_one_address_is_not_believed(autojump_clock):
-    async with host_network() as network:
-        host = await listening_host(network)
-        liar = await network.add_host(identify=False)
+    async with full_hosts() as world:
+        host = await listening_host(world)
+        liar = await world.add_host(identify=False)
         machine = liar._transports[0]
         for number in range(2 * NEEDED):
             other = NetworkHost(
                 type(host.key).from_seed(bytes([number + 100]) * 32), transports=[machine]
             )
-            await network.nursery.start(other.run)
+            await world.nursery.start(other.run)
             await say(other, host, SEEN)
         assert SEEN not in host.addresses
 
 
 async def test_it_is_dropped_some_time_after_its_observers_have_left(autojump_clock):
     settings = NetworkSettings(observed_address_ttl=60.0, idle_timeout=1e6, keepalive_interval=1e6)
-    async with host_network() as network:
-        host = await network.add_host(settings=settings)
-        liars = [await network.add_host(identify=False, settings=settings) for _ in range(NEEDED)]
+    async with full_hosts() as world:
+        host = await world.add_host(settings=settings)
+        liars = [await world.add_host(identify=False, settings=settings) for _ in range(NEEDED)]
         for liar in liars:
             await say(liar, host, SEEN)
         assert host.observed == [SEEN]
@@ -90,10 +90,10 @@ async def test_it_is_dropped_some_time_after_its_observers_have_left(autojump_cl
 
 async def test_a_host_that_announces_its_address_tells_nothing_else(autojump_clock):
     announced = tcp_address("9.9.9.9", 1)
-    async with host_network() as network:
-        host = await listening_host(network)
+    async with full_hosts() as world:
+        host = await listening_host(world)
         host._local._announce = (announced,)
-        for liar in [await network.add_host(identify=False) for _ in range(NEEDED)]:
+        for liar in [await world.add_host(identify=False) for _ in range(NEEDED)]:
             stream = await liar.open_stream(host.peer_id, [PUSH_PROTOCOL], host.listening)
             await stream.send_all(encode(Introduction(observed_address=SEEN)))
             await stream.aclose()

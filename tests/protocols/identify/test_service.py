@@ -9,7 +9,8 @@ from p2pnode.host import PeerIdentified, PeerMisbehaved
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.core import PROTOCOL, PUSH_PROTOCOL, Introduction, encode
 from p2pnode.protocols.identify.service import AGENT, IdentifyService
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.network import Fixed, VirtualNetwork
 from p2pnode.wire import varint
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
@@ -36,8 +37,8 @@ async def settle():
 
 
 async def test_both_sides_of_a_new_connection_learn_of_each_other(autojump_clock):
-    async with host_network(delay=lambda _source, _target: 0.05) as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with full_hosts(VirtualNetwork(latency=Fixed(0.05))) as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         theirs.set_handler("/test/x", noop)
         with (
             ours.events.subscribe(PeerIdentified) as at_ours,
@@ -57,8 +58,8 @@ async def test_both_sides_of_a_new_connection_learn_of_each_other(autojump_clock
 
 
 async def test_the_record_is_signed_and_its_number_rises_with_the_addresses(autojump_clock):
-    async with host_network() as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts() as world:
+        ours, theirs = await world.add_hosts(2)
         await settle()
 
         async def record():
@@ -79,8 +80,8 @@ def _read(data):
 
 
 async def test_changes_are_pushed_once_and_together(autojump_clock):
-    async with host_network() as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts() as world:
+        ours, theirs = await world.add_hosts(2)
         await settle()
         with theirs.events.subscribe(PeerIdentified) as identified:
             ours.set_handler("/test/x", noop)
@@ -98,8 +99,8 @@ async def test_changes_are_pushed_once_and_together(autojump_clock):
 
 
 async def test_a_change_during_the_greeting_is_not_lost(autojump_clock):
-    async with host_network(delay=lambda _source, _target: 0.2) as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with full_hosts(VirtualNetwork(latency=Fixed(0.2))) as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         await ours.connect(theirs.peer_id, theirs.addresses)
         for step in range(10):  # before, while and after the peer asks who we are
             ours.set_handler(f"/test/{step}", noop)
@@ -109,11 +110,11 @@ async def test_a_change_during_the_greeting_is_not_lost(autojump_clock):
 
 
 async def test_a_push_that_names_only_addresses_keeps_the_protocols(autojump_clock):
-    async with host_network() as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts() as world:
+        ours, theirs = await world.add_hosts(2)
         await settle()
         before = theirs.protocols_of(ours.peer_id)
-        moved = tcp_address("10.1.2.3", 4001)
+        moved = tcp_address("11.1.2.3", 4001)
         stream = await ours.open_stream(theirs.peer_id, [PUSH_PROTOCOL])
         await stream.send_all(encode(Introduction(addresses=(moved,))))
         await stream.aclose()
@@ -135,8 +136,8 @@ async def test_a_push_that_names_only_addresses_keeps_the_protocols(autojump_clo
     ids=["too long", "too many", "none", "malformed", "truncated", "another key"],
 )
 async def test_a_bad_push_is_misbehaviour_and_changes_nothing(autojump_clock, data):
-    async with host_network() as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts() as world:
+        ours, theirs = await world.add_hosts(2)
         await settle()
         with theirs.events.subscribe(PeerMisbehaved, PeerIdentified) as events:
             stream = await ours.open_stream(theirs.peer_id, [PUSH_PROTOCOL])
@@ -153,9 +154,9 @@ async def test_a_peer_that_lies_in_its_greeting_is_noted(autojump_clock):
     async def lie(stream):
         await stream.send_all(varint.prefixed(b"\xff\xff"))
 
-    async with host_network() as network:
-        ours = await network.add_host()
-        theirs = await network.add_host(identify=False)
+    async with full_hosts() as world:
+        ours = await world.add_host()
+        theirs = await world.add_host(identify=False)
         theirs.set_handler(PROTOCOL, lie)
         with ours.events.subscribe(PeerMisbehaved) as misbehaved:
             await ours.connect(theirs.peer_id, theirs.addresses)
@@ -163,9 +164,9 @@ async def test_a_peer_that_lies_in_its_greeting_is_noted(autojump_clock):
 
 
 async def test_a_peer_without_identify_can_be_talked_to(autojump_clock):
-    async with host_network() as network:
-        ours = await network.add_host()
-        theirs = await network.add_host(identify=False)
+    async with full_hosts() as world:
+        ours = await world.add_host()
+        theirs = await world.add_host(identify=False)
         connection = await ours.connect(theirs.peer_id, theirs.addresses)
         ours.set_handler("/test/x", noop)
         await trio.sleep(30)
@@ -175,9 +176,9 @@ async def test_a_peer_without_identify_can_be_talked_to(autojump_clock):
 
 async def test_a_peer_that_does_not_finish_is_left_in_time(autojump_clock):
     settings = NetworkSettings(identify_timeout=3.0)
-    async with host_network() as network:
-        ours = await network.add_host(settings=settings)
-        theirs = await network.add_host(identify=False)
+    async with full_hosts() as world:
+        ours = await world.add_host(settings=settings)
+        theirs = await world.add_host(identify=False)
 
         async def hang(_stream):
             await trio.sleep_forever()
@@ -192,9 +193,9 @@ async def test_a_peer_that_does_not_finish_is_left_in_time(autojump_clock):
 
 
 async def test_when_the_service_ends_its_protocols_are_served_no_longer(autojump_clock):
-    async with host_network() as network:
-        ours = await network.add_host(identify=False)
-        theirs = await network.add_host()
+    async with full_hosts() as world:
+        ours = await world.add_host(identify=False)
+        theirs = await world.add_host()
         async with trio.open_nursery() as nursery:
             await nursery.start(IdentifyService(ours).run)
             assert PROTOCOL in ours.protocols
@@ -206,19 +207,19 @@ async def test_when_the_service_ends_its_protocols_are_served_no_longer(autojump
 
 
 async def test_connections_older_than_the_service_are_greeted_too(autojump_clock):
-    async with host_network() as network:
-        ours = await network.add_host(identify=False)
-        theirs = await network.add_host()
+    async with full_hosts() as world:
+        ours = await world.add_host(identify=False)
+        theirs = await world.add_host()
         await ours.connect(theirs.peer_id, theirs.addresses)
-        network.nursery.start_soon(IdentifyService(ours).run)
+        world.nursery.start_soon(IdentifyService(ours).run)
         await settle()
         assert ours.protocols_of(theirs.peer_id) == frozenset(theirs.protocols)
 
 
 async def test_a_host_that_does_not_listen_signs_no_record(autojump_clock):
-    async with host_network() as network:
-        ours = await network.add_host()
-        trainer = await network.add_host(listen=False)
+    async with full_hosts() as world:
+        ours = await world.add_host()
+        trainer = await world.add_host(listen=False)
         await trainer.connect(ours.peer_id, ours.addresses)
         await settle()
         assert isinstance(trainer, NetworkHost)
@@ -229,8 +230,8 @@ async def test_a_host_that_does_not_listen_signs_no_record(autojump_clock):
 
 # --- signed records -------------------------------------------------------------------------------
 
-SOMEWHERE = tcp_address("10.1.2.3", 4001)
-ELSEWHERE = tcp_address("10.1.2.4", 4001)
+SOMEWHERE = tcp_address("11.1.2.3", 4001)
+ELSEWHERE = tcp_address("11.1.2.4", 4001)
 
 
 def record(key, seq, *addresses):
@@ -245,9 +246,9 @@ async def push(host, peer_id, introduction):
 
 
 async def test_signed_addresses_replace_each_other_by_their_numbers_alone(autojump_clock):
-    async with host_network() as network:
-        ours = await network.add_host()
-        theirs = await network.add_host(identify=False)
+    async with full_hosts() as world:
+        ours = await world.add_host()
+        theirs = await world.add_host(identify=False)
         await theirs.connect(ours.peer_id, ours.addresses)
         newer, older = (record(theirs.key, seq, at) for seq, at in [(8, SOMEWHERE), (7, ELSEWHERE)])
         for envelope in (newer, older, newer):
@@ -279,9 +280,9 @@ OTHER_KEY = PrivateKey.from_seed(b"o" * 32)
 async def test_a_wrong_record_is_misbehaviour_and_nothing_beside_it_is_believed(
     autojump_clock, envelope_of
 ):
-    async with host_network() as network:
-        ours = await network.add_host()
-        theirs = await network.add_host(identify=False)
+    async with full_hosts() as world:
+        ours = await world.add_host()
+        theirs = await world.add_host(identify=False)
         await theirs.connect(ours.peer_id, ours.addresses)
         with ours.events.subscribe(PeerMisbehaved) as misbehaved:
             said = Introduction(addresses=(ELSEWHERE,), record=envelope_of(theirs.key))

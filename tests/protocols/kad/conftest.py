@@ -13,7 +13,8 @@ from p2pnode.config import DhtSettings
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.protocols.kad.validators import Validator
-from p2pnode.testing.light import LightHost, LightNetwork, light_network
+from p2pnode.testing.light import LightHost, LightWorld, light_hosts
+from p2pnode.testing.network import Drawn, VirtualNetwork
 
 EPOCH = 1_700_000_000.0
 
@@ -60,7 +61,7 @@ class Dht:
         return (self.host.peer_id, self.host.addresses[0])
 
     async def crash(self) -> None:
-        self.host.crash()
+        self.host.world.kill(self.host)
         self.scope.cancel()
         await trio.lowlevel.checkpoint()
 
@@ -68,8 +69,8 @@ class Dht:
 class DhtNetwork:
     """Starts nodes; each draws its own chance from the seed."""
 
-    def __init__(self, network: LightNetwork, nursery: trio.Nursery, seed: int) -> None:
-        self.network = network
+    def __init__(self, world: LightWorld, nursery: trio.Nursery, seed: int) -> None:
+        self.world = world
         self._nursery = nursery
         self._rng = random.Random(seed)
 
@@ -82,7 +83,7 @@ class DhtNetwork:
         **changes,
     ) -> Dht:
         settings = replace(settings or DhtSettings(), **changes)
-        host = self.network.add_host()
+        host = await self.world.add_host()
         rng = random.Random(self._rng.random())
         dht = KadDht(host, settings, rng, validators or {"set": SetValidator()})
         node = Dht(host, dht)
@@ -113,8 +114,12 @@ def dht_network(autojump_clock):
     @asynccontextmanager
     async def opened(delay=None, seed=0):
         bind_wall_time_to_trio(EPOCH)
-        async with light_network(delay) as network, trio.open_nursery() as nursery:
-            yield DhtNetwork(network, nursery, seed)
+        latency = None if delay is None else Drawn(delay)
+        async with (
+            light_hosts(VirtualNetwork(latency=latency)) as world,
+            trio.open_nursery() as nursery,
+        ):
+            yield DhtNetwork(world, nursery, seed)
             nursery.cancel_scope.cancel()
 
     return opened

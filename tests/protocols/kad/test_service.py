@@ -8,7 +8,7 @@ import trio.testing
 from multiaddr import Multiaddr
 
 from p2pnode.clock import wall_time
-from p2pnode.config import DhtSettings
+from p2pnode.config import DhtSettings, NetworkSettings
 from p2pnode.errors import (
     ConnectionClosedError,
     NoPeersError,
@@ -41,7 +41,7 @@ async def _exchange(stream, request):
 def _requests(net):
     """Count the requests that each node receives, by type."""
     counts = Counter()
-    for host in net.network.hosts.values():
+    for host in net.world.hosts.values():
         dht_handler = host.handlers.get(PROTOCOL)
         if dht_handler is None:
             continue
@@ -64,7 +64,7 @@ def _silence(host):
 
     host.set_handler(PROTOCOL, handler)
     for connection in host.connections():
-        for stream in list(connection._streams):
+        for stream in list(connection.streams):
             stream.reset()
 
 
@@ -285,7 +285,7 @@ async def test_a_cancelled_call_leaves_no_task_and_no_stream(dht_network, autoju
         assert scope.cancelled_caught
         await trio.testing.wait_all_tasks_blocked()
         assert client.dht.busy == tasks
-        assert all(not each._streams for each in client.host.connections())
+        assert all(not each.streams for each in client.host.connections())
 
 
 async def test_calls_under_way_end_when_the_dht_stops(dht_network, autojump_clock):
@@ -407,7 +407,7 @@ async def test_an_invalid_value_of_another_is_reported_and_left_out(dht_network,
 async def test_a_request_that_breaks_a_rule_resets_its_stream(dht_network, autojump_clock, data):
     async with dht_network() as net:
         server = await net.start()
-        client = net.network.add_host()
+        client = await net.world.add_host()
         stream = await client.open_stream(
             server.peer_id, [PROTOCOL], addresses=server.host.addresses
         )
@@ -420,7 +420,7 @@ async def test_a_request_that_breaks_a_rule_resets_its_stream(dht_network, autoj
 async def test_many_requests_may_follow_on_one_stream(dht_network, autojump_clock):
     async with dht_network() as net:
         server = await net.start()
-        client = net.network.add_host()
+        client = await net.world.add_host()
         stream = await client.open_stream(
             server.peer_id, [PROTOCOL], addresses=server.host.addresses
         )
@@ -437,7 +437,7 @@ async def test_many_requests_may_follow_on_one_stream(dht_network, autojump_cloc
 async def test_an_idle_stream_is_ended_by_the_server(dht_network, autojump_clock):
     async with dht_network() as net:
         server = await net.start()
-        client = net.network.add_host()
+        client = await net.world.add_host()
         stream = await client.open_stream(
             server.peer_id, [PROTOCOL], addresses=server.host.addresses
         )
@@ -454,7 +454,7 @@ async def test_a_reader_that_takes_no_answer_is_given_up(dht_network, autojump_c
         server.dht._core.receive_request = lambda *_: Message(
             type=MessageType.GET_VALUE, key=KEY, record=big
         )
-        client = net.network.add_host()
+        client = await net.world.add_host()
         stream = await client.open_stream(
             server.peer_id, [PROTOCOL], addresses=server.host.addresses
         )
@@ -468,7 +468,7 @@ async def test_a_reader_that_takes_no_answer_is_given_up(dht_network, autojump_c
 async def test_a_peers_streams_are_bounded(dht_network, autojump_clock):
     async with dht_network() as net:
         server = await net.start(max_streams_per_peer=3)
-        client = net.network.add_host()
+        client = await net.world.add_host()
         streams = [
             await client.open_stream(server.peer_id, [PROTOCOL], server.host.addresses)
             for _ in range(4)
@@ -487,15 +487,15 @@ async def test_a_peers_streams_are_bounded(dht_network, autojump_clock):
 async def test_requests_to_one_peer_share_a_stream_and_are_bounded(dht_network, autojump_clock):
     async with dht_network(delay=lambda _a, _b: 0.01) as net:
         node, other = await net.grow(2, max_requests_per_peer=4)
-        opened = net.network.count["streams"]
+        opened = net.world.streams_served
         for _ in range(10):
             await node.dht._peers.check(other.peer_id)
-        assert net.network.count["streams"] - opened <= 1
+        assert net.world.streams_served - opened <= 1
         async with trio.open_nursery() as nursery:
             for _ in range(100):
                 nursery.start_soon(node.dht._peers.check, other.peer_id)
             await trio.sleep(0.015)
-            assert 0 < len(node.host.connections()[0]._streams) <= 5
+            assert 0 < len(node.host.connections()[0].streams) <= 5
         assert node.dht._peers._requester._slots == {}
 
 
@@ -506,7 +506,7 @@ async def test_a_kept_stream_that_the_peer_ended_does_not_fail_the_request(
         node, other = await net.grow(2)
         assert await node.dht._peers.check(other.peer_id)
         for connection in other.host.connections():
-            for stream in list(connection._streams):
+            for stream in list(connection.streams):
                 stream.reset()
         assert await node.dht._peers.check(other.peer_id)
 
@@ -514,9 +514,9 @@ async def test_a_kept_stream_that_the_peer_ended_does_not_fail_the_request(
 async def test_kept_streams_are_ended_when_idle(dht_network, autojump_clock):
     async with dht_network() as net:
         node, _ = await net.grow(2, liveness_interval=1e6)
-        assert node.host.connections()[0]._streams
+        assert node.host.connections()[0].streams
         await trio.sleep(DhtSettings().stream_idle_timeout)
-        assert not node.host.connections()[0]._streams
+        assert not node.host.connections()[0].streams
         assert node.dht._peers._requester._idle == {}
 
 
@@ -603,17 +603,16 @@ async def test_a_node_that_lost_all_its_peers_finds_them_again(dht_network, auto
     async with dht_network() as net:
         nodes = await net.grow(4)
         client = await net.start(nodes[:1], mode="client")
-        hosts = dict(net.network.hosts)
-        for node in nodes:
-            del net.network.hosts[node.peer_id]
-            for connection in client.host.connections():
-                connection.end("the cable was pulled")
+        others = [node.host.machine for node in nodes]
+        net.world.network.partition(others, [client.host.machine])
+        for connection in client.host.connections():
+            await connection.aclose()
         with pytest.raises(NoPeersError):
             await client.dht.closest_peers(KEY)
         assert client.dht.peers == []
         await trio.sleep(60)
-        net.network.hosts.update(hosts)
-        await trio.sleep(2 * DhtSettings().rejoin_interval)
+        net.world.network.heal()
+        await trio.sleep(2 * DhtSettings().rejoin_interval + NetworkSettings().dial_backoff_max)
         assert set(client.dht.peers) == {node.peer_id for node in nodes}
 
 
@@ -629,8 +628,8 @@ async def test_a_bootstrap_node_that_restarts_alone_is_found_again_by_the_others
             await node.dht.closest_peers(KEY)
             assert first.peer_id not in node.dht.peers
         await trio.sleep(40)
-        net.network.hosts[first.peer_id] = first.host
-        restarted = type(first.dht)(first.host)
+        host = await net.world.add_host(first.host.key, machine=first.host.machine)
+        restarted = type(first.dht)(host)
         async with trio.open_nursery() as nursery:
             await nursery.start(restarted.run)
             up = trio.current_time()
@@ -672,17 +671,17 @@ async def test_a_peer_that_resets_every_request_is_dropped(dht_network, autojump
 
 async def test_two_halves_with_a_common_bootstrap_address_join_again(dht_network, autojump_clock):
     async with dht_network() as net:
-        meeting = net.network.add_host()
+        meeting = await net.world.add_host()
         address = (meeting.peer_id, meeting.addresses[0])
         halves = []
-        net.network.hosts.pop(meeting.peer_id)
+        net.world.network.take_down(meeting.machine)
         for _ in range(2):
             nodes = await net.grow(3)
             for node in nodes:
                 with pytest.raises(NoPeersError):
                     await node.dht.bootstrap([address])
             halves.append(nodes)
-        net.network.hosts[meeting.peer_id] = meeting
+        net.world.network.bring_up(meeting.machine)
         dht = type(halves[0][0].dht)(meeting, DhtSettings(), validators={})
         async with trio.open_nursery() as nursery:
             await nursery.start(dht.run)
@@ -721,7 +720,7 @@ async def test_find_peer_finds_addresses_also_of_clients(dht_network, autojump_c
         known = next(iter(nodes[0].dht.peers))
         counts = _requests(net)
         assert await target.dht.find_peer(target.peer_id) == target.host.addresses
-        assert await nodes[0].dht.find_peer(known) == net.network.hosts[known].addresses
+        assert await nodes[0].dht.find_peer(known) == net.world.hosts[known].addresses
         assert not counts
         with pytest.raises(NotFoundError):
             await nodes[0].dht.find_peer(PrivateKey.generate().peer_id)
@@ -751,7 +750,7 @@ async def test_stopping_removes_the_handler_and_the_kept_streams(dht_network, au
         node.scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
         assert PROTOCOL not in node.host.handlers
-        assert not node.host.connections()[0]._streams
+        assert not node.host.connections()[0].streams
         await other.host.connect(node.peer_id, node.host.addresses)
 
 

@@ -11,7 +11,8 @@ from p2pnode.errors import DialError, NoPeersError, NotFoundError, StreamResetEr
 from p2pnode.host import PeerMisbehaved
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.protocols.kad.validators import PublicKeyValidator
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.network import Fixed, VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
 
@@ -21,7 +22,10 @@ DELAY = 0.01
 @asynccontextmanager
 async def _swarm(count, *, client=False):
     """Run `count` servers, and maybe a client that does not listen; each knows the first."""
-    async with host_network(delay=lambda *_: DELAY) as net, trio.open_nursery() as nursery:
+    async with (
+        full_hosts(VirtualNetwork(latency=Fixed(DELAY))) as net,
+        trio.open_nursery() as nursery,
+    ):
         nodes = []
         for number in range(count + client):
             server = number < count
@@ -81,7 +85,7 @@ async def test_what_a_server_knows_by_hearsay_alone_it_does_not_tell_on(autojump
 
 
 async def test_a_server_that_starts_late_is_noticed_by_those_connected(autojump_clock):
-    async with host_network() as net, trio.open_nursery() as nursery:
+    async with full_hosts() as net, trio.open_nursery() as nursery:
         early, late = await net.add_hosts(2)
         one, other = KadDht(early), KadDht(late)
         await nursery.start(one.run)
@@ -117,7 +121,7 @@ async def test_a_node_that_went_is_dropped_and_the_rest_goes_on(autojump_clock, 
 
 
 async def test_an_unreachable_bootstrap_address_is_named(autojump_clock):
-    async with host_network() as net, trio.open_nursery() as nursery:
+    async with full_hosts() as net, trio.open_nursery() as nursery:
         host, other = await net.add_host(), await net.add_host()
         peer, address = other.peer_id, other.addresses[0]
         for listener in other._local.listeners:

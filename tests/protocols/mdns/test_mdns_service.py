@@ -14,7 +14,7 @@ from p2pnode.protocols.mdns.service import (
     PeerDiscovered,
     draw_label,
 )
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
 
@@ -49,20 +49,20 @@ class Cable:
             hear(texts)
 
 
-async def start(network, host, cable, seed=0, **settings):
+async def start(world, host, cable, seed=0, **settings):
     service = MdnsService(host, MdnsSettings(**settings), random.Random(seed), lan=cable)
-    await network.nursery.start(service.run)
+    await world.nursery.start(service.run)
     await trio.testing.wait_all_tasks_blocked()
     return service
 
 
 async def test_nodes_on_one_network_find_and_meet_each_other(autojump_clock):
     cable = Cable()
-    async with host_network() as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with full_hosts() as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         with ours.events.subscribe(PeerDiscovered) as found:
-            await start(network, ours, cable, 1)
-            await start(network, theirs, cable, 2)
+            await start(world, ours, cable, 1)
+            await start(world, theirs, cable, 2)
             event = await found.get()
         assert event == PeerDiscovered(peer_id=theirs.peer_id, addresses=tuple(theirs.addresses))
         await trio.sleep(2)
@@ -72,12 +72,12 @@ async def test_nodes_on_one_network_find_and_meet_each_other(autojump_clock):
 
 async def test_nodes_that_meet_at_once_have_one_connection(autojump_clock):
     cable = Cable()
-    async with host_network() as network:
-        hosts = [await network.add_host() for _ in range(6)]
+    async with full_hosts() as world:
+        hosts = [await world.add_host() for _ in range(6)]
         opened = []
         for number, host in enumerate(hosts):
             host.events.on(ConnectionOpened, opened.append)
-            await start(network, host, cable, number)
+            await start(world, host, cable, number)
         await trio.sleep(10)
         for host in hosts:
             assert len({each.peer_id for each in host.connections()}) == 5
@@ -86,9 +86,9 @@ async def test_nodes_that_meet_at_once_have_one_connection(autojump_clock):
 
 async def test_a_node_that_listens_nowhere_is_silent_until_it_does(autojump_clock):
     cable = Cable()
-    async with host_network() as network:
-        host = await network.add_host(listen=False)
-        await start(network, host, cable)
+    async with full_hosts() as world:
+        host = await world.add_host(listen=False)
+        await start(world, host, cable)
         await trio.sleep(100)
         assert cable.sessions == []
         await host.listen(tcp_address(host._transports[0].ip, 0))
@@ -99,9 +99,9 @@ async def test_a_node_that_listens_nowhere_is_silent_until_it_does(autojump_cloc
 
 async def test_new_addresses_are_told_in_a_new_session_and_other_changes_are_not(autojump_clock):
     cable = Cable()
-    async with host_network() as network:
-        host = await network.add_host()
-        await start(network, host, cable)
+    async with full_hosts() as world:
+        host = await world.add_host()
+        await start(world, host, cable)
         host.set_handler("/test/x", None)
         await trio.sleep(5)
         assert len(cable.sessions) == 1
@@ -115,10 +115,10 @@ async def test_new_addresses_are_told_in_a_new_session_and_other_changes_are_not
 async def test_a_network_that_fails_is_told_of_and_tried_again(autojump_clock):
     cable = Cable()
     cable.failures = 2
-    async with host_network() as network:
-        host = await network.add_host()
+    async with full_hosts() as world:
+        host = await world.add_host()
         with host.events.subscribe(DiscoveryFailed) as failed:
-            await start(network, host, cable, retry_interval=60.0)
+            await start(world, host, cable, retry_interval=60.0)
             assert (await failed.get()).reason == "no such device"
             await failed.get()
             assert trio.current_time() == pytest.approx(60)
@@ -130,9 +130,9 @@ async def test_a_network_that_fails_is_told_of_and_tried_again(autojump_clock):
 async def test_a_peer_is_told_of_once_until_its_addresses_change(autojump_clock):
     cable = Cable()
     stranger = PrivateKey.from_seed(b"s" * 32).peer_id
-    async with host_network() as network:
-        host = await network.add_host()
-        await start(network, host, cable, dial_tries=1)
+    async with full_hosts() as world:
+        host = await world.add_host()
+        await start(world, host, cable, dial_tries=1)
         found = []
         host.events.on(PeerDiscovered, found.append)
         for port in (1, 1, 1, 2):
@@ -146,9 +146,9 @@ async def test_a_peer_is_told_of_once_until_its_addresses_change(autojump_clock)
 
 async def test_its_own_echo_and_the_loopback_of_others_mean_nothing(autojump_clock):
     cable = Cable()
-    async with host_network() as network:
-        host = await network.add_host()
-        await start(network, host, cable)
+    async with full_hosts() as world:
+        host = await world.add_host()
+        await start(world, host, cable)
         found = []
         host.events.on(PeerDiscovered, found.append)
         stranger = PrivateKey.from_seed(b"s" * 32).peer_id
@@ -162,8 +162,8 @@ async def test_its_own_echo_and_the_loopback_of_others_mean_nothing(autojump_clo
 async def test_an_unwilling_peer_is_tried_a_few_times(autojump_clock, monkeypatch):
     cable = Cable()
     stranger = PrivateKey.from_seed(b"s" * 32).peer_id
-    async with host_network() as network:
-        host = await network.add_host()
+    async with full_hosts() as world:
+        host = await world.add_host()
         tried = []
 
         async def refuse(peer_id, addresses):
@@ -171,7 +171,7 @@ async def test_an_unwilling_peer_is_tried_a_few_times(autojump_clock, monkeypatc
             raise DialError("nobody answers")
 
         monkeypatch.setattr(host, "connect", refuse)
-        await start(network, host, cable, dial_tries=3)
+        await start(world, host, cable, dial_tries=3)
         cable.shout([build_text(stranger, [tcp_address("10.0.0.99", 1)])])
         await trio.sleep(100)
         assert tried == [(stranger, (tcp_address("10.0.0.99", 1),))] * 3
@@ -181,8 +181,8 @@ async def test_a_flood_of_strangers_is_dialled_slowly_and_remembered_in_part(
     autojump_clock, monkeypatch
 ):
     cable = Cable()
-    async with host_network() as network:
-        host = await network.add_host()
+    async with full_hosts() as world:
+        host = await world.add_host()
         tried = []
 
         async def refuse(peer_id, _addresses):
@@ -191,7 +191,7 @@ async def test_a_flood_of_strangers_is_dialled_slowly_and_remembered_in_part(
 
         monkeypatch.setattr(host, "connect", refuse)
         service = await start(
-            network,
+            world,
             host,
             cable,
             dials_at_once=2,
@@ -213,8 +213,8 @@ async def test_a_flood_of_strangers_is_dialled_slowly_and_remembered_in_part(
 
 async def test_when_it_ends_it_is_heard_of_no_more(autojump_clock):
     cable = Cable()
-    async with host_network() as network:
-        host = await network.add_host()
+    async with full_hosts() as world:
+        host = await world.add_host()
         async with trio.open_nursery() as nursery:
             await nursery.start(MdnsService(host, lan=cable).run)
             await trio.testing.wait_all_tasks_blocked()

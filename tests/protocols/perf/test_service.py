@@ -11,24 +11,25 @@ from p2pnode.errors import (
 )
 from p2pnode.protocols.perf.core import PROTOCOL, encode_request
 from p2pnode.protocols.perf.service import PerfService
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.network import Fixed, VirtualNetwork
 
 ROUND_TRIP = 0.2
 SETTINGS = PerfSettings(max_bytes=1_000_000, max_runs_per_peer=2, max_runs=3, run_timeout=30.0)
 
 
 @pytest.fixture
-async def network(autojump_clock):
-    async with host_network(delay=lambda _source, _target: ROUND_TRIP / 2) as network:
-        yield network
+async def world(autojump_clock):
+    async with full_hosts(VirtualNetwork(latency=Fixed(ROUND_TRIP / 2))) as world:
+        yield world
 
 
 @pytest.fixture
-async def hosts(network):
+async def hosts(world):
     """Two connected hosts; the second one serves perf."""
-    ours, theirs = await network.add_hosts(2)
+    ours, theirs = await world.add_hosts(2)
     service = PerfService(theirs, SETTINGS)
-    await network.nursery.start(service.run)
+    await world.nursery.start(service.run)
     yield ours, theirs
     await wait_all_tasks_blocked()
     assert not service._served
@@ -49,9 +50,9 @@ async def test_all_that_is_asked_for_goes_up_and_comes_down(
     assert theirs.connection_to(ours.peer_id).streams == 0
 
 
-async def test_it_dials_the_addresses_it_is_given(network, autojump_clock):
-    ours, theirs = await network.add_host(), await network.add_host()
-    await network.nursery.start(PerfService(theirs).run)
+async def test_it_dials_the_addresses_it_is_given(world, autojump_clock):
+    ours, theirs = await world.add_host(), await world.add_host()
+    await world.nursery.start(PerfService(theirs).run)
     result = await PerfService(ours).measure(
         theirs.peer_id, download=10, addresses=theirs.addresses
     )
@@ -107,14 +108,14 @@ async def test_a_peer_has_only_so_many_runs_at_once(hosts, autojump_clock):
     await trio.sleep(1)
 
 
-async def test_all_peers_together_have_only_so_many_runs_at_once(hosts, network, autojump_clock):
+async def test_all_peers_together_have_only_so_many_runs_at_once(hosts, world, autojump_clock):
     _, theirs = hosts
     held = []
     for _ in range(SETTINGS.max_runs):
-        other = await network.add_host()
+        other = await world.add_host()
         await other.connect(theirs.peer_id, theirs.addresses)
         held.append(await hold(other, theirs.peer_id))
-    late = await network.add_host()
+    late = await world.add_host()
     with pytest.raises(StreamResetError):
         await PerfService(late).measure(theirs.peer_id, addresses=theirs.addresses)
     for stream in held:
@@ -167,14 +168,14 @@ async def test_impossible_sizes_are_the_callers_mistake(hosts, autojump_clock):
 
 
 @pytest.mark.parametrize("upload", [0, 1_000_000])
-async def test_a_peer_that_does_not_serve_it_says_so(network, upload, autojump_clock):
-    ours, theirs = await network.add_hosts(2)
+async def test_a_peer_that_does_not_serve_it_says_so(world, upload, autojump_clock):
+    ours, theirs = await world.add_hosts(2)
     with pytest.raises(ProtocolNotSupportedError):
         await PerfService(ours).measure(theirs.peer_id, upload=upload)
 
 
-async def test_when_the_service_ends_nobody_is_served_any_longer(network, autojump_clock):
-    host = await network.add_host(identify=False)
+async def test_when_the_service_ends_nobody_is_served_any_longer(world, autojump_clock):
+    host = await world.add_host(identify=False)
     async with trio.open_nursery() as nursery:
         await nursery.start(PerfService(host).run)
         assert host.protocols == [PROTOCOL]

@@ -12,8 +12,9 @@ from p2pnode.errors import (
 )
 from p2pnode.protocols.ping.core import PROTOCOL
 from p2pnode.protocols.ping.service import PingService
-from p2pnode.testing.hosts import host_network
-from p2pnode.testing.light import light_network
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.light import light_hosts
+from p2pnode.testing.network import Fixed, VirtualNetwork
 from p2pnode.wire.keys import PrivateKey
 
 ROUND_TRIP = 0.2
@@ -21,8 +22,8 @@ ROUND_TRIP = 0.2
 
 @pytest.fixture
 async def hosts(autojump_clock):
-    async with host_network(delay=lambda _source, _target: ROUND_TRIP / 2) as network:
-        hosts = await network.add_hosts(2)
+    async with full_hosts(VirtualNetwork(latency=Fixed(ROUND_TRIP / 2))) as world:
+        hosts = await world.add_hosts(2)
         await trio.sleep(5)
         yield hosts
 
@@ -36,8 +37,8 @@ async def test_a_ping_takes_a_round_trip(hosts, autojump_clock):
 
 
 async def test_a_ping_connects_first_if_needed(autojump_clock):
-    async with host_network() as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with full_hosts() as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         with pytest.raises(DialError):
             await PingService(ours).ping(theirs.peer_id)
         ours.add_addresses(theirs.peer_id, theirs.addresses, 60)
@@ -45,9 +46,9 @@ async def test_a_ping_connects_first_if_needed(autojump_clock):
 
 
 async def test_it_runs_on_light_hosts_too(autojump_clock):
-    async with light_network(delay=lambda _source, _target: 0.1) as network:
-        ours, theirs = network.add_host(), network.add_host()
-        await network.nursery.start(PingService(theirs).run)
+    async with light_hosts(VirtualNetwork(latency=Fixed(0.1))) as world:
+        ours, theirs = await world.add_host(), await world.add_host()
+        await world.nursery.start(PingService(theirs).run)
         await ours.connect(theirs.peer_id, theirs.addresses)
         assert await PingService(ours).ping(theirs.peer_id) == pytest.approx(0.2)
 
@@ -153,8 +154,8 @@ async def test_a_cancelled_ping_leaves_nothing_behind(hosts, autojump_clock):
 
 
 async def test_when_the_service_ends_pings_are_answered_no_longer(autojump_clock):
-    async with host_network() as network:
-        ours = await network.add_host(PrivateKey.from_seed(b"p" * 32), identify=False)
+    async with full_hosts() as world:
+        ours = await world.add_host(PrivateKey.from_seed(b"p" * 32), identify=False)
         async with trio.open_nursery() as nursery:
             await nursery.start(PingService(ours).run)
             assert ours.protocols == [PROTOCOL]

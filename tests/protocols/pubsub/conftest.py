@@ -12,7 +12,8 @@ from p2pnode.protocols.pubsub import PubSub, signing
 from p2pnode.protocols.pubsub.core import Router, Verdict
 from p2pnode.protocols.pubsub.messages import Interest, Rpc
 from p2pnode.protocols.pubsub.state import GOSSIPSUB_1_2, Send, Validate
-from p2pnode.testing.light import light_network
+from p2pnode.testing.light import light_hosts
+from p2pnode.testing.network import Drawn, Fixed, VirtualNetwork
 from p2pnode.wire.keys import PrivateKey
 
 TOPIC = "news"
@@ -101,8 +102,8 @@ def bench():
 class Swarm:
     """Pub/sub nodes on a light network."""
 
-    def __init__(self, network, nursery):
-        self.network = network
+    def __init__(self, world, nursery):
+        self.world = world
         self.nursery = nursery
         self.nodes = []
         self.scopes = {}
@@ -111,7 +112,7 @@ class Swarm:
         """Start nodes; returns them."""
         added = []
         for _ in range(count):
-            at = host or self.network.add_host()
+            at = host or await self.world.add_host()
             node = PubSub(
                 at,
                 at.key,
@@ -145,10 +146,12 @@ class Swarm:
 async def _swarm(delay=0.0):
     bind_wall_time_to_trio(1_700_000_000.0)
     async with (
-        light_network(delay if callable(delay) else lambda _from, _to: delay) as network,
+        light_hosts(
+            VirtualNetwork(latency=Drawn(delay) if callable(delay) else Fixed(delay))
+        ) as world,
         trio.open_nursery() as nursery,
     ):
-        yield Swarm(network, nursery)
+        yield Swarm(world, nursery)
         nursery.cancel_scope.cancel()
 
 

@@ -10,7 +10,8 @@ from p2pnode.errors import P2PNodeError
 from p2pnode.protocols.pubsub import PubSub, Verdict
 from p2pnode.testing.cancellation import Moment, walk
 from p2pnode.testing.footprint import footprint
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.network import Fixed, VirtualNetwork
 
 TOPIC = "news"
 
@@ -18,11 +19,11 @@ TOPIC = "news"
 @pytest.mark.parametrize("moment", list(Moment), ids=lambda each: each.name.lower())
 async def test_a_node_cancelled_anywhere_leaves_nothing_behind(autojump_clock, moment):
     settings = PubSubSettings(retry_interval=0.5)
-    async with host_network(delay=lambda _from, _to: 0.01) as network:
-        hosts = [await network.add_host() for _ in range(2)]
-        await network.connect_all(hosts)
+    async with full_hosts(VirtualNetwork(latency=Fixed(0.01))) as world:
+        hosts = [await world.add_host() for _ in range(2)]
+        await world.connect_all(hosts)
         staying = PubSub(hosts[1], hosts[1].key, settings, rng=random.Random(1))
-        await network.nursery.start(staying.run)
+        await world.nursery.start(staying.run)
         staying.subscribe(TOPIC)
         await trio.sleep(1)
         before = footprint(*hosts)

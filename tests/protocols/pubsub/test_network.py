@@ -21,7 +21,6 @@ from p2pnode.protocols.pubsub.messages import (
 )
 from p2pnode.protocols.pubsub.signing import sign
 from p2pnode.protocols.pubsub.state import GOSSIPSUB_1_2
-from p2pnode.testing.light.legacy import LightHost
 from p2pnode.wire import varint
 from p2pnode.wire.keys import PrivateKey
 
@@ -161,7 +160,7 @@ async def test_messages_get_through_when_a_third_of_the_nodes_die_at_once(autoju
         for n in range(10):
             if n == 3:
                 for node in dead:
-                    node.host.crash()
+                    swarm.world.kill(node.host)
             await audience.publish(rng.choice(living), b"%d" % n)
             await trio.sleep(0.2)
         await trio.sleep(6)
@@ -212,7 +211,7 @@ async def test_a_peer_that_keeps_messages_to_itself_is_pruned_and_stays_out(
             mesh_failure_penalty_weight=-10.0,
         )
         victim = audience.nodes[0]
-        sponge = await Attacker(swarm.network.add_host()).join(victim)
+        sponge = await Attacker(await swarm.world.add_host()).join(victim)
         await sponge.say(Graft(TOPIC))
         await trio.sleep(1)
         assert sponge.host.peer_id in victim.mesh_of(TOPIC)
@@ -238,7 +237,7 @@ async def test_a_spammer_of_invalid_messages_is_soon_no_longer_heard(autojump_cl
                 TOPIC, lambda each: Verdict.REJECT if b"spam" in each.data else Verdict.ACCEPT
             )
         victims = audience.nodes[:4]
-        spammer = await Attacker(swarm.network.add_host()).join(*victims)
+        spammer = await Attacker(await swarm.world.add_host()).join(*victims)
         await spammer.say(Graft(TOPIC))
         for n in range(50):
             await spammer.say(sign(spammer.host.key, TOPIC, b"spam %d" % n, n))
@@ -261,7 +260,7 @@ async def test_a_peer_that_grafts_over_and_over_is_shut_out(autojump_clock, swar
     async with swarm_of(lambda _from, _to: HOP) as swarm:
         audience = await grow(swarm, 20, 9, rng)
         victim = audience.nodes[0]
-        pushy = await Attacker(swarm.network.add_host()).join(victim)
+        pushy = await Attacker(await swarm.world.add_host()).join(victim)
         await pushy.say(Prune(TOPIC, (), 60))
         mesh = victim.mesh_of(TOPIC)
         for _ in range(30):
@@ -282,8 +281,9 @@ async def test_a_peer_that_tells_of_messages_it_does_not_have_is_believed_ever_l
     async with swarm_of(lambda _from, _to: HOP) as swarm:
         audience = await grow(swarm, 12, 5, rng)
         victim = audience.nodes[0]
-        liar = await Attacker(swarm.network.add_host()).join(victim)
+        liar = await Attacker(await swarm.world.add_host()).join(victim)
         asked = Counter()
+        await trio.sleep(1)
         queue = victim._links[liar.host.peer_id].push
 
         def count(send):
@@ -308,11 +308,11 @@ async def test_many_ids_at_one_address_are_one_too_many(autojump_clock, swarm_of
     async with swarm_of(lambda _from, _to: HOP) as swarm:
         audience = await grow(swarm, 12, 5, rng, ip_colocation_factor_whitelist=("192.0.2.0/24",))
         victim = audience.nodes[0]
-        address = swarm.network.add_host().addresses[0]
+        machine = swarm.world.network.add_machine()
         ids = []
         for n in range(sybils):
-            host = LightHost(swarm.network, PrivateKey.from_seed(bytes([200, n]) * 16), address)
-            swarm.network.hosts[host.peer_id] = host
+            key = PrivateKey.from_seed(bytes([200, n]) * 16)
+            host = await swarm.world.add_host(key, machine=machine)
             sybil = await Attacker(host).join(victim)
             await sybil.say(Graft(TOPIC))
             ids.append(host.peer_id)

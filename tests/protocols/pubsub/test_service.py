@@ -29,7 +29,8 @@ from p2pnode.protocols.pubsub.messages import (
 )
 from p2pnode.protocols.pubsub.signing import sign
 from p2pnode.protocols.pubsub.state import FLOODSUB, GOSSIPSUB_1_2, PROTOCOLS
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.network import Fixed, VirtualNetwork
 from p2pnode.wire import varint
 from p2pnode.wire.addresses import with_p2p
 from p2pnode.wire.records import PeerRecord
@@ -41,8 +42,8 @@ LIMITS = RpcLimits(1000, 1000, 1000)
 class Stranger:
     """A peer whose every byte the test decides."""
 
-    def __init__(self, network, protocol=GOSSIPSUB_1_2, reads=True):
-        self.host = network.add_host()
+    def __init__(self, host, protocol=GOSSIPSUB_1_2, reads=True):
+        self.host = host
         self.peer_id = self.host.peer_id
         self.protocol = protocol
         self.reads = reads
@@ -208,7 +209,7 @@ async def test_anonymous_messages_have_neither_source_nor_number(autojump_clock,
 @pytest.mark.parametrize("order", ["connect first", "start first", "one late"])
 async def test_peers_find_each_other_in_whatever_order_they_start(autojump_clock, swarm_of, order):
     async with swarm_of() as swarm:
-        hosts = [swarm.network.add_host() for _ in range(2)]
+        hosts = [await swarm.world.add_host() for _ in range(2)]
         nodes = []
         if order == "start first":
             nodes = [(await swarm.add(host=host))[0] for host in hosts]
@@ -230,9 +231,7 @@ async def test_a_peer_that_never_said_what_it_speaks_is_tried(
         one, two = await swarm.add(2)
         for node in (one, two):
             monkeypatch.setattr(node.host, "protocols_of", lambda _peer: frozenset())
-            monkeypatch.setattr(node.host, "announce", lambda connection, node=node: (
-                type(node.host).announce.__get__(node.host)
-            ) and node._receive_opened(type("Opened", (), {"connection": connection})))  # fmt: skip
+            monkeypatch.setattr(node.host, "receive_identity", lambda _remote: None)
         await swarm.connect(one, two)
         two.subscribe(TOPIC)
         await trio.sleep(4)
@@ -244,11 +243,11 @@ async def test_a_peer_that_never_said_what_it_speaks_is_tried(
 async def test_a_peer_that_speaks_no_pubsub_is_left_alone(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
         (one,) = await swarm.add()
-        mute = swarm.network.add_host()
+        mute = await swarm.world.add_host()
         await one.host.connect(mute.peer_id, mute.addresses)
         await trio.sleep(60)
         assert one.info().peers == {}
-        assert swarm.network.count["streams"] == 0
+        assert swarm.world.streams_served == 0
 
 
 async def test_a_peer_that_leaves_is_forgotten_and_found_again(autojump_clock, swarm_of):
@@ -276,7 +275,7 @@ async def test_a_peer_that_is_back_at_once_is_met_anew(autojump_clock, swarm_of)
         for _ in range(3):
             await swarm.connect(one, two)
             await trio.sleep(1)
-            one.host.connection_to(two.peer_id).end("lost")
+            one.host.connection_to(two.peer_id).close("lost")
             assert one.info().peers == {}  # at once: its next connection may be up in no time
         await swarm.connect(one, two)
         await trio.sleep(1)
@@ -289,7 +288,7 @@ async def test_a_peer_that_is_back_at_once_is_met_anew(autojump_clock, swarm_of)
 async def test_thousands_of_tiny_rpcs_do_not_hold_up_others(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
         (one,) = await swarm.add()
-        stranger = await Stranger(swarm.network).open(one)
+        stranger = await Stranger(await swarm.world.add_host()).open(one)
         await trio.sleep(1)
         turns = taken_in = 0
         take_in = one._take_in
@@ -346,7 +345,7 @@ async def test_peers_named_by_a_trusted_peer_are_dialled(autojump_clock, swarm_o
         (one,) = await swarm.add(app_score=lambda _peer: 1000.0)
         (good, silent, lied_about) = await swarm.add(3)
         one.subscribe(TOPIC)
-        stranger = await Stranger(swarm.network).open(one)
+        stranger = await Stranger(await swarm.world.add_host()).open(one)
 
         def record(node, seq=1):
             addresses = tuple(node.host.addresses)
@@ -459,7 +458,7 @@ async def test_a_peer_that_does_not_read_is_dropped_for_and_left_while_others_ge
         one, two = await swarm.add(2, max_queue_bytes=1 << 20, send_timeout=20.0)
         await swarm.connect(one, two)
         subscription = two.subscribe(TOPIC)
-        stranger = await Stranger(swarm.network, reads=False).open(one)
+        stranger = await Stranger(await swarm.world.add_host(), reads=False).open(one)
         await stranger.say(Interest(TOPIC, wanted=True))
         await trio.sleep(2)
         assert set(one.peers_of(TOPIC)) == {two.peer_id, stranger.peer_id}
@@ -481,7 +480,7 @@ async def test_a_peer_that_does_not_read_is_dropped_for_and_left_while_others_ge
 async def test_a_peer_too_slow_for_control_is_left_and_met_anew(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
         (one,) = await swarm.add(max_topics=10, max_queue_messages=20, send_timeout=600.0)
-        stranger = await Stranger(swarm.network, reads=False).open(one)
+        stranger = await Stranger(await swarm.world.add_host(), reads=False).open(one)
         await stranger.say(Interest(TOPIC, wanted=True))
         await trio.sleep(1)
         for _ in range(10):
@@ -512,7 +511,7 @@ async def test_malformed_rpcs_end_the_stream_and_are_penalised(
     async with swarm_of() as swarm:
         (one,) = await swarm.add(behaviour_penalty_threshold=0.0)
         found = reports(one)
-        stranger = await Stranger(swarm.network).open(one)
+        stranger = await Stranger(await swarm.world.add_host()).open(one)
         await stranger.say(Interest(TOPIC, wanted=True))
         await stranger.stream.send_all(data)
         with pytest.raises(P2PNodeError):
@@ -526,7 +525,7 @@ async def test_malformed_rpcs_end_the_stream_and_are_penalised(
 async def test_of_half_rpcs_too_many_the_one_that_began_first_gives_way(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
         (one,) = await swarm.add(max_partial_bytes=1_450_000)
-        strangers = [await Stranger(swarm.network).open(one) for _ in range(3)]
+        strangers = [await Stranger(await swarm.world.add_host()).open(one) for _ in range(3)]
         message = sign(strangers[2].host.key, TOPIC, bytes(900_000), 1)
         rpc = varint.prefixed(encode(Rpc(messages=(message,))))
         for each in strangers:
@@ -549,7 +548,7 @@ async def test_an_rpc_must_be_whole_in_time_however_its_bytes_trickle(autojump_c
     async with swarm_of() as swarm:
         (one,) = await swarm.add(receive_timeout=20.0)
         found = reports(one)
-        stranger = await Stranger(swarm.network).open(one)
+        stranger = await Stranger(await swarm.world.add_host()).open(one)
         began = trio.current_time()
         await stranger.say(Interest(TOPIC, wanted=True))
         await stranger.stream.send_all(varint.encode(1_000_000))
@@ -566,7 +565,7 @@ async def test_an_rpc_must_be_whole_in_time_however_its_bytes_trickle(autojump_c
 async def test_whole_rpcs_may_come_for_longer_than_one_may_take(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
         (one,) = await swarm.add(receive_timeout=20.0)
-        stranger = await Stranger(swarm.network).open(one)
+        stranger = await Stranger(await swarm.world.add_host()).open(one)
         rpc = varint.prefixed(encode(Rpc(subscriptions=(Interest(TOPIC, wanted=True),))))
         await stranger.stream.send_all(rpc[:2])
         for _ in range(10):
@@ -579,7 +578,7 @@ async def test_a_stream_that_ends_inside_an_rpc_is_told_of(autojump_clock, swarm
     async with swarm_of() as swarm:
         (one,) = await swarm.add()
         found = reports(one)
-        stranger = await Stranger(swarm.network).open(one)
+        stranger = await Stranger(await swarm.world.add_host()).open(one)
         await stranger.stream.send_all(varint.encode(1000) + bytes(10))
         await stranger.stream.send_eof()
         await trio.sleep(1)
@@ -589,7 +588,7 @@ async def test_a_stream_that_ends_inside_an_rpc_is_told_of(autojump_clock, swarm
 async def test_a_peer_has_one_stream_and_the_newest_counts(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
         (one,) = await swarm.add()
-        stranger = await Stranger(swarm.network).open(one)
+        stranger = await Stranger(await swarm.world.add_host()).open(one)
         first = stranger.stream
         await stranger.say(Interest("a", wanted=True))
         await trio.sleep(1)
@@ -605,7 +604,7 @@ async def test_a_peer_that_writes_where_only_we_write_is_left(autojump_clock, sw
     async with swarm_of() as swarm:
         (one,) = await swarm.add()
         found = reports(one)
-        rude = swarm.network.add_host()
+        rude = await swarm.world.add_host()
 
         async def talk_back(stream):
             await stream.send_all(b"me too")
@@ -614,7 +613,7 @@ async def test_a_peer_that_writes_where_only_we_write_is_left(autojump_clock, sw
         rude.set_handler(GOSSIPSUB_1_2, talk_back)
         await one.host.connect(rude.peer_id, rude.addresses)
         await trio.sleep(12)
-        assert swarm.network.count["streams"] == 3  # and tried again, every five seconds
+        assert swarm.world.streams_served == 3  # and tried again, every five seconds
         assert sum("ours to write on" in each for each in found) == 3
 
 
@@ -623,7 +622,7 @@ async def test_a_spammers_rpcs_are_no_longer_heard(autojump_clock, swarm_of):
         (one,) = await swarm.add()
         one.subscribe(TOPIC)
         found = reports(one)
-        stranger = await Stranger(swarm.network).open(one)
+        stranger = await Stranger(await swarm.world.add_host()).open(one)
         await stranger.say(Interest(TOPIC, wanted=True))
         forged = sign(stranger.host.key, "another topic", b"x", 1)
         for n in range(6):
@@ -643,7 +642,7 @@ async def test_floodsub_peers_take_part(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
         (one,) = await swarm.add()
         subscription = one.subscribe(TOPIC)
-        stranger = await Stranger(swarm.network, FLOODSUB).open(one)
+        stranger = await Stranger(await swarm.world.add_host(), FLOODSUB).open(one)
         await stranger.say(Interest(TOPIC, wanted=True))
         await stranger.say(messages=(sign(stranger.host.key, TOPIC, b"old ways", 1),))
         assert (await subscription.receive()).data == b"old ways"
@@ -657,7 +656,7 @@ async def test_a_peer_that_missed_a_message_can_ask_for_it(autojump_clock, swarm
     async with swarm_of() as swarm:
         (one,) = await swarm.add()
         message_id = await one.publish(TOPIC, b"early")
-        stranger = await Stranger(swarm.network).open(one)
+        stranger = await Stranger(await swarm.world.add_host()).open(one)
         await stranger.say(Interest(TOPIC, wanted=True))
         await trio.sleep(2)
         told = [each for rpc in stranger.heard for each in rpc.control if isinstance(each, IHave)]
@@ -671,7 +670,7 @@ async def test_the_first_rpc_tells_our_topics_and_a_graft_follows(autojump_clock
     async with swarm_of() as swarm:
         (one,) = await swarm.add()
         one.subscribe(TOPIC)
-        stranger = await Stranger(swarm.network).open(one)
+        stranger = await Stranger(await swarm.world.add_host()).open(one)
         await stranger.say(Interest(TOPIC, wanted=True))
         await trio.sleep(1)
         assert stranger.heard[0].subscriptions == (Interest(TOPIC, wanted=True),)
@@ -697,8 +696,8 @@ async def test_topics_may_count_differently(autojump_clock, swarm_of):
 
 
 async def test_it_works_over_noise_yamux_and_identify(autojump_clock):
-    async with host_network(delay=lambda _from, _to: 0.02) as network:
-        hosts = [await network.add_host() for _ in range(3)]
+    async with full_hosts(VirtualNetwork(latency=Fixed(0.02))) as world:
+        hosts = [await world.add_host() for _ in range(3)]
         nodes = [
             PubSub(host, host.key, rng=random.Random(index)) for index, host in enumerate(hosts)
         ]
