@@ -6,7 +6,7 @@ import trio
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import DialError, NoRouteError
 from p2pnode.host.node import MAX_UPKEEP_INTERVAL
-from p2pnode.testing.hosts import host_network
+from p2pnode.testing.hosts import full_hosts
 from p2pnode.wire.addresses import tcp_address
 
 OUTAGE = 900.0
@@ -30,11 +30,11 @@ class Outage:
         return await self._dial(address, reuse_port=reuse_port)
 
 
-async def add_friends(network):
+async def add_friends(world):
     """Add two hosts that stay connected, however idle."""
     settings = NetworkSettings(idle_timeout=10 * OUTAGE)
-    friends = [await network.add_host(settings=settings) for _ in range(2)]
-    await network.connect_all(friends)
+    friends = [await world.add_host(settings=settings) for _ in range(2)]
+    await world.connect_all(friends)
     return friends
 
 
@@ -63,16 +63,16 @@ async def endure(host, peer, outage):
 
 
 async def test_a_node_without_any_peer_is_back_in_seconds_after_the_network(autojump_clock, outage):
-    async with host_network() as network:
-        ours, theirs = await network.add_host(), await network.add_host()
+    async with full_hosts() as world:
+        ours, theirs = await world.add_host(), await world.add_host()
         away = outage(ours)
         away.error = DialError("no answer")
         assert await endure(ours, theirs, away) <= ours.settings.dial_backoff_alone + 1
 
 
 async def test_a_node_that_lost_its_last_peer_is_back_in_seconds(autojump_clock, outage):
-    async with host_network() as network:
-        ours, theirs = await network.add_hosts(2)
+    async with full_hosts() as world:
+        ours, theirs = await world.add_hosts(2)
         away = outage(ours)
         away.error = DialError("no answer")
         await ours.connection_to(theirs.peer_id).aclose()
@@ -83,9 +83,9 @@ async def test_a_node_that_lost_its_last_peer_is_back_in_seconds(autojump_clock,
 async def test_while_others_are_connected_a_silent_peer_is_tried_once_a_minute(
     autojump_clock, outage
 ):
-    async with host_network() as network:
-        ours, _ = await add_friends(network)
-        silent = await network.add_host()
+    async with full_hosts() as world:
+        ours, _ = await add_friends(world)
+        silent = await world.add_host()
         away = outage(ours)
         away.error = DialError("no answer")
         with trio.move_on_after(OUTAGE):
@@ -94,18 +94,18 @@ async def test_while_others_are_connected_a_silent_peer_is_tried_once_a_minute(
 
 
 async def test_no_route_is_no_fault_of_the_peers(autojump_clock, outage):
-    async with host_network() as network:
-        ours, _ = await add_friends(network)
-        other = await network.add_host()
+    async with full_hosts() as world:
+        ours, _ = await add_friends(world)
+        other = await world.add_host()
         away = outage(ours)
         away.error = NoRouteError("network is unreachable")
         assert await endure(ours, other, away) < 1
 
 
 async def test_a_peer_that_comes_by_itself_may_be_dialled_at_once(autojump_clock, outage):
-    async with host_network() as network:
-        ours, _ = await add_friends(network)
-        other = await network.add_host()
+    async with full_hosts() as world:
+        ours, _ = await add_friends(world)
+        other = await world.add_host()
         away = outage(ours)
         away.error = DialError("no answer")
         with trio.move_on_after(OUTAGE):
@@ -117,9 +117,9 @@ async def test_a_peer_that_comes_by_itself_may_be_dialled_at_once(autojump_clock
 
 
 async def test_on_another_network_all_may_be_dialled_at_once(autojump_clock, outage, monkeypatch):
-    async with host_network() as network:
-        ours, _ = await add_friends(network)
-        other = await network.add_host()
+    async with full_hosts() as world:
+        ours, _ = await add_friends(world)
+        other = await world.add_host()
         away = outage(ours)
         away.error = DialError("no answer")
         with trio.move_on_after(OUTAGE):

@@ -30,7 +30,8 @@ from p2pnode.testing.network import Drawn, VirtualNetwork
 
 async def story():
     rng = random.Random(7)
-    async with light_hosts(VirtualNetwork(latency=Drawn(lambda *_: rng.uniform(0.01, 0.1)))) as world:
+    latency = Drawn(lambda *_: rng.uniform(0.01, 0.1))
+    async with light_hosts(VirtualNetwork(latency=latency)) as world:
         async with trio.open_nursery() as nursery:
             nodes = []
             for number in range(16):
@@ -62,7 +63,8 @@ from p2pnode.wire.addresses import tcp_address
 
 async def story():
     rng = random.Random(7)
-    async with full_hosts(VirtualNetwork(latency=Drawn(lambda *_: rng.uniform(0.01, 0.1)))) as world:
+    latency = Drawn(lambda *_: rng.uniform(0.01, 0.1))
+    async with full_hosts(VirtualNetwork(latency=latency)) as world:
         hosts = await world.add_hosts(4)
         for host in hosts:
             host.events.on(Event, note)
