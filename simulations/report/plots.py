@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Annotation
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullLocator
 
 from simulations.report.data import Panel, Plot, Report, Series
 from simulations.report.style import FAINT_INK, GRID, INK, line_of, number_text
@@ -57,6 +57,14 @@ def draw_svg(plot: Plot, report: Report) -> str:
             out, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
     return out.getvalue()
+
+
+class _LogTicks(LogFormatter):
+    """Labels those ticks that matplotlib would, but with plain numbers."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of the tick at x; empty where there is no room for one."""
+        return number_text(x) if super().__call__(x, pos) else ""
 
 
 def _canvas(plot: Plot, report: Report) -> Canvas:
@@ -174,7 +182,11 @@ def _limit(axes: Axes, plot: Plot, shown: Sequence[Series]) -> None:
             axes.xaxis.set_minor_locator(NullLocator())
     elif all(each == int(each) for each in xs):
         axes.xaxis.set_major_locator(MaxNLocator(nbins=_TICKS, integer=True))
-    axes.yaxis.set_major_formatter(lambda y, _: number_text(y))
+    if plot.log_y:
+        axes.yaxis.set_major_formatter(_LogTicks())
+        axes.yaxis.set_minor_formatter(_LogTicks(minor_thresholds=(1.0, 0.4)))
+    else:
+        axes.yaxis.set_major_formatter(lambda y, _: number_text(y))
     if len(xs) > 1 and not plot.log_x and all(each.style != "bars" for each in shown):
         axes.set_xlim(xs[0], xs[-1])
 

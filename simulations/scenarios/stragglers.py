@@ -29,7 +29,7 @@ SCENARIO = Scenario(
         "slow.factor": Parameter(40.0, "how many times longer they need", minimum=1.0),
         "k_best": Parameter(4, "experts that a sample is sent to", minimum=1),
         "k_min": Parameter(
-            2, "answers that a sample needs before the others are cut off", minimum=1
+            1, "answers that a sample needs before the others are cut off", minimum=1
         ),
         "timeout_after_k_min": Parameter(0.3, "that the others get then", "s", 0.0),
         **adapt(NETWORK, {}),
