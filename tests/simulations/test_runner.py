@@ -53,7 +53,7 @@ def test_one_seed_gives_one_log_in_every_process(fidelity):
     plan = {"scenario": "dht-churn", "chosen": chosen, "fidelity": fidelity, "trace": True}
     one, other = run_in_processes(plan, ["1", "2"])
     assert one == other
-    assert int(one[2]) > 500
+    assert int(one[2]) > 200
 
 
 def test_another_seed_gives_another_log(toy):
