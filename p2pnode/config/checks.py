@@ -6,7 +6,7 @@ What must hold between values of one section, its dataclass checks itself.
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from p2pnode.config.units import KIB
@@ -90,7 +90,7 @@ _MUST_NOT_BE_POSITIVE: Final = frozenset(
 )
 
 
-def check_known(name: str, known: Mapping[str, Any], what: str) -> None:
+def check_known(name: str, known: Collection[str], what: str) -> None:
     """Refuse a name that is not among the known ones.
 
     Args:
@@ -112,13 +112,16 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def build_section(kind: Any, section: str, values: Mapping[str, Any]) -> Any:
-    """Check the values of one section, and make it of them.
+def check_section(kind: Any, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check values of one section, each by itself.
 
     Args:
         kind: the dataclass of the section.
         section: its name.
-        values: by field; those left out keep their defaults.
+        values: by field.
+
+    Returns:
+        The values, of their fields' types.
 
     Raises:
         ConfigError: a name is unknown, or a value does not fit.
@@ -128,7 +131,7 @@ def build_section(kind: Any, section: str, values: Mapping[str, Any]) -> Any:
     for name, value in values.items():
         check_known(name, fields, f"setting of [{section}]")
         checked[name] = _check(f"{section}.{name}", value, fields[name])
-    return kind(**checked)
+    return checked
 
 
 def _check(name: str, value: Any, kind: Any) -> Any:

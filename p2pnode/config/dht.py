@@ -6,7 +6,6 @@ from typing import Final
 from p2pnode.config.units import KIB, MIB
 from p2pnode.errors import ConfigError
 
-
 _MODES: Final = ("auto", "server", "client")
 
 

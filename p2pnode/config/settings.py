@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from p2pnode.config.checks import build_section, check_known
+from p2pnode.config.checks import check_known, check_section
 from p2pnode.config.dht import DhtSettings
 from p2pnode.config.experts import HostingSettings, RpcSettings, SwarmSettings, TrainerSettings
 from p2pnode.config.limits import LimitSettings
@@ -54,7 +54,7 @@ class Settings:
         Raises:
             ConfigError: a file cannot be read, a name is unknown, or a value does not fit.
         """
-        sections = {each.name: each.type for each in dataclasses.fields(cls)}
+        sections: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(cls)}
         layers = [
             read_file(file) if file else {},
             from_texts(sections, from_environ(sections, environ)),
@@ -69,13 +69,22 @@ class Settings:
                     raise ConfigError(f"[{section}] must be a table of settings")
                 values[section] |= table
         return cls(
-            **{name: build_section(kind, name, values[name]) for name, kind in sections.items()}
+            **{
+                name: kind(**check_section(kind, name, values[name]))
+                for name, kind in sections.items()
+            }
         )
 
     def replace(self, **sections: Mapping[str, Any]) -> Self:
-        """Return a copy in which some fields of some sections differ."""
-        changed = {
-            name: dataclasses.replace(getattr(self, name), **table)
-            for name, table in sections.items()
-        }
+        """Return a copy in which some fields of some sections differ.
+
+        Raises:
+            ConfigError: a name is unknown, or a value does not fit.
+        """
+        changed = {}
+        for name, table in sections.items():
+            check_known(name, [each.name for each in dataclasses.fields(self)], "section")
+            section = getattr(self, name)
+            checked = check_section(type(section), name, table)
+            changed[name] = dataclasses.replace(section, **checked)
         return dataclasses.replace(self, **changed)

@@ -62,6 +62,28 @@ def test_a_value_that_does_not_fit_is_refused_with_its_name(overrides, sentence)
         load(overrides=overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"hostin": {}}, "did you mean 'hosting'"),
+        ({"hosting": {"hiden_dim": 1}}, "did you mean 'hidden_dim'"),
+        ({"network": {"max_dials": 0}}, r"network\.max_dials must be more than 0"),
+        ({"limits": {"low_water": 900}}, r"low_water must not exceed limits\.high_water"),
+    ],
+)
+def test_a_copy_is_checked_as_what_is_loaded(overrides, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        Settings().replace(**overrides)
+
+
+def test_a_copy_differs_in_what_was_asked_for_alone():
+    copy = Settings().replace(hosting={"hidden_dim": 7}, node={"listen": ["/ip4/1.2.3.4/tcp/1"]})
+    assert (copy.hosting.hidden_dim, copy.node.listen) == (7, ("/ip4/1.2.3.4/tcp/1",))
+    assert copy.replace(hosting={"hidden_dim": 64}, node={"listen": Settings().node.listen}) == (
+        Settings()
+    )
+
+
 def test_every_least_value_is_of_a_setting_whose_default_meets_it():
     for name, least in _LEAST.items():
         section, _, field = name.partition(".")

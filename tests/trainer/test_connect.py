@@ -48,7 +48,7 @@ def test_what_cannot_work_is_said_before_anything_is_started(bootstrap, options,
 
 def test_an_invite_that_names_a_trainer_is_accepted_with_its_key():
     key = PrivateKey.from_seed(bytes([1]) * 32)
-    settings = Settings().replace(node={"bootstrap_timeout": 0.0})
+    settings = Settings().replace(node={"bootstrap_timeout": 0.001})
     named = invite(peer=key.peer_id)
     with (
         pytest.raises(NoPeersError),  # the invite is read before anybody is dialled
