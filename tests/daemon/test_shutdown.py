@@ -36,7 +36,7 @@ async def first(tmp_path, nursery):
     """The node that others join, and that keeps what they announce."""
     network = VirtualNetwork(latency=Fixed(0.01))
     node = node_on(network, tmp_path / "first")
-    node.network = network
+    node.machines = network
     await nursery.start(node.run)
     return node
 
@@ -44,7 +44,7 @@ async def first(tmp_path, nursery):
 def host_of(first, tmp_path, **node):
     bootstrap = tuple(first.network.full_addresses())
     return node_on(
-        first.network, tmp_path / "host", bootstrap=bootstrap, experts=("digits/ffn.[0:2]",), **node
+        first.machines, tmp_path / "host", bootstrap=bootstrap, experts=("digits/ffn.[0:2]",), **node
     )
 
 
