@@ -34,9 +34,9 @@ async def test_n_trainers_are_n_minus_one_steps_stale_whatever_the_delay(
 ):
     model = make_model(variant=DENSE)
     history = await run_training(
-        model, trainers=trainers, delay=delay, compute=1e-4, steps=600, evaluate_every=600
+        model, trainers=trainers, delay=delay, compute=1e-4, steps=400, evaluate_every=400
     )
-    assert fmean(history.staleness[trainers:]) == pytest.approx(trainers - 1, rel=0.12)
+    assert fmean(history.staleness[trainers:]) == pytest.approx(trainers - 1, rel=0.15)
 
 
 async def test_trainers_that_queue_for_the_model_are_less_stale(
@@ -120,7 +120,7 @@ async def test_one_seed_gives_one_training(make_model, run_training, autojump_cl
 @pytest.mark.parametrize("variant", ["as-published", "trained-gate", DENSE])
 async def test_every_kind_of_model_learns(make_model, run_training, autojump_clock, variant):
     history = await run_training(
-        make_model(variant=variant), trainers=2, delay=0.01, steps=150, evaluate_every=150
+        make_model(variant=variant), trainers=2, delay=0.01, steps=100, evaluate_every=100
     )
     first, last = history.evaluations
     assert last.accuracy > 0.8 > first.accuracy
