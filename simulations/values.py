@@ -1,6 +1,6 @@
 """Values in the DHT that can be told from forgeries: public keys, under their own `/pk/` names.
 
-Each has a publisher, which stores it again and again while it is up, as libp2p asks of publishers.
+Each has a publisher, whose DHT stores it again every `republish_interval` while it is up.
 """
 
 import random
@@ -35,12 +35,10 @@ class Values:
 
     Args:
         sim: the simulation.
-        period: seconds between two times a publisher stores its value.
     """
 
-    def __init__(self, sim: Simulation, period: float) -> None:
+    def __init__(self, sim: Simulation) -> None:
         self._sim = sim
-        self._period = period
         self._rng = sim.rng_for("values")
         self._stored: list[Value] = []
         self.probes = Probes()
@@ -72,24 +70,22 @@ class Values:
         key = PrivateKey.from_seed(self._rng.randbytes(32)).public_key
         name = f"/{PublicKeyValidator.NAMESPACE}/".encode() + bytes(key.peer_id)
         value = Value(name, key.protobuf, node)
-        self._sim.nursery.start_soon(self._keep_published, value, stored)
+        self._sim.nursery.start_soon(self._publish, value, stored)
         return stored
 
-    async def _keep_published(self, value: Value, stored: trio.Event) -> None:
+    async def _publish(self, value: Value, stored: trio.Event) -> None:
         node = value.publisher
         await node.wait_joined()
-        while node.is_up:
+        while node.is_up and not stored.is_set():
             try:
-                await node.dht.put_value(value.key, value.value)
+                await node.dht.put_value(value.key, value.value, publish=True)
             except P2PNodeError:
                 await trio.sleep(_RETRY)
-                continue
-            if not stored.is_set():
+            else:
                 self._stored.append(value)
                 self.hops.watch(value.key)
                 stored.set()
-            await trio.sleep(self._period * self._rng.uniform(0.9, 1.0))
-        stored.set()  # it went down before it could store anything
+        stored.set()  # or it went down before it could store anything
 
     async def look_up(self, value: Value, node: Node) -> bool | None:
         """Look a value up from a node; see `Probes.ask`."""

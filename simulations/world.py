@@ -117,8 +117,7 @@ class World:
             machine = machine or self.draw_machine(good=is_bootstrap)
         settings = settings or (again.settings if again else self.settings)
         if machine.nat is not Nat.NONE:  # what its own look at its reachability would tell it
-            dht = dataclasses.replace(settings.dht, mode="client")
-            settings = dataclasses.replace(settings, dht=dht)
+            settings = settings.replace(dht={"mode": "client"})
         host = await self.hosts.add_host(
             key=key, machine=machine, settings=settings.network, limits=settings.limits
         )
@@ -199,9 +198,10 @@ class World:
             node.stop()
 
     async def leave(self, node: Node) -> None:
-        """End a node as SIGTERM does: it withdraws its experts and says goodbye."""
+        """End a node as SIGTERM does: it withdraws, hands over what it keeps, and says goodbye."""
         if self._remove(node, "node-left"):
             await node.withdraw()
+            await node.dht.leave()
             node.stop()
             await node.wait_ended()
             await self.hosts.leave(node.host)

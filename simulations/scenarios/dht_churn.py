@@ -17,7 +17,8 @@ from simulations.values import Values
 async def run(sim: Simulation) -> None:
     """Join, publish, and look up under churn."""
     parameters, world = sim.parameters, sim.world
-    values = Values(sim, parameters["values.period"])
+    world.settings = world.settings.replace(dht={"republish_interval": parameters["values.period"]})
+    values = Values(sim)
     joining = parameters["nodes"] / parameters["join.rate"]
     sim.begin("joining", until=joining + parameters["settle"] + parameters["duration"])
     nodes = await world.add_nodes(parameters["nodes"], over=joining)
@@ -39,7 +40,7 @@ async def run(sim: Simulation) -> None:
         minutes.append((sim.now - begun) / 60)
         up.append(world.nodes_up)
     sim.begin("looking for what dead nodes left")
-    orphans = Values(sim, parameters["values.period"])
+    orphans = Values(sim)
     await orphans.look_up_some(
         parameters["look-ups"],
         rng,

@@ -7,7 +7,6 @@ when look-ups from both sides end at the node that is closest of all, and find w
 has stored meanwhile.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import trio
@@ -28,8 +27,9 @@ async def run(sim: Simulation) -> None:
     """Join, part, heal, and look whether it is one DHT again."""
     parameters, world = sim.parameters, sim.world
     period = parameters["refresh"]
-    dht = replace(world.settings.dht, refresh_interval=period)
-    world.settings = replace(world.settings, dht=dht)
+    world.settings = world.settings.replace(
+        dht={"refresh_interval": period, "republish_interval": parameters["values.period"]}
+    )
     joining = parameters["nodes"] / parameters["join.rate"]
     cut = parameters["partition"]
     sim.begin("joining", until=joining + parameters["settle"] + cut + 2 * period)
@@ -40,7 +40,7 @@ async def run(sim: Simulation) -> None:
     if not parameters["strangers"]:
         world.partition(*([each.machine for each in side] for side in (left, right)))
     parted_at = sim.now
-    values = Values(sim, parameters["values.period"])
+    values = Values(sim)
     await trio.sleep(cut / 2)
     await values.publish((*left, *right))
     await trio.sleep(max(0.0, parted_at + cut - sim.now))

@@ -185,10 +185,10 @@ def test_nodes_that_return_are_the_same_peers_again():
     assert simulate(story, **parameters)
 
 
-def test_values_are_published_again_while_their_publisher_is_up_and_found():
+def test_values_are_found_and_live_as_long_as_their_publisher():
     async def story(sim):
         nodes = await sim.world.add_nodes(8)
-        values = Values(sim, 50.0)
+        values = Values(sim)
         await values.publish(nodes[:3])
         sim.world.crash(nodes[2])
         assert len(values.stored) == 3
@@ -256,7 +256,7 @@ def test_liars_do_not_hide_the_closest_node_nor_a_value(kind):
         asker, publisher = await sim.world.add_nodes(2)
         await trio.sleep(30)
         assert sim.log.count["node-lies"] == 4
-        values, probes = Values(sim, 1e9), Probes()
+        values, probes = Values(sim), Probes()
         await values.publish([publisher])
         await values.look_up(values.stored[0], asker)
         for number in range(5):
