@@ -1,7 +1,11 @@
 """Each scenario that ships runs, small, and finds what it is about."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+from simulations.catalogue import find
 from simulations.runner import Plan, run_seed
 
 QUICK = {"settle": 6, "join.rate": 5}
@@ -50,3 +54,14 @@ def test_what_was_parted_becomes_one_dht(strangers):
     assert value(report, "found in the end") == 100.0
     assert 0 < value(report, "one DHT again after") <= 240
     assert not report.missed
+
+
+def test_the_examples_of_the_documentation_run(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text()
+    for language, name in (("python", "newcomer.py"), ("toml", "evening.toml")):
+        (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+        (tmp_path / name).write_text(block)
+    report = run_seed(Plan(scenario=str(tmp_path / "newcomer.py"), chosen={"nodes": 12})).report
+    assert value(report, "known to five after") > 0
+    evening = find(str(tmp_path / "evening.toml"))
+    assert evening.resolve({})["churn.sessions"] == "lognormal"
