@@ -184,7 +184,7 @@ def _report(report: Report, histories: dict[Run, History]) -> None:
             f"accuracy, {_TOLD[variant]}",
             panels,
             caption="Of held-out images. Above each panel: the mean delay of a gradient, and how"
-            " many trainers keep the model busy.",
+            " many trainers work at the same time.",
             y_from=0,
             y_to=100,
         )

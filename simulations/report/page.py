@@ -252,8 +252,8 @@ p { margin: .3rem 0; max-width: 46rem; }
 .card.missed { border-left-color: var(--missed); }
 .card h2 { margin: 0; font-size: .95rem; font-weight: 500; }
 .card .value { font-size: 1.6rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
-figure { margin: 0; }
-figure svg { display: block; width: 100%; height: auto; }
+figure { margin: 0; overflow-x: auto; }
+figure svg { display: block; width: 100%; min-width: 32rem; height: auto; }
 figcaption { max-width: 46rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92em; font-variant-numeric: tabular-nums; }
