@@ -4,9 +4,9 @@ trio shuffles the tasks that are due at once, so that nobody comes to depend on 
 seeds that shuffle, and sorts the tasks beforehand, when told to by the two private names used here;
 hypothesis and pytest-trio tell it by the same ones.
 
-Time is trio's `MockClock`: it stands still while any task can run, and jumps to the next deadline
-when none can. What the hash of a text decides (the order of a set) no code of ours may show; the
-tests run scenarios under several values of PYTHONHASHSEED to hold that.
+Time is a `VirtualClock`: it stands still while any task can run, and jumps to what is next when
+none can. What the hash of a text decides (the order of a set) no code of ours may show; the tests
+run scenarios under several values of PYTHONHASHSEED to hold that.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from typing import Final
 
 import trio._core._run as scheduler  # see above: there is no public name for it
-from trio.testing import MockClock
+
+from p2pnode.testing.timers import VirtualClock
 
 # 1 January 2030, 00:00 UTC: what `p2pnode.clock.wall_time` says when a simulation starts. Any fixed
 # moment does; one ahead of us shows whatever compares it with the real clock.
@@ -28,9 +29,9 @@ _SORTED: Final = "_ALLOW_DETERMINISTIC_SCHEDULING"  # trio declares it final, an
 _GARBAGE_THRESHOLDS: Final = (50_000, 20, 100)
 
 
-def virtual_clock() -> MockClock:
-    """Return a clock that starts at 0 and jumps to the next deadline whenever all tasks wait."""
-    return MockClock(autojump_threshold=0)
+def virtual_clock() -> VirtualClock:
+    """Return a clock that starts at 0 and jumps to what is next whenever all tasks wait."""
+    return VirtualClock()
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ class LightWire(Wire):
     def receive_reset(self, end: int, at: float) -> None:
         """See `Wire`."""
         connection = self.ends[end]
-        connection.host.world.postman.at(at, lambda: connection.finish(RESET))
+        connection.host.world.timers.at(at, lambda: connection.finish(RESET))
 
 
 class LightConnection(Connection):
@@ -122,8 +122,8 @@ class LightConnection(Connection):
         protocol = protocols[0]
         if len(protocols) > 1:
             protocol = await self._negotiate(protocols)
-        postman = self.host.world.postman
-        there, back = Pipe(self.flow, postman), Pipe(self.other.flow, postman)
+        timers = self.host.world.timers
+        there, back = Pipe(self.flow, timers), Pipe(self.other.flow, timers)
         stream = LightStream(self, protocol, there, back)
         self._adopt(stream)
         return stream
@@ -132,7 +132,7 @@ class LightConnection(Connection):
         """Take a round trip to agree."""
         for flow in (self.flow, self.other.flow):
             due = flow.due(OVERHEAD_BYTES, trio.current_time())
-            await self.host.world.postman.sleep_until(due)
+            await self.host.world.timers.sleep_until(due)
         if self._is_closed:
             raise ConnectionClosedError(f"the connection to {self.peer_id} is closed")
         for protocol in protocols:
@@ -158,7 +158,7 @@ class LightConnection(Connection):
 
     def _tell_at(self, due: float, act: Callable[[], object]) -> None:
         if due < math.inf:
-            self.host.world.postman.at(due, act)
+            self.host.world.timers.at(due, act)
         else:
             self._held = [*(self._held or ()), act]
 
@@ -201,7 +201,7 @@ class LightConnection(Connection):
         rounds = math.floor((now - self.opened_at) / settings.keepalive_interval) + 1
         asks_at = self.opened_at + rounds * settings.keepalive_interval
         at = asks_at + settings.keepalive_timeout
-        self.host.world.postman.at(at, lambda: self._check_silence(at))
+        self.host.world.timers.at(at, lambda: self._check_silence(at))
 
     def receive_resumed(self, now: float) -> None:
         """Send again what did not arrive, or tell that this side is gone."""
@@ -229,7 +229,7 @@ class LightConnection(Connection):
         network = self.host.world.network
         machines = self.host.machine, self.remote.machine
         round_trip = network.draw_delay(*machines) + network.draw_delay(*reversed(machines))
-        self.host.world.postman.at(self.opened_at + round_trip, self.receive_identity)
+        self.host.world.timers.at(self.opened_at + round_trip, self.receive_identity)
 
     def receive_identity(self) -> None:
         """Learn what the far end says of itself."""

@@ -90,7 +90,7 @@ class LightDial:
                     return
             if not self._knocks and not self._waiting:
                 return
-            await self._host.world.postman.sleep_until(self._next_event())
+            await self._host.world.timers.sleep_until(self._next_event())
 
     def _start_attempts(self, now: float) -> None:
         settings = self._host.settings
@@ -152,12 +152,12 @@ class LightDial:
         if knock.met is not None and not self._host.peer_id < self.peer_id:
             # Both have dialled one connection; the other one dials again.
             wait = self._host.settings.simultaneous_open_wait
-            await self._host.world.postman.sleep_until(trio.current_time() + wait)
+            await self._host.world.timers.sleep_until(trio.current_time() + wait)
             self._drop(knock, "the same connection was dialled from the other end")
             return False
         ways = HANDSHAKE_WAYS + (2 if knock.met is not None else 0)
         way = sum(network.draw_delay(machine, knock.source) for _ in range(ways))
-        await self._host.world.postman.sleep_until(trio.current_time() + way)
+        await self._host.world.timers.sleep_until(trio.current_time() + way)
         remote = self._host.world.host_at(arrival)
         if remote is None or not network.carries(knock.source, machine):
             self._give_up(knock, "the handshakes were not answered")

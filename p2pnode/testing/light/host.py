@@ -159,7 +159,7 @@ class LightHost(Host):
         if self._connections and not self._is_push_due:
             self._is_push_due = True
             at = trio.current_time() + self.settings.identify_push_delay
-            self.world.postman.at(at, self._push)
+            self.world.timers.at(at, self._push)
 
     def _push(self) -> None:
         self._is_push_due = False
@@ -398,7 +398,7 @@ class LightHost(Host):
         if not self._is_idle_check_due:
             self._is_idle_check_due = True
             at = connection.last_used + self.settings.idle_timeout
-            self.world.postman.at(at, self._close_idle)
+            self.world.timers.at(at, self._close_idle)
 
     def _close_idle(self) -> None:
         self._is_idle_check_due = False
@@ -408,7 +408,7 @@ class LightHost(Host):
             at = connection.last_used + self.settings.idle_timeout
             if at > now:
                 self._is_idle_check_due = True
-                self.world.postman.at(at, self._close_idle)
+                self.world.timers.at(at, self._close_idle)
                 return
             connection.close("this side closed it, since it was idle")
 
@@ -425,7 +425,7 @@ class LightHost(Host):
 
         since = connection.last_used
         self._idle.pop(connection, None)
-        self.world.postman.at(trio.current_time() + self.settings.duplicate_linger, check)
+        self.world.timers.at(trio.current_time() + self.settings.duplicate_linger, check)
 
     # --- streams --------------------------------------------------------------------------------
 

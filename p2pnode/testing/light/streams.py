@@ -13,8 +13,8 @@ import trio
 from p2pnode.errors import P2PNodeError, ProtocolNotSupportedError, StreamResetError
 from p2pnode.host import Stream
 from p2pnode.mux.yamux import INITIAL_WINDOW
-from p2pnode.testing.light.postman import Postman
 from p2pnode.testing.network import Flow
+from p2pnode.testing.timers import Timers
 from p2pnode.wire import varint
 
 if TYPE_CHECKING:
@@ -32,19 +32,19 @@ class Pipe:
         "_chunks",
         "_eof_at",
         "_flow",
-        "_postman",
         "_reader",
         "_reader_failure",
         "_reader_gone",
         "_size",
+        "_timers",
         "_window",
         "_writer_failure",
         "_writers",
     )
 
-    def __init__(self, flow: Flow, postman: Postman) -> None:
+    def __init__(self, flow: Flow, timers: Timers) -> None:
         self._flow = flow
-        self._postman = postman
+        self._timers = timers
         self._chunks: list[tuple[float, bytes]] = []
         self._size = 0
         self._window = INITIAL_WINDOW
@@ -64,7 +64,7 @@ class Pipe:
             self._chunks.append((due, data))
             self._size += len(data)
             if self._reader is not None:
-                self._postman.at(due, self._wake_reader)
+                self._timers.at(due, self._wake_reader)
         return due
 
     async def send(self, data: bytes) -> None:
@@ -94,7 +94,7 @@ class Pipe:
         if self._eof_at is None and self._writer_failure is None:
             self._eof_at = self._flow.due(OVERHEAD_BYTES, trio.current_time())
             if self._reader is not None:
-                self._postman.at(self._eof_at, self._wake_reader)
+                self._timers.at(self._eof_at, self._wake_reader)
 
     def fail_sender(self, failure: P2PNodeError) -> None:
         """Break the sending end; the first failure counts."""
@@ -120,7 +120,7 @@ class Pipe:
             if self._reader is not None:
                 raise trio.BusyResourceError("another task is receiving on this stream")
             self._reader = trio.lowlevel.current_task()
-            self._postman.at(due, self._wake_reader)
+            self._timers.at(due, self._wake_reader)
             await trio.lowlevel.wait_task_rescheduled(self._abandon_reading)
 
     def take(self, max_bytes: int) -> bytes:

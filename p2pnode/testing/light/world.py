@@ -12,8 +12,8 @@ from multiaddr import Multiaddr
 from p2pnode.config import LimitSettings, NetworkSettings
 from p2pnode.testing.light.connections import CLOSED_BY_PEER, RESET
 from p2pnode.testing.light.host import LightHost
-from p2pnode.testing.light.postman import Postman
 from p2pnode.testing.network import Arrival, Endpoint, Machine, VirtualNetwork
+from p2pnode.testing.timers import Postman, Timers, VirtualClock
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.keys import PrivateKey
 
@@ -31,14 +31,14 @@ class LightWorld:
         hosts: those that run, by peer id.
         nursery: its tasks end with the world.
         streams_served: how many streams have reached a handler.
-        postman: delivers what is under way.
+        timers: deliver what is under way.
     """
 
-    def __init__(self, network: VirtualNetwork, nursery: trio.Nursery, postman: Postman) -> None:
+    def __init__(self, network: VirtualNetwork, nursery: trio.Nursery, timers: Timers) -> None:
         self.network = network
         self.hosts: dict[PeerId, LightHost] = {}
         self.streams_served = 0
-        self.postman = postman
+        self.timers = timers
         self.nursery = nursery
         self._numbers = itertools.count(1)
         self._settings = NetworkSettings()
@@ -131,8 +131,9 @@ async def light_hosts(network: VirtualNetwork | None = None) -> AsyncIterator[Li
     Args:
         network: what lies between them; by default nothing that takes time.
     """
-    postman = Postman()
+    clock = trio.lowlevel.current_clock()
+    timers = clock if isinstance(clock, VirtualClock) else Postman()
     async with trio.open_nursery() as nursery:
-        await nursery.start(postman.run)
-        yield LightWorld(network or VirtualNetwork(), nursery, postman)
+        await nursery.start(timers.run)
+        yield LightWorld(network or VirtualNetwork(), nursery, timers)
         nursery.cancel_scope.cancel()
