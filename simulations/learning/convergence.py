@@ -16,7 +16,7 @@ from simulations.report import Axis, Report, at_least, at_most
 from simulations.simulation import Simulation
 
 _SMOOTHED: Final = 5  # evaluations whose mean is the accuracy "at the end"
-_BARS: Final = 40  # of a histogram, at most
+_BARS_TO_THE_MEAN: Final = 8  # of a histogram whose bars are as wide for every seed
 _MOST_LOST: Final = 5.0  # points of accuracy that one failure in ten may cost
 _LEAST_STALE: Final = 85.0  # % of the law: starting, and queueing for the model, cost some
 _TOLD: Final = {
@@ -258,7 +258,7 @@ def _staleness(report: Report, histories: dict[Run, History]) -> None:
         goal=at_least(_LEAST_STALE),
         detail="" if mean is None else f"{mean:.1f} steps on average, {max(steady)} at most",
     )
-    width = 1 + max(history.staleness) // _BARS
+    width = max(1, run.trainers // _BARS_TO_THE_MEAN)
     counts = Counter(each // width for each in history.staleness)
     bars = range(max(counts) + 1)
     report.series(

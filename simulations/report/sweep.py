@@ -18,9 +18,10 @@ def merge(reports: Sequence[Report], seeds: Sequence[int]) -> Report:
 
     A figure becomes the mean, with its spread; its goal is met if every run met it. A series
     becomes the mean with a band from the lowest to the highest run; where the runs measured at
-    different places, they are interpolated over the range that all cover. Tables of one
-    shape become tables of means. What only some of the runs have, or have in another form, is left
-    to their own reports. Plots and notes are those of the first run.
+    different places, they are interpolated over the range that all cover (linearly; steps hold
+    their value), and bars that a run lacks count as 0. Tables of one shape become tables of means.
+    Series and tables that only some of the runs have, or have in another form, are left to those
+    runs' own reports; plots and notes are the first run's.
 
     Args:
         reports: at least one.
@@ -34,8 +35,7 @@ def merge(reports: Sequence[Report], seeds: Sequence[int]) -> Report:
     first = reports[0]
     merged = Report()
     for name in dict.fromkeys(name for each in reports for name in each.figures):
-        figures = [each.figures.get(name) for each in reports]
-        merged.add_figure(_figure([each for each in figures if each is not None]))
+        merged.add_figure(_figure([each.figures.get(name) for each in reports]))
     for name in first.all_series:
         lines = [each.all_series[name] for each in reports if name in each.all_series]
         if len(lines) == len(reports) and _alike(lines):
@@ -57,8 +57,9 @@ def merge(reports: Sequence[Report], seeds: Sequence[int]) -> Report:
     return merged
 
 
-def _figure(figures: Sequence[Figure]) -> Figure:
-    values = tuple(each.value for each in figures)
+def _figure(figures: Sequence[Figure | None]) -> Figure:
+    """Return the mean of a figure; None stands for a run that has no such figure."""
+    values = tuple(None if each is None else each.value for each in figures)
     known = [each for each in values if each is not None]
     spread = Spread(
         values=values,
@@ -66,14 +67,14 @@ def _figure(figures: Sequence[Figure]) -> Figure:
         high=max(known, default=None),
         deviation=(statistics.stdev(known) if len(known) > 1 else 0.0) if known else None,
     )
-    first = figures[0]
+    told = [each for each in figures if each is not None]
     return Figure(
-        name=first.name,
+        name=told[0].name,
         value=statistics.fmean(known) if known else None,
-        unit=first.unit,
-        goal=first.goal,
-        met=None if first.goal is None else all(each.met for each in figures),
-        detail=first.detail,
+        unit=told[0].unit,
+        goal=told[0].goal,
+        met=None if told[0].goal is None else all(each.met for each in told),
+        detail=told[0].detail,
         spread=spread,
     )
 
@@ -89,6 +90,11 @@ def _series(lines: Sequence[Series]) -> Series:
     if all(each.x == first.x for each in lines):
         x = np.array(first.x)
         rows = [_floats(each) for each in lines]
+    elif first.style == "bars":
+        # A histogram ends at its last bar; where a run has none, it counted nothing.
+        x = np.array(sorted({each for line in lines for each in line.x}))
+        bars = [dict(zip(line.x, _floats(line), strict=True)) for line in lines]
+        rows = [np.array([each.get(place, 0.0) for place in x]) for each in bars]
     else:
         # Where some lines end early, their values are not known: no run is stretched.
         start, end = max(each.x[0] for each in lines), min(each.x[-1] for each in lines)

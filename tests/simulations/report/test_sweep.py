@@ -63,6 +63,15 @@ def test_steps_hold_their_value_when_they_are_interpolated():
     assert line.high[-1] == 100
 
 
+def test_bars_that_a_run_lacks_count_as_nothing():
+    merged = merge(
+        [report_of(1, style="bars"), report_of(1, x=(0, 2, 4), y=(4, 4, 4), style="bars")], [1, 2]
+    )
+    line = merged.all_series["line"]
+    assert (line.x, line.y) == ((0, 1, 2, 4), (2, 0.5, 3, 2))
+    assert (line.low, line.high) == ((0, 0, 2, 0), (4, 1, 4, 4))
+
+
 def test_tables_of_one_shape_become_means_and_others_are_left_out():
     merged = merge([report_of(1, cell=1), report_of(1, cell=2)], [1, 2])
     assert merged.tables["table"].rows == (("a", 1.5),)
@@ -79,7 +88,8 @@ def test_a_figure_that_only_some_seeds_have_is_their_mean():
     other = report_of(100)
     other.figure("rare", 2)
     assert merge([other, report_of(100)], [1, 2]).figures["rare"].value == 2
-    assert merge([report_of(100), other], [1, 2]).figures["rare"].value == 2
+    rare = merge([report_of(100), other], [1, 2]).figures["rare"]
+    assert (rare.value, rare.spread.values) == (2, (None, 2))
 
 
 def test_the_report_of_a_sweep_is_read_back_as_it_was(make_report, facts):
