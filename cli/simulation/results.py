@@ -1,11 +1,12 @@
 """What simulations print in the end, and the folders they leave."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cli.output import count, print_facts, print_json, print_note, print_table
+from cli.output import count, print_facts, print_json, print_line, print_note, print_table
 from cli.simulation.progress import duration
 from simulations.catalogue import find, names
 from simulations.parameters import as_text
@@ -173,7 +174,7 @@ def _print_report(report: Report, title: str) -> None:
                 [[_cell(cell) for cell in row] for row in table.rows],
             )
     for note in report.notes:
-        print_note(note)
+        print_line(note, sys.stdout)
 
 
 def _spread_row(figure: Figure) -> tuple[str | None, ...]:
