@@ -2,12 +2,12 @@
 
 Each trainer is a new client of the DHT. Its first search finds it without any knowledge of the
 experts; before that it looks up one expert in another block, so that a search can be told in
-look-ups. Then it searches again and again, as training does. Some trainers look for all experts.
-With several sizes, one network grows from each to the next.
+look-ups. Then it searches again and again, as training does. Others come and look for all experts
+at once. With several sizes, one network grows from each to the next.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -93,15 +93,22 @@ async def _search(sim: Simulation, experts: Experts, lookups: "_Lookups") -> _Me
     """Let trainers come, search and go, one after the other over the duration."""
     parameters, world = sim.parameters, sim.world
     measured = _Measured()
-    count = parameters["trainers"]
     # Trainers take part in nothing but what they are asked for, so that is all that is measured.
     settings = world.settings.replace(dht={"mode": "client"})
     rng = sim.rng_for(f"trainers/{len(world.nodes)}")
 
-    async def train(number: int, seed: int) -> None:
-        scores = np.random.default_rng(seed)
+    async def join() -> Node:
         node = await world.add_node(settings=settings)
         await trio.sleep(parameters["settle"])
+        return node
+
+    async def count_all() -> None:
+        node = await join()
+        measured.censuses.append(await experts.take_census(node))
+        await world.leave(node)
+
+    async def train(seed: int) -> None:
+        scores, node = np.random.default_rng(seed), await join()
         if live := experts.live:
             await experts.find(node, live[seed % len(live)], measured.single)
         for position in range(parameters["searches"]):
@@ -115,14 +122,15 @@ async def _search(sim: Simulation, experts: Experts, lookups: "_Lookups") -> _Me
                 measured.lookups.append(float(len(seen)))
                 measured.asked.append(float(sum(each.asked for each in seen)))
             await trio.sleep(parameters["pause"])
-        if number < parameters["censuses"]:
-            measured.censuses.append(await experts.take_census(node))
         await world.leave(node)
 
+    newcomers: list[Callable[[], Awaitable[None]]] = [count_all] * parameters["censuses"]
+    newcomers += [partial(train, rng.randrange(2**32)) for _ in range(parameters["trainers"])]
+    rng.shuffle(newcomers)
     async with trio.open_nursery() as nursery:
-        for number in range(count):
-            nursery.start_soon(partial(train, number, rng.randrange(2**32)))
-            await trio.sleep(parameters["duration"] / count)
+        for newcomer in newcomers:
+            nursery.start_soon(newcomer)
+            await trio.sleep(parameters["duration"] / len(newcomers))
     return measured
 
 
@@ -161,7 +169,7 @@ def _report(
         last["experts found"],
         "%",
         goal=at_least(100 if calm else 99.9),
-        detail="of those whose hosts are up, by trainers that look for all of them",
+        detail="of those whose hosts are up, by newcomers that look for all of them",
     )
     report.figure("experts", last["experts"])
     report.figure(
@@ -216,8 +224,8 @@ SCENARIO = Scenario(
         "trainers": Parameter(50, "that come to search, at each size", minimum=1),
         "searches": Parameter(5, "of each trainer, for one sample each", minimum=1),
         "k": Parameter(4, "experts that a search wants", minimum=1, maximum=64),
-        "censuses": Parameter(5, "trainers that look for all experts", minimum=0),
-        "duration": Parameter(300.0, "in which the trainers come", "s", minimum=1.0),
+        "censuses": Parameter(5, "newcomers that look for all experts", minimum=0),
+        "duration": Parameter(300.0, "in which all of them come", "s", minimum=1.0),
         "pause": Parameter(2.0, "between two searches of a trainer", "s", minimum=0.0),
         "join.rate": Parameter(10.0, "nodes that start in a second", "1/s", minimum=0.001),
         "settle": Parameter(5.0, "between joining and what follows", "s", minimum=0.0),

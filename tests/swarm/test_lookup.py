@@ -208,3 +208,80 @@ async def test_a_stale_answer_does_not_take_hosts_away(swarm_network, autojump_c
         await trainer.directory.hosts(UID)
         await trio.testing.wait_all_tasks_blocked()
         assert len(await trainer.directory.hosts(UID)) == 3
+
+
+async def test_an_absent_row_is_asked_for_again_as_soon_as_its_branch_is_announced(
+    swarm_network, autojump_clock
+):
+    async with swarm_network(delay=lambda _a, _b: 0.01) as net:
+        host = await net.start(experts=["ffn0.0.0"])
+        trainer = await net.start([host], server=False)
+
+        async def rows():
+            (listing,) = await trainer.directory.listings(RUN, Kind.BRANCHES, ["ffn0"], SPAN)
+            return set(listing)
+
+        for _ in range(300):  # until the row is asked for every ten seconds only
+            assert await _hosts(trainer, "ffn0.1") == {}
+            await rows()
+            await trio.sleep(0.1)
+        host.announcer.add([Uid(RUN, "ffn0.1.2")])
+        announced = trio.current_time()
+        for _ in range(100):
+            if 1 in await rows():
+                break
+            await trio.sleep(0.1)
+        assert trio.current_time() - announced <= SwarmSettings().refresh_interval
+        assert set(await _hosts(trainer, "ffn0.1")) == {2}
+
+
+async def test_what_was_prefetched_is_there_when_it_is_wanted(swarm_network, autojump_clock):
+    async with swarm_network(delay=lambda _a, _b: 0.1) as net:
+        host = await net.start(experts=["ffn0.[0:3].[0:2]"])
+        trainer = await net.start([host], server=False)
+        directory = trainer.directory
+        assert not directory.knows(RUN, Kind.BRANCHES, "ffn0", 3)
+        counts = _count_gets(trainer)
+        directory.prefetch(RUN, Kind.HOSTS, ["ffn0.0", "ffn0.1", "ffn0.9"], 2)
+        await trio.sleep(5)
+        before = trio.current_time()
+        for prefix, found in (("ffn0.0", {0, 1}), ("ffn0.1", {0, 1}), ("ffn0.9", set())):
+            assert set(await _hosts(trainer, prefix)) == found
+        assert trio.current_time() == before
+        assert counts[:3] == ["begin_get"] * 3
+        assert "get_value" not in counts
+
+
+async def test_prefetching_takes_no_more_than_there_is_room_for(swarm_network, autojump_clock):
+    async with swarm_network(delay=lambda _a, _b: 0.1) as net:
+        host = await net.start()
+        trainer = await net.start([host], server=False, swarm=SwarmSettings(lookups_at_once=3))
+        counts = _count_gets(trainer)
+        trainer.directory.prefetch(RUN, Kind.HOSTS, [f"ffn0.{n}" for n in range(9)], SPAN)
+        assert counts == ["begin_get"] * 3
+
+
+async def test_an_entry_that_is_not_renewed_is_not_chased_ever_faster(
+    swarm_network, autojump_clock
+):
+    async with swarm_network(delay=lambda _a, _b: 0.001) as net:
+        alive = await net.start(experts=["blocks.0"])
+        dead = await net.start([alive], experts=["blocks.1"])
+        trainer = await net.start([alive], server=False)
+        await _hosts(trainer, "blocks")
+        await dead.crash()
+        counts = _count_gets(trainer)
+        for _ in range(200):
+            await _hosts(trainer, "blocks")
+            await trio.sleep(0.05)
+        assert len(counts) <= 11  # in ten seconds: once a second at most, and less at first
+
+
+async def test_a_wide_prefix_is_looked_up_in_all_its_records(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        far = 3 * SPAN + 5
+        host = await net.start(experts=["ffn0.1", f"ffn0.{far}"])
+        trainer = await net.start([host], server=False)
+        (listing,) = await trainer.directory.listings(RUN, Kind.HOSTS, ["ffn0"], 4 * SPAN)
+        assert set(listing) == {1, far}
+        assert len(await trainer.directory.hosts(Uid(RUN, f"ffn0.{far}"))) == 1
