@@ -74,7 +74,8 @@ def _figure(figures: Sequence[Figure | None]) -> Figure:
         unit=told[0].unit,
         goal=told[0].goal,
         met=None if told[0].goal is None else all(each.met for each in told),
-        detail=told[0].detail,
+        # A detail that tells numbers of one run would be wrong for all of them.
+        detail=told[0].detail if len({each.detail for each in told}) == 1 else "",
         spread=spread,
     )
 

@@ -22,6 +22,16 @@ def test_a_figure_becomes_the_mean_with_its_spread():
     assert (found.spread.low, found.spread.high, found.spread.deviation) == (99, 101, 1)
 
 
+def test_a_detail_that_only_fits_one_run_is_left_out():
+    reports = [report_of(1), report_of(2)]
+    for report, told in zip(reports, ("5 of 8", "6 of 8"), strict=True):
+        report.figure("same", 1, detail="of all nodes")
+        report.figure("other", 1, detail=told)
+    merged = merge(reports, [1, 2])
+    assert merged.figures["same"].detail == "of all nodes"
+    assert merged.figures["other"].detail == ""
+
+
 def test_one_seed_that_misses_makes_the_goal_missed():
     merged = merge([report_of(98), report_of(102)], [1, 2])
     assert merged.figures["found"].value == 100
