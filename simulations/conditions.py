@@ -47,8 +47,13 @@ NETWORK: Final[Mapping[str, Parameter]] = {
     "network.resets": Parameter(
         0.0, "losses that break the connection; the others delay what was lost", "%", 0.0, 100.0
     ),
-    "network.symmetric": Parameter(
-        0.0, "nodes behind a symmetric NAT, whom nobody can dial", "%", 0.0, 100.0
+    "network.nats": Parameter(
+        0.0, "nodes behind a NAT, each its own, whom nobody can dial first", "%", 0.0, 100.0
+    ),
+    "network.nat": Parameter(
+        Nat.SYMMETRIC.value,
+        "what kind of NAT that is",
+        choices=tuple(each.value for each in Nat if each is not Nat.NONE),
     ),
     "stragglers.share": Parameter(0.0, "nodes on slow machines", "%", 0.0, 100.0),
     "stragglers.delay": Parameter(
@@ -126,11 +131,11 @@ def draw_machine(parameters: Mapping[str, Any], rng: random.Random) -> dict[str,
     grade = IDEAL if chosen == "ideal" else GRADES[kind if chosen == "mixed" else chosen]
     if is_slow < parameters.get("stragglers.share", 0.0):
         grade = replace(grade, delay=grade.delay + parameters["stragglers.delay"])
-    hidden = is_hidden < parameters.get("network.symmetric", 0.0)
+    hidden = is_hidden < parameters.get("network.nats", 0.0)
     return {
         "grade": grade,
         "region": region,
-        "nat": Nat.SYMMETRIC if hidden else Nat.NONE,
+        "nat": Nat(parameters["network.nat"]) if hidden else Nat.NONE,
     }
 
 

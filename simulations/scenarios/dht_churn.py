@@ -84,7 +84,7 @@ SCENARIO = Scenario(
         ),
         "join.rate": Parameter(10.0, "nodes that start in a second, at first", "1/s", 0.001),
         "settle": Parameter(60.0, "between joining and the churn", "s", minimum=0.0),
-        **adapt(NETWORK, {"network.loss": 5.0, "network.symmetric": 20.0}),
+        **adapt(NETWORK, {"network.loss": 5.0, "network.nats": 20.0}),
         **CHURN,
         **LIARS,
     },
