@@ -25,8 +25,8 @@ EPOCH: Final = 1_893_456_000.0
 _SORTED: Final = "_ALLOW_DETERMINISTIC_SCHEDULING"  # trio declares it final, and has it set
 
 # Simulations allocate much and free little: looking for garbage as often as Python does by default
-# takes a tenth of their time. Young objects are looked at each so many allocations.
-_GARBAGE_THRESHOLDS: Final = (50_000, 20, 100)
+# takes a quarter of their time, and frees as much. Young objects are looked at after so many.
+_GARBAGE_THRESHOLDS: Final = (100_000, 20, 100)
 
 
 def virtual_clock() -> VirtualClock:
