@@ -268,7 +268,7 @@ class Values:
 
     def _keep(self, record: Record, own: Record | None, validator: Validator) -> None:
         """Keep the value here, where this node is one of those who should hold it."""
-        if not self._serves():
+        if not self._serves() or (own is None and validator.is_renewed):
             return
         wall, size = wall_time(), self._settings.bucket_size
         near = self._core.table.closest(point(record.key), size)

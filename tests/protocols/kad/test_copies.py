@@ -1,0 +1,89 @@
+"""Values that live for seconds: few copies, none beside the way, and nobody silent waited for."""
+
+import pytest
+import trio
+import trio.testing
+
+from p2pnode.config import DhtSettings
+from p2pnode.protocols.kad.keys import point
+from p2pnode.protocols.kad.validators import Validator
+
+KEY = b"/set/key"
+
+
+def _holders(nodes, key=KEY):
+    """Return the positions of those who keep the key, among the nodes closest to it first."""
+    ordered = sorted(nodes, key=lambda node: point(node.peer_id) ^ point(key))
+    return [place for place, node in enumerate(ordered) if node.dht._core.records.get(key, 0)]
+
+
+async def test_a_value_is_stored_at_as_many_of_the_closest_as_asked_for(dht_network):
+    async with dht_network() as net:
+        nodes = await net.grow(40)
+        writer = await net.start(nodes[:1], mode="client")
+        assert await writer.dht.put_many({KEY: b"v"}, copies=7) == {KEY: 7}
+        assert _holders(nodes) == list(range(7))
+        reader = await net.start(nodes[:1], mode="client")
+        assert await reader.dht.get_value(KEY) == b"v"
+
+
+@pytest.mark.parametrize("copies", [5, 1000])
+async def test_a_writer_that_is_close_enough_keeps_one_of_the_copies(dht_network, copies):
+    async with dht_network() as net:
+        nodes = await net.grow(30)
+        ordered = sorted(nodes, key=lambda node: point(node.peer_id) ^ point(KEY))
+        expected = min(copies, DhtSettings().bucket_size)
+        assert await ordered[2].dht.put_many({KEY: b"v"}, copies=copies) == {KEY: expected}
+        assert _holders(nodes) == list(range(expected))
+        other = b"/set/other"
+        far = max(nodes, key=lambda node: point(node.peer_id) ^ point(other))
+        await far.dht.put_many({other: b"v"}, copies=copies)
+        assert far.dht._core.records.get(other, 0) is None
+
+
+class Joined(Validator):
+    """Values are sets of bytes; the newest need not win, as all of them count."""
+
+    def __init__(self, is_renewed):
+        self.is_renewed = is_renewed
+
+    def validate(self, key, value, now):
+        pass
+
+    def merge(self, key, values, now):
+        return bytes(sorted(set(b"".join(values))))
+
+    def expires(self, key, value):
+        return None
+
+
+@pytest.mark.parametrize("is_renewed", [False, True])
+async def test_what_is_soon_stored_again_is_not_kept_beside_the_way(dht_network, is_renewed):
+    async with dht_network() as net:
+        nodes = await net.grow(40, validators={"set": Joined(is_renewed)})
+        await nodes[0].dht.put_many({KEY: b"v"}, copies=3)
+        stored = len(_holders(nodes))
+        for node in nodes[10:30]:
+            assert await node.dht.get_value(KEY) == b"v"
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(_holders(nodes)) == stored if is_renewed else len(_holders(nodes)) > stored
+
+
+async def test_holders_that_fell_silent_do_not_hold_up_the_next_look_up(dht_network):
+    async with dht_network(delay=lambda _a, _b: 0.01) as net:
+        nodes = await net.grow(12)
+        reader = await net.start(nodes[:1], mode="client")
+        await nodes[0].dht.put_value(KEY, b"v")
+        await reader.dht.get_value(KEY)
+
+        async def mute(_stream):
+            await trio.sleep_forever()
+
+        for peer in reader.dht._values._holders.recall(KEY, trio.current_time()):
+            (node,) = [each for each in nodes if each.peer_id == peer]
+            node.host.set_handler(reader.dht.settings.protocol, mute)
+            for stream in list(reader.host.connection_to(peer).streams):
+                stream.reset()
+        before = trio.current_time()
+        assert await reader.dht.get_value(KEY) == b"v"
+        assert trio.current_time() - before < 2 * DhtSettings().patience + 0.5
