@@ -31,8 +31,8 @@ class DhtSettings:
 
     # The routing table.
     refresh_interval: float = 600.0
-    liveness_interval: float = 60.0  # a peer not heard of for so long is asked for a sign of life
-    connected_liveness_interval: float = 600.0  # the same, while a connection to it stands
+    liveness_interval: float = 600.0  # a peer not heard of for so long is asked for a sign of life
+    connected_liveness_interval: float = 1800.0  # the same, while a connection to it stands
     rejoin_interval: float = 5.0  # between tries of lost peers when none is left
     save_interval: float = 300.0  # of the routing table, where it is kept
     max_peers_per_network: int = 25  # in the table; a network is an IPv4 /16 or an IPv6 /32

@@ -1,13 +1,18 @@
 """Recurring work that sleeps until it is due: one waiting task for all of a node's jobs.
 
 A job is asked when it is due next, instead of waking every few seconds to look: ten thousand nodes
-in one process, most of them at rest, would do nothing else.
+in one process, most of them at rest, would do nothing else. `wake` tells that a job may be due
+earlier; what is not worth a wake is noticed within `LONGEST_NAP`.
 """
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
+
+
+LONGEST_NAP: Final = 60.0  # seconds
 
 
 @dataclass(eq=False, slots=True)
@@ -48,7 +53,7 @@ class Jobs:
             while True:
                 self._changed = trio.Event()
                 now = trio.current_time()
-                due = float("inf")
+                due = now + LONGEST_NAP
                 for job in self._jobs:
                     when = job.due(now)
                     if when <= now:

@@ -26,7 +26,6 @@ Against peers that lie, three rules:
 """
 
 import bisect
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -102,11 +101,12 @@ class Lookup:
         self._patience = patience
         self._paths = max(1, min(paths, alpha))
         self._max_per_group = max_per_group
-        self._order: list[tuple[int, PeerId]] = []  # every candidate with its distance, sorted
+        self._order: list[tuple[int, _Candidate]] = []  # every candidate by its distance, sorted
         self._known: dict[PeerId, _Candidate] = {}
         self._asked: dict[PeerId, _Candidate] = {}  # in flight
         self._wanted: tuple[list[_Candidate], list[_Candidate]] | None = None
         self._turn = 0  # the path that chooses next
+        self._slow_at = float("inf")  # no request becomes slow before
         self.answered = 0  # how many peers answered so far
         self.asked = 0  # how many were asked
         for number, (contact, group) in enumerate(seeds):
@@ -116,20 +116,34 @@ class Lookup:
         """Return what is known of a peer that the look-up names."""
         return self._known[peer].contact
 
+    def unknown(self, contacts: Iterable[Contact]) -> list[Contact]:
+        """Choose those that the look-up has not met, or has only from one it doubts."""
+        known = self._known
+        return [
+            contact
+            for contact in contacts
+            if (met := known.get(contact.peer_id)) is None
+            or (met.state is _State.KNOWN and _doubts(met.informer))
+        ]
+
     def next_queries(self, now: float) -> list[PeerId]:
         """Name the peers to ask now; they count as asked."""
         self._notice_slow(now)
-        busy = Counter(each.path for each in self._asked.values() if not each.is_slow)
-        slots = self._alpha - busy.total()
+        busy = [0] * self._paths
+        for each in self._asked.values():
+            busy[each.path] += not each.is_slow
+        slots = self._alpha - sum(busy)
         if slots <= 0:
             return []
         frontier, scouts = self._want()
         idle = [each for each in (*frontier, *scouts) if each.state is _State.KNOWN]
-        chosen = self._share(idle, slots, busy)
+        chosen = self._share(idle, slots, busy) if len(idle) > slots else idle
         for each in chosen:
             each.state, each.since = _State.ASKED, now
             self._asked[each.contact.peer_id] = each
-        self.asked += len(chosen)
+        if chosen:
+            self._slow_at = min(self._slow_at, now + self._patience)
+            self.asked += len(chosen)
         return [each.contact.peer_id for each in chosen]
 
     def receive_answer(
@@ -165,12 +179,18 @@ class Lookup:
         """Tell whether the closest peers have answered, or nobody is left to wait for."""
         self._notice_slow(now)
         frontier, scouts = self._want()
-        unanswered = [each for each in (*frontier, *scouts) if each.state is not _State.ANSWERED]
-        if not unanswered:
-            return True
-        enough = min(self._beta, (len(frontier) + 1) // 2)
-        done = sum(each.state is _State.ANSWERED for each in frontier)
-        return done >= enough and all(each.is_slow for each in unanswered)
+        done = waiting = 0
+        for each in frontier:
+            if each.state is _State.ANSWERED:
+                done += 1
+            elif each.is_slow:
+                waiting += 1
+            else:
+                return False
+        for each in scouts:
+            if each.state is not _State.ANSWERED and not each.is_slow:
+                return False
+        return not waiting or done >= min(self._beta, (len(frontier) + 1) // 2)
 
     def next_deadline(self, now: float) -> float:
         """Return when the next request under way becomes slow; infinity when none will."""
@@ -180,10 +200,14 @@ class Lookup:
     @property
     def closest(self) -> list[PeerId]:
         """The k closest peers that answered, the closest first."""
-        answered = (
-            each for _, peer in self._order if (each := self._known[peer]).state is _State.ANSWERED
-        )
-        chosen, rest = self._choose(answered)
+        chosen: list[_Candidate] = []
+        rest: list[_Candidate] = []
+        groups: dict[bytes, int] = {}
+        for _, each in self._order:
+            if each.state is _State.ANSWERED:
+                (rest if self._is_crowded(each, groups) else chosen).append(each)
+                if len(chosen) == self._k:
+                    break
         chosen = sorted((*chosen, *rest[: self._k - len(chosen)]), key=_distance)
         return [each.contact.peer_id for each in chosen]
 
@@ -204,7 +228,7 @@ class Lookup:
 
     # --- whom to ask ----------------------------------------------------------------------------
 
-    def _share(self, idle: list[_Candidate], slots: int, busy: Counter[int]) -> list[_Candidate]:
+    def _share(self, idle: list[_Candidate], slots: int, busy: list[int]) -> list[_Candidate]:
         """Give out free slots: to each path its share, the closest first, then what is left."""
         chosen: list[_Candidate] = []
         if self._paths > 1:
@@ -221,62 +245,55 @@ class Lookup:
     def _want(self) -> tuple[list[_Candidate], list[_Candidate]]:
         """Return the k closest that may still count, and those that each path asks besides."""
         if self._wanted is None:
-            alive: list[_Candidate] = []
-            doubtful: list[_Candidate] = []
-            for _, peer in self._order:
-                each = self._known[peer]
+            frontier: list[_Candidate] = []
+            rest: list[_Candidate] = []  # too many of one network, or named by who is doubted
+            scouts: list[_Candidate] = []
+            groups: dict[bytes, int] = {}
+            alone = self._paths == 1
+            missing = [_SCOUTS] * self._paths
+            for _, each in self._order:
                 if each.state is _State.FAILED:
                     continue
                 hearsay = each.state is _State.KNOWN or each.is_slow
                 if hearsay and _doubts(each.informer):
-                    doubtful.append(each)
-                else:
-                    alive.append(each)
-            chosen, rest = self._choose(alive)
-            room = self._k - len(chosen)
-            if room and (rest or doubtful):
-                last = sorted((*rest, *doubtful), key=_distance)
-                chosen += last[:room]
-                chosen.sort(key=_distance)
-            self._wanted = chosen, self._scouts(alive, chosen)
-        return self._wanted
-
-    def _choose(self, peers: Iterable[_Candidate]) -> tuple[list[_Candidate], list[_Candidate]]:
-        """Take the k closest, but not too many of one network; also return who was passed over."""
-        chosen: list[_Candidate] = []
-        rest: list[_Candidate] = []
-        groups: Counter[bytes] = Counter()
-        for each in peers:
-            if each.group is not None:
-                if groups[each.group] >= self._max_per_group:
                     rest.append(each)
                     continue
-                groups[each.group] += 1
-            chosen.append(each)
-            if len(chosen) == self._k:
-                break
-        return chosen, rest
+                if len(frontier) < self._k:
+                    if self._is_crowded(each, groups):
+                        rest.append(each)
+                        continue
+                    frontier.append(each)
+                    missing[each.path] -= 1
+                    continue
+                if alone or max(missing) <= 0:
+                    break
+                if missing[each.path] > 0:
+                    missing[each.path] -= 1
+                    scouts.append(each)
+            if len(frontier) < self._k and rest:
+                frontier += rest[: self._k - len(frontier)]
+                frontier.sort(key=_distance)
+            self._wanted = frontier, scouts
+        return self._wanted
 
-    def _scouts(self, alive: list[_Candidate], frontier: list[_Candidate]) -> list[_Candidate]:
-        if self._paths == 1:
-            return []
-        inside = set(map(id, frontier))
-        found: list[_Candidate] = []
-        seen: Counter[int] = Counter()
-        for each in alive:
-            if seen[each.path] < _SCOUTS:
-                seen[each.path] += 1
-                if id(each) not in inside:
-                    found.append(each)
-        return found
+    def _is_crowded(self, candidate: _Candidate, groups: dict[bytes, int]) -> bool:
+        """Count a peer for its network; tell whether that has too many already."""
+        if candidate.group is None:
+            return False
+        count = groups.get(candidate.group, 0)
+        groups[candidate.group] = count + 1
+        return count >= self._max_per_group
 
     def _notice_slow(self, now: float) -> None:
+        if now < self._slow_at:
+            return
         for each in self._asked.values():
             if not each.is_slow and now >= each.since + self._patience:
                 each.is_slow = True
                 if each.informer is not None:
                     each.informer.bad += 1
                 self._wanted = None
+        self._slow_at = self.next_deadline(now)
 
     def _learn(
         self,
@@ -294,19 +311,20 @@ class Lookup:
             return
         distance = point(peer) ^ self._target
         if len(self._order) == MAX_CANDIDATES and (
-            (distance, peer) > self._order[-1] or not self._make_room()
+            distance > self._order[-1][0] or not self._make_room()
         ):
             return
-        self._known[peer] = _Candidate(contact, distance, group, informer, path, hop)
-        bisect.insort(self._order, (distance, peer))
+        candidate = _Candidate(contact, distance, group, informer, path, hop)
+        self._known[peer] = candidate
+        bisect.insort(self._order, (distance, candidate))  # no two distances are alike
 
     def _make_room(self) -> bool:
         """Forget the farthest peer that was not asked."""
         for number in range(len(self._order) - 1, -1, -1):
-            peer = self._order[number][1]
-            if self._known[peer].state is _State.KNOWN:
+            candidate = self._order[number][1]
+            if candidate.state is _State.KNOWN:
                 del self._order[number]
-                del self._known[peer]
+                del self._known[candidate.contact.peer_id]
                 return True
         return False
 

@@ -11,7 +11,7 @@ contact, which never change their meaning, are read once and remembered.
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -39,6 +39,7 @@ _RECORD: Final = 0x1A
 _CLOSER: Final = 0x42
 _PROVIDERS: Final = 0x4A
 _CONTINUED: Final = 0x80  # the least byte with which a number goes on in the next one
+_SHORT_SIZES: Final = [bytes((size,)) for size in range(_CONTINUED)]
 _LENGTH_DELIMITED: Final = 2
 _FIXED_SIZES: Final = {1: 8, 5: 4}
 _MAX_MET_BYTES: Final = 512  # of a contact that is remembered: an id and some ten addresses
@@ -62,6 +63,16 @@ class Contact:
     peer_id: PeerId
     addresses: tuple[Multiaddr, ...] = ()
     connected: bool = False
+    # Made when it is first sent: a contact is sent many times.
+    _encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def encoded(self) -> bytes:
+        """The protobuf of it."""
+        if self._encoded is None:
+            object.__setattr__(self, "_encoded", _encode_contact(self))
+        assert self._encoded is not None
+        return self._encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +106,9 @@ def encode(message: Message) -> bytes:
             raw.timeReceived = record.received
         _append(parts, b"\x1a", raw.SerializeToString(deterministic=True))
     for contact in message.closer:
-        _append(parts, b"\x42", encode_contact(contact))
+        _append(parts, b"\x42", contact.encoded)
     for contact in message.providers:
-        _append(parts, b"\x4a", encode_contact(contact))
+        _append(parts, b"\x4a", contact.encoded)
     return b"".join(parts)
 
 
@@ -150,8 +161,7 @@ def decode(data: bytes) -> Message:  # noqa: C901  # one loop; calls would slow 
     )
 
 
-def encode_contact(contact: Contact) -> bytes:
-    """Return the protobuf of one contact."""
+def _encode_contact(contact: Contact) -> bytes:
     parts: list[bytes] = []
     _append(parts, b"\x0a", contact.peer_id)
     for address in contact.addresses:
@@ -162,9 +172,7 @@ def encode_contact(contact: Contact) -> bytes:
 
 def _append(parts: list[bytes], tag: bytes, content: bytes) -> None:
     size = len(content)
-    parts.append(tag)
-    parts.append(bytes((size,)) if size < _CONTINUED else varint.encode(size))
-    parts.append(content)
+    parts += tag, _SHORT_SIZES[size] if size < _CONTINUED else varint.encode(size), content
 
 
 def _type_of(value: int) -> MessageType:
@@ -204,8 +212,8 @@ def _read_record(data: bytes, key: bytes) -> Record:
 
 def _check_elements(data: memoryview) -> None:
     elements = 0
-    for fields, (field, value) in enumerate(walk_fields(data), start=1):
-        if field in _PEERS:
+    for fields, (number, value) in enumerate(walk_fields(data), start=1):
+        if number in _PEERS:
             elements += sum(1 for _ in itertools.islice(walk_fields(value), MAX_ELEMENTS + 1))
         if fields > MAX_FIELDS or elements > MAX_ELEMENTS:
             raise ProtocolError("a DHT message holds too many elements")

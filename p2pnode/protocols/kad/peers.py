@@ -8,7 +8,9 @@ Rules:
 - A reset stream refuses one request, and says something about the peer only when it was asked
   what any peer can answer: whom it knows.
 - Whoever was not heard of for a while is asked for a sign of life: rarely while a connection
-  stands, whose own keepalive notices when the other machine is gone, and soon after it ended.
+  stands, whose own keepalive notices when the other machine is gone. When a connection ends after
+  a long silence, it was most likely closed for being idle, and its peer is asked after half the
+  time; when it ends in the middle of things, at once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +38,9 @@ from p2pnode.protocols.kad.requester import Requester
 from p2pnode.wire.peer_id import PeerId
 
 CHECKS_AT_ONCE: Final = 8
+LIVELY: Final = 60.0  # a connection that ends so soon after the last answer was not idle
+CONTACTS_AGE: Final = 30.0  # seconds
+MAX_CONTACTS: Final = 1024  # more than a table holds; others are asked for by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,9 @@ class KadPeers:
         self._changed = changed
         self._requester = Requester(host, settings)
         self._doubted: dict[PeerId, None] = {}  # to be asked for a sign of life at once
+        self._contacts: dict[PeerId, Contact] = {}  # as told to others
+        self._contacts_until = float("-inf")
+        self._check_at = float("inf")  # nobody is to be checked before
 
     # --- inputs ---------------------------------------------------------------------------------
 
@@ -91,6 +99,7 @@ class KadPeers:
 
     def receive_identified(self, event: PeerIdentified) -> None:
         """Note what a peer says it serves."""
+        self._contacts.pop(event.peer_id, None)
         if self._settings.protocol in event.protocols:
             self._core.bans.pardon(event.peer_id)
             self.receive_alive(event.peer_id)
@@ -100,7 +109,14 @@ class KadPeers:
     def receive_ended(self, event: ConnectionEnded) -> None:
         """Note that a connection ended: its peer may be gone."""
         peer = event.connection.peer_id
+        self._contacts.pop(peer, None)
         if peer in self._core.table and self._host.connection_to(peer) is None:
+            now, interval = trio.current_time(), self._settings.liveness_interval
+            if now - self._core.table.heard_of(peer) < min(LIVELY, interval):
+                self._doubted[peer] = None
+            else:
+                self._core.table.receive_alive(peer, now - interval / 2)
+                self._check_at = min(self._check_at, now + interval / 2)
             self._changed()
 
     def receive_alive(self, peer: PeerId) -> None:
@@ -114,19 +130,18 @@ class KadPeers:
             self._doubted[doubted] = None
             self._changed()
         if peer in table:
+            self._check_at = min(self._check_at, trio.current_time() + self._interval(peer))
             self._host.events.emit(DhtPeerAdded(peer_id=peer))
 
-    def worth_asking(self, contacts: Iterable[Contact]) -> list[Named]:
+    def worth_asking(self, contacts: Iterable[Contact], now: float) -> list[Named]:
         """Choose, of the peers that an answer names, those to ask; each with its network."""
-        now, host = trio.current_time(), self._host
+        host, bans = self._host, self._core.bans
+        private_too = self._settings.limit_private_networks
         return [
-            (
-                contact,
-                group_of(contact.addresses, private_too=self._settings.limit_private_networks),
-            )
+            (contact, group_of(contact.addresses, private_too=private_too))
             for contact in contacts
             if contact.peer_id != host.peer_id
-            and not self._core.bans.is_banned(contact.peer_id, now)
+            and not bans.is_banned(contact.peer_id, now)
             and (
                 contact.addresses
                 or host.connection_to(contact.peer_id)
@@ -146,11 +161,22 @@ class KadPeers:
 
     def contact_of(self, peer: PeerId) -> Contact:
         """Describe a peer, or this node itself, as messages do."""
+        known = self._contacts.get(peer)
+        if known is not None:
+            return known
         if peer == self._host.peer_id:
             return Contact(peer, tuple(self._host.addresses), connected=True)
         connected = self._host.connection_to(peer) is not None
         # What others told us of it may be wrong, or meant for somebody whom all shall knock at.
-        return Contact(peer, tuple(self._host.addresses_of(peer, hearsay=False)), connected)
+        addresses = tuple(self._host.addresses_of(peer, hearsay=False))
+        contact = self._contacts[peer] = Contact(peer, addresses, connected)
+        return contact
+
+    def forget_contacts(self, now: float) -> None:
+        """Describe peers anew, if the descriptions are old: addresses end without a word."""
+        if now >= self._contacts_until or len(self._contacts) > MAX_CONTACTS:
+            self._contacts.clear()
+            self._contacts_until = now + CONTACTS_AGE
 
     async def ask(
         self, peer: PeerId, message: Message, addresses: Sequence[Multiaddr] = ()
@@ -223,8 +249,10 @@ class KadPeers:
         """Return when a peer is to be asked for a sign of life next; infinity for never."""
         if self._doubted:
             return now
-        due = (heard + self._interval(peer) for peer, heard in self._core.table.heard())
-        return min(due, default=float("inf"))
+        if self._check_at <= now:  # most have been heard of since: look again
+            due = (heard + self._interval(peer) for peer, heard in self._core.table.heard())
+            self._check_at = min(due, default=float("inf"))
+        return self._check_at
 
     async def check_doubted(self) -> None:
         """Ask those not heard of for long, or whose place others want, for a sign of life."""

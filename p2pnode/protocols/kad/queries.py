@@ -89,16 +89,21 @@ class Queries:
         while now < deadline and not lookup.is_finished(now):
             for peer in lookup.next_queries(now):
                 requests.start_soon(self._ask, lookup.contact_of(peer), message, send)
-            with trio.move_on_at(min(lookup.next_deadline(now), deadline)):
-                peer, answer = await outcomes.receive()
+            try:
+                peer, answer = outcomes.receive_nowait()
+            except trio.WouldBlock:
+                with trio.move_on_at(min(lookup.next_deadline(now), deadline)) as scope:
+                    peer, answer = await outcomes.receive()
                 now = trio.current_time()
-                if answer is None:
-                    lookup.receive_failure(peer)
-                else:
-                    lookup.receive_answer(peer, self._peers.worth_asking(answer.closer), now)
-                    if receive is not None and receive(peer, answer):
-                        break
-            now = trio.current_time()
+                if scope.cancelled_caught:
+                    continue
+            if answer is None:
+                lookup.receive_failure(peer)
+                continue
+            named = self._peers.worth_asking(lookup.unknown(answer.closer), now)
+            lookup.receive_answer(peer, named, now)
+            if receive is not None and receive(peer, answer):
+                break
         if lookup.answered:
             self._core.table.receive_lookup(target, now)
         self._events.emit(

@@ -70,6 +70,7 @@ class KadServer:
                 if request is None:
                     return
                 now = trio.current_time()
+                self._peers.forget_contacts(now)
                 answer = self._core.receive_request(
                     peer, request, self._peers.contact_of, now, wall_time()
                 )

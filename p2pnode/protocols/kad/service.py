@@ -29,7 +29,7 @@ from p2pnode.host import (
 from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.jobs import Job, Jobs
 from p2pnode.protocols.kad.joining import Joining
-from p2pnode.protocols.kad.keys import random_key
+from p2pnode.protocols.kad.keys import common_prefix, point, random_key
 from p2pnode.protocols.kad.messages import Message, MessageType
 from p2pnode.protocols.kad.neighbours import Neighbours
 from p2pnode.protocols.kad.peers import DhtPeerAdded, DhtPeerLost, KadPeers
@@ -44,12 +44,11 @@ from p2pnode.protocols.kad.validators import Validator
 from p2pnode.protocols.kad.values import Values
 from p2pnode.wire.peer_id import PeerId
 
-SPACING: Final = (
-    5.0  # seconds between two rounds of upkeep of one kind; a round does all that waits
-)
+IDLE_SPACING: Final = 15.0  # seconds between two rounds of closing streams; kept ones cost little
+SPACING: Final = 5.0  # between two rounds of other upkeep; a round does all that waits
 CLEANING_SPACING: Final = 30.0  # what has expired is not served any more, and may lie a little
 CLEANING_DELAY: Final = 1.0
-GLANCE_BREADTH: Final = 4  # peers asked in a range that is full, to notice whether they still live
+GLANCE_BREADTH: Final = 4  # peers found in a range from time to time, which tell of newcomers
 _RECALLED_AT_ONCE: Final = 32  # peers of an earlier session; some still run
 
 
@@ -426,7 +425,7 @@ class KadDht:
                 self._expire,
                 CLEANING_SPACING,
             ),
-            Job(lambda _: peers.next_idle(), peers.close_idle, SPACING),
+            Job(lambda _: peers.next_idle(), peers.close_idle, IDLE_SPACING),
             Job(peers.next_check, peers.check_doubted, SPACING),
             Job(self._joining.next_retry, self._retry),
             Job(lambda _: self._refresh_at, self._refresh_regularly),
@@ -446,17 +445,22 @@ class KadDht:
         if await self._joining.retry(self._peers):
             await self._neighbours.look_towards(bytes(self._host.peer_id))
 
-    async def _refresh_ranges(self) -> None:
+    async def _refresh_ranges(self, breadth: int | None = None) -> None:
         table = self._core.table
         due = table.due_for_refresh(trio.current_time(), self.settings.refresh_interval)
+        # Those closest to us, whom the look-up of our own id has just found, are all there are
+        # in the ranges behind the farthest of them.
+        near = table.closest(table.own, self.settings.bucket_size)
+        deepest = common_prefix(table.own, point(near[-1])) if near else 0
         for bits in due:
-            breadth = GLANCE_BREADTH if table.is_full(bits) else None
-            key = random_key(table.own, bits, self._rng)
-            await self._neighbours.look_towards(key, breadth)
+            if bits <= deepest:
+                key = random_key(table.own, bits, self._rng)
+                await self._neighbours.look_towards(key, breadth)
 
     async def _refresh_regularly(self) -> None:
         self._schedule_refresh()
-        await self.refresh()
+        await self._neighbours.look_towards(bytes(self._host.peer_id))
+        await self._refresh_ranges(GLANCE_BREADTH)
 
     def _schedule_refresh(self) -> None:
         # Not all nodes at once: those started together would stay in step for ever.

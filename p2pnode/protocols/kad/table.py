@@ -90,6 +90,12 @@ class RoutingTable:
         bucket = self._bucket_of(peer)
         return bucket is not None and (peer in bucket.seen or peer in bucket.waiting)
 
+    def heard_of(self, peer: PeerId) -> float:
+        """Return when a peer of the table was last heard of; minus infinity for others."""
+        bucket = self._bucket_of(peer)
+        entry = bucket.seen.get(peer) if bucket else None
+        return entry.heard if entry else float("-inf")
+
     def group_of(self, peer: PeerId) -> bytes | None:
         """Return the network that a peer in the table counts for."""
         bucket = self._bucket_of(peer)
@@ -125,7 +131,7 @@ class RoutingTable:
             self._order = sorted(self._buckets, reverse=True)
         entry = bucket.seen.pop(peer, None)
         if entry is not None:
-            entry.heard = now
+            entry.heard = max(entry.heard, now)
             bucket.seen[peer] = entry
             return None
         bucket.waiting.pop(peer, None)

@@ -126,7 +126,8 @@ def test_liars_cannot_make_it_grow_without_bound():
     lookup.receive_answer(PEERS[0], _named(map(_peer, range(100, 3000))), 0.0)
     everybody = _by_distance(TARGET, [PEERS[0], *map(_peer, range(100, 3000))])
     assert len(lookup._order) == MAX_CANDIDATES
-    assert [peer for _, peer in lookup._order] == everybody[:MAX_CANDIDATES]
+    order = [each.contact.peer_id for _, each in lookup._order]
+    assert order == everybody[:MAX_CANDIDATES]
 
 
 @pytest.mark.parametrize("size", [2, 5, 30, 300])
