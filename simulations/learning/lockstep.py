@@ -46,10 +46,9 @@ class LockstepExperts(ExpertSource):
 
     def __init__(self, caller: ExpertCaller) -> None:
         self._caller = caller
-        self._requests: queue.SimpleQueue[Callable[[], Awaitable[Any]] | _Done] = (
-            queue.SimpleQueue()
-        )
-        self._answers: queue.SimpleQueue[_Done] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Callable[[], Awaitable[Any]] | _Done]
+        self._answers: queue.SimpleQueue[_Done]
+        self._abandoned = False
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run blocking code that calls these experts.
@@ -60,20 +59,26 @@ class LockstepExperts(ExpertSource):
         Returns:
             What `work` returns.
         """
+        self._requests, self._answers, self._abandoned = (
+            queue.SimpleQueue(),
+            queue.SimpleQueue(),
+            False,
+        )
         thread = threading.Thread(target=self._work, args=(work,), name="p2pnode lockstep")
         thread.start()
-        while not isinstance(request := self._requests.get(), _Done):
-            try:
-                answer = _Done(await request())
-            except P2PNodeError as error:
-                answer = _Done(error=error)
-            except BaseException:
-                self._answers.put(_Done(error=_AbandonedError()))
-                thread.join()
-                self._requests.get()  # its end, which nobody asks for
-                raise
-            self._answers.put(answer)
-        thread.join()
+        try:
+            while not isinstance(request := self._requests.get(), _Done):
+                try:
+                    answer = _Done(await request())
+                except P2PNodeError as error:
+                    answer = _Done(error=error)
+                self._answers.put(answer)
+        except BaseException:
+            self._abandoned = True
+            self._answers.put(_Done(error=_AbandonedError()))
+            raise
+        finally:
+            thread.join()
         result: T = request.unwrap()
         return result
 
@@ -99,6 +104,8 @@ class LockstepExperts(ExpertSource):
 
     def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """Let trio make a call, and wait for it; in the thread."""
+        if self._abandoned:
+            raise _AbandonedError
         self._requests.put(call)
         result: T = self._answers.get().unwrap()
         return result

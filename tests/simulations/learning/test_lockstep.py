@@ -1,5 +1,6 @@
 """Blocking code in step with trio: it never runs beside it, and never outlives it."""
 
+import queue
 import threading
 
 import pytest
@@ -105,8 +106,7 @@ async def test_what_the_work_raises_is_raised_where_it_was_asked_for(autojump_cl
     assert await experts.run(lambda: "again") == "again"
 
 
-@pytest.mark.parametrize("stubborn", [False, True])
-async def test_a_cancelled_run_ends_its_work_at_once(autojump_clock, stubborn):
+async def test_a_cancelled_run_ends_its_work_at_once(autojump_clock):
     experts = LockstepExperts(Caller())
     ended = []
 
@@ -117,7 +117,8 @@ async def test_a_cancelled_run_ends_its_work_at_once(autojump_clock, stubborn):
             ended.append("swallowed")
         finally:
             ended.append("unwound")
-        return ended
+            experts.choose("ffn", [], 1)  # nobody is there to answer: it must not wait
+            ended.append("answered")
 
     with trio.move_on_after(5) as scope:
         await experts.run(work)
@@ -125,8 +126,36 @@ async def test_a_cancelled_run_ends_its_work_at_once(autojump_clock, stubborn):
     assert trio.current_time() == 5
     assert ended == ["unwound"]
     assert lockstep_threads() == []
-    if stubborn:
-        assert await experts.run(lambda: experts.live_experts("ffn", (1,))) == ["ffn.1"]
+    assert await experts.run(lambda: experts.live_experts("ffn", (1,))) == ["ffn.1"]
+
+
+async def test_an_interrupt_while_the_work_computes_ends_it_at_its_next_call(
+    autojump_clock, monkeypatch
+):
+    experts = LockstepExperts(Caller())
+    interrupted = threading.Event()
+    ended = []
+
+    class Interrupted(queue.SimpleQueue):
+        def get(self):
+            if self is experts._requests:
+                interrupted.set()
+                raise KeyboardInterrupt
+            return super().get()
+
+    def work():
+        interrupted.wait()
+        try:
+            experts.choose("ffn", [], 1)
+        finally:
+            ended.append("unwound")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(queue, "SimpleQueue", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            await experts.run(work)
+    assert ended == ["unwound"]
+    assert lockstep_threads() == []
 
 
 async def test_a_bug_in_a_call_ends_the_work_and_is_raised(autojump_clock):
