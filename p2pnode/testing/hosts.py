@@ -67,7 +67,7 @@ class FullWorld:
             limits=limits,
             rng=random.Random(number),
         )
-        home = _Home(transport.machine)
+        home = _Home(transport)
         await self.nursery.start(partial(home.run, host, identify=identify))
         self.hosts[host.peer_id] = host
         self._homes[host.peer_id] = home
@@ -89,10 +89,17 @@ class FullWorld:
 
     def crash(self, host: NetworkHost) -> None:
         """Cut the power of a host's machine: it falls silent, and nobody is told."""
-        machine = self._homes[host.peer_id].machine
+        machine = self._homes[host.peer_id].transport.machine
         self.network.take_down(machine)
-        for peer_id in [each for each, home in self._homes.items() if home.machine is machine]:
+        homes = self._homes.items()
+        for peer_id in [each for each, home in homes if home.transport.machine is machine]:
             self._forget(peer_id).scope.cancel()
+
+    def kill(self, host: NetworkHost) -> None:
+        """End a host's process: its machine lives, and resets the connections."""
+        home = self._forget(host.peer_id)
+        home.transport.abort()
+        home.scope.cancel()
 
     async def leave(self, host: NetworkHost) -> None:
         """End a host in order: it says goodbye to its peers."""
@@ -108,8 +115,8 @@ class FullWorld:
 class _Home:
     """Where one host runs, and what ends it."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, transport: MemoryTransport) -> None:
+        self.transport = transport
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
 

@@ -8,7 +8,7 @@ import contextlib
 import math
 import operator
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import trio
@@ -239,6 +239,18 @@ class MemoryStream(trio.abc.HalfCloseableStream):
         self._wire = wire
         self._outgoing = outgoing
         self._incoming = incoming
+        self._on_close: Callable[[MemoryStream], object] | None = None
+
+    def on_close(self, act: "Callable[[MemoryStream], object]") -> None:
+        """Call `act` when this end is closed."""
+        self._on_close = act
+
+    def abort(self) -> None:
+        """Break both ends, as the system does for a process that was killed."""
+        end = self._wire.streams.index(self)
+        now = trio.current_time()
+        self._wire.receive_reset(1 - end, self._wire.flows[end].due(0, now))
+        self._wire.receive_reset(end, now)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `trio.abc.SendStream`."""
@@ -264,6 +276,9 @@ class MemoryStream(trio.abc.HalfCloseableStream):
         self._outgoing.close_sender()
         self._incoming.close_receiver(self._outgoing.eof_at)
         self._wire.note_closed()
+        if self._on_close is not None:
+            self._on_close(self)
+            self._on_close = None
         await trio.lowlevel.checkpoint()
 
 
@@ -278,6 +293,7 @@ class MemoryTransport(Transport):
     def __init__(self, network: VirtualNetwork, machine: Machine | None = None) -> None:
         self.network = network
         self.machine = machine or network.add_machine()
+        self._streams: dict[MemoryStream, None] = {}
 
     @property
     def ip(self) -> str:
@@ -313,6 +329,7 @@ class MemoryTransport(Transport):
                 await trio.aclose_forcefully(knock.carrier)  # the other end has it already
         if not isinstance(knock.carrier, MemoryStream):
             raise DialError(f"{address} cannot be reached: connection refused")
+        self.hold(knock.carrier)
         return RawConnection(
             stream=knock.carrier,
             local_address=tcp_address(self.ip, port),
@@ -336,9 +353,20 @@ class MemoryTransport(Transport):
             remote_address=tcp_address(*arrival.remote),
         )
         if isinstance(listener, MemoryListener) and listener.offer(remote):
+            listener.transport.hold(theirs)
             knock.carrier = ours
         else:
             wire.close(trio.current_time())
+
+    def hold(self, stream: MemoryStream) -> None:
+        """Take in an end of a connection that is on this machine."""
+        self._streams[stream] = None
+        stream.on_close(lambda each: self._streams.pop(each, None))
+
+    def abort(self) -> None:
+        """Break all connections, as the system does for a process that was killed."""
+        for stream in tuple(self._streams):
+            stream.abort()
 
     async def listen(self, address: Multiaddr) -> Listener:
         """See `Transport`."""
@@ -348,7 +376,7 @@ class MemoryTransport(Transport):
         port = _endpoint_of(address).port or self.machine.free_port()
         if port in self.machine.listeners:
             raise AddressInUseError(f"{address} is taken; listen on another port")
-        listener = MemoryListener(self.machine, port)
+        listener = MemoryListener(self, port)
         self.machine.listeners[port] = listener
         return listener
 
@@ -356,8 +384,9 @@ class MemoryTransport(Transport):
 class MemoryListener(Listener):
     """A listener on one port of a machine."""
 
-    def __init__(self, machine: Machine, port: int) -> None:
-        self._machine = machine
+    def __init__(self, transport: MemoryTransport, port: int) -> None:
+        self.transport = transport
+        self._machine = transport.machine
         self._port = port
         self._send, self._receive = trio.open_memory_channel[RawConnection](MAX_PENDING_ACCEPTS)
 

@@ -107,7 +107,7 @@ class LightHost(Host):
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
-                self.machine.listeners.pop(self.port, None)
+                self._stop_listening()
 
     def stop(self, told: str | None) -> None:
         """Leave the network; the peers are `told` why, or nothing."""
@@ -119,7 +119,11 @@ class LightHost(Host):
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
             self._nursery = None
-            self.machine.listeners.pop(self.port, None)
+            self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self.machine.listeners.get(self.port) is self:
+            del self.machine.listeners[self.port]
 
     @property
     def is_running(self) -> bool:

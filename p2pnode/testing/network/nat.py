@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
-_FIRST_PORT: Final = 1024
-_LAST_PORT: Final = 65535
+_PORTS: Final = range(1024, 65536)
+_FEW: Final = 64  # mappings that are not worth looking through for dead ones
 
 
 class Endpoint(NamedTuple):
@@ -78,6 +78,7 @@ class Router:
         self._by_key: dict[tuple[Endpoint, Endpoint | None], _Mapping] = {}
         self._by_port: dict[int, tuple[Endpoint, Endpoint | None]] = {}
         self._in_use: Counter[tuple[int, Endpoint]] = Counter()
+        self._many = _FEW  # when to look for dead mappings the next time
 
     def send(self, private: Endpoint, remote: Endpoint, now: float) -> Endpoint:
         """Let a packet out; returns the public endpoint it comes from."""
@@ -87,10 +88,13 @@ class Router:
             self._remove(key)
             mapping = None
         if mapping is None:
-            mapping = _Mapping(private, self._free_port(private.port, now), {})
+            if len(self._by_port) >= self._many:
+                self._prune(now)
+            mapping = _Mapping(private, self._free_port(private.port), {})
             self._by_key[key] = mapping
             self._by_port[mapping.port] = key
-        mapping.heard[remote] = now
+        mapping.heard.pop(remote, None)
+        mapping.heard[remote] = now  # the newest one last
         return Endpoint(self.ip, mapping.port)
 
     def receive(self, remote: Endpoint, port: int, now: float) -> Endpoint | None:
@@ -146,21 +150,26 @@ class Router:
         return mapping.heard.get(remote, -math.inf)
 
     def _lives(self, mapping: _Mapping, now: float) -> bool:
-        for remote in tuple(mapping.heard):
-            if self._last_use(mapping, remote, now) + self.timeout < now:
-                del mapping.heard[remote]
-        return bool(mapping.heard)
+        return any(
+            self._last_use(mapping, remote, now) + self.timeout >= now
+            for remote in reversed(mapping.heard)
+        )
 
     def _remove(self, key: tuple[Endpoint, Endpoint | None]) -> None:
         mapping = self._by_key.pop(key)
         del self._by_port[mapping.port]
 
-    def _free_port(self, wanted: int, now: float) -> int:
-        """Choose a public port: the private one if it can be had, except where none lasts."""
-        if len(self._by_port) > (_LAST_PORT - _FIRST_PORT) // 2:
-            for key in [each for each, one in self._by_key.items() if not self._lives(one, now)]:
+    def _prune(self, now: float) -> None:
+        for key in [each for each, one in self._by_key.items() if not self._lives(one, now)]:
+            self._remove(key)
+        if len(self._by_port) >= len(_PORTS) // 2:  # as a router does that runs out of memory
+            for key in tuple(self._by_key)[: len(self._by_key) // 2]:
                 self._remove(key)
+        self._many = max(_FEW, min(2 * len(self._by_port), len(_PORTS) // 2))
+
+    def _free_port(self, wanted: int) -> int:
+        """Choose a public port: the private one if it can be had, except where none lasts."""
         port = wanted
         while port in self._by_port or (self.kind is Nat.SYMMETRIC and port == wanted):
-            port = self._rng.randint(_FIRST_PORT, _LAST_PORT)
+            port = self._rng.choice(_PORTS)
         return port
