@@ -191,8 +191,10 @@ PUNCHABLE = {
     for one in Nat
     for other in Nat
     if Nat.SYMMETRIC not in {one, other}
-    or {one, other} <= {Nat.SYMMETRIC, Nat.RESTRICTED, Nat.FULL_CONE, Nat.NONE}
-    and {one, other} != {Nat.SYMMETRIC}
+    or (
+        {one, other} <= {Nat.SYMMETRIC, Nat.RESTRICTED, Nat.FULL_CONE, Nat.NONE}
+        and {one, other} != {Nat.SYMMETRIC}
+    )
 }
 
 
