@@ -1,3 +1,4 @@
+import itertools
 import random
 import statistics
 
@@ -75,7 +76,7 @@ def test_regions_and_grades_add_up(make_network):
 def test_grades_get_worse_in_their_order():
     ordered = [GRADES[name] for name in ("lan", "fibre", "dsl", "mobile", "satellite", "absurd")]
     assert list(GRADES.values()) == ordered
-    for better, worse in zip(ordered, ordered[1:], strict=False):
+    for better, worse in itertools.pairwise(ordered):
         assert better.up >= worse.up
         assert better.delay < worse.delay
         assert better.loss <= worse.loss
