@@ -14,6 +14,7 @@ In a closed run every entry must prove membership, and ends with it. The run's i
 public key, so any DHT server can check that without knowing the run.
 """
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from p2pnode.wire.peer_id import PeerId
 MAX_SKEW: Final = 3.0  # seconds by which another machine's clock may be ahead
 _MAX_OPENED: Final = 16_384  # verified entries remembered: an entry is met many times
 _MAX_PROOFS: Final = 4096
+_MAX_VALUES: Final = 16  # read lately; a value has up to 1000 entries
 
 VerifyMembership = Callable[[bytes, str, PeerId, float], float]
 """Takes (token, run id, peer, now); returns when the token expires, or raises P2PNodeError."""
@@ -84,7 +86,7 @@ class EntryCache:
 
     def __init__(self, limit: int = _MAX_OPENED) -> None:
         self._limit = limit
-        self._opened: OrderedDict[tuple[bytes, Place], Entry] = OrderedDict()
+        self._opened: OrderedDict[bytes, tuple[Place, Entry]] = OrderedDict()
         self.verified = 0
 
     def __len__(self) -> int:
@@ -96,13 +98,24 @@ class EntryCache:
         Raises:
             ProtocolError: see there.
         """
-        entry = self._opened.get((sealed, place))
-        if entry is None:
-            entry = self._opened[sealed, place] = open_entry(place, sealed)
+        known, entry = self._opened.get(sealed, (None, None))
+        if entry is None or known != place:
+            entry = open_entry(place, sealed)
+            self._opened[sealed] = (place, entry)
             self.verified += 1
             if len(self._opened) > self._limit:
                 self._opened.popitem(last=False)
         return entry
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A value as it was read: entries that were verified, the freshest first."""
+
+    place: Place
+    opened: list[Opened]
+    soonest: float  # when the first of them expires
+    is_merged: bool  # whether a merge leaves it as it is until then
 
 
 class IndexValidator(Validator):
@@ -119,6 +132,7 @@ class IndexValidator(Validator):
         self._verify = verify
         self._cache = EntryCache() if cache is None else cache
         self._proofs: OrderedDict[tuple[bytes, str, PeerId], float] = OrderedDict()
+        self._values: OrderedDict[bytes, _Value] = OrderedDict()
 
     def validate(self, key: bytes, value: bytes, now: float) -> None:
         """See `Validator`."""
@@ -136,14 +150,20 @@ class IndexValidator(Validator):
     def merge(self, key: bytes, values: Sequence[bytes], now: float) -> bytes:
         """See `Validator`."""
         place = place_of(key)
-        kept = _standing(self._opened(place, values, now), bounds_of(place))
-        return encode_index(sorted(sealed for _, sealed, _ in kept)) if kept else b""
+        read = [self._read(place, value) for value in values]
+        if len(read) == 1 and read[0].is_merged and now < read[0].soonest:
+            return values[0]
+        kept = _standing(_joined(read, now), bounds_of(place))
+        if not kept:
+            return b""
+        merged = encode_index([sealed for (_, sealed), _ in kept])
+        self._remember(merged, place, [opened for opened, _ in kept], is_merged=True)
+        return merged
 
     def expires(self, key: bytes, value: bytes) -> float | None:
         """See `Validator`: when its last entry does."""
-        place = place_of(key)
-        entries = (self._cache.open(place, each) for each in decode_index(place, value))
-        return max((entry.expiry for entry in entries), default=0.0)
+        opened = self._read(place_of(key), value).opened
+        return max((entry.expiry for entry, _ in opened), default=0.0)
 
     def lacks(self, key: bytes, held: bytes | None, best: bytes, now: float) -> bool:
         """See `Validator`: fewer live hosts count, or one withdrawn; a missed renewal does not."""
@@ -162,13 +182,27 @@ class IndexValidator(Validator):
     def standing(self, key: bytes, value: bytes, now: float) -> list[tuple[Entry, int]]:
         """List the entries of a valid value, the freshest first, with the places each holds."""
         place = place_of(key)
-        kept = _standing(self._opened(place, [value], now), bounds_of(place))
-        return [(entry, places) for entry, _, places in kept]
+        kept = _standing(_joined([self._read(place, value)], now), bounds_of(place))
+        return [(entry, places) for (entry, _), places in kept]
 
-    def _opened(self, place: Place, values: Sequence[bytes], now: float) -> list[Opened]:
-        distinct = dict.fromkeys(each for value in values for each in decode_index(place, value))
-        opened = ((self._cache.open(place, sealed), sealed) for sealed in distinct)
-        return [(entry, sealed) for entry, sealed in opened if entry.expiry > now]
+    def _read(self, place: Place, value: bytes) -> _Value:
+        """Open a value's entries, or recall them: the same one is merged into again and again."""
+        found = self._values.get(value)
+        if found is None or found.place != place:
+            sealed = decode_index(place, value)
+            opened = [(self._cache.open(place, each), each) for each in sealed]
+            found = self._remember(value, place, opened, is_merged=False)
+        return found
+
+    def _remember(
+        self, value: bytes, place: Place, opened: list[Opened], *, is_merged: bool
+    ) -> _Value:
+        soonest = min((entry.expiry for entry, _ in opened), default=math.inf)
+        found = self._values[value] = _Value(place, opened, soonest, is_merged)
+        self._values.move_to_end(value)
+        if len(self._values) > _MAX_VALUES:
+            self._values.popitem(last=False)
+        return found
 
     def _check_membership(self, place: Place, entry: Entry, now: float) -> None:
         if place.is_open:
@@ -189,18 +223,33 @@ class IndexValidator(Validator):
             raise ProtocolError("an index entry outlives its membership")
 
 
-def _standing(opened: Iterable[Opened], bounds: Bounds) -> list[tuple[Entry, bytes, int]]:
-    """Choose the places that stand, and return who holds any, the freshest first.
+def _joined(values: Iterable[_Value], now: float) -> list[Opened]:
+    """Return the entries of all values that have not expired, each once, the freshest first."""
+    distinct = {
+        sealed: (entry, sealed)
+        for value in values
+        for entry, sealed in value.opened
+        if entry.expiry > now
+    }
+    return sorted(distinct.values(), key=lambda each: (each[0].issued, each[1]), reverse=True)
+
+
+def _standing(order: Iterable[Opened], bounds: Bounds) -> list[tuple[Opened, int]]:
+    """Choose the places that stand, and return who holds any, and which.
 
     Takes time in proportion to the coordinates named; a place's rank is the number of fresher
     ones of its coordinate.
+
+    Args:
+        order: entries, the freshest first.
+        bounds: how many places stand.
     """
-    order = sorted(opened, key=lambda each: (each[0].issued, each[1]), reverse=True)
     named: dict[PeerId, int] = {}  # coordinates that a fresher entry of the peer speaks of
     count = [0] * SPAN
-    ranked: list[tuple[Entry, bytes, list[tuple[int, int]]]] = []
+    ranked: list[tuple[Opened, list[tuple[int, int]]]] = []
     taken = [0] * bounds.per_coordinate  # places of each rank
-    for entry, sealed in order:
+    for opened in order:
+        entry, _ = opened
         before = named.get(entry.peer_id, 0)
         says = entry.served | entry.withdrawn
         named[entry.peer_id] = before | says
@@ -212,17 +261,17 @@ def _standing(opened: Iterable[Opened], bounds: Bounds) -> list[tuple[Entry, byt
                 taken[rank] += 1
                 places.append((rank, bit))
         if places:
-            ranked.append((entry, sealed, places))
+            ranked.append((opened, places))
     full, left = _last_rank(taken, bounds.places)
     found = []
-    for entry, sealed, places in ranked:
+    for opened, places in ranked:
         standing = 0
         for rank, bit in places:
             if rank < full or (rank == full and left > 0):
                 left -= rank == full
                 standing |= 1 << bit
         if standing:
-            found.append((entry, sealed, standing))
+            found.append((opened, standing))
     return found
 
 

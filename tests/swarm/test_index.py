@@ -173,6 +173,30 @@ def test_an_expired_entry_is_no_offence_but_is_dropped(index):
     assert index.expires(KEY, value) == NOW - 1
 
 
+def test_what_was_merged_before_loses_its_entries_as_they_expire(index):
+    value = encode_index([_sealed(), _sealed(1, lifetime=5.0)])
+    merged = index.merge(KEY, [value, value], NOW)
+    for now, left in ((NOW, 2), (NOW + 4.9, 2), (NOW + 5, 1), (NOW + 9.9, 1)):
+        kept = index.merge(KEY, [merged], now)
+        assert len(decode_index(PLACE, kept)) == left
+        assert len(index.standing(KEY, merged, now)) == left
+    assert index.merge(KEY, [merged], NOW + 10) == b""
+
+
+def test_a_value_read_in_one_place_is_not_taken_for_one_of_another(index):
+    value = encode_index([_sealed()])
+    index.validate(KEY, value, NOW)
+    index.merge(KEY, [value], NOW)
+    with pytest.raises(ProtocolError):
+        index.merge(replace(PLACE, prefix="ffn1").key, [value], NOW)
+
+
+def test_the_memory_of_values_is_bounded(index):
+    for n in range(40):
+        index.merge(KEY, [encode_index([_sealed(issued=NOW + n / 100)])], NOW)
+    assert len(index._values) == 16
+
+
 def test_of_each_peer_what_it_said_last_of_a_coordinate_counts(index):
     old, new = _sealed(served=0b011), _sealed(issued=NOW + 1, served=0b100, withdrawn=0b010)
     merged = index.merge(KEY, [encode_index([new]), encode_index([old, _sealed(1)])], NOW)
