@@ -69,11 +69,11 @@ class Gossip:
         """Ask for what we have not seen, within what we may ask of one peer."""
         peer = self._state.peers[peer_id]
         settings = self._settings
-        if self._state.scores.score(peer_id) < settings.gossip_threshold:
-            return
         peer.ihaves += 1
         room = settings.max_ihave_length - peer.asked
         if peer.ihaves > settings.max_ihave_messages or room <= 0:
+            return
+        if self._state.scores.score(peer_id) < settings.gossip_threshold:
             return
         if ihave.topic not in self._state.topics:
             return

@@ -12,7 +12,7 @@ before the protobuf library sees it.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -168,6 +168,15 @@ class IDontWant:
         return pubsub_pb2.ControlMessage(idontwant=[unwanted]).SerializeToString(deterministic=True)
 
 
+class _WithIds(Protocol):
+    """A control message that names messages."""
+
+    @property
+    def messageIDs(self) -> Sequence[bytes]: ...  # noqa: N802  # as the specification has it
+
+
+_Named = TypeVar("_Named", bound=_WithIds)
+
 Control = Graft | Prune | IHave | IWant | IDontWant
 Piece = Interest | Message | Control
 
@@ -188,7 +197,7 @@ class RpcLimits:
     Attributes:
         messages: how many messages.
         controls: how many subscriptions, control messages and peers of them, all told.
-        ids: how many message ids are read of one control message.
+        ids: how many message ids are read of all its control messages of one kind.
     """
 
     messages: int
@@ -212,7 +221,7 @@ def encode(rpc: Rpc) -> bytes:
 
 
 def decode(data: bytes, limits: RpcLimits) -> Rpc:
-    """Read an RPC.
+    """Read an RPC. What it says twice about one topic counts once, as it says it last.
 
     Raises:
         ProtocolError: it is malformed, or holds more elements than `limits` allows.
@@ -225,7 +234,10 @@ def decode(data: bytes, limits: RpcLimits) -> Rpc:
     try:
         return Rpc(
             subscriptions=tuple(
-                Interest(each.topicid, each.subscribe) for each in raw.subscriptions
+                Interest(topic, wanted=wanted)
+                for topic, wanted in {
+                    each.topicid: each.subscribe for each in raw.subscriptions
+                }.items()
             ),
             messages=tuple(_decode_message(each) for each in raw.publish),
             control=_decode_control(raw.control, limits) if raw.HasField("control") else (),
@@ -248,11 +260,11 @@ def _decode_message(raw: pubsub_pb2.Message) -> Message:
 def _decode_control(raw: pubsub_pb2.ControlMessage, limits: RpcLimits) -> tuple[Control, ...]:
     """Read control messages: what ends a delivery comes before what starts one."""
     control: list[Control] = []
-    control.extend(IDontWant(_ids(each.messageIDs, limits)) for each in raw.idontwant)
-    control.extend(IHave(each.topicID, _ids(each.messageIDs, limits)) for each in raw.ihave)
-    control.extend(IWant(_ids(each.messageIDs, limits)) for each in raw.iwant)
-    control.extend(Graft(each.topicID) for each in raw.graft)
-    for prune in raw.prune:
+    control.extend(IDontWant(ids) for _, ids in _read_ids(raw.idontwant, limits.ids))
+    control.extend(IHave(each.topicID, ids) for each, ids in _read_ids(raw.ihave, limits.ids))
+    control.extend(IWant(ids) for _, ids in _read_ids(raw.iwant, limits.ids))
+    control.extend(Graft(topic) for topic in dict.fromkeys(each.topicID for each in raw.graft))
+    for prune in {each.topicID: each for each in raw.prune}.values():
         hints = tuple(
             PeerHint(PeerId(each.peerID), each.signedPeerRecord)
             for each in prune.peers[:MAX_PX_PEERS]
@@ -263,9 +275,16 @@ def _decode_control(raw: pubsub_pb2.ControlMessage, limits: RpcLimits) -> tuple[
     return tuple(control)
 
 
-def _ids(raw: Sequence[bytes], limits: RpcLimits) -> tuple[bytes, ...]:
-    """Read message ids; those beyond the limit are left out, as other implementations do."""
-    return tuple(each for each in raw[: limits.ids] if 0 < len(each) <= MAX_ID_BYTES)
+def _read_ids(raw: Iterable[_Named], limit: int) -> Iterator[tuple[_Named, tuple[bytes, ...]]]:
+    """Read the ids of each control message, as far as there are any.
+
+    Those beyond the limit are left out, as other implementations do.
+    """
+    for each in raw:
+        some = each.messageIDs[:limit]
+        limit -= len(some)
+        if ids := tuple(one for one in some if 0 < len(one) <= MAX_ID_BYTES):
+            yield each, ids
 
 
 # --- counting before decoding -------------------------------------------------------------------
@@ -273,24 +292,53 @@ def _ids(raw: Sequence[bytes], limits: RpcLimits) -> tuple[bytes, ...]:
 _PUBLISH: Final = 2  # field of an RPC
 _CONTROL: Final = 3  # field of an RPC
 _PRUNE: Final = 4  # field of a control message
+_WITH_IDS: Final = frozenset({1, 2, 5})  # fields of a control message: IHAVE, IWANT, IDONTWANT
+_LENGTH_DELIMITED: Final = 2  # a kind of fields
+_TOO_MANY: Final = "a pubsub RPC holds too many elements"
 
 
 def _check_counts(data: memoryview, limits: RpcLimits) -> None:
     messages = controls = 0
-    for is_message in _elements(data):
+    for is_message in _elements(data, len(_WITH_IDS) * limits.ids):
         messages += is_message
         controls += not is_message
         if messages > limits.messages or controls > limits.controls:
-            raise ProtocolError("a pubsub RPC holds too many elements")
+            raise ProtocolError(_TOO_MANY)
 
 
-def _elements(data: memoryview) -> Iterator[bool]:
-    """Yield for each element that costs memory of its own whether it is a message."""
+def _elements(data: memoryview, max_ids: int) -> Iterator[bool]:
+    """Yield for each element that costs memory of its own whether it is a message.
+
+    Ids cost less, and there may be more of them; they are counted here.
+    """
     for field, value in walk_fields(data):
         yield field == _PUBLISH
         if field == _CONTROL:
             for kind, body in walk_fields(value):
                 yield False
+                if kind in _WITH_IDS:
+                    max_ids -= _count_ids(body, max_ids)
                 if kind == _PRUNE:
                     for _ in walk_fields(body):
                         yield False
+
+
+def _count_ids(body: memoryview, most: int) -> int:
+    """Count the ids in a control message, and its few other fields.
+
+    There can be thousands of honest ones, so those in the usual form, with a tag and a length of
+    a byte each, are passed over quickly.
+    """
+    count = offset = 0
+    data = bytes(body)
+    end = len(data) - 1
+    while offset < end and data[offset] & 0x87 == _LENGTH_DELIMITED and data[offset + 1] < 0x80:
+        offset += 2 + data[offset + 1]
+        count += 1
+        if count > most:
+            raise ProtocolError(_TOO_MANY)
+    for _ in walk_fields(body[offset:]):
+        count += 1
+        if count > most:
+            raise ProtocolError(_TOO_MANY)
+    return count

@@ -37,7 +37,7 @@ from p2pnode.wire.peer_id import PeerId
 TOPIC: Final = "news"
 STRICT: Final = "strict"  # a topic none of whose messages is valid
 BIG: Final = "big"  # a topic on which the friend publishes more than a peer's windows hold
-BIG_BYTES: Final = 100 * KIB
+BIG_BYTES: Final = 20 * KIB
 PATIENCE: Final = 5.0  # seconds for a message from the friend to the victim
 BEAT: Final = 1.0  # seconds between what an attacker says that counts by heartbeats
 
@@ -115,14 +115,12 @@ MALFORMED: Final[dict[str, bytes]] = {
     "of a PRUNE with half a million peers": varint.prefixed(
         b"\x1a" + varint.prefixed(b"\x22" + varint.prefixed(_of_nothing(b"\x12\x00")))
     ),
+    "of an IHAVE with half a million ids": varint.prefixed(
+        b"\x1a" + varint.prefixed(b"\x0a" + varint.prefixed(_of_nothing(b"\x12\x00")))
+    ),
     "by an author who is no peer": varint.prefixed(b"\x12\x04\x0a\x02\xff\xff"),
     "that stops half-way": varint.encode(4000) + bytes(100),
 }
-
-# An IHAVE of half a million ids without a byte: legal, and cut to what one peer may tell of.
-EMPTY_IDS: Final = varint.prefixed(b"\x1a" + varint.prefixed(b"\x0a" + varint.prefixed(
-    _of_nothing(b"\x12\x00")
-)))  # fmt: skip
 
 
 # --- peers that take part, and keep no rule ---------------------------------------------------

@@ -58,8 +58,12 @@ messages = st.builds(
 )
 
 
-def tuples(*strategies):
+def lists(*strategies):
     return [st.lists(each, max_size=3) for each in strategies]
+
+
+def by_topic(*strategies):
+    return [st.lists(each, max_size=3, unique_by=lambda one: one.topic) for each in strategies]
 
 
 rpcs = st.builds(
@@ -68,12 +72,14 @@ rpcs = st.builds(
         messages=tuple(published),
         control=tuple(each for kind in control for each in kind),
     ),
-    *tuples(
-        st.builds(Interest, topics, st.booleans()),
+    *by_topic(st.builds(Interest, topics, st.booleans())),
+    *lists(
         messages,
         st.builds(IDontWant, ids),
         st.builds(IHave, topics, ids),
         st.builds(IWant, ids),
+    ),
+    *by_topic(
         st.builds(Graft, topics),
         st.builds(
             Prune,
@@ -165,9 +171,38 @@ def test_too_many_elements_are_refused_before_they_are_decoded(data, limit, monk
 
 
 def test_as_many_elements_as_allowed_are_taken():
-    rpc = decode(nested(0x0A, 50) + nested(0x1A, 1, nested(0x1A, 49)), LIMITS)
-    assert len(rpc.subscriptions) == 50
-    assert len(rpc.control) == 49
+    interests = tuple(Interest(f"{n}", wanted=True) for n in range(50))
+    grafts = tuple(Graft(f"{n}") for n in range(49))
+    rpc = Rpc(subscriptions=interests, control=grafts)
+    assert decode(encode(rpc), LIMITS) == rpc
+
+
+def test_of_what_is_said_twice_about_one_topic_the_last_word_counts():
+    said = Rpc(
+        subscriptions=tuple(Interest("a", wanted=n % 2 == 0) for n in range(50)),
+        control=(*[Graft("a")] * 20, Prune("b", (), 1), Prune("b", (), 2)),
+    )
+    assert decode(encode(said), LIMITS) == Rpc(
+        subscriptions=(Interest("a", wanted=False),), control=(Graft("a"), Prune("b", (), 2))
+    )
+
+
+@pytest.mark.parametrize("kind", [lambda ids: IHave("a", ids), IWant, IDontWant])
+@pytest.mark.parametrize("lists", [1, 10])
+def test_far_more_ids_than_are_read_are_refused_before_they_are_decoded(kind, lists, monkeypatch):
+    bomb = encode(Rpc(control=(kind((b"x",) * (310 // lists)),) * lists))
+    many = encode(Rpc(control=(kind((b"x",) * (290 // lists)),) * lists))
+    assert sum(len(each.ids) for each in decode(many, LIMITS).control) == 100
+    monkeypatch.setattr("p2pnode.wire.pb.pubsub_pb2.RPC.FromString", None, raising=False)
+    with pytest.raises(ProtocolError, match="too many elements"):
+        decode(bomb, LIMITS)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=MAX_ID_BYTES), min_size=1, max_size=100))
+def test_as_many_ids_as_are_read_are_never_taken_for_a_bomb(many):
+    ids = tuple(many)
+    control = (IDontWant(ids), IHave("a topic of a name", ids[:-1] or ids), IWant(ids))
+    assert decode(encode(Rpc(control=control)), LIMITS).control == control
 
 
 @pytest.mark.parametrize(
@@ -192,6 +227,8 @@ def test_ids_beyond_the_limit_or_of_a_wrong_length_are_left_out():
     many = tuple(bytes([n + 1]) for n in range(150))
     (ihave,) = decode(encode(Rpc(control=(IHave("a", many),))), LIMITS).control
     assert ihave.ids == many[:100]
+    split = Rpc(control=(IWant(many[:60]), IWant(many[60:120]), IWant(many[120:])))
+    assert decode(encode(split), LIMITS).control == (IWant(many[:60]), IWant(many[60:100]))
     odd = (b"", b"x" * (MAX_ID_BYTES + 1), b"good")
     (iwant,) = decode(encode(Rpc(control=(IWant(odd),))), LIMITS).control
     assert iwant.ids == (b"good",)
