@@ -20,7 +20,8 @@ Against peers that lie, three rules:
   path that first named it and is asked on that path alone; each path has its share of the slots,
   and goes on until the closest peers it knows itself have answered. So whom a liar names may
   mislead its own path, and no other.
-- Who named peers of which few answer is not believed: the rest of what it named comes last.
+- Of those that one peer named only few are asked until some have answered. Where few do answer,
+  it is not believed: the rest of what it named comes last.
 - Of one network, no more than `max_per_group` are counted among the k closest while others are to
   be had.
 """
@@ -38,6 +39,7 @@ from p2pnode.wire.peer_id import PeerId
 MAX_CANDIDATES: Final = 512  # remembered per look-up: the closest; liars cannot make it grow
 _SLOWNESS: Final = 4.0  # a request is slow after so many times the slowest answer, at least
 _SCOUTS: Final = 2  # peers that each path asks, even when other paths know k that are closer
+_CREDIT: Final = 5  # requests under way to those that one peer named, before any has answered
 _DOUBT: Final = 3  # unanswered requests to those a peer named, from which on it may be doubted
 
 Named = tuple[Contact, bytes | None]  # a peer, and the network that it counts for
@@ -63,6 +65,7 @@ class _Candidate:
     is_slow: bool = False
     good: int = 0  # of those it named: how many answered,
     bad: int = 0  # and how many failed or are slow
+    open: int = 0  # and how many are asked
 
 
 class Lookup:
@@ -137,10 +140,7 @@ class Lookup:
             return []
         frontier, scouts = self._want()
         idle = [each for each in (*frontier, *scouts) if each.state is _State.KNOWN]
-        chosen = self._share(idle, slots, busy) if len(idle) > slots else idle
-        for each in chosen:
-            each.state, each.since = _State.ASKED, now
-            self._asked[each.contact.peer_id] = each
+        chosen = self._share(idle, slots, busy, now)
         if chosen:
             self._slow_at = min(self._slow_at, now + self._patience)
             self.asked += len(chosen)
@@ -154,7 +154,7 @@ class Lookup:
     ) -> None:
         """Take the answer of `peer`: the peers that it says are closer, each with its network."""
         candidate = self._known[peer]
-        self._asked.pop(peer, None)
+        self._close(candidate)
         self._patience = max(self._patience, _SLOWNESS * (now - candidate.since))
         if candidate.informer is not None:
             candidate.informer.good += 1
@@ -169,7 +169,7 @@ class Lookup:
     def receive_failure(self, peer: PeerId) -> None:
         """Leave `peer` out of the rest of the look-up."""
         candidate = self._known[peer]
-        self._asked.pop(peer, None)
+        self._close(candidate)
         if candidate.informer is not None and not candidate.is_slow:
             candidate.informer.bad += 1
         candidate.state, candidate.is_slow = _State.FAILED, False
@@ -226,21 +226,46 @@ class Lookup:
         """Tell whether a peer is one of the k closest known, answered or not."""
         return self._known[peer] in self._want()[0]
 
+    def _close(self, candidate: _Candidate) -> None:
+        """Note that a request has come to its end."""
+        asked = self._asked.pop(candidate.contact.peer_id, None)
+        if asked is not None and candidate.informer is not None:
+            candidate.informer.open -= 1
+
     # --- whom to ask ----------------------------------------------------------------------------
 
-    def _share(self, idle: list[_Candidate], slots: int, busy: list[int]) -> list[_Candidate]:
+    def _share(
+        self, idle: list[_Candidate], slots: int, busy: list[int], now: float
+    ) -> list[_Candidate]:
         """Give out free slots: to each path its share, the closest first, then what is left."""
         chosen: list[_Candidate] = []
-        if self._paths > 1:
+        if self._paths > 1 and len(idle) > slots:
             share = -(-self._alpha // self._paths)
             for turn in range(self._paths):
                 path = (self._turn + turn) % self._paths
                 own = [each for each in idle if each.path == path]
-                chosen += own[: max(0, min(share - busy[path], slots - len(chosen)))]
+                chosen += self._take(own, min(share - busy[path], slots - len(chosen)), now)
             self._turn = (self._turn + 1) % self._paths
-        if len(chosen) < slots:
-            chosen += [each for each in idle if each not in chosen][: slots - len(chosen)]
+        chosen += self._take(idle, slots - len(chosen), now)
         return sorted(chosen, key=_distance)
+
+    def _take(self, idle: list[_Candidate], count: int, now: float) -> list[_Candidate]:
+        """Mark up to `count` as asked; of those that one peer named only few, until some answer."""
+        chosen: list[_Candidate] = []
+        for each in idle:
+            if len(chosen) >= count:
+                break
+            informer = each.informer
+            if each.state is not _State.KNOWN:
+                continue
+            if informer is not None:
+                if informer.open >= _CREDIT + 2 * informer.good:
+                    continue
+                informer.open += 1
+            each.state, each.since = _State.ASKED, now
+            self._asked[each.contact.peer_id] = each
+            chosen.append(each)
+        return chosen
 
     def _want(self) -> tuple[list[_Candidate], list[_Candidate]]:
         """Return the k closest that may still count, and those that each path asks besides."""

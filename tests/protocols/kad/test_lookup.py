@@ -172,3 +172,125 @@ def test_it_always_ends_and_finds_only_those_that_answered(data):
             lookup.receive_failure(peer)
     assert lookup.is_finished(now)
     assert lookup.closest == [peer for peer in PEERS if peer in answered][:k]
+
+
+def test_each_path_asks_only_whom_it_heard_of_itself():
+    lookup = _lookup(PEERS[40:43], alpha=3, paths=3)
+    assert lookup.next_queries(0.0) == PEERS[40:43]
+    lookup.receive_answer(PEERS[40], _named(PEERS[:6]), 0.1)  # names many, all the closest
+    lookup.receive_answer(PEERS[41], _named([*PEERS[:6], PEERS[20]]), 0.1)
+    lookup.receive_answer(PEERS[42], _named([*PEERS[:6], PEERS[21]]), 0.1)
+    # One of each path, though the first path knows three that are closer.
+    assert lookup.next_queries(0.1) == [PEERS[0], PEERS[20], PEERS[21]]
+
+
+def test_a_path_without_anybody_to_ask_leaves_its_slots_to_the_others():
+    lookup = _lookup(PEERS[40:42], alpha=4, paths=2)
+    lookup.next_queries(0.0)
+    lookup.receive_answer(PEERS[40], _named(PEERS[:9]), 0.1)
+    lookup.receive_answer(PEERS[41], [], 0.1)
+    assert lookup.next_queries(0.1) == PEERS[:4]
+
+
+def test_a_path_goes_on_though_others_know_k_that_are_closer():
+    lookup = _lookup(PEERS[40:42], k=2, alpha=4, paths=2)
+    lookup.next_queries(0.0)
+    lookup.receive_answer(PEERS[40], _named(PEERS[:2]), 0.1)
+    lookup.receive_answer(PEERS[41], _named(PEERS[20:24]), 0.1)
+    assert lookup.next_queries(0.1) == [*PEERS[:2], *PEERS[20:22]]
+    for peer in PEERS[:2]:
+        lookup.receive_answer(peer, [], 0.2)
+    assert not lookup.is_finished(0.2)
+    for peer in PEERS[20:22]:
+        lookup.receive_answer(peer, [], 0.2)
+    assert lookup.is_finished(0.2)
+    assert lookup.closest == PEERS[:2]
+    assert lookup.hops == 2
+
+
+def test_who_names_the_dead_is_not_believed_any_longer():
+    lookup = _lookup(PEERS[40:42], k=8, alpha=3)
+    lookup.next_queries(0.0)
+    lookup.receive_answer(PEERS[40], _named(PEERS[:20]), 0.1)  # a liar
+    lookup.receive_answer(PEERS[41], _named(PEERS[30:40]), 0.1)
+    for peer in lookup.next_queries(0.1):
+        lookup.receive_failure(peer)
+    assert lookup.next_queries(0.2) == PEERS[30:33]
+    asked = []
+    for peer in PEERS[30:38]:
+        asked += lookup.next_queries(0.2)
+        lookup.receive_answer(peer, _named([PEERS[5]] if peer == PEERS[30] else []), 0.2)
+    assert PEERS[5] in asked  # for that one an honest peer vouches
+    assert not {*PEERS[3:5], *PEERS[6:20]} & set(asked)
+
+
+def test_slow_answers_count_against_who_named_them_until_they_come():
+    lookup = _lookup(PEERS[40:42], k=8, alpha=3, patience=1.0)
+    lookup.next_queries(0.0)
+    lookup.receive_answer(PEERS[40], _named(PEERS[:20]), 0.1)
+    lookup.receive_answer(PEERS[41], _named(PEERS[30:40]), 0.1)
+    slow = lookup.next_queries(0.1)
+    assert lookup.next_queries(1.2) == PEERS[30:33]
+    for peer in slow:
+        lookup.receive_answer(peer, [], 1.3)
+    for peer in PEERS[30:33]:
+        lookup.receive_answer(peer, [], 1.3)
+    assert lookup.next_queries(1.3) == PEERS[3:6]
+
+
+def test_one_network_gets_few_of_the_closest_places_while_there_are_others():
+    lookup = _lookup([], k=6, max_per_group=2)
+    seeds = [*_named(PEERS[:20], b"one"), *_named(PEERS[20:30])]
+    lookup = Lookup(TARGET, seeds, k=6, alpha=9, beta=3, patience=1.0, paths=1, max_per_group=2)
+    assert lookup.next_queries(0.0) == [*PEERS[:2], *PEERS[20:24]]
+    for peer in (*PEERS[:2], *PEERS[20:24]):
+        lookup.receive_answer(peer, [], 0.1)
+    assert lookup.is_finished(0.1)
+    assert lookup.closest == [*PEERS[:2], *PEERS[20:24]]
+    alone = Lookup(TARGET, _named(PEERS[:9], b"one"), k=6, alpha=9, beta=3, patience=1.0)
+    assert alone.next_queries(0.0) == PEERS[:6]
+
+
+def test_the_closest_that_lacks_something_is_named():
+    lookup = _lookup(PEERS[:8], k=4, alpha=4)
+    for peer in lookup.next_queries(0.0):
+        lookup.receive_answer(peer, [], 0.0)
+    assert lookup.lacking(PEERS[:2]) == PEERS[2]
+    assert lookup.lacking(PEERS[:4]) is None
+    assert lookup.is_among_closest(PEERS[3])
+    assert not lookup.is_among_closest(PEERS[4])
+
+
+@pytest.mark.parametrize("paths", [1, 3])
+@pytest.mark.parametrize("lie", ["the dead", "other liars"])
+def test_with_a_fifth_of_liars_the_true_closest_are_found(paths, lie):
+    rng = random.Random(9)
+    peers = [_peer(number) for number in range(500)]
+    liars = set(rng.sample(peers, 100))
+    tables = {peer: RoutingTable(peer, bucket_size=20, trust=60.0) for peer in peers}
+    for peer, table in tables.items():
+        for other in rng.sample(peers, 300):
+            table.receive_alive(other, 0.0)
+    dead = _by_distance(TARGET, (_peer(number) for number in range(10_000, 20_000)))[:200]
+    colluding = _by_distance(TARGET, liars)[:20]
+    asker = next(peer for peer in peers if peer not in liars)
+    lookup = _lookup(tables[asker].closest(TARGET, 20), paths=paths, patience=1.5)
+    now, waiting = 0.0, []
+    while not lookup.is_finished(now) and now < 30.0:
+        waiting += [(now + (0.05 if p in tables else 5.0), p) for p in lookup.next_queries(now)]
+        waiting.sort()
+        if waiting and waiting[0][0] <= lookup.next_deadline(now):
+            now, peer = waiting.pop(0)
+            if peer not in tables:
+                lookup.receive_failure(peer)
+            elif peer in liars:
+                told = rng.sample(dead, 20) if lie == "the dead" else colluding
+                lookup.receive_answer(peer, _named(told), now)
+            else:
+                found = tables[peer].closest(TARGET, 20, without={asker})
+                lookup.receive_answer(peer, _named(found), now)
+        else:
+            now = lookup.next_deadline(now)
+    honest = [peer for peer in _by_distance(TARGET, set(peers) - {asker})[:20] if peer not in liars]
+    assert len(set(honest) & set(lookup.closest)) >= len(honest) - 2
+    assert now < 8.0

@@ -1,4 +1,4 @@
-from p2pnode.protocols.kad.memory import MAX_KEYS, PeersByKey
+from p2pnode.protocols.kad.memory import MAX_KEYS, Absences, PeersByKey
 from p2pnode.wire.peer_id import PeerId
 
 PEERS = [PeerId(b"\x12\x20" + bytes([n]) * 32) for n in range(3)]
@@ -24,3 +24,24 @@ def test_the_number_of_keys_is_bounded_and_the_latest_are_kept():
     assert len(memory) == MAX_KEYS
     assert memory.recall(b"0", 0.0) == []
     assert memory.recall(b"kept", 0.0) == memory.recall(b"%d" % (MAX_KEYS + 4), 0.0) == PEERS
+
+
+def test_an_absence_is_remembered_for_its_lifetime_or_until_something_comes():
+    absences = Absences(3.0)
+    absences.remember(b"k", 5.0)
+    assert absences.holds(b"k", 7.9)
+    assert not absences.holds(b"k", 8.0)
+    assert not absences.holds(b"other", 5.0)
+    absences.remember(b"k", 8.0)
+    absences.forget(b"k")
+    absences.forget(b"unknown")
+    assert not absences.holds(b"k", 8.0)
+
+
+def test_absences_are_bounded():
+    absences = Absences(3.0)
+    for number in range(MAX_KEYS + 5):
+        absences.remember(b"%d" % number, 0.0)
+    assert len(absences) == MAX_KEYS
+    assert not absences.holds(b"0", 0.0)
+    assert absences.holds(b"%d" % (MAX_KEYS + 4), 0.0)
