@@ -174,9 +174,15 @@ class Announcer:
                 failures[place] = str(error)
             else:
                 by_run.setdefault(place.run_id, {})[place] = encode_index([sealed])
-        async with trio.open_nursery() as nursery:
-            for values in by_run.values():  # apart: what is wrong in one run is so in no other
-                nursery.start_soon(self._put, values, failures)
+        try:
+            async with trio.open_nursery() as nursery:
+                for values in by_run.values():  # apart: what is wrong in one run is so in no other
+                    nursery.start_soon(self._put, values, failures)
+        except BaseException:  # cut off: nobody knows what was stored
+            for place in due:
+                if place in self._announced:
+                    self._announced[place].due = -math.inf
+            raise
         self._settle(due, failures)
         texts = sorted(f"{each.run_id}/{each.prefix}: {why}" for each, why in failures.items())
         self._host.events.emit(ExpertsAnnounced(records=len(due), failures=tuple(texts)))

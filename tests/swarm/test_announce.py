@@ -380,3 +380,19 @@ async def test_what_is_wrong_in_one_run_does_not_keep_others_from_being_announce
             node.announcer.add([*expand("ffn0.0", CLOSED), *expand("ffn0.0", RUN)])
             assert len((await rounds.get()).failures) == 1
         assert set(await _hosts(first.directory, "ffn0")) == {0}
+
+
+async def test_what_was_cut_off_while_it_was_announced_is_still_due(swarm_network, autojump_clock):
+    async with swarm_network(delay=lambda _a, _b: 0.1) as net:
+        first = await net.start()
+        key = PrivateKey.from_seed(b"\7" * 32)
+        node = await net.start([first], key=key)
+        announcer = Announcer(node.host, node.dht, key)
+        announcer.add(expand("ffn0.0", RUN))
+        await announcer.announce()
+        announcer.remove(expand("ffn0.0", RUN))
+        with trio.move_on_after(0.05) as scope:
+            await announcer.announce()
+        assert scope.cancelled_caught
+        await announcer.announce()
+        assert await _hosts(first.directory, "ffn0") == {}
