@@ -382,16 +382,23 @@ async def test_what_is_wrong_in_one_run_does_not_keep_others_from_being_announce
         assert set(await _hosts(first.directory, "ffn0")) == {0}
 
 
-async def test_what_was_cut_off_while_it_was_announced_is_still_due(swarm_network, autojump_clock):
-    async with swarm_network(delay=lambda _a, _b: 0.1) as net:
+async def test_what_was_cut_off_while_it_was_announced_is_still_due(
+    swarm_network, autojump_clock, monkeypatch
+):
+    async with swarm_network() as net:
         first = await net.start()
         key = PrivateKey.from_seed(b"\7" * 32)
-        node = await net.start([first], key=key)
+        node = await net.start([first], key=key, server=False)
         announcer = Announcer(node.host, node.dht, key)
         announcer.add(expand("ffn0.0", RUN))
         await announcer.announce()
         announcer.remove(expand("ffn0.0", RUN))
-        with trio.move_on_after(0.05) as scope:
+
+        async def hang(_values, *, copies):
+            await trio.sleep_forever()
+
+        with monkeypatch.context() as stuck, trio.move_on_after(1) as scope:
+            stuck.setattr(node.dht, "put_many", hang)
             await announcer.announce()
         assert scope.cancelled_caught
         await announcer.announce()
