@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
+from multiaddr import Multiaddr
 
 from p2pnode.errors import ConnectionClosedError, ProtocolNotSupportedError
 from p2pnode.host import Connection
 from p2pnode.host.interfaces import Direction
 from p2pnode.testing.light.streams import OVERHEAD_BYTES, LightStream, Pipe
 from p2pnode.testing.network import Endpoint, Flow, Machine, VirtualNetwork, Wire
+from p2pnode.wire.addresses import tcp_address
 
 if TYPE_CHECKING:
     from p2pnode.testing.light.host import LightHost
@@ -94,8 +96,6 @@ class LightConnection(Connection):
         self.public_key = remote.public_key
         self.direction = direction
         dialled = direction == "outbound"
-        far = wire.endpoints[1 if dialled else 0]
-        self.remote_address = host.world.address_of(far)
         self.local_address = host.listening
         self.opened_at = self.last_used = trio.current_time()
         self._wire = wire
@@ -103,6 +103,14 @@ class LightConnection(Connection):
         self._streams: dict[LightStream, None] | None = None  # most connections have none
         self._held: list[Callable[[], object]] | None = None  # for when the wire resumes
         self._is_closed = False
+
+    def __getattr__(self, name: str) -> Multiaddr:
+        """Make the remote address when it is first asked for: few of a million ever are."""
+        if name != "remote_address":
+            raise AttributeError(name)
+        far = self._wire.endpoints[1 if self.direction == "outbound" else 0]
+        self.remote_address = tcp_address(far.ip, far.port)
+        return self.remote_address
 
     @property
     def is_closed(self) -> bool:
