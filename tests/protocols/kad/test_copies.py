@@ -19,7 +19,7 @@ def _holders(nodes, key=KEY):
 
 async def test_a_value_is_stored_at_as_many_of_the_closest_as_asked_for(dht_network):
     async with dht_network() as net:
-        nodes = await net.grow(40)
+        nodes = await net.grow(28)
         writer = await net.start(nodes[:1], mode="client")
         assert await writer.dht.put_many({KEY: b"v"}, copies=7) == {KEY: 7}
         assert _holders(nodes) == list(range(7))
@@ -30,7 +30,7 @@ async def test_a_value_is_stored_at_as_many_of_the_closest_as_asked_for(dht_netw
 @pytest.mark.parametrize("copies", [5, 1000])
 async def test_a_writer_that_is_close_enough_keeps_one_of_the_copies(dht_network, copies):
     async with dht_network() as net:
-        nodes = await net.grow(30)
+        nodes = await net.grow(26)
         ordered = sorted(nodes, key=lambda node: point(node.peer_id) ^ point(KEY))
         expected = min(copies, DhtSettings().bucket_size)
         assert await ordered[2].dht.put_many({KEY: b"v"}, copies=copies) == {KEY: expected}
@@ -60,17 +60,17 @@ class Joined(Validator):
 @pytest.mark.parametrize("is_renewed", [False, True])
 async def test_what_is_soon_stored_again_is_not_kept_beside_the_way(dht_network, is_renewed):
     async with dht_network() as net:
-        nodes = await net.grow(40, validators={"set": Joined(is_renewed)})
+        nodes = await net.grow(32, validators={"set": Joined(is_renewed)})
         await nodes[0].dht.put_many({KEY: b"v"}, copies=3)
         stored = len(_holders(nodes))
-        for node in nodes[10:30]:
+        for node in nodes[8:28]:
             assert await node.dht.get_value(KEY) == b"v"
         await trio.testing.wait_all_tasks_blocked()
         assert len(_holders(nodes)) == stored if is_renewed else len(_holders(nodes)) > stored
 
 
 async def test_holders_that_fell_silent_do_not_hold_up_the_next_look_up(dht_network):
-    async with dht_network(delay=lambda _a, _b: 0.01) as net:
+    async with dht_network() as net:
         nodes = await net.grow(12)
         reader = await net.start(nodes[:1], mode="client")
         await nodes[0].dht.put_value(KEY, b"v")
