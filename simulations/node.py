@@ -15,6 +15,7 @@ from multiaddr import Multiaddr
 from p2pnode.config import Settings
 from p2pnode.errors import NoPeersError
 from p2pnode.host import Host
+from p2pnode.protocols.kad.keys import point
 from p2pnode.swarm.announce import Announcer
 from p2pnode.swarm.index import EntryCache
 from p2pnode.swarm.network import build_dht
@@ -39,6 +40,7 @@ class Node:
         host: its network side.
         dht: its DHT.
         directory: how it finds experts.
+        point: where it is on the DHT's map of keys.
         started_at: when it started, in virtual seconds.
         joined_at: when it had joined the DHT, or None.
         is_up: whether it runs.
@@ -65,6 +67,7 @@ class Node:
         self.settings = settings
         self.rng = rng
         self.dht, self.directory = build_dht(host, settings, rng, cache)
+        self.point = point(host.peer_id)
         self.started_at = trio.current_time()
         self.joined_at: float | None = None
         self.is_up = True
@@ -84,7 +87,7 @@ class Node:
     @property
     def peer_id(self) -> PeerId:
         """Who it is."""
-        return self.key.peer_id
+        return self.host.peer_id
 
     @property
     def took_to_join(self) -> float:

@@ -14,7 +14,7 @@ def closest_to(world: World, key: bytes, asker: Node) -> Node:
     servers = (
         each for each in world.joined if each.dht.serves and each.liar is None and each is not asker
     )
-    return min(servers, key=lambda each: point(each.peer_id) ^ target)
+    return min(servers, key=lambda each: each.point ^ target)
 
 
 def begins_with(world: World, closest: Node) -> Callable[[Sequence[PeerId]], bool]:
