@@ -7,6 +7,8 @@ from p2pnode.config import NetworkSettings
 from p2pnode.errors import DialError, NoRouteError
 from p2pnode.host.node import MAX_UPKEEP_INTERVAL
 from p2pnode.testing.hosts import full_hosts
+from p2pnode.testing.light import light_hosts
+from p2pnode.testing.network import Fixed, VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
 
 OUTAGE = 900.0
@@ -129,3 +131,24 @@ async def test_on_another_network_all_may_be_dialled_at_once(autojump_clock, out
         listener = type(ours._local.listeners[0])
         monkeypatch.setattr(listener, "addresses", [tcp_address("10.7.7.7", 7)])
         assert await wait_connected(ours, other.peer_id, addresses) <= NOTICED + 1
+
+
+@pytest.mark.parametrize("worlds", [full_hosts, light_hosts])
+async def test_a_machine_without_power_is_back_in_seconds_in_both_fidelities(
+    autojump_clock, worlds
+):
+    network = VirtualNetwork(latency=Fixed(0.01))
+    async with worlds(network) as world:
+        machine = network.add_machine()
+        ours, theirs = await world.add_host(machine=machine), await world.add_host()
+        addresses = theirs.addresses
+        await ours.connect(theirs.peer_id, addresses)
+        network.take_down(machine)
+        await trio.sleep(OUTAGE)
+        assert not ours.connections()
+        with trio.move_on_after(OUTAGE):
+            await wait_connected(ours, theirs.peer_id, addresses)
+        network.bring_up(machine)
+        took = await wait_connected(ours, theirs.peer_id, addresses)
+        settings = NetworkSettings()
+        assert took <= settings.dial_attempt_timeout + settings.dial_backoff_alone + 1

@@ -99,6 +99,7 @@ class LightHost(Host):
         """Be on the network until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self.backoff.be_alone()
             if listen:
                 self._listens = True
                 self.machine.listeners[self.port] = self
@@ -335,6 +336,7 @@ class LightHost(Host):
         peer_id = connection.peer_id
         previous = self._connections.get(peer_id)
         self._connections[peer_id] = connection
+        self.backoff.meet(peer_id)
         if previous is not None:
             best = self._better(connection, previous)
             self._connections[peer_id] = best
@@ -373,6 +375,8 @@ class LightHost(Host):
                 known.own_until = trio.current_time() + self.settings.connected_address_ttl
         if seconds:
             self._seconds[peer_id] = seconds
+        if not self._connections:
+            self.backoff.be_alone()
         self.events.emit(ConnectionEnded(connection=connection, reason=reason))
 
     def _candidate(self, connection: LightConnection) -> Candidate[LightConnection]:
