@@ -28,7 +28,8 @@ class Snapshot:
         virtual: seconds passed in the simulation.
         real: seconds it took.
         horizon: when it will end, in virtual seconds, if the scenario has said so.
-        steps: how often a task ran until it had to wait: the events of the simulation.
+        ratio: virtual seconds a real one, in this phase so far.
+        rate: events a real second, in this phase so far; an event is one step of a task.
         nodes_up: how many nodes run.
     """
 
@@ -36,18 +37,9 @@ class Snapshot:
     virtual: float
     real: float
     horizon: float | None
-    steps: int
+    ratio: float
+    rate: float
     nodes_up: int
-
-    @property
-    def ratio(self) -> float:
-        """Virtual seconds a real one."""
-        return self.virtual / self.real if self.real else 0.0
-
-    @property
-    def steps_per_second(self) -> float:
-        """Events a real second."""
-        return self.steps / self.real if self.real else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +100,14 @@ class Pulse(trio.abc.Instrument):
 
     def snapshot(self, sim: "Simulation") -> Snapshot:
         """Describe the state of `sim` now."""
+        real, begun = self.real_seconds, self._begun[-1]
+        spent = real - begun.real
         return Snapshot(
             phase=sim.phase,
             virtual=sim.now,
-            real=self.real_seconds,
+            real=real,
             horizon=sim.horizon,
-            steps=self.steps,
+            ratio=(sim.now - begun.virtual) / spent if spent else 0.0,
+            rate=(self.steps - begun.steps) / spent if spent else 0.0,
             nodes_up=sim.world.nodes_up,
         )

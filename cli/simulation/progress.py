@@ -45,7 +45,7 @@ def describe(snapshot: Snapshot) -> str:
     return (
         f"{snapshot.phase}: {duration(snapshot.virtual)}{end} simulated in "
         f"{duration(snapshot.real)} ({snapshot.ratio:.1f} x), "
-        f"{snapshot.steps_per_second:,.0f} events/s, {count(snapshot.nodes_up, 'node')} up"
+        f"{snapshot.rate:,.0f} events/s, {count(snapshot.nodes_up, 'node')} up"
     )
 
 
@@ -111,7 +111,7 @@ class RunDisplay(Display):
         if snapshot.horizon:
             table.add_row("", ProgressBar(snapshot.horizon, snapshot.virtual, width=_BAR_WIDTH))
         table.add_row("real time", f"{duration(snapshot.real)}   {snapshot.ratio:.1f} x")
-        table.add_row("events/s", f"{snapshot.steps_per_second:,.0f}")
+        table.add_row("events/s", f"{snapshot.rate:,.0f}")
         table.add_row("nodes up", str(snapshot.nodes_up))
         self.show(table, describe(snapshot))
 

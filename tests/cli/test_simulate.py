@@ -143,7 +143,13 @@ def test_what_cannot_be_run_is_told_in_a_sentence(args, code, says, capsys):
 
 
 SNAPSHOT = Snapshot(
-    phase="joining", virtual=90.0, real=3.0, horizon=3600.0, steps=30_000, nodes_up=12
+    phase="joining",
+    virtual=90.0,
+    real=3.0,
+    horizon=3600.0,
+    ratio=30.0,
+    rate=10_000.0,
+    nodes_up=12,
 )
 
 
