@@ -6,13 +6,14 @@ the tasks.
 """
 
 from p2pnode.protocols.pubsub.core import Verdict
-from p2pnode.protocols.pubsub.info import PubSubInfo
+from p2pnode.protocols.pubsub.info import PeerGivenUp, PubSubInfo
 from p2pnode.protocols.pubsub.scoring import TopicScoreParams
 from p2pnode.protocols.pubsub.service import PubSub
 from p2pnode.protocols.pubsub.subscription import PubSubMessage, Subscription
 from p2pnode.protocols.pubsub.validation import Validator
 
 __all__ = [
+    "PeerGivenUp",
     "PubSub",
     "PubSubInfo",
     "PubSubMessage",

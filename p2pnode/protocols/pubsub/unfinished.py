@@ -1,8 +1,8 @@
 """RPCs of which only a part has come: how much of them is kept, and for how long.
 
-An RPC must be whole within a time. When more is kept of all of them than may be, the one whose
-time is over first gives way. An honest RPC takes a few round trips, so that is one of those who
-stall on purpose, not the one that came last.
+An RPC must be whole within a time. When more is kept of all of them than may be, the one gives way
+that has held the most for the longest. An honest RPC is small, or takes a few round trips, so that
+is one of those who stall on purpose, and neither the one that came last nor the first one.
 """
 
 from collections.abc import Iterator
@@ -78,6 +78,7 @@ class Unfinished:
                 self.size -= self._sizes.pop(scope, 0)
 
     def _give_way(self) -> None:
-        oldest = min(self._sizes, key=lambda scope: scope.deadline)
-        self.size -= self._sizes.pop(oldest)
-        oldest.cancel()
+        latest = self.deadline()  # of what begins now
+        worst = max(self._sizes, key=lambda each: self._sizes[each] * (latest - each.deadline))
+        self.size -= self._sizes.pop(worst)
+        worst.cancel()

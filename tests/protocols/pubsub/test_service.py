@@ -522,7 +522,7 @@ async def test_malformed_rpcs_end_the_stream_and_are_penalised(
         assert one._unfinished.size == 0
 
 
-async def test_of_half_rpcs_too_many_the_one_that_began_first_gives_way(autojump_clock, swarm_of):
+async def test_of_half_rpcs_too_many_the_one_kept_for_longest_gives_way(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
         (one,) = await swarm.add(max_partial_bytes=1_450_000)
         strangers = [await Stranger(await swarm.world.add_host()).open(one) for _ in range(3)]
@@ -542,6 +542,25 @@ async def test_of_half_rpcs_too_many_the_one_that_began_first_gives_way(autojump
         strangers[1].stream.reset()
         await trio.sleep(1)
         assert one._unfinished.size == 0
+
+
+async def test_a_small_rpc_does_not_give_way_to_large_ones_that_came_later(
+    autojump_clock, swarm_of
+):
+    async with swarm_of() as swarm:
+        (one,) = await swarm.add(max_partial_bytes=1_450_000)
+        small, *large = [await Stranger(await swarm.world.add_host()).open(one) for _ in range(4)]
+        rpc = varint.prefixed(encode(Rpc(subscriptions=(Interest(TOPIC, wanted=True),))))
+        await small.stream.send_all(rpc[:-1])
+        for each in large:
+            await trio.sleep(1)
+            await each.stream.send_all(varint.encode(1_000_000) + bytes(500_000))
+        await trio.sleep(1)
+        await small.stream.send_all(rpc[-1:])
+        await trio.sleep(1)
+        assert one.peers_of(TOPIC) == [small.peer_id]
+        with pytest.raises(P2PNodeError):
+            await large[0].stream.receive_some()
 
 
 async def test_an_rpc_must_be_whole_in_time_however_its_bytes_trickle(autojump_clock, swarm_of):
