@@ -8,7 +8,6 @@ all failed chooses again, among the others. `p2pnode.trainer.autograd` has the f
 Ryabinin & Gusev 2020 (Learning@home), section 3.2.
 """
 
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Final
@@ -192,7 +191,7 @@ class MixtureOfExperts(nn.Module):
             The groups of samples that were answered for, and the answers.
         """
         policy = self._forward_policy
-        until = time.monotonic() + policy.timeout
+        until = self._experts.now() + policy.timeout
         waiting = list(range(len(inputs[0])))
         groups: list[Group] = []
         answers: list[Answer] = []
@@ -216,7 +215,7 @@ class MixtureOfExperts(nn.Module):
                 else:
                     failures[group.name] = outcome
             waiting = [sample for sample in waiting if sample not in done]
-            policy = replace(policy, timeout=until - time.monotonic())
+            policy = replace(policy, timeout=until - self._experts.now())
             if policy.timeout <= 0 or any(isinstance(x, _OUR_TENSORS) for x in failures.values()):
                 break
         if any(len(answer.tensors) != 1 for answer in answers):

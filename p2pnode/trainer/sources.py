@@ -1,5 +1,6 @@
 """Where a mixture finds and calls its experts: the same layer runs over remote and local ones."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ class CallPolicy:
 
 class ExpertSource(ABC):
     """Finds and calls the experts of mixture layers."""
+
+    def now(self) -> float:
+        """Return the time, in seconds, of the clock that calls are timed by."""
+        return time.monotonic()
 
     @abstractmethod
     def choose(self, block: str, scores: Sequence[Scores], k: int) -> list[list[tuple[str, float]]]:

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import trio
+
 from p2pnode.errors import P2PNodeError
 from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall, ExpertSource, Scores
@@ -49,6 +51,11 @@ class LockstepExperts(ExpertSource):
         self._requests: queue.SimpleQueue[Callable[[], Awaitable[Any]] | _Done]
         self._answers: queue.SimpleQueue[_Done]
         self._abandoned = False
+        self._now = 0.0
+
+    def now(self) -> float:
+        """See `ExpertSource`: trio's time, which stands still while the work computes."""
+        return self._now
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run blocking code that calls these experts.
@@ -64,6 +71,7 @@ class LockstepExperts(ExpertSource):
             queue.SimpleQueue(),
             False,
         )
+        self._now = trio.current_time()
         thread = threading.Thread(target=self._work, args=(work,), name="p2pnode lockstep")
         thread.start()
         try:
@@ -72,6 +80,7 @@ class LockstepExperts(ExpertSource):
                     answer = _Done(await request())
                 except P2PNodeError as error:
                     answer = _Done(error=error)
+                self._now = trio.current_time()
                 self._answers.put(answer)
         except BaseException:
             self._abandoned = True

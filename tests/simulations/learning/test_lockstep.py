@@ -61,6 +61,18 @@ async def test_calls_take_virtual_time_and_the_work_takes_none(autojump_clock):
     assert lockstep_threads() == []
 
 
+async def test_the_work_reads_the_virtual_clock(autojump_clock):
+    experts = LockstepExperts(Caller())
+    await trio.sleep(5)
+
+    def work():
+        before = experts.now()
+        experts.forward(["a"], None)
+        return before, experts.now()
+
+    assert await experts.run(work) == (5, 15)
+
+
 async def test_other_tasks_run_only_while_the_work_waits(autojump_clock):
     experts = LockstepExperts(Caller())
     order = []
