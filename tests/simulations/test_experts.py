@@ -23,7 +23,7 @@ def test_new_trainers_find_the_best_of_all_experts(placement):
 
 
 def test_after_a_failure_the_living_are_found_and_the_dead_are_gone():
-    found, outcome = figures("experts-failure", nodes=20, trainers=2, **{"killed": 50.0})
+    found, outcome = figures("experts-failure", nodes=20, trainers=2, killed=50.0)
     assert outcome.is_good
     assert (found["nodes killed"], found["experts left"]) == (10, 80)
     assert 0 < found["last ghost"] <= 20
