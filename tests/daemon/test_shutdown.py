@@ -44,7 +44,11 @@ async def first(tmp_path, nursery):
 def host_of(first, tmp_path, **node):
     bootstrap = tuple(first.network.full_addresses())
     return node_on(
-        first.machines, tmp_path / "host", bootstrap=bootstrap, experts=("digits/ffn.[0:2]",), **node
+        first.machines,
+        tmp_path / "host",
+        bootstrap=bootstrap,
+        experts=("digits/ffn.[0:2]",),
+        **node,
     )
 
 

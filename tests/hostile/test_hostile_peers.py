@@ -387,7 +387,7 @@ INTRODUCTION_REASONS = {
 REQUEST_REASONS = {
     "of a giant length": "exceeds the limit",
     "of a length without end": "varint|length",
-    "of garbage": "not the protobuf",
+    "of garbage": "a protobuf ends inside",
     "of groups within groups": "unknown kind",
     "with half a million peers of nothing": "too many elements",
     "with half a million records": "too many elements",
@@ -396,7 +396,7 @@ REQUEST_REASONS = {
     "with a giant key": "too long",
     "with the record of another key": "another key",
     "with a record nobody can check": "",
-    "that stops half-way": "ended after 100 of 4000",
+    "that stops half-way": "ended after 102 of 4002",
 }
 
 MESSAGES = [
