@@ -1,6 +1,5 @@
 import copy
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from p2pnode.errors import (
     SchemaError,
     UnknownExpertError,
 )
-from p2pnode.trainer import mixture
 from p2pnode.trainer.local import LocalExperts
 from p2pnode.trainer.mixture import MixtureOfExperts, RemoteMixtureOfExperts, _group
 from p2pnode.trainer.remote import RemoteExperts
@@ -298,7 +296,7 @@ def test_tensors_that_no_expert_takes_are_not_sent_to_others(experts, error, cho
 def test_choosing_again_ends_with_the_time_of_the_batch(experts, monkeypatch):
     layer = layer_over(experts, k_best=1, forward_timeout=5.0)
     now = [100.0]
-    monkeypatch.setattr(mixture, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(experts, "now", lambda: now[0])
 
     def fail_slowly(calls, policy):
         experts.leave_out.update(call.name for call in calls)
