@@ -11,6 +11,7 @@ from p2pnode.config import PubSubSettings
 from p2pnode.errors import P2PNodeError, ProtocolError, StreamResetError
 from p2pnode.host import Connection, Stream
 from p2pnode.protocols.pubsub.outbox import Outbox
+from p2pnode.protocols.pubsub.pace import Pace
 from p2pnode.protocols.pubsub.state import Send
 from p2pnode.wire import varint
 from p2pnode.wire.peer_id import PeerId
@@ -26,6 +27,7 @@ class Link:
         inbound: the stream it sends on, if it has opened one.
         is_shunned: whether its RPCs were not listened to the last time.
         record: its signed peer record, or empty.
+        pace: how fast its messages are taken in.
     """
 
     def __init__(self, peer_id: PeerId, settings: PubSubSettings) -> None:
@@ -34,6 +36,7 @@ class Link:
         self.inbound: Stream | None = None
         self.is_shunned = False
         self.record = b""
+        self.pace = Pace(settings.messages_per_second_per_peer, settings.message_burst_per_peer)
         self._settings = settings
         self.outbox = self._new_outbox()
         self._changed = trio.Event()

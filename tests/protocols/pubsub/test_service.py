@@ -168,6 +168,25 @@ async def test_what_waits_for_a_slow_reader_is_bounded_in_bytes_too(autojump_clo
         assert slow.dropped == 1
 
 
+async def test_a_peer_that_sends_too_many_messages_is_read_slowly_and_loses_none(
+    autojump_clock, swarm_of
+):
+    async with swarm_of() as swarm:
+        one, two = await swarm.add(2, messages_per_second_per_peer=10.0, message_burst_per_peer=20)
+        await swarm.connect(one, two)
+        subscription = two.subscribe(TOPIC)
+        await trio.sleep(2)
+        began = trio.current_time()
+        for n in range(60):
+            await one.publish(TOPIC, b"%d" % n)
+        arrived = []
+        for n in range(60):
+            assert (await subscription.receive()).data == b"%d" % n
+            arrived.append(trio.current_time() - began)
+        assert arrived[19] < 0.1
+        assert 3.8 < arrived[-1] < 4.1
+
+
 async def test_what_cannot_be_published_is_refused(autojump_clock, swarm_of):
     async with swarm_of() as swarm:
         (one,) = await swarm.add(max_message_bytes=100, max_topics=1, max_topic_bytes=8)
