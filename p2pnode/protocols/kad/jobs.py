@@ -11,7 +11,6 @@ from typing import Final
 
 import trio
 
-
 LONGEST_NAP: Final = 60.0  # seconds
 
 

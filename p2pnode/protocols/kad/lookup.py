@@ -220,7 +220,9 @@ class Lookup:
     def lacking(self, has: Iterable[PeerId]) -> PeerId | None:
         """Name the closest peer that answered and is not among `has`."""
         having = set(has)
-        return next((peer for peer in self.closest if peer not in having), None)
+        answered = (each for _, each in self._order if each.state is _State.ANSWERED)
+        peers = (each.contact.peer_id for each in answered)
+        return next((peer for peer in peers if peer not in having), None)
 
     def is_among_closest(self, peer: PeerId) -> bool:
         """Tell whether a peer is one of the k closest known, answered or not."""

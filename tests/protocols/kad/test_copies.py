@@ -17,7 +17,9 @@ def _holders(nodes, key=KEY):
     return [place for place, node in enumerate(ordered) if node.dht._core.records.get(key, 0)]
 
 
-async def test_a_value_is_stored_at_as_many_of_the_closest_as_asked_for(dht_network):
+async def test_a_value_is_stored_at_as_many_of_the_closest_as_asked_for(
+    dht_network, autojump_clock
+):
     async with dht_network() as net:
         nodes = await net.grow(28)
         writer = await net.start(nodes[:1], mode="client")
@@ -28,7 +30,9 @@ async def test_a_value_is_stored_at_as_many_of_the_closest_as_asked_for(dht_netw
 
 
 @pytest.mark.parametrize("copies", [5, 1000])
-async def test_a_writer_that_is_close_enough_keeps_one_of_the_copies(dht_network, copies):
+async def test_a_writer_that_is_close_enough_keeps_one_of_the_copies(
+    dht_network, autojump_clock, copies
+):
     async with dht_network() as net:
         nodes = await net.grow(26)
         ordered = sorted(nodes, key=lambda node: point(node.peer_id) ^ point(KEY))
@@ -58,7 +62,9 @@ class Joined(Validator):
 
 
 @pytest.mark.parametrize("is_renewed", [False, True])
-async def test_what_is_soon_stored_again_is_not_kept_beside_the_way(dht_network, is_renewed):
+async def test_what_is_soon_stored_again_is_not_kept_beside_the_way(
+    dht_network, autojump_clock, is_renewed
+):
     async with dht_network() as net:
         nodes = await net.grow(32, validators={"set": Joined(is_renewed)})
         await nodes[0].dht.put_many({KEY: b"v"}, copies=3)
@@ -69,7 +75,9 @@ async def test_what_is_soon_stored_again_is_not_kept_beside_the_way(dht_network,
         assert len(_holders(nodes)) == stored if is_renewed else len(_holders(nodes)) > stored
 
 
-async def test_holders_that_fell_silent_do_not_hold_up_the_next_look_up(dht_network):
+async def test_holders_that_fell_silent_do_not_hold_up_the_next_look_up(
+    dht_network, autojump_clock
+):
     async with dht_network() as net:
         nodes = await net.grow(12)
         reader = await net.start(nodes[:1], mode="client")

@@ -2,8 +2,8 @@ import pytest
 from multiaddr import Multiaddr
 
 from p2pnode.config import DhtSettings
-from p2pnode.errors import ProtocolError
-from p2pnode.protocols.kad.core import KadCore
+from p2pnode.errors import ProtocolError, ResourceLimitError
+from p2pnode.protocols.kad.core import KadCore, time_text
 from p2pnode.protocols.kad.keys import point
 from p2pnode.protocols.kad.messages import Contact, Message, MessageType, Record
 from p2pnode.protocols.kad.validators import Validator
@@ -168,3 +168,59 @@ def test_a_node_is_near_a_key_when_it_is_among_the_k_closest(core):
 
 def _rank(key):
     return _by_distance(point(key), map(_peer, range(40))).index(OWN)
+
+
+def test_peers_without_a_sign_of_life_are_not_named_unless_connected(core):
+    late = 2 * DhtSettings().liveness_interval + 1.0
+    heard, connected, *_ = (peer for peer in core.table if peer != SENDER)
+    core.table.receive_alive(heard, late - 5.0)
+
+    def contact_of(peer):
+        return Contact(peer, (ADDRESS,), connected=peer == connected)
+
+    request = Message(type=MessageType.FIND_NODE, key=b"key")
+    answer = core.receive_request(SENDER, request, contact_of, late, WALL)
+    assert {each.peer_id for each in answer.closer} == {heard, connected}
+
+
+def test_a_copy_ends_when_the_first_one_does(core):
+    copy = Record(b"/n/x", b"999", time_text(WALL - 40.0))
+    _ask(core, MessageType.PUT_VALUE, b"/n/x", record=copy)
+    assert _ask(core, MessageType.GET_VALUE, b"/n/x").record == copy
+    assert _get(core, wall=WALL + 9.9) == b"999"
+    assert _get(core, wall=WALL + 10.0) is None
+
+
+@pytest.mark.parametrize("received", ["yesterday", "", time_text(WALL + 1e6), time_text(0.0)])
+def test_a_time_that_cannot_be_true_does_no_harm(core, received):
+    _ask(core, MessageType.PUT_VALUE, b"/n/x", record=Record(b"/n/x", b"999", received))
+    assert _get(core, wall=WALL + 4.9) == b"999"
+    assert _get(core, wall=WALL + 50.0) is None
+
+
+def test_a_value_stored_again_lives_on_and_an_older_copy_does_not_shorten_its_life(core):
+    _put(core, b"999")
+    _put(core, b"999", wall=WALL + 30.0)
+    old = Record(b"/n/x", b"999", time_text(WALL))
+    _ask(core, MessageType.PUT_VALUE, b"/n/x", WALL + 31.0, record=old)
+    assert _get(core, wall=WALL + 79.0) == b"999"
+    assert core.records.get(b"/n/x", WALL + 79.0).renewed == WALL + 31.0
+
+
+def test_a_sender_beyond_its_share_is_refused_and_others_are_not():
+    core = KadCore(OWN, DhtSettings(max_records_per_peer=2), {"n": Rising()})
+    for key in (b"/n/a", b"/n/b"):
+        _put(core, b"9", key)
+    with pytest.raises(ResourceLimitError):
+        _put(core, b"9", b"/n/c")
+    other = Record(b"/n/c", b"9")
+    assert _ask(core, MessageType.PUT_VALUE, b"/n/c", sender=CLIENT, record=other)
+    assert core.store(b"/n/d", b"9", WALL)
+
+
+def test_the_next_expiry_covers_values_and_providers(core):
+    assert core.next_expiry() == float("inf")
+    _ask(core, MessageType.ADD_PROVIDER, b"mh", providers=(Contact(SENDER, (ADDRESS,)),))
+    assert core.next_expiry() == WALL + 50.0
+    _put(core, b"7")
+    assert core.next_expiry() == WALL + 7.0

@@ -268,7 +268,7 @@ def test_with_a_fifth_of_liars_the_true_closest_are_found(paths, lie):
     peers = [_peer(number) for number in range(500)]
     liars = set(rng.sample(peers, 100))
     tables = {peer: RoutingTable(peer, bucket_size=20, trust=60.0) for peer in peers}
-    for peer, table in tables.items():
+    for table in tables.values():
         for other in rng.sample(peers, 300):
             table.receive_alive(other, 0.0)
     dead = _by_distance(TARGET, (_peer(number) for number in range(10_000, 20_000)))[:200]

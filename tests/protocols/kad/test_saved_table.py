@@ -50,7 +50,7 @@ async def test_a_file_that_cannot_be_written_is_told_of(tmp_path):
      '{"format": 1, "peers": {"QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N": ["x"]}}'],
 )  # fmt: skip
 def test_what_is_not_a_table_is_refused(text):
-    with pytest.raises(ValueError, match="format|not a saved|Expecting"):
+    with pytest.raises(ValueError, match=r"format|not a saved|Expecting"):
         parse(text)
 
 
