@@ -9,6 +9,7 @@ cut connection being followed by a new one.
 import functools
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from multiaddr import Multiaddr
 from p2pnode.config import DhtSettings, LimitSettings, NetworkSettings
 from p2pnode.errors import DialError, P2PNodeError
 from p2pnode.host import Stream
-from p2pnode.testing.hostile import crowds, handshakes, messages, negotiation, sessions
+from p2pnode.protocols.pubsub import PubSub
+from p2pnode.testing.hostile import crowds, gossip, handshakes, messages, negotiation, sessions
 from p2pnode.testing.hostile.arena import DEAF, ECHO, serve_everything, start_host
 from p2pnode.testing.hostile.attacker import Attack, Attacker
 from p2pnode.transport.base import RawConnection
@@ -69,6 +71,14 @@ ATTACKS: Final[Mapping[str, Attack]] = {
         KAD, messages.REQUESTS["with half a million peers of nothing"]
     ),
     "pings": messages.pings,
+    "valid pub/sub messages": gossip.valid_messages,
+    "forged pub/sub messages": gossip.forgeries,
+    "pub/sub bombs": gossip.repeated(
+        gossip.MALFORMED["of an IHAVE with half a million ids"], times=1
+    ),
+    "IHAVE flood": gossip.ihave_flood,
+    "IWANT flood": gossip.iwant_flood,
+    "subscriptions that flip": gossip.flips,
 }
 
 
@@ -106,6 +116,9 @@ async def run_victim() -> None:
         limits = LimitSettings(exempt_subnets=())  # loopback is like any other network here
         host = await start_host(nursery, TcpTransport(), 1, NetworkSettings(), limits=limits)
         await serve_everything(nursery, host)
+        pubsub = PubSub(host, host.key, rng=random.Random(1))
+        await nursery.start(pubsub.run)
+        pubsub.subscribe(gossip.TOPIC, queue=1)
         host.set_handler(SOURCE, _fill)
         print(f"{host.addresses[0]}/p2p/{host.peer_id}", flush=True)  # noqa: T201  # the protocol
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)

@@ -239,6 +239,15 @@ flips: Final = at_once(
 )
 
 
+async def valid_messages(attacker: Attacker) -> None:
+    """Publish messages as they should be, as fast as the victim takes them."""
+    stream = (await join(attacker, TOPIC)).ours
+    for number in itertools.count(random.getrandbits(40)):  # others have come in earlier rounds
+        await pour(stream, rpc(messages=[genuine(number)]))
+        if stream.wire.is_over(stream.stream_id):
+            return
+
+
 async def an_rpc_that_never_ends(attacker: Attacker) -> None:
     """Send half an RPC, and fall silent."""
     member = await join(attacker, TOPIC)
