@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import trio
+from multiaddr import Multiaddr
 
 from p2pnode.config import DhtSettings
-from p2pnode.errors import ConnectionClosedError, NoPeersError
+from p2pnode.errors import ConnectionClosedError, NoPeersError, NotFoundError
 from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.joining import no_peers
 from p2pnode.protocols.kad.keys import point
@@ -37,6 +38,16 @@ class Neighbours:
             NoPeersError: there is nobody to ask, or nobody answers.
         """
         return await self._searches.share("closest", key, partial(self._find, key)).wait()
+
+    async def find_peer(self, peer_id: PeerId) -> list[Multiaddr]:
+        """Look up where a peer is.
+
+        Raises:
+            NotFoundError: nobody asked knows.
+            NoPeersError: there is nobody to ask.
+        """
+        work = partial(self._find_peer, peer_id)
+        return await self._searches.share("peer", bytes(peer_id), work).wait()
 
     async def near(self, key: bytes) -> list[PeerId]:
         """The peers closest to `key`, remembered or found; empty when nobody answers."""
@@ -93,6 +104,22 @@ class Neighbours:
             )
         self.remember(key, closest)
         return closest
+
+    async def _find_peer(self, peer_id: PeerId, requests: trio.Nursery) -> list[Multiaddr]:
+        self.need_peers()
+        found: list[Multiaddr] = []
+
+        def receive(_peer: PeerId, answer: Message) -> bool:
+            for contact in answer.closer:
+                if contact.peer_id == peer_id:
+                    found.extend(each for each in contact.addresses if each not in found)
+            return bool(found)
+
+        message = Message(type=MessageType.FIND_NODE, key=bytes(peer_id))
+        await self._queries.iterate(message, requests, receive)
+        if not found:
+            raise NotFoundError(f"the DHT knows no address of {peer_id}")
+        return found
 
     async def _glance(self, key: bytes, breadth: int, requests: trio.Nursery) -> None:
         self.need_peers()

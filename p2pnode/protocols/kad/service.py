@@ -17,7 +17,7 @@ from multiaddr import Multiaddr
 
 from p2pnode.clock import wall_time
 from p2pnode.config import DhtSettings
-from p2pnode.errors import NoPeersError, NotFoundError, P2PNodeError
+from p2pnode.errors import NoPeersError
 from p2pnode.events import Event
 from p2pnode.host import (
     ConnectionEnded,
@@ -30,11 +30,11 @@ from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.jobs import Job, Jobs
 from p2pnode.protocols.kad.joining import Joining
 from p2pnode.protocols.kad.keys import common_prefix, point, random_key
-from p2pnode.protocols.kad.messages import Message, MessageType
 from p2pnode.protocols.kad.neighbours import Neighbours
 from p2pnode.protocols.kad.peers import DhtPeerAdded, DhtPeerLost, KadPeers
 from p2pnode.protocols.kad.providers import Providers
 from p2pnode.protocols.kad.publications import Publications
+from p2pnode.protocols.kad.publisher import Publisher
 from p2pnode.protocols.kad.queries import Queries
 from p2pnode.protocols.kad.replication import Replication
 from p2pnode.protocols.kad.saved_table import Saved, SavedTable
@@ -122,6 +122,7 @@ class KadDht:
         self._published = Publications(
             self.settings.republish_interval, self.settings.max_published, self._rng
         )
+        self._publisher = Publisher(self._core, self._values, self._providers, self._published)
         self._saved = SavedTable(table_file, host.events.emit)
         self._recalled: Saved = {}
         self._refresh_at = float("inf")
@@ -282,11 +283,7 @@ class KadDht:
         if known and (peer_id in self._core.table or self._host.connection_to(peer_id)):
             await trio.lowlevel.checkpoint()
             return known
-
-        async def find(requests: trio.Nursery) -> list[Multiaddr]:
-            return await self._find_peer(peer_id, requests)
-
-        return await self._searches.share("peer", bytes(peer_id), find).wait()
+        return await self._neighbours.find_peer(peer_id)
 
     # --- values ---------------------------------------------------------------------------------
 
@@ -429,7 +426,7 @@ class KadDht:
             Job(peers.next_check, peers.check_doubted, SPACING),
             Job(self._joining.next_retry, self._retry),
             Job(lambda _: self._refresh_at, self._refresh_regularly),
-            Job(lambda _: self._published.next_due(), self._republish, SPACING),
+            Job(self._publisher.next_due, self._publisher.publish, SPACING),
             Job(self._replication.next_greeting, self._replication.greet),
             Job(self._replication.next_look, self._replication.replicate),
             Job(lambda _: self._save_at, self._save_regularly),
@@ -467,18 +464,6 @@ class KadDht:
         wait = self.settings.refresh_interval * self._rng.uniform(0.75, 1.25)
         self._refresh_at = trio.current_time() + wait
 
-    async def _republish(self) -> None:
-        due = self._published.take_due(trio.current_time())
-        values = {each.key: each.value for each in due if each.value is not None}
-        try:
-            await self._values.put_many(values)
-            for each in due:
-                if each.value is None:
-                    await self._providers.provide(each.key)
-        except P2PNodeError:
-            # Alone, or a value has expired by its own word. There will be another time.
-            return
-
     async def _expire(self) -> None:
         self._core.expire(wall_time())
 
@@ -495,19 +480,3 @@ class KadDht:
         if self._saved.is_kept and len(self._core.table):
             found = {peer: self._host.addresses_of(peer) for peer in self._core.table}
             await self._saved.save({peer: where for peer, where in found.items() if where})
-
-    async def _find_peer(self, peer_id: PeerId, requests: trio.Nursery) -> list[Multiaddr]:
-        self._neighbours.need_peers()
-        found: list[Multiaddr] = []
-
-        def receive(_peer: PeerId, answer: Message) -> bool:
-            for contact in answer.closer:
-                if contact.peer_id == peer_id:
-                    found.extend(each for each in contact.addresses if each not in found)
-            return bool(found)
-
-        message = Message(type=MessageType.FIND_NODE, key=bytes(peer_id))
-        await self._queries.iterate(message, requests, receive)
-        if not found:
-            raise NotFoundError(f"the DHT knows no address of {peer_id}")
-        return found

@@ -6,7 +6,7 @@ import trio.testing
 
 from p2pnode.clock import wall_time
 from p2pnode.config import DhtSettings
-from p2pnode.errors import NotFoundError
+from p2pnode.errors import NotFoundError, ProtocolError
 from p2pnode.protocols.kad.keys import point
 
 KEY = b"/set/key"
@@ -153,3 +153,26 @@ async def test_after_a_third_died_at_once_every_value_is_found_and_look_ups_are_
         for number, node in enumerate(alive[1::3]):
             assert await node.dht.get_value(b"/set/%d" % number) == bytes([number])
         assert (trio.current_time() - before) / len(alive[1::3]) < 1.0
+
+
+async def test_a_published_value_that_has_ended_does_not_keep_back_others(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        times = {"record_ttl": 1000.0, "republish_interval": 500.0}
+        nodes = await net.grow(4, **times)
+        owner = nodes[1].dht
+        for key in (b"/set/over", KEY):
+            await owner.put_value(key, b"v", publish=True)
+        check = owner._core.check
+
+        def ended(key, value, wall):
+            if key == b"/set/over":
+                raise ProtocolError("it is over")
+            return check(key, value, wall)
+
+        owner._core.check = ended
+        await trio.sleep(1500)
+        assert await nodes[3].dht.get_value(KEY) == b"v"
+        assert not owner.unpublish(b"/set/over")
+        assert owner.unpublish(KEY)
