@@ -114,10 +114,11 @@ class Joining:
         """Try those that are due; returns how many of them answered."""
         now, table = trio.current_time(), self._core.table
         self._retry_at = now + self._settings.rejoin_interval
+        alone = not len(table)
         for peer in [each for each in self._lost if table.knows(each)]:
             del self._lost[peer]
         missing = [peer for peer in self._bootstrap if not table.knows(peer)]
-        if len(table):
+        if not alone:
             chosen = [peer for peer in missing if self._due(peer, now) <= now]
             due = [peer for peer, lost in self._lost.items() if lost.due <= now]
             due.sort(key=lambda peer: self._lost[peer].due)
@@ -129,7 +130,14 @@ class Joining:
             start = self._turn % max(len(everybody), 1)
             chosen = (everybody[start:] + everybody[:start])[:ALONE_AT_ONCE]
             self._turn = start + len(chosen)
-        return await self._try(peers, chosen)
+        found = await self._try(peers, chosen)
+        if found and alone:
+            # It was this node that was cut off, and not all of them that fell silent.
+            for peer in self.remembered:
+                self._core.bans.pardon(peer)
+            for lost in self._lost.values():
+                lost.due = trio.current_time()
+        return found
 
     def _due(self, bootstrap_peer: PeerId, now: float) -> float:
         return max(self._met.get(bootstrap_peer, now), self._core.bans.banned_until(bootstrap_peer))
