@@ -27,8 +27,13 @@ def defaults(*groups):
     return {name: each.default for group in groups for name, each in group.items()}
 
 
+@pytest.fixture
+def clocked():
+    """A function that runs a story in a world, by a virtual clock, and returns what it returns."""
+    return simulate
+
+
 def simulate(story, fidelity="light", **parameters):
-    """Run a story in a world; returns what it returns."""
     chosen = defaults(NETWORK, CHURN, LIARS) | {"network.latency": "fixed", **parameters}
 
     async def tell():
@@ -54,7 +59,7 @@ both = pytest.mark.parametrize("fidelity", ["light", "full"])
 
 
 @both
-def test_nodes_join_one_dht_through_the_first_ones(fidelity):
+def test_nodes_join_one_dht_through_the_first_ones(fidelity, clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(8, over=2.0)
         await trio.sleep(10)
@@ -62,11 +67,11 @@ def test_nodes_join_one_dht_through_the_first_ones(fidelity):
         assert sim.world.joined == nodes
         return [len(each.dht.peers) for each in nodes]
 
-    assert simulate(story, fidelity) == [7] * 8
+    assert clocked(story, fidelity) == [7] * 8
 
 
 @both
-def test_a_crash_tells_nobody_and_an_orderly_leave_everybody(fidelity):
+def test_a_crash_tells_nobody_and_an_orderly_leave_everybody(fidelity, clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(8)
         await trio.sleep(10)
@@ -84,12 +89,12 @@ def test_a_crash_tells_nobody_and_an_orderly_leave_everybody(fidelity):
         assert sim.world.nodes_up == 6
         return known
 
-    crashed, left = simulate(story, fidelity)
+    crashed, left = clocked(story, fidelity)
     assert any(crashed)
     assert not any(left)
 
 
-def test_a_node_comes_back_with_its_key_its_name_and_its_machine():
+def test_a_node_comes_back_with_its_key_its_name_and_its_machine(clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(6)
         sim.world.crash(nodes[5])
@@ -101,10 +106,10 @@ def test_a_node_comes_back_with_its_key_its_name_and_its_machine():
         assert again.machine is nodes[5].machine
         return len(again.dht.peers)
 
-    assert simulate(story) == 5
+    assert clocked(story) == 5
 
 
-def test_an_expert_is_found_until_its_host_leaves():
+def test_an_expert_is_found_until_its_host_leaves(clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(6)
         uid = Uid.parse("open/ffn.0.1").in_run("open:test")
@@ -115,10 +120,10 @@ def test_an_expert_is_found_until_its_host_leaves():
         await sim.world.leave(nodes[5])
         return found == [nodes[5].peer_id], list(await nodes[3].directory.hosts(uid))
 
-    assert simulate(story) == (True, [])
+    assert clocked(story) == (True, [])
 
 
-def test_a_node_that_waits_for_its_bootstrap_peers_joins_when_they_are_back():
+def test_a_node_that_waits_for_its_bootstrap_peers_joins_when_they_are_back(clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(5)
         everyone = [each.machine for each in nodes]
@@ -131,11 +136,11 @@ def test_a_node_that_waits_for_its_bootstrap_peers_joins_when_they_are_back():
         assert await node.wait_joined()
         return sim.now
 
-    assert 60 < simulate(story) < 120
+    assert 60 < clocked(story) < 120
 
 
 @pytest.mark.parametrize("kind", [each for each in Nat if each is not Nat.NONE])
-def test_a_node_behind_a_nat_asks_and_does_not_serve(kind):
+def test_a_node_behind_a_nat_asks_and_does_not_serve(kind, clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(8)
         await trio.sleep(10)
@@ -144,7 +149,7 @@ def test_a_node_behind_a_nat_asks_and_does_not_serve(kind):
         return [len(each.dht.peers) for each in nodes]
 
     parameters = {"network.nats": 100.0, "network.nat": kind.value}
-    assert simulate(story, **parameters) == [3] * 4 + [4] * 4
+    assert clocked(story, **parameters) == [3] * 4 + [4] * 4
 
 
 def test_changing_one_share_leaves_the_rest_of_a_machine_as_it_was():
@@ -157,7 +162,7 @@ def test_changing_one_share_leaves_the_rest_of_a_machine_as_it_was():
     assert 10 < delays.count(1.0) < 40
 
 
-def test_churn_keeps_the_number_of_nodes_and_spares_the_bootstrap_peers():
+def test_churn_keeps_the_number_of_nodes_and_spares_the_bootstrap_peers(clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(10)
         first = list(sim.world.bootstrap)
@@ -173,10 +178,10 @@ def test_churn_keeps_the_number_of_nodes_and_spares_the_bootstrap_peers():
         return sim.world.nodes_up
 
     parameters = {"churn.median": 60.0, "churn.crash": 50.0}
-    assert simulate(story, **parameters) == 10
+    assert clocked(story, **parameters) == 10
 
 
-def test_nodes_that_return_are_the_same_peers_again():
+def test_nodes_that_return_are_the_same_peers_again(clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(6)
         sim.nursery.start_soon(Churn(sim).run, nodes)
@@ -184,10 +189,10 @@ def test_nodes_that_return_are_the_same_peers_again():
         return {each.name for each in sim.world.nodes.values()} <= {each.name for each in nodes}
 
     parameters = {"churn.median": 60.0, "churn.return": 100.0, "churn.downtime": 5.0}
-    assert simulate(story, **parameters)
+    assert clocked(story, **parameters)
 
 
-def test_values_are_found_and_live_as_long_as_their_publisher():
+def test_values_are_found_and_live_as_long_as_their_publisher(clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(8)
         values = Values(sim)
@@ -199,10 +204,10 @@ def test_values_are_found_and_live_as_long_as_their_publisher():
         assert len(values.probes.all) == 10
         return values.probes.found
 
-    assert simulate(story) == 100.0
+    assert clocked(story) == 100.0
 
 
-def test_a_probe_of_a_node_that_dies_meanwhile_counts_for_nothing():
+def test_a_probe_of_a_node_that_dies_meanwhile_counts_for_nothing(clocked):
     async def story(sim):
         (node,) = await sim.world.add_nodes(1)
         probes = Probes()
@@ -212,10 +217,10 @@ def test_a_probe_of_a_node_that_dies_meanwhile_counts_for_nothing():
         await trio.sleep(10)
         return probes.all
 
-    assert simulate(story) == []
+    assert clocked(story) == []
 
 
-def test_an_error_and_a_wrong_answer_are_missed_and_so_is_what_takes_too_long():
+def test_an_error_and_a_wrong_answer_are_missed_and_so_is_what_takes_too_long(clocked):
     async def fail():
         raise P2PNodeError("no")
 
@@ -226,7 +231,7 @@ def test_an_error_and_a_wrong_answer_are_missed_and_so_is_what_takes_too_long():
             await probes.ask(node, question, lambda got: got is None)
         return [(each.found, each.seconds) for each in probes.all]
 
-    assert simulate(story) == [(False, 0.0), (False, 60.0), (True, 1.0)]
+    assert clocked(story) == [(False, 0.0), (False, 60.0), (True, 1.0)]
 
 
 def test_percentiles_lie_between_the_values():
@@ -234,7 +239,7 @@ def test_percentiles_lie_between_the_values():
     assert str(percentile([], 0.5)) == "nan"
 
 
-def test_look_ups_end_at_the_closest_node_and_tell_their_hops():
+def test_look_ups_end_at_the_closest_node_and_tell_their_hops(clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(8)
         await trio.sleep(10)
@@ -245,11 +250,11 @@ def test_look_ups_end_at_the_closest_node_and_tell_their_hops():
         await nodes[0].dht.closest_peers(b"another")
         return hops.seen
 
-    assert simulate(story) == [1.0]
+    assert clocked(story) == [1.0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_liars_do_not_hide_the_closest_node_nor_a_value(kind):
+def test_liars_do_not_hide_the_closest_node_nor_a_value(kind, clocked):
     async def story(sim):
         await sim.world.add_nodes(4)
         sim.parameters |= {"liars.share": 100.0, "liars.kind": kind}
@@ -267,11 +272,11 @@ def test_liars_do_not_hide_the_closest_node_nor_a_value(kind):
             await probes.ask(asker, partial(asker.dht.closest_peers, key), is_right)
         return values.probes.found, probes.found
 
-    assert simulate(story) == (100.0, 100.0)
+    assert clocked(story) == (100.0, 100.0)
 
 
 @pytest.mark.parametrize("kind", ["strangers", "accomplices", "forgeries"])
-def test_a_lie_looks_like_an_answer(kind):
+def test_a_lie_looks_like_an_answer(kind, clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(3)
         liar = Liar(nodes[0], kind, sim.rng, lambda: nodes)
@@ -290,4 +295,4 @@ def test_a_lie_looks_like_an_answer(kind):
             assert len(given) > 1
         return True
 
-    assert simulate(story)
+    assert clocked(story)
