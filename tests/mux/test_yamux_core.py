@@ -661,6 +661,18 @@ def test_a_session_that_ends_keeps_what_was_received():
         server.open_stream(0.0)
 
 
+def test_what_is_queued_on_a_lost_stream_does_not_hold_up_the_goodbye():
+    core = quiet(make(is_client=False))
+    core.receive_data(frame(FrameType.WINDOW_UPDATE, Flag.SYN), 0.0)
+    stream = core.streams[1]
+    core.accept(stream, 0.0)
+    core.close(ProtocolError("broken"))
+    core.send_later(stream, memoryview(b"an answer to a proposal"))
+    core.go_away(GoAwayCode.PROTOCOL_ERROR)
+    assert headers(out_all(core))[-1].kind == FrameType.GO_AWAY
+    assert core.outbox.queued == 0
+
+
 def test_goodbye_is_said_behind_all_that_can_be_sent():
     client, server = connected()
     ours, theirs = opened(client, server)

@@ -67,7 +67,9 @@ class Outbox:
     # --- what is to be sent ---------------------------------------------------------------------
 
     def queue(self, stream: StreamState, data: memoryview) -> None:
-        """Add `data`, which goes when the stream is scheduled, or greeted."""
+        """Add `data`, which goes when the stream is scheduled, or greeted; unless it has failed."""
+        if stream.failure is not None:
+            return
         stream.queue(data)
         self.queued += len(data)
 
