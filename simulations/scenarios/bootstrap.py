@@ -16,6 +16,7 @@ from simulations.hops import Hops
 from simulations.node import Node
 from simulations.probes import Probes, mean, percentile
 from simulations.truth import begins_with, closest_to
+from simulations.values import Values
 
 
 async def run(sim: Simulation) -> None:
@@ -72,10 +73,13 @@ async def _look_up(sim: Simulation, hops: Hops) -> Probes:
 
 
 async def _idle_along(sim: Simulation) -> None:
-    """Let each node look up one key a minute, for the sake of the harness's own speed."""
+    """Let each node look up one value a minute, for the sake of the harness's own speed."""
     duration = sim.parameters["idle"]
     if duration == 0:
         return
+    sim.begin("storing values")
+    values = Values(sim)
+    await values.publish(sim.rng.choices(sim.world.joined, k=sim.parameters["values"]))
     sim.begin("one look-up a node and minute", until=sim.now + duration)
     # At this size, with this load and in light fidelity, a laptop should keep up ten times over.
     is_measured = sim.fidelity == "light" and len(sim.world.nodes) <= 1000
@@ -84,7 +88,7 @@ async def _idle_along(sim: Simulation) -> None:
     async def look_up_now_and_then(node: Node, rng: random.Random) -> None:
         await trio.sleep(rng.uniform(0, 60))
         while True:
-            await Probes().ask(node, partial(node.dht.closest_peers, rng.randbytes(32)), bool)
+            await values.look_up(rng.choice(values.stored), node)
             await trio.sleep(60)
 
     with trio.move_on_after(duration):
@@ -92,6 +96,9 @@ async def _idle_along(sim: Simulation) -> None:
             for node in sim.world.joined:
                 rng = sim.rng_for(f"idle/{node.name}")
                 nursery.start_soon(look_up_now_and_then, node, rng)
+    sim.report.figure(
+        "values found", values.probes.found, "%", detail="of those that every node looks up"
+    )
 
 
 def _report(sim: Simulation, sizes: list[int], lines: dict[str, list[float]]) -> None:
@@ -141,8 +148,9 @@ SCENARIO = Scenario(
         "settle": Parameter(60.0, "until look-ups begin", "s", minimum=0.0),
         "look-ups": Parameter(200, "at each size", minimum=1),
         "idle": Parameter(
-            120.0, "in the end, in which each node looks up one key a minute", "s", minimum=0.0
+            120.0, "in the end, in which each node looks up one value a minute", "s", minimum=0.0
         ),
+        "values": Parameter(200, "to be looked up then", minimum=1),
         **NETWORK,
         **LIARS,
     },
