@@ -222,7 +222,7 @@ class Values:
         settled = (
             len(answers) == len(chosen) and len(values) == len(found)
             if holders
-            else len(values) >= min(HOLDERS_ASKED, len(chosen))
+            else len(values) == len(chosen)  # newcomers may hold less than those before them
         )
         if not settled or len(answers) < len(chosen):
             self._holders.forget(key)  # the next look-up is a full search
