@@ -3,7 +3,7 @@
 `VirtualNetwork` is the model; `p2pnode.testing.hosts` and `p2pnode.testing.light` run nodes on it.
 """
 
-from p2pnode.testing.network.core import VirtualNetwork
+from p2pnode.testing.network.virtual_network import VirtualNetwork
 from p2pnode.testing.network.dialling import Answer, Arrival, Knock
 from p2pnode.testing.network.grades import GRADES, IDEAL, MBIT, LinkGrade
 from p2pnode.testing.network.latency import (

@@ -15,7 +15,7 @@ from p2pnode.testing.network.machines import Machine
 from p2pnode.testing.network.nat import Endpoint
 
 if TYPE_CHECKING:
-    from p2pnode.testing.network.core import VirtualNetwork
+    from p2pnode.testing.network.virtual_network import VirtualNetwork
 
 FIRST_TIMEOUT: Final = 1.0  # seconds to the second SYN, doubled for each further one; RFC 6298
 _HEADERS: Final = 60  # bytes of a SYN: IP and TCP headers with the usual options

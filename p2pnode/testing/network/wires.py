@@ -19,7 +19,7 @@ from p2pnode.testing.network.machines import Machine
 from p2pnode.testing.network.nat import Endpoint
 
 if TYPE_CHECKING:
-    from p2pnode.testing.network.core import VirtualNetwork
+    from p2pnode.testing.network.virtual_network import VirtualNetwork
 
 PACKET_BYTES: Final = 1460  # of data, in an Ethernet frame
 MIN_RTO: Final = 0.2  # seconds; Linux
