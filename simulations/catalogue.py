@@ -17,6 +17,7 @@ import importlib.util
 import pkgutil
 import sys
 import tomllib
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -85,10 +86,18 @@ def _from_python(path: Path) -> Scenario:
         spec.loader.exec_module(module)
     except Exception as error:
         sys.modules.pop(module.__name__, None)
-        raise ScenarioError(f"{path.name} fails: {type(error).__name__}: {error}") from error
+        cause = f"{type(error).__name__}: {error}"
+        raise ScenarioError(f"{path.name} fails{_line(error, path)}: {cause}") from error
     finally:
         sys.path.remove(str(path.parent))
     return _scenario_of(module, path.name)
+
+
+def _line(error: Exception, path: Path) -> str:
+    """Say in which line of a file an error was met, if it was in one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [each.lineno for each in frames if each.filename == str(path)]
+    return f" in line {lines[-1]}" if lines else ""
 
 
 def _from_toml(path: Path, depth: int) -> Scenario:

@@ -2,8 +2,9 @@
 
 Reads a request from standard input, a line of JSON with the `plan` and the path of the event log's
 file, if it should be kept. Writes lines of JSON to standard output: `{"snapshot": …}` while it runs
-and one `{"outcome": …}` or `{"error": …}` at the end. When whoever started it is gone, the next
-snapshot has nowhere to go, and the worker ends.
+and one `{"outcome": …}` or `{"error": …}` at the end. What the scenario itself prints goes to
+standard error. When whoever started it is gone, the next snapshot has nowhere to go, and the worker
+ends.
 
 Ctrl-C reaches a whole group of processes; the parent alone decides what it means.
 """
@@ -11,12 +12,14 @@ Ctrl-C reaches a whole group of processes; the parent alone decides what it mean
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from p2pnode.errors import P2PNodeError
 from simulations.pulse import Snapshot
@@ -50,24 +53,26 @@ def main() -> None:
     request = json.loads(sys.stdin.readline())
     plan = Plan(**request["plan"])
     with contextlib.ExitStack() as stack:
+        out = stack.enter_context(os.fdopen(os.dup(sys.stdout.fileno()), "w"))
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         log_file = None
         if request["log"] is not None:
             log_file = stack.enter_context(Path(request["log"]).open("wb"))
         try:
-            outcome = run_seed(plan, log_file=log_file, observer=_show)
+            outcome = run_seed(plan, log_file=log_file, observer=partial(_show, out))
         except Exception as error:  # noqa: BLE001  # the boundary: the parent tells what failed
-            _write("error", describe_failure(error))
+            _write(out, "error", describe_failure(error))
         else:
-            _write("outcome", outcome_as_data(outcome))
+            _write(out, "outcome", outcome_as_data(outcome))
 
 
-def _show(snapshot: Snapshot) -> None:
-    _write("snapshot", dataclasses.asdict(snapshot))
+def _show(out: TextIO, snapshot: Snapshot) -> None:
+    _write(out, "snapshot", dataclasses.asdict(snapshot))
 
 
-def _write(kind: str, value: Any) -> None:
-    sys.stdout.write(json.dumps({kind: value}) + "\n")
-    sys.stdout.flush()
+def _write(out: TextIO, kind: str, value: Any) -> None:
+    out.write(json.dumps({kind: value}) + "\n")
+    out.flush()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """`simulate NAME`: run a scenario on a virtual network, from a seed."""
 
 import contextlib
+import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
@@ -18,6 +20,7 @@ from cli.simulation.results import (
     print_scenario,
     print_scenarios,
 )
+from p2pnode.errors import LocalError
 from simulations.ray_engine import run_ray_sweep
 from simulations.report import check_drawing
 from simulations.runner import Plan, check, run_seed
@@ -99,6 +102,10 @@ def simulate(
         return 0
     if scenario is None:
         raise click.UsageError("name a scenario; `p2pnode simulate --list` shows them")
+    if seeds is None and (jobs is not None or engine != "processes"):
+        raise click.UsageError("--jobs and --engine are of sweeps: give --seeds, such as 0:20")
+    if ray_address is not None and engine != "ray":
+        raise click.UsageError("--ray-address is of --engine ray")
     chosen = _read(assignments)
     if nodes is not None:
         chosen["nodes"] = nodes
@@ -106,6 +113,7 @@ def simulate(
     check(plan)
     if folder is not None:
         check_drawing()
+        _make(folder)
     if seeds is None:
         return _run(plan, folder, quiet=quiet or as_json, as_json=as_json)
     plans = [
@@ -124,7 +132,11 @@ def simulate(
 
 def _run(plan: Plan, folder: Path | None, *, quiet: bool, as_json: bool) -> int:
     title = f"{plan.scenario}, seed {plan.seed}"
-    with _log_in(folder) as log_file, RunDisplay(title, quiet=quiet) as display:
+    with (
+        _log_in(folder) as log_file,
+        RunDisplay(title, quiet=quiet) as display,
+        contextlib.redirect_stdout(sys.stderr),  # what a scenario prints is no result
+    ):
         outcome = run_seed(plan, log_file=log_file, observer=display.receive)
     finish_run(outcome, folder, as_json=as_json)
     return 0 if outcome.is_good else 1
@@ -137,7 +149,7 @@ def _sweep(
         return run_sweep(plans, jobs=jobs, observer=display)
     folders = {plan.seed: folder / f"seed-{plan.seed}" for plan in plans}
     for each in folders.values():
-        each.mkdir(parents=True, exist_ok=True)
+        each.mkdir(exist_ok=True)
     return run_sweep(
         plans,
         jobs=jobs,
@@ -151,9 +163,18 @@ def _log_in(folder: Path | None) -> Iterator[IO[bytes] | None]:
     if folder is None:
         yield None
         return
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG_FILE).open("wb") as file:
         yield file
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of a report before the run, which would be lost without it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LocalError(f"the report cannot be left in {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise LocalError(f"the report cannot be left in {folder}: nothing may be written there")
 
 
 def _read(assignments: tuple[str, ...]) -> dict[str, str]:

@@ -90,6 +90,14 @@ def test_json_is_one_document(toy):
     assert document["figures"][0]["name"] == "reached"
 
 
+def test_what_a_scenario_prints_is_not_among_the_results(tmp_path):
+    path = tmp_path / "talks.py"
+    path.write_text(textwrap.dedent(TOY).replace("await trio.sleep(60)", "print('hello')"))
+    result = simulate(str(path), "--json")
+    assert json.loads(result.stdout)["run"]["scenario"] == "toy"
+    assert "hello" in result.stderr
+
+
 def test_the_report_has_the_log_beside_it(toy, tmp_path):
     folder = tmp_path / "report"
     assert simulate(toy, "--report", str(folder)).return_value == 0
@@ -133,6 +141,10 @@ def test_a_sweep_as_json_has_a_line_for_each_seed_and_one_for_all(toy):
         (["bootstrap", "--seeds", "3:3"], 2, "0:20"),
         (["bootstrap", "--seeds", "3"], 2, "0:20"),
         (["./none.toml"], 1, "no scenario file"),
+        (["bootstrap", "--engine", "ray"], 2, "give --seeds"),
+        (["bootstrap", "--jobs", "2"], 2, "give --seeds"),
+        (["bootstrap", "--seeds", "0:2", "--ray-address", "auto"], 2, "--engine ray"),
+        (["bootstrap", "--report", "/dev/null/here"], 1, "cannot be left in /dev/null/here"),
     ],
 )
 def test_what_cannot_be_run_is_told_in_a_sentence(args, code, says, capsys):

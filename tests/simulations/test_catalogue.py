@@ -29,6 +29,7 @@ def test_a_python_file_is_a_scenario(toy):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("x = 1\ny = nothing", "fails in line 2: NameError"),
         ("x = 1", "defines no SCENARIO"),
         ("import does_not_exist", "ModuleNotFoundError"),
         ("def (", "SyntaxError"),

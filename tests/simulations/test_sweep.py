@@ -55,6 +55,17 @@ def test_a_process_that_dies_is_told_with_its_exit_code(tmp_path):
     assert "exit code 7" in result.failure
 
 
+def test_what_a_scenario_prints_is_not_taken_for_its_outcome(tmp_path):
+    path = tmp_path / "talks.py"
+    path.write_text(
+        "import os\nfrom simulations import Scenario\n"
+        "async def run(sim): print('{}', flush=True); os.write(1, b'no json\\n')\n"
+        "SCENARIO = Scenario(name='talks', summary='prints', run=run)\n"
+    )
+    (result,) = run_sweep([Plan(scenario=str(path))], jobs=1, observer=SweepObserver())
+    assert result.outcome is not None, result.failure
+
+
 SLOW = """
 import os, time
 from simulations import Scenario
