@@ -56,6 +56,7 @@ class DhtSettings:
     max_provider_keys: int = 16_384
     max_provider_keys_per_peer: int = 4096
     max_providers_per_key: int = 256
+    max_providers: int = 65_536  # of all keys
     max_published: int = 65_536  # values and keys that this node keeps publishing
 
     # Requests.

@@ -62,6 +62,7 @@ class KadCore:
             max_keys=settings.max_provider_keys,
             max_per_key=settings.max_providers_per_key,
             max_keys_per_peer=settings.max_provider_keys_per_peer,
+            max_providers=settings.max_providers,
         )
         self.bans: Bans[PeerId] = Bans(settings.ban_time, settings.max_ban_time)
         self._settings = settings

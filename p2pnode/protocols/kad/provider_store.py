@@ -1,21 +1,28 @@
 """Who provides what, as providers themselves say. Times are the wall clock's.
 
 A full store keeps what was renewed last; a peer that provides more keys than its share displaces
-its own oldest ones, nobody else's.
+its own oldest ones, nobody else's. Of a provider's addresses as many are kept as fit into
+`MAX_CONTACT_BYTES`, so that the store is bounded in bytes, too.
 """
 
 import heapq
 from collections import OrderedDict
+from typing import Final
 
 from p2pnode.protocols.kad.messages import Contact
 from p2pnode.wire.peer_id import PeerId
+
+MAX_CONTACT_BYTES: Final = 1024  # honest ones take some hundreds
 
 
 class ProviderStore:
     """Providers by key, each until its expiry."""
 
-    def __init__(self, *, max_keys: int, max_per_key: int, max_keys_per_peer: int) -> None:
+    def __init__(
+        self, *, max_keys: int, max_per_key: int, max_keys_per_peer: int, max_providers: int
+    ) -> None:
         self._max_keys = max_keys
+        self._max_providers = max_providers  # of all keys
         self._max_per_key = max_per_key
         self._max_keys_per_peer = max_keys_per_peer
         self._keys: OrderedDict[bytes, OrderedDict[PeerId, tuple[Contact, float]]] = OrderedDict()
@@ -31,7 +38,7 @@ class ProviderStore:
         """Note a provider; the longest unrenewed makes room when there are too many."""
         peer = contact.peer_id
         self._drop(key, peer)
-        self._keys.setdefault(key, OrderedDict())[peer] = (contact, expires)
+        self._keys.setdefault(key, OrderedDict())[peer] = (_cut(contact), expires)
         self._keys.move_to_end(key)
         self._of_peer.setdefault(peer, OrderedDict())[key] = None
         self._count += 1
@@ -43,6 +50,9 @@ class ProviderStore:
             oldest = next(iter(self._keys))
             for each in list(self._keys[oldest]):
                 self._drop(oldest, each)
+        if self._count > self._max_providers:
+            oldest = next(iter(self._keys))
+            self._drop(oldest, next(iter(self._keys[oldest])))
         heapq.heappush(self._expiries, (expires, key, peer))
         if len(self._expiries) > 2 * self._count + 64:  # mostly stale: start afresh
             self._expiries = [
@@ -79,3 +89,16 @@ class ProviderStore:
         del self._of_peer[peer][key]
         if not self._of_peer[peer]:
             del self._of_peer[peer]
+
+
+def _cut(contact: Contact) -> Contact:
+    """Leave out the addresses for which there is no room."""
+    if len(contact.encoded) <= MAX_CONTACT_BYTES:
+        return contact
+    kept, size = [], len(contact.peer_id)
+    for address in contact.addresses:
+        size += len(address.to_bytes())
+        if size > MAX_CONTACT_BYTES:
+            break
+        kept.append(address)
+    return Contact(contact.peer_id, tuple(kept), contact.connected)
