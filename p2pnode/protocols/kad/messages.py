@@ -28,6 +28,7 @@ from p2pnode.wire.protobuf import read_varint, walk_fields
 MAX_KEY_BYTES: Final = 512  # the longest of ours is a prefix of an expert uid, 256 characters
 MAX_PEERS: Final = 256  # read from one message; answers name at most k, or the providers of a key
 MAX_ADDRESSES: Final = 16  # read of one peer
+MAX_TIME_CHARACTERS: Final = 64  # of a record's time; it is sent on with the value
 # Counted before decoding; honest answers name 20 peers with some ten addresses each.
 MAX_FIELDS: Final = 2 * MAX_PEERS + 16
 MAX_ELEMENTS: Final = MAX_PEERS * (MAX_ADDRESSES + 3)  # fields of peers, all told
@@ -207,7 +208,8 @@ def _read_record(data: bytes, key: bytes) -> Record:
         raise ProtocolError("a DHT message is not the protobuf it should be") from error
     if raw.key != key:
         raise ProtocolError("a DHT message holds the record of another key")
-    return Record(key, raw.value, raw.timeReceived)
+    received = raw.timeReceived
+    return Record(key, raw.value, received if len(received) <= MAX_TIME_CHARACTERS else "")
 
 
 def _check_elements(data: memoryview) -> None:

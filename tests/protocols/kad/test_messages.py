@@ -8,6 +8,7 @@ from p2pnode.protocols.kad.messages import (
     MAX_ADDRESSES,
     MAX_KEY_BYTES,
     MAX_PEERS,
+    MAX_TIME_CHARACTERS,
     Contact,
     Message,
     MessageType,
@@ -150,3 +151,10 @@ def test_an_answer_as_large_as_we_read_is_decoded():
     peers = tuple(Contact(PEER, tuple(addresses)) for _ in range(MAX_PEERS))
     message = Message(type=MessageType.GET_PROVIDERS, key=b"k", providers=peers)
     assert decode(encode(message)).providers == peers
+
+
+def test_a_time_that_is_too_long_to_be_one_is_left_out():
+    """Values are sent on with their times: a long one would be multiplied."""
+    text = "9" * (MAX_TIME_CHARACTERS + 1)
+    message = Message(type=MessageType.GET_VALUE, key=b"k", record=Record(b"k", b"v", text))
+    assert decode(encode(message)).record == Record(b"k", b"v")
