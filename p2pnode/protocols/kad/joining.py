@@ -63,8 +63,9 @@ class Joining:
         """Remember where a peer was that fell silent, in case it has to be found again."""
         self._keep_lost(peer, self._host.addresses_of(peer))
         self._met.pop(peer, None)
-        soon = trio.current_time() + self._settings.rejoin_interval
-        self._retry_at = max(self._retry_at, soon)
+        now = trio.current_time()
+        if self._retry_at <= now:  # a loss every few seconds must not put it off for ever
+            self._retry_at = now + self._settings.rejoin_interval
 
     async def join(
         self, peers: KadPeers, addresses: dict[PeerId, list[Multiaddr]]

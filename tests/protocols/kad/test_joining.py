@@ -189,3 +189,20 @@ async def test_lost_peers_are_retried_seldom_and_forgotten_when_found(dht_networ
         nodes[0].host.connect = counted
         await trio.sleep(3600)
         assert len([peer for peer in dials if peer in lost]) <= 6 * 9
+
+
+async def test_losses_every_few_seconds_do_not_put_off_trying_bootstrap_peers(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        way, *others = await net.grow(2)
+        node = await net.start(others)
+        net.world.network.take_down(way.host.machine)
+        with pytest.raises(NoPeersError):
+            await node.dht.bootstrap([way.address])
+        net.world.network.bring_up(way.host.machine)
+        node.dht._core.table.remove(way.peer_id)
+        for _ in range(100):
+            node.dht._joining.receive_lost(others[0].peer_id)
+            await trio.sleep(0.5 * DhtSettings().rejoin_interval)
+        assert way.peer_id in node.dht.peers
