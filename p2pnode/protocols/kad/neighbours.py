@@ -12,7 +12,7 @@ from p2pnode.errors import ConnectionClosedError, NoPeersError, NotFoundError
 from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.joining import no_peers
 from p2pnode.protocols.kad.keys import point
-from p2pnode.protocols.kad.messages import Message, MessageType
+from p2pnode.protocols.kad.messages import MAX_ADDRESSES, Message, MessageType
 from p2pnode.protocols.kad.queries import Queries
 from p2pnode.protocols.kad.regions import Neighbourhood, Regions
 from p2pnode.protocols.kad.search import Searches
@@ -111,7 +111,7 @@ class Neighbours:
 
         def receive(_peer: PeerId, answer: Message) -> bool:
             for contact in answer.closer:
-                if contact.peer_id == peer_id:
+                if contact.peer_id == peer_id and len(found) < MAX_ADDRESSES:
                     found.extend(each for each in contact.addresses if each not in found)
             return bool(found)
 

@@ -10,7 +10,7 @@ from p2pnode.clock import wall_time
 from p2pnode.config import DhtSettings
 from p2pnode.errors import NoPeersError
 from p2pnode.protocols.kad.core import KadCore
-from p2pnode.protocols.kad.messages import Contact, Message, MessageType
+from p2pnode.protocols.kad.messages import MAX_ADDRESSES, Contact, Message, MessageType
 from p2pnode.protocols.kad.neighbours import Neighbours
 from p2pnode.protocols.kad.peers import KadPeers
 from p2pnode.protocols.kad.queries import Queries
@@ -68,19 +68,28 @@ class Providers:
         self, multihash: bytes, requests: trio.Nursery
     ) -> dict[PeerId, list[Multiaddr]]:
         found: dict[PeerId, list[Multiaddr]] = {}
+        informers = 0
 
-        def note(contacts: Sequence[Contact]) -> bool:
+        def note(contacts: Sequence[Contact]) -> None:
             for contact in contacts:
                 known = found.setdefault(contact.peer_id, [])
-                known += [address for address in contact.addresses if address not in known]
+                if len(known) < MAX_ADDRESSES:
+                    known += [address for address in contact.addresses if address not in known]
+
+        def receive(_peer: PeerId, answer: Message) -> bool:
+            nonlocal informers
+            informers += bool(answer.providers)
+            note(answer.providers)
+            # One liar could otherwise end the search before anybody else is asked.
+            return informers >= self._settings.resiliency and enough()
+
+        def enough() -> bool:
             return len(found) >= self._settings.bucket_size
 
-        enough = note(self._core.providers.get(multihash, wall_time()))
+        note(self._core.providers.get(multihash, wall_time()))
         if not found:
             self._neighbours.need_peers()
-        if not enough:
+        if not enough():
             message = Message(type=MessageType.GET_PROVIDERS, key=multihash)
-            await self._queries.iterate(
-                message, requests, lambda _peer, answer: note(answer.providers)
-            )
+            await self._queries.iterate(message, requests, receive)
         return found

@@ -19,7 +19,15 @@ from p2pnode.errors import (
 )
 from p2pnode.host import PeerMisbehaved
 from p2pnode.protocols.kad.keys import point
-from p2pnode.protocols.kad.messages import Contact, Message, MessageType, Record, decode, encode
+from p2pnode.protocols.kad.messages import (
+    MAX_ADDRESSES,
+    Contact,
+    Message,
+    MessageType,
+    Record,
+    decode,
+    encode,
+)
 from p2pnode.protocols.kad.peers import DhtPeerAdded, DhtPeerLost
 from p2pnode.wire import varint
 from p2pnode.wire.keys import PrivateKey
@@ -775,3 +783,46 @@ async def test_lookups_of_a_large_network_take_few_requests(dht_network, autojum
         for number in range(20):
             await nodes[number].dht.closest_peers(b"/set/%d" % number)
         assert counts["FIND_NODE"] / 20 < 8 + 8 * math.log2(60 / 8)
+
+
+async def test_one_liar_does_not_end_the_search_for_providers(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(12, bucket_size=4)
+        await nodes[0].dht.provide(b"mh")
+        fakes = tuple(
+            Contact(PrivateKey.generate().peer_id, (Multiaddr(f"/ip4/10.0.0.{n}/tcp/1"),))
+            for n in range(1, 101)
+        )
+        reader = await net.start(nodes[:1], bucket_size=4)
+        liar = _by_distance(point(b"mh"), reader.dht.peers)[0]
+        core = next(node for node in nodes if node.peer_id == liar).dht._core
+        original = core.receive_request
+
+        def lie(sender, request, *more):
+            if request.type is MessageType.GET_PROVIDERS:
+                return Message(type=request.type, key=request.key, providers=fakes)
+            return original(sender, request, *more)
+
+        core.receive_request = lie
+        assert nodes[0].peer_id in await reader.dht.find_providers(b"mh")
+
+
+async def test_no_more_addresses_of_a_peer_are_taken_from_answers_than_are_of_use(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        nodes = await net.grow(3)
+        target = PrivateKey.generate().peer_id
+        fakes = tuple(
+            Contact(target, tuple(Multiaddr(f"/ip4/10.0.{n}.{m}/tcp/1") for m in range(16)))
+            for n in range(100)
+        )
+        for node in nodes[:2]:
+
+            def lie(_sender, request, *_more):
+                return Message(type=request.type, key=request.key, closer=fakes, providers=fakes)
+
+            node.dht._core.receive_request = lie
+        assert len(await nodes[2].dht.find_peer(target)) <= 2 * MAX_ADDRESSES
+        (addresses,) = (await nodes[2].dht.find_providers(b"mh")).values()
+        assert len(addresses) <= 2 * MAX_ADDRESSES
