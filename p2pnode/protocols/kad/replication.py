@@ -11,14 +11,14 @@ that ends soon by its own word is left to its owner, who renews it.
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import trio
 
 from p2pnode.clock import wall_time
 from p2pnode.config import DhtSettings
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import P2PNodeError, ResourceLimitError, StreamResetError
 from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.keys import point
 from p2pnode.protocols.kad.messages import Message, MessageType
@@ -27,6 +27,9 @@ from p2pnode.protocols.kad.values import Values
 from p2pnode.wire.peer_id import PeerId
 
 COPIES_AT_ONCE: Final = 16
+COPIES_AT_ONCE_TO_ONE: Final = 4  # so that a slow peer does not hold up what others should get
+COPYING_TIMEOUT: Final = 300.0  # seconds for all copies to one peer; replication does the rest
+MAX_NEWCOMERS: Final = 1024  # noted until the next greeting; more than a table holds
 _KEYS_PER_STEP: Final = 256  # looked at before others may run
 _LOOKS: Final = 4  # per replication interval, so that no value waits much longer than one
 
@@ -53,6 +56,8 @@ class Replication:
             if not self._newcomers:
                 self._greet_at = now + self._settings.handover_delay
             self._newcomers[peer] = None
+            if len(self._newcomers) > MAX_NEWCOMERS:
+                del self._newcomers[next(iter(self._newcomers))]
 
     def next_greeting(self, _now: float) -> float:
         """Return when newcomers are to be sent what they should keep; infinity for never."""
@@ -102,10 +107,10 @@ class Replication:
             record = self._core.record(key, wall_time())
             if record is None or held is None or held.renewed > wall - interval:
                 continue  # one of the other holders was faster
-            try:
+            with contextlib.suppress(P2PNodeError):  # this one alone; there will be another time
                 await self._values.put_again(key, record)
-            except P2PNodeError:
-                return  # alone; there will be another time
+            if not len(self._core.table):
+                return
 
     # --- leaving --------------------------------------------------------------------------------
 
@@ -113,29 +118,48 @@ class Replication:
         """Hand each value to the peer that takes this node's place; returns how many."""
         size = self._settings.bucket_size
         copies = []
-        for key in list(self._core.records):
+        for number, key in enumerate(list(self._core.records)):
+            if number % _KEYS_PER_STEP == 0:
+                await trio.lowlevel.checkpoint()
             closest = self._core.table.closest(point(key), size)
             if len(closest) == size and self._core.is_near(key, closest):
                 copies.append((key, closest[-1]))  # all others among the k closest have it
         return await self._copy(copies, self._settings.handover_delay)
 
     async def _copy(self, copies: Iterable[tuple[bytes, PeerId]], least_life: float) -> int:
-        waiting = iter(copies)
+        """Send each value to its peer; a peer that fails is sent no more. Returns how many went."""
+        keys_of: dict[PeerId, list[bytes]] = {}
+        for key, peer in copies:
+            keys_of.setdefault(peer, []).append(key)
+        limiter = trio.CapacityLimiter(COPIES_AT_ONCE)
         sent = 0
 
-        async def work() -> None:
+        async def work(peer: PeerId, waiting: Iterator[bytes], scope: trio.CancelScope) -> None:
             nonlocal sent
-            for key, peer in waiting:
-                wall = wall_time()
-                held, record = self._core.records.get(key, wall), self._core.record(key, wall)
-                if held is None or record is None or held.expires <= wall + least_life:
-                    continue
-                message = Message(type=MessageType.PUT_VALUE, key=key, record=record)
-                with contextlib.suppress(P2PNodeError):
-                    await self._peers.ask(peer, message)
+            for key in waiting:
+                async with limiter:
+                    wall = wall_time()
+                    held, record = self._core.records.get(key, wall), self._core.record(key, wall)
+                    if held is None or record is None or held.expires <= wall + least_life:
+                        continue
+                    message = Message(type=MessageType.PUT_VALUE, key=key, record=record)
+                    try:
+                        await self._peers.ask(peer, message)
+                    except (StreamResetError, ResourceLimitError):
+                        continue  # it refuses this value
+                    except P2PNodeError:
+                        scope.cancel()
+                        return
                     sent += 1
 
+        async def serve(peer: PeerId, keys: list[bytes]) -> None:
+            with trio.move_on_after(COPYING_TIMEOUT) as scope:
+                async with trio.open_nursery() as nursery:
+                    waiting = iter(keys)
+                    for _ in range(min(len(keys), COPIES_AT_ONCE_TO_ONE)):
+                        nursery.start_soon(work, peer, waiting, scope)
+
         async with trio.open_nursery() as nursery:
-            for _ in range(COPIES_AT_ONCE):
-                nursery.start_soon(work)
+            for peer, keys in keys_of.items():
+                nursery.start_soon(serve, peer, keys)
         return sent

@@ -6,7 +6,7 @@ import trio.testing
 
 from p2pnode.clock import wall_time
 from p2pnode.config import DhtSettings
-from p2pnode.errors import NotFoundError, ProtocolError
+from p2pnode.errors import NoPeersError, NotFoundError, ProtocolError
 from p2pnode.protocols.kad.keys import point
 
 KEY = b"/set/key"
@@ -176,3 +176,65 @@ async def test_a_published_value_that_has_ended_does_not_keep_back_others(
         assert await nodes[3].dht.get_value(KEY) == b"v"
         assert not owner.unpublish(b"/set/over")
         assert owner.unpublish(KEY)
+
+
+async def test_a_newcomer_that_falls_silent_does_not_hold_up_what_others_are_sent(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        holder = await net.start()
+        keys = [b"/set/%d" % number for number in range(400)]
+        await holder.dht.put_many(dict.fromkeys(keys, b"v"))
+
+        async def mute(_stream):
+            await trio.sleep_forever()
+
+        silent = await net.start([holder])
+        silent.host.set_handler(silent.dht.settings.protocol, mute)
+        for connection in silent.host.connections():
+            for stream in list(connection.streams):
+                stream.reset()
+        newcomer = await net.start([holder])
+        await trio.sleep(3 * DhtSettings().handover_delay)
+        replication = holder.dht._replication
+        assert replication.next_greeting(trio.current_time()) == float("inf")
+        (job,) = [each for each in holder.dht._jobs._jobs if each.run == replication.greet]
+        assert not job.is_running
+        closer = [key for key in keys if _by_distance([holder, newcomer], key)[0] is newcomer]
+        assert {key for key in closer if _holders([newcomer], key)} == set(closer)
+
+
+async def test_a_value_that_nobody_takes_does_not_keep_others_from_being_replicated(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        nodes = await net.grow(3)
+        keys = sorted((b"/set/%d" % number for number in range(6)), key=point)
+        for key in keys:
+            nodes[0].dht._core.store(key, b"v", wall_time())
+        put_again = nodes[0].dht._values.put_again
+
+        async def refused(key, record):
+            if key == keys[0]:
+                raise NoPeersError("all refuse it")
+            return await put_again(key, record)
+
+        nodes[0].dht._values.put_again = refused
+        await trio.sleep(2.2 * DhtSettings().replicate_interval)
+        assert [key for key in keys if _holders(nodes[1:], key)] == keys[1:]
+
+
+async def test_others_run_while_a_leaving_node_looks_through_its_values(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        nodes = await net.grow(3)
+        for number in range(600):
+            nodes[0].dht._core.store(b"/set/%d" % number, b"v", wall_time())
+        table, looked = nodes[0].dht._core.table, []
+        closest = table.closest
+        table.closest = lambda *a, **k: looked.append(None) or closest(*a, **k)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await nodes[0].dht._replication.hand_over()
+        assert looked == []
