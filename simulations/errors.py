@@ -15,7 +15,7 @@ class ParameterError(ConfigError):
 
 
 class SimulationFailedError(LocalError):
-    """A run of a sweep ended without a result."""
+    """A run could not come to a result."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

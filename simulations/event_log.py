@@ -2,15 +2,19 @@
 
 Lines are hashed as they come, and written to a file if there is one, so that a long run costs no
 memory. A fact may be a number, text, truth value, None, or a list or dict of these; anything else
-is an error, as its text could hold an address in memory.
+is an error, as its text could hold an address in memory. A number that is not finite becomes null,
+as in the report: JSON has none.
 """
 
 import hashlib
 import json
+import math
 from collections import Counter
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import trio
+
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 class EventLog:
@@ -36,7 +40,11 @@ class EventLog:
             TypeError: a fact is not plain data.
         """
         entry = {"t": round(trio.current_time(), 9), "kind": kind, **facts}
-        line = json.dumps(entry, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+        try:
+            text = _ENCODER.encode(entry)
+        except ValueError:
+            text = _ENCODER.encode(_finite(entry))
+        line = text.encode() + b"\n"
         self._hash.update(line)
         self.count[kind] += 1
         if self._file is not None:
@@ -51,3 +59,11 @@ class EventLog:
     def lines(self) -> int:
         """How many facts were recorded."""
         return self.count.total()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

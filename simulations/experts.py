@@ -84,7 +84,7 @@ class Experts:
         if sim.parameters["experts.placement"] == "scattered":
             sim.rng_for("placement").shuffle(self._free)
         self._hosts: dict[int, Node] = {}
-        self._since: dict[str, float] = {}  # by node, when it had announced all
+        self._announced: set[int] = set()  # the numbers of nodes that have announced all
         self._gone: dict[str, float] = {}  # by node, when it went
         sim.world.on(ExpertsAnnounced, self._receive_announced)
 
@@ -142,7 +142,7 @@ class Experts:
 
     async def take_census(self, node: Node) -> Census:
         """Look for all experts from a node, and judge what it finds."""
-        at, wall = trio.current_time(), self.live
+        at, then = trio.current_time(), {number: self._hosts[number] for number in self.live}
         names = set(await list_experts(node.directory, RUN, BLOCK, self.grid))
         hosts: dict[str, set[str]] = {}
         rows = sorted({name.rpartition(".")[0] for name in names})
@@ -151,12 +151,12 @@ class Experts:
             for column, entries in listing.items():
                 found = {self._sim.world.name_of(each.peer_id) for each in entries}
                 hosts[f"{row}.{column}"] = found
-        live = [number for number in wall if self._is_live(self._hosts[number])]
+        live = [number for number, host in then.items() if self._stays(host)]
         census = Census(
             at=at,
             seconds=trio.current_time() - at,
             live=len(live),
-            found=sum(self._hosts[n].name in hosts.get(self._name(n), ()) for n in live),
+            found=sum(then[n].name in hosts.get(self._name(n), ()) for n in live),
             dead=sum(any(self._was_gone(each, at) for each in found) for found in hosts.values()),
         )
         self._sim.log.record(
@@ -172,7 +172,7 @@ class Experts:
         self.announcements += event.records
         self.failures += len(event.failures)
         if not event.failures:
-            self._since.setdefault(node.name, trio.current_time())
+            self._announced.add(node.number)
 
     def _collect(self) -> None:
         """Free what nodes that have gone hosted."""
@@ -182,14 +182,19 @@ class Experts:
         self._free = sorted(self._free + freed) if freed else self._free
 
     def _is_live(self, node: Node) -> bool:
-        return node.is_up and node.name in self._since
+        # By number, not by name: one that comes back has its name, and must announce again.
+        return self._stays(node) and node.number in self._announced
+
+    def _stays(self, node: Node) -> bool:
+        """Whether a node is there, and is not about to take back what it announced and leave."""
+        return self._sim.world.nodes.get(node.name) is node
 
     def _was_gone(self, name: str, at: float) -> bool:
         return self._gone.get(name, float("inf")) < at
 
     def _best(self, scores: Sequence[Scores], k: int) -> list[str]:
         """Name the live experts with the highest scores, those of equal scores by number."""
-        live = np.array(sorted(self.live))
+        live = np.array(sorted(self.live), dtype=np.int64)
         totals = scores[0][0][live // self.columns] + scores[1][0][live % self.columns]
         return [self._name(number) for number in live[np.argsort(-totals, kind="stable")[:k]]]
 

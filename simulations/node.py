@@ -109,25 +109,23 @@ class Node:
             self._ended.set()
             self._settled.set()
 
-    async def join(self, peers: Peers, *, patience: float = float("inf")) -> bool:
+    async def join(self, peers: Peers) -> bool:
         """Join the DHT, trying again while nobody answers; a node without `peers` is the first.
 
         Args:
             peers: whom to ask.
-            patience: seconds after which it gives up.
 
         Returns:
             Whether it has joined, before it went down.
         """
-        with trio.move_on_after(patience):
-            while self.is_up:
-                try:
-                    await self.dht.bootstrap(peers)
-                except NoPeersError:
-                    await trio.sleep(JOIN_PAUSE * self.rng.uniform(0.5, 1.5))
-                else:
-                    self.joined_at = trio.current_time()
-                    break
+        while self.is_up:
+            try:
+                await self.dht.bootstrap(peers)
+            except NoPeersError:
+                await trio.sleep(JOIN_PAUSE * self.rng.uniform(0.5, 1.5))
+            else:
+                self.joined_at = trio.current_time()
+                break
         self._settled.set()
         return self.joined_at is not None
 

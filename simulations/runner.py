@@ -169,15 +169,16 @@ def _only_leaf(error: BaseException) -> BaseException:
 def _add_speeds(sim: Simulation, pulse: Pulse) -> None:
     """Add what only the real clock knows: how fast each phase was."""
     phases = [each for each in pulse.phases if each.virtual > 0]
-    ratios = {each.name: each.virtual / each.real for each in phases}
+    ratios = {each: each.virtual / each.real for each in phases}
+    by_name = {each.name: ratio for each, ratio in ratios.items()}
     for speed in sim.speeds:
         detail = f"virtual seconds a real one, while: {speed.phase}"
-        sim.report.figure(speed.name, ratios.get(speed.phase), "x", goal=speed.goal, detail=detail)
+        sim.report.figure(speed.name, by_name.get(speed.phase), "x", goal=speed.goal, detail=detail)
     sim.report.table(
         "Speed of the simulation",
         ["phase", Axis("simulated", "s"), Axis("took", "s"), "x real time", "events"],
         [
-            (each.name, round(each.virtual, 3), round(each.real, 3), ratios[each.name], each.steps)
+            (each.name, round(each.virtual, 3), round(each.real, 3), ratios[each], each.steps)
             for each in phases
         ],
     )

@@ -13,10 +13,12 @@ import trio
 from p2pnode.errors import P2PNodeError
 from p2pnode.protocols.kad.validators import PublicKeyValidator
 from p2pnode.wire.keys import PrivateKey
+from simulations.errors import SimulationFailedError
 from simulations.hops import Hops
 from simulations.node import Node
 from simulations.probes import Probes
 from simulations.simulation import Simulation
+from simulations.world import PATIENCE
 
 _RETRY: Final = 10.0  # seconds until a publisher that could not store its value tries again
 
@@ -55,10 +57,20 @@ class Values:
         return [each for each in self._stored if each.publisher.is_up]
 
     async def publish(self, nodes: Iterable[Node]) -> None:
-        """Let each of these nodes publish a value; returns when all are stored."""
-        async with trio.open_nursery() as nursery:
-            for node in nodes:
-                nursery.start_soon(self.publish_soon(node).wait)
+        """Let each of these nodes publish a value; returns when all are stored.
+
+        Raises:
+            SimulationFailedError: some cannot be, within `PATIENCE`.
+        """
+        waiting = [self.publish_soon(node) for node in nodes]
+        with trio.move_on_after(PATIENCE):
+            for stored in waiting:
+                await stored.wait()
+        if missing := sum(not stored.is_set() for stored in waiting):
+            raise SimulationFailedError(
+                f"{missing} of {len(waiting)} values could not be stored within {PATIENCE:g}"
+                " virtual seconds; is the network too bad for that?"
+            )
 
     def publish_soon(self, node: Node) -> trio.Event:
         """Let a node publish a value as soon as it has joined, and while it is up.

@@ -23,6 +23,7 @@ from p2pnode.testing.network import IDEAL, Machine, Nat, VirtualNetwork
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
 from simulations.conditions import draw_machine, make_network
+from simulations.errors import SimulationFailedError
 from simulations.liars import KINDS, Liar
 from simulations.node import Node, Peers
 from simulations.simulation import Simulation
@@ -30,6 +31,7 @@ from simulations.simulation import Simulation
 E = TypeVar("E", bound=Event)
 
 BOOTSTRAP_PEERS: Final = 4
+PATIENCE: Final = 3600.0  # seconds after which a network is too bad for what still fails on it
 _ENTRIES: Final = 131_072  # what 10,000 nodes announce in two update periods, and some more
 ASKED_ON_JOINING: Final = 3  # of the bootstrap peers, drawn for each node
 
@@ -157,18 +159,29 @@ class World:
 
         Returns:
             The nodes, in the order of starting.
+
+        Raises:
+            SimulationFailedError: not all of them have joined `PATIENCE` seconds after that.
         """
         started: list[Node] = []
-        async with trio.open_nursery() as joining:
-            for position in range(count):
-                # The first ones wait for each other: a list of addresses needs somebody behind it.
-                early = len(self.bootstrap) < BOOTSTRAP_PEERS
-                node = await self.add_node(wait=early)
-                started.append(node)
-                if not early:
-                    joining.start_soon(node.wait_joined)
-                if position + 1 < count and over > 0:
-                    await trio.sleep(over / count)
+        with trio.move_on_after(over + PATIENCE) as waiting:
+            async with trio.open_nursery() as joining:
+                for position in range(count):
+                    # The first ones wait for each other: a list of addresses needs somebody
+                    # behind it.
+                    early = len(self.bootstrap) < BOOTSTRAP_PEERS
+                    node = await self.add_node(wait=early)
+                    started.append(node)
+                    if not early:
+                        joining.start_soon(node.wait_joined)
+                    if position + 1 < count and over > 0:
+                        await trio.sleep(over / count)
+        if waiting.cancelled_caught:
+            joined = sum(each.joined_at is not None for each in started)
+            raise SimulationFailedError(
+                f"only {joined} of {count} nodes could join within {over + PATIENCE:g} virtual"
+                " seconds; is the network too bad for them?"
+            )
         return started
 
     def draw_machine(self, *, good: bool = False) -> Machine:

@@ -41,7 +41,7 @@ async def run(sim: Simulation) -> None:
     """Grow, announce, search."""
     parameters, world = sim.parameters, sim.world
     world.settings = world.settings.replace(hosting={"update_period": parameters["experts.period"]})
-    sizes = sorted(parameters["nodes"])
+    sizes = sorted(set(parameters["nodes"]))
     experts = Experts(sim, sizes[-1])
     searches = _Lookups(sim)
     hosts: list[Node] = []
@@ -163,6 +163,7 @@ def _report(
     sim: Simulation, sizes: Sequence[int], lines: dict[str, list[float]], ended: int
 ) -> None:
     report, last = sim.report, {name: values[-1] for name, values in lines.items()}
+    single = last["one look-up, median"]
     calm = not ended and not sim.parameters["network.loss"]
     report.figure(
         "experts found",
@@ -183,7 +184,7 @@ def _report(
             report.figure(f"{name}, {part}", last[f"{name}, {part}"], "ms")
     report.figure(
         "first search in look-ups",
-        last["first search, median"] / last["one look-up, median"],
+        last["first search, median"] / single if single else math.nan,
         goal=at_most(3),
         detail="its median time, over that of one look-up by the same trainers",
     )

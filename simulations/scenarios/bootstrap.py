@@ -21,7 +21,7 @@ from simulations.values import Values
 
 async def run(sim: Simulation) -> None:
     """Grow, measure, and let everybody look something up now and then."""
-    sizes = sorted(sim.parameters["nodes"])
+    sizes = sorted(set(sim.parameters["nodes"]))
     hops = Hops(sim.world)
     lines: dict[str, list[float]] = {}
     for size in sizes:
@@ -124,14 +124,15 @@ def _report(sim: Simulation, sizes: list[int], lines: dict[str, list[float]]) ->
         [(size, *(values[i] for values in lines.values())) for i, size in enumerate(sizes)],
     )
     # Kademlia with k-buckets halves the distance at least once a hop, and more the larger k is.
-    slope = lines["hops"][0] / math.log2(sizes[0])
+    first, hops = lines["hops"][0], lines["hops"][-1]
+    slope = first / math.log2(sizes[0])
     bound = [slope * math.log2(size) for size in sizes]
     report.series("hops", sizes, lines["hops"], x_label="nodes", y_label="hops")
     report.series("log N", sizes, bound, x_label="nodes", y_label="hops", style="bound")
     report.plot("Hops of a look-up", ["hops", "log N"], log_x=True, y_from=0)
     report.figure(
         "growth of hops",
-        (lines["hops"][-1] / lines["hops"][0]) / (math.log(sizes[-1]) / math.log(sizes[0])),
+        hops / first / math.log(sizes[-1], sizes[0]) if first else math.nan,
         goal=at_most(1),
         detail="from the smallest to the largest size, over that of log N",
     )

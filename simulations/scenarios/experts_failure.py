@@ -5,6 +5,7 @@ found all the time, although part of those who kept its records are gone; what t
 should be listed no longer than its records live, two update periods.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,7 +51,8 @@ async def run(sim: Simulation) -> None:
     sim.begin("after the failure", until=sim.now + watch)
     mortal = [each for each in hosts if each not in world.bootstrap]
     rng = sim.rng_for("failure")
-    killed = rng.sample(mortal, round(count * parameters["killed"] / 100))
+    wanted = round(count * parameters["killed"] / 100)
+    killed = rng.sample(mortal, min(wanted, len(mortal)))
     failed_at = sim.now
     experts.note_gone(killed)
     for node in killed:
@@ -83,6 +85,7 @@ def _report(sim: Simulation, seen: _Seen) -> None:
     after = sorted(seen.after, key=lambda each: each.at)
     ends = [(each.at + each.seconds - seen.failed_at, each) for each in after]
     shares = [each.share for each in after]
+    unseen = 0.0 if after else math.nan  # who never looked has not seen that all is well
     report.figure(
         "found before", mean([each.share for each in seen.before]), "%", goal=at_least(100)
     )
@@ -93,17 +96,17 @@ def _report(sim: Simulation, seen: _Seen) -> None:
         goal=at_least(99),
         detail="of what the survivors host, in all censuses after the failure",
     )
-    report.figure("found after, at worst", min(shares, default=0.0), "%")
+    report.figure("found after, at worst", min(shares, default=math.nan), "%")
     report.figure(
         "last miss",
-        max((at for at, each in ends if each.found < each.live), default=0.0),
+        max((at for at, each in ends if each.found < each.live), default=unseen),
         "s",
         goal=at_most(2 * period),
         detail="of an expert that lives, after the failure; 0 when nothing was missed",
     )
     report.figure(
         "last ghost",
-        max((at for at, each in ends if each.dead), default=0.0),
+        max((at for at, each in ends if each.dead), default=unseen),
         "s",
         goal=at_most(2 * period),
         detail="when an expert was last listed at a host that had failed",
@@ -138,7 +141,9 @@ SCENARIO = Scenario(
     summary="hosts of experts fail at once; when the dead are gone and the living found again",
     parameters={
         "nodes": Parameter(200, "that host", minimum=20),
-        "killed": Parameter(30.0, "nodes that fail, all at the same moment", "%", 0.0, 90.0),
+        "killed": Parameter(
+            30.0, "nodes that fail, all at once; no bootstrap peers", "%", 0.0, 90.0
+        ),
         "trainers": Parameter(5, "that look for all experts again and again", minimum=1),
         "pause": Parameter(5.0, "between two looks of a trainer", "s", minimum=0.1),
         "periods": Parameter(3.0, "of announcing that are watched", minimum=2.5),

@@ -4,6 +4,8 @@ The publishers that live do not store their values again meanwhile: the DHT's ow
 most of a day. What is found is what the copies, and the survivors' care for them, still hold.
 """
 
+import math
+
 import trio
 
 from simulations import Parameter, Scenario, Simulation, at_least, at_most
@@ -32,7 +34,8 @@ async def run(sim: Simulation) -> None:
 
     sim.begin("after the failure")
     mortal = [each for each in world.nodes.values() if each not in world.bootstrap]
-    killed = rng.sample(mortal, round(len(world.nodes) * parameters["killed"] / 100))
+    wanted = round(len(world.nodes) * parameters["killed"] / 100)
+    killed = rng.sample(mortal, min(wanted, len(mortal)))
     failed_at = sim.now
     for node in killed:
         world.crash(node)
@@ -57,7 +60,7 @@ async def run(sim: Simulation) -> None:
     missed = [each.at - failed_at for each in after.all if not each.found]
     report.figure(
         "last miss",
-        max(missed, default=0.0),
+        max(missed, default=0.0 if after.all else math.nan),
         "s",
         goal=at_most(2 * period),
         detail="after the failure; 0 when nothing was missed",
@@ -89,7 +92,9 @@ SCENARIO = Scenario(
     summary="a third of all nodes fails at once; what is lost, and when the rest is found again",
     parameters={
         "nodes": Parameter(200, "how many", minimum=20),
-        "killed": Parameter(30.0, "nodes that fail, all at the same moment", "%", 0.0, 90.0),
+        "killed": Parameter(
+            30.0, "nodes that fail, all at once; no bootstrap peers", "%", 0.0, 90.0
+        ),
         "look-ups": Parameter(50, "a minute, by nodes drawn at random", "1/min", minimum=1),
         "refresh": Parameter(600.0, "the refresh period of the DHT's tables", "s", minimum=60.0),
         "join.rate": Parameter(10.0, "nodes that start in a second", "1/s", minimum=0.001),

@@ -7,6 +7,7 @@ when look-ups from both sides end at the node that is closest of all, and find w
 has stored meanwhile.
 """
 
+import math
 from functools import partial
 
 import trio
@@ -70,7 +71,7 @@ async def run(sim: Simulation) -> None:
     report = sim.report
     report.figure(
         "one DHT again after",
-        max(misses, default=0.0),
+        max(misses, default=0.0 if both.all else math.nan),
         "s",
         goal=at_most(2 * period),
         detail="of the healing, the first round from which on nothing was missed",
@@ -98,9 +99,8 @@ async def _join_together(sim: Simulation) -> tuple[list[Node], list[Node]]:
     """Let all join one DHT; returns two halves of it, drawn at random, bootstrap peers in both."""
     count, rate = sim.parameters["nodes"], sim.parameters["join.rate"]
     nodes = await sim.world.add_nodes(count, over=count / rate)
-    servers = [each for each in nodes if each.dht.serves]
-    bootstrap = len(sim.world.bootstrap)
-    early, late = servers[:bootstrap], nodes[bootstrap:]
+    bootstrap = len(sim.world.bootstrap)  # they were the first to start
+    early, late = nodes[:bootstrap], nodes[bootstrap:]
     sim.rng.shuffle(late)
     return early[::2] + late[::2], early[1::2] + late[1::2]
 

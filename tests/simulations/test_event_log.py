@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import math
 
 import pytest
 import trio
@@ -31,3 +32,10 @@ async def test_the_digest_is_that_of_the_lines_with_or_without_a_file(autojump_c
 async def test_an_object_is_no_fact_as_its_text_could_hold_an_address(autojump_clock):
     with pytest.raises(TypeError):
         EventLog().record("odd", thing=object())
+
+
+async def test_a_number_that_is_not_finite_is_null_and_the_line_still_json(autojump_clock):
+    file = io.BytesIO()
+    EventLog(file).record("measured", hops=math.nan, of=[1.0, {"worst": math.inf}])
+    text = file.getvalue().decode()
+    assert text == '{"t":0.0,"kind":"measured","hops":null,"of":[1.0,{"worst":null}]}\n'

@@ -47,6 +47,11 @@ def test_values_outlive_the_failure_of_a_third_of_all_nodes():
     assert not report.missed
 
 
+def test_whoever_can_fail_fails_when_more_should():
+    report = run("mass-failure", **{"nodes": 20, "killed": 90, "refresh": 60, "look-ups": 5})
+    assert value(report, "nodes killed") == 16  # all but the bootstrap peers
+
+
 @pytest.mark.parametrize("strangers", [False, True], ids=["halves", "strangers"])
 def test_what_was_parted_becomes_one_dht(strangers):
     chosen = {"nodes": 12, "refresh": 120, "partition": 60, "strangers": strangers}

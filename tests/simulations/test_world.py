@@ -3,6 +3,7 @@
 import random
 from functools import partial
 
+import numpy as np
 import pytest
 import trio
 
@@ -13,7 +14,9 @@ from p2pnode.wire.uids import Uid
 from simulations.churn import Churn
 from simulations.conditions import CHURN, LIARS, NETWORK, draw_machine
 from simulations.determinism import seeded_scheduler, virtual_clock
+from simulations.errors import SimulationFailedError
 from simulations.event_log import EventLog
+from simulations.experts import Experts
 from simulations.hops import Hops
 from simulations.liars import KINDS, Liar
 from simulations.probes import Probes, percentile
@@ -190,6 +193,66 @@ def test_nodes_that_return_are_the_same_peers_again(clocked):
 
     parameters = {"churn.median": 60.0, "churn.return": 100.0, "churn.downtime": 5.0}
     assert clocked(story, **parameters)
+
+
+EIGHT_OF_TWO = {"experts.each": 2, "experts.columns": 4, "experts.period": 10.0}
+
+
+def test_a_census_counts_only_who_was_there_all_the_time(clocked):
+    async def story(sim):
+        sim.world.settings = sim.world.settings.replace(hosting={"update_period": 10.0})
+        nodes = await sim.world.add_nodes(8)
+        experts = Experts(sim, 8)
+        experts.host_on(nodes)
+        await trio.sleep(30)
+        assert len(experts.live) == 16
+        taken = []
+
+        async def take_census():
+            taken.append(await experts.take_census(nodes[1]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_census)
+            await trio.sleep(0.001)
+            for node in nodes[6:]:
+                sim.world.crash(node)
+            back = await sim.world.add_node(again=nodes[7], wait=False)
+            experts.host_on([back])
+            # It has the name of one that had announced, and has announced nothing.
+            assert len(experts.live) == 12
+        assert (taken[0].live, taken[0].found) == (12, 12)
+        await trio.sleep(30)
+        return len(experts.live)
+
+    assert clocked(story, **EIGHT_OF_TWO, **{"experts.placement": "rows"}) == 14
+
+
+def test_a_search_when_nothing_lives_finds_nothing(clocked):
+    async def story(sim):
+        (node, *_) = await sim.world.add_nodes(4)
+        scores = [np.zeros((1, size), dtype=np.float32) for size in (2, 4)]
+        return await Experts(sim, 4).search(node, scores, 4, Probes())
+
+    assert clocked(story, **EIGHT_OF_TWO, **{"experts.placement": "rows"}) is None
+
+
+def test_a_network_on_which_nobody_can_join_ends_the_run(clocked):
+    async def story(sim):
+        sim.world.network.loss = 1.0
+        with pytest.raises(SimulationFailedError, match="only 1 of 3 nodes"):
+            await sim.world.add_nodes(3)
+
+    clocked(story)
+
+
+def test_values_that_nobody_can_store_end_the_run(clocked):
+    async def story(sim):
+        _, *clients = (await sim.world.add_nodes(6))[3:]  # who keep nothing for themselves
+        sim.world.partition(*([each.machine] for each in sim.world.nodes.values()))
+        with pytest.raises(SimulationFailedError, match="2 of 2 values"):
+            await Values(sim).publish(clients)
+
+    clocked(story, **{"network.nats": 100.0})
 
 
 def test_values_are_found_and_live_as_long_as_their_publisher(clocked):
