@@ -11,6 +11,7 @@ that ends soon by its own word is left to its owner, who renews it.
 """
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -29,7 +30,8 @@ from p2pnode.wire.peer_id import PeerId
 COPIES_AT_ONCE: Final = 16
 COPIES_AT_ONCE_TO_ONE: Final = 4  # so that a slow peer does not hold up what others should get
 COPYING_TIMEOUT: Final = 300.0  # seconds for all copies to one peer; replication does the rest
-MAX_NEWCOMERS: Final = 1024  # noted until the next greeting; more than a table holds
+MAX_NEWCOMERS: Final = 1024  # more than a table holds
+GREETING_SPACING: Final = 600.0  # seconds between two greetings of one peer that comes and goes
 _KEYS_PER_STEP: Final = 256  # looked at before others may run
 _LOOKS: Final = 4  # per replication interval, so that no value waits much longer than one
 
@@ -44,7 +46,8 @@ class Replication:
         self._peers = peers
         self._values = values
         self._settings = settings
-        self._newcomers: dict[PeerId, None] = {}
+        self._newcomers: dict[PeerId, float] = {}  # not to be greeted before
+        self._greeted: OrderedDict[PeerId, float] = OrderedDict()  # when
         self._greet_at = float("inf")
         self._look_at = float("inf")
 
@@ -53,9 +56,9 @@ class Replication:
     def receive_added(self, peer: PeerId, now: float) -> None:
         """Note a newcomer in the table."""
         if len(self._core.records):
-            if not self._newcomers:
-                self._greet_at = now + self._settings.handover_delay
-            self._newcomers[peer] = None
+            earliest = self._greeted.get(peer, float("-inf")) + GREETING_SPACING
+            self._greet_at = min(self._greet_at, max(now + self._settings.handover_delay, earliest))
+            self._newcomers[peer] = earliest
             if len(self._newcomers) > MAX_NEWCOMERS:
                 del self._newcomers[next(iter(self._newcomers))]
 
@@ -65,15 +68,22 @@ class Replication:
 
     async def greet(self) -> None:
         """Send the newcomers what they should keep."""
-        newcomers, self._newcomers = self._newcomers, {}
-        self._greet_at = float("inf")
+        now, noted = trio.current_time(), self._newcomers
+        newcomers = {peer: None for peer, earliest in noted.items() if earliest <= now}
+        self._newcomers = {peer: when for peer, when in noted.items() if peer not in newcomers}
+        self._greet_at = min(self._newcomers.values(), default=float("inf"))
+        for peer in newcomers:
+            self._greeted[peer] = now
+            self._greeted.move_to_end(peer)
+            if len(self._greeted) > MAX_NEWCOMERS:
+                self._greeted.popitem(last=False)
         size, table = self._settings.bucket_size, self._core.table
         copies: list[tuple[bytes, PeerId]] = []
         for number, key in enumerate(list(self._core.records)):
             if number % _KEYS_PER_STEP == 0:
                 await trio.lowlevel.checkpoint()
             target = point(key)
-            if not table.is_closest(target, without=newcomers):
+            if not table.is_closest(target, without=noted):
                 continue  # somebody else is closer, and does it
             closest = table.closest(target, size)
             if not self._core.is_near(key, closest):

@@ -8,6 +8,8 @@ from p2pnode.clock import wall_time
 from p2pnode.config import DhtSettings
 from p2pnode.errors import NoPeersError, NotFoundError, ProtocolError
 from p2pnode.protocols.kad.keys import point
+from p2pnode.protocols.kad.messages import MessageType
+from p2pnode.protocols.kad.replication import GREETING_SPACING
 
 KEY = b"/set/key"
 
@@ -238,3 +240,29 @@ async def test_others_run_while_a_leaving_node_looks_through_its_values(
             scope.cancel()
             await nodes[0].dht._replication.hand_over()
         assert looked == []
+
+
+async def test_a_peer_that_comes_and_goes_is_not_sent_everything_each_time(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        holder, newcomer = await net.grow(2)
+        for number in range(40):
+            holder.dht._core.store(b"/set/%d" % number, b"v", wall_time())
+        copies = []
+        original = newcomer.dht._core.receive_request
+
+        def counted(sender, request, *more):
+            copies.extend([request.key] * (request.type is MessageType.PUT_VALUE))
+            return original(sender, request, *more)
+
+        newcomer.dht._core.receive_request = counted
+        for _ in range(20):
+            newcomer.dht.set_mode("client")
+            await trio.sleep(10)
+            newcomer.dht.set_mode("server")
+            await trio.sleep(15)
+        assert 0 < len(set(copies)) == len(copies)
+        before = len(copies)
+        await trio.sleep(GREETING_SPACING)
+        assert before < len(copies) <= 2 * before  # it may have lost them meanwhile
