@@ -257,7 +257,7 @@ async def test_a_peer_that_comes_and_goes_is_not_sent_everything_each_time(
             return original(sender, request, *more)
 
         newcomer.dht._core.receive_request = counted
-        for _ in range(20):
+        for _ in range(8):
             newcomer.dht.set_mode("client")
             await trio.sleep(10)
             newcomer.dht.set_mode("server")
