@@ -1,5 +1,6 @@
 """Both fidelities on one virtual network: they agree on who is reached, when, and on what fails."""
 
+import contextlib
 import random
 import re
 
@@ -78,6 +79,22 @@ async def test_a_dial_and_identify_take_the_same_round_trips(world_on, autojump_
         ("PeerIdentified", "ours"): 8,
         ("PeerIdentified", "theirs"): 9,
     }
+
+
+async def test_losses_delay_each_way_of_a_dial(world_on, autojump_clock):
+    network = VirtualNetwork(random.Random(3), latency=Fixed(WAY), loss=0.2)
+    took = []
+    async with world_on(network) as world:
+        ours = await world.add_host()
+        for _ in range(80):
+            theirs, began = await world.add_host(), trio.current_time()
+            with contextlib.suppress(DialError):
+                await ours.connect(theirs.peer_id, theirs.addresses)
+                took.append(round((trio.current_time() - began) / WAY))
+            await world.leave(theirs)
+    assert len(took) > 70
+    assert min(took) == 6
+    assert 0.15 < took.count(6) / 80 < 0.4  # 0.8 ** 6 is 0.26, and not 0.8 or 0.64
 
 
 async def test_a_call_on_a_new_stream_takes_one_round_trip(world_on, autojump_clock):

@@ -1,7 +1,7 @@
 """How a light host reaches a peer: its addresses raced, as `p2pnode.host.dialer` does, in one task.
 
 The SYNs and their answers are the virtual network's. The handshakes above TCP only take the time
-that Noise and Yamux take: `HANDSHAKE_WAYS` one-way delays.
+that Noise and Yamux take: `HANDSHAKE_WAYS` one-way delays, and what losses on these ways cost.
 """
 
 import math
@@ -12,7 +12,7 @@ import trio
 from multiaddr import Multiaddr
 
 from p2pnode.errors import DialError, P2PNodeError, WrongPeerError
-from p2pnode.testing.network import Answer, Knock
+from p2pnode.testing.network import Answer, Knock, Machine, draw_loss
 from p2pnode.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
@@ -156,8 +156,12 @@ class LightDial:
             self._drop(knock, "the same connection was dialled from the other end")
             return False
         ways = HANDSHAKE_WAYS + (2 if knock.met is not None else 0)
-        way = sum(network.draw_delay(machine, knock.source) for _ in range(ways))
-        await self._host.world.timers.sleep_until(trio.current_time() + way)
+        seconds, breaks = self._draw_handshakes(machine, knock.source, ways)
+        timeout = self._host.settings.handshake_timeout
+        await self._host.world.timers.sleep_until(trio.current_time() + min(seconds, timeout))
+        if breaks or seconds > timeout:
+            self._give_up(knock, "the connection broke in the handshakes")
+            return False
         remote = self._host.world.host_at(arrival)
         if remote is None or not network.carries(knock.source, machine):
             self._give_up(knock, "the handshakes were not answered")
@@ -169,3 +173,16 @@ class LightDial:
         self._host.backoff.succeed(self.peer_id, address)
         self._host.join(remote, knock, arrival)
         return True
+
+    def _draw_handshakes(self, one: Machine, other: Machine, ways: int) -> tuple[float, bool]:
+        """Draw how long messages take that go to and fro; and whether the connection breaks."""
+        network = self._host.world.network
+        seconds = 0.0
+        loss = network.loss_between(one, other)
+        for _ in range(ways):
+            way = network.draw_delay(one, other)
+            late, breaks = draw_loss(network, 1, loss, way) if loss else (0.0, False)
+            seconds += way + late
+            if breaks:
+                return seconds, True
+        return seconds, False

@@ -3,7 +3,6 @@
 `VirtualNetwork` is the model; `p2pnode.testing.hosts` and `p2pnode.testing.light` run nodes on it.
 """
 
-from p2pnode.testing.network.virtual_network import VirtualNetwork
 from p2pnode.testing.network.dialling import Answer, Arrival, Knock
 from p2pnode.testing.network.grades import GRADES, IDEAL, MBIT, LinkGrade
 from p2pnode.testing.network.latency import (
@@ -18,7 +17,8 @@ from p2pnode.testing.network.latency import (
 )
 from p2pnode.testing.network.machines import Machine
 from p2pnode.testing.network.nat import Endpoint, Nat, Router
-from p2pnode.testing.network.wires import Flow, Wire
+from p2pnode.testing.network.virtual_network import VirtualNetwork
+from p2pnode.testing.network.wires import Flow, Wire, draw_loss
 
 __all__ = [
     "GRADES",
@@ -43,4 +43,5 @@ __all__ = [
     "Router",
     "VirtualNetwork",
     "Wire",
+    "draw_loss",
 ]

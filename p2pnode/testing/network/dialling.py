@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from p2pnode.testing.network.virtual_network import VirtualNetwork
 
 FIRST_TIMEOUT: Final = 1.0  # seconds to the second SYN, doubled for each further one; RFC 6298
+MAX_ANSWERS: Final = 6  # SYN-ACKs; Linux, tcp_synack_retries
 _HEADERS: Final = 60  # bytes of a SYN: IP and TCP headers with the usual options
 
 
@@ -137,6 +138,7 @@ class Knock:
         if arrival is None or not self._network.carries(self.source, arrival.machine):
             return False
         back = now + self._network.draw_delay(arrival.machine, self.source)
+        back += self._late_answer(arrival.machine)
         meeting = self._network.find_knock(arrival)
         if meeting is not None and meeting.arrival is None:
             self.arrival = arrival
@@ -152,3 +154,16 @@ class Knock:
         self._answered_at = back
         self._send_at = math.inf
         return self._verdict is not Answer.REFUSED
+
+    def _late_answer(self, answerer: Machine) -> float:
+        """Draw by how much the answer is late because packets are lost; infinity if it never comes.
+
+        It is sent again like a SYN.
+        """
+        late, pause = 0.0, FIRST_TIMEOUT
+        for _ in range(MAX_ANSWERS):
+            if not self._network.is_lost(answerer, self.source):
+                return late
+            late += pause
+            pause *= 2
+        return math.inf

@@ -90,22 +90,39 @@ class Flow:
         self._last_due = at
 
     def _delay_by_loss(self, size: int, loss: float, way: float, now: float) -> float:
-        rng = self._network.rng
-        packets = -(-size // PACKET_BYTES) or 1
-        if rng.random() >= 1.0 - (1.0 - loss) ** packets:
-            return 0.0
-        if rng.random() < self._network.loss_resets:
-            self.wire.reset_both(now)
-            return 0.0
-        timeout = max(MIN_RTO, 3 * way)
-        delay = 2 * way if packets >= _FAST_RETRANSMIT else timeout
-        for _ in range(MAX_TRIES):
-            if rng.random() >= loss:
-                return delay
-            delay += timeout
-            timeout = min(2 * timeout, MAX_RTO)
-        self.wire.reset_both(now + delay)
+        delay, breaks = draw_loss(self._network, -(-size // PACKET_BYTES) or 1, loss, way)
+        if breaks:
+            self.wire.reset_both(now + delay)
         return delay
+
+
+def draw_loss(
+    network: "VirtualNetwork", packets: int, loss: float, way: float
+) -> tuple[float, bool]:
+    """Draw what losses do to some packets that are sent at once.
+
+    Args:
+        network: whose chance it is.
+        packets: how many.
+        loss: the share of packets that is lost.
+        way: seconds that they take.
+
+    Returns:
+        The seconds by which they are late, and whether the connection breaks then.
+    """
+    rng = network.rng
+    if rng.random() >= 1.0 - (1.0 - loss) ** packets:
+        return 0.0, False
+    if rng.random() < network.loss_resets:
+        return 0.0, True
+    timeout = max(MIN_RTO, 3 * way)
+    delay = 2 * way if packets >= _FAST_RETRANSMIT else timeout
+    for _ in range(MAX_TRIES):
+        if rng.random() >= loss:
+            return delay, False
+        delay += timeout
+        timeout = min(2 * timeout, MAX_RTO)
+    return delay, True
 
 
 class Wire(ABC):
