@@ -14,12 +14,14 @@ silent peers cannot stop a look-up. And when beta of the closest have answered (
 few are known) and everybody else among them is slow, the look-up ends without them. `patience`
 grows with the slowest answer seen, so that on slow links everybody is still waited for.
 
-Against peers that lie, three rules:
+Against peers that lie, four rules:
 
 - The look-up follows several paths (Baumgart and Mies, S/Kademlia, 2007). A peer belongs to the
   path that first named it and is asked on that path alone; each path has its share of the slots,
   and goes on until the closest peers it knows itself have answered. So whom a liar names may
   mislead its own path, and no other.
+- What one peer says of another's place keeps nobody else from telling: addresses from several add
+  up, and who failed at some is asked again at others, a few times.
 - Of those that one peer named only few are asked until some have answered. Where few do answer,
   it is not believed: the rest of what it named comes last.
 - Of one network, no more than `max_per_group` are counted among the k closest while others are to
@@ -33,13 +35,15 @@ from enum import Enum, auto
 from typing import Final
 
 from p2pnode.protocols.kad.keys import point
-from p2pnode.protocols.kad.messages import Contact
+from p2pnode.protocols.kad.messages import MAX_ADDRESSES, Contact
 from p2pnode.wire.peer_id import PeerId
 
 MAX_CANDIDATES: Final = 512  # remembered per look-up: the closest; liars cannot make it grow
 _SLOWNESS: Final = 4.0  # a request is slow after so many times the slowest answer, at least
 _SCOUTS: Final = 2  # peers that each path asks, even when other paths know k that are closer
 _CREDIT: Final = 5  # requests under way to those that one peer named, before any has answered
+_PLACES: Final = 3  # times that a peer is asked, at other addresses each time
+_ADDRESSES: Final = 3 * MAX_ADDRESSES  # kept of one peer; fresh ones come first
 _DOUBT: Final = 3  # unanswered requests to those a peer named, from which on it may be doubted
 
 Named = tuple[Contact, bytes | None]  # a peer, and the network that it counts for
@@ -66,6 +70,8 @@ class _Candidate:
     good: int = 0  # of those it named: how many answered,
     bad: int = 0  # and how many failed or are slow
     open: int = 0  # and how many are asked
+    places: int = 1  # how often it was asked, at other addresses each time
+    has_moved: bool = False  # there are addresses that the request under way does not know
 
 
 class Lookup:
@@ -127,6 +133,7 @@ class Lookup:
             for contact in contacts
             if (met := known.get(contact.peer_id)) is None
             or (met.state is _State.KNOWN and _doubts(met.informer))
+            or (contact is not met.contact and _is_elsewhere(met, contact))
         ]
 
     def next_queries(self, now: float) -> list[PeerId]:
@@ -173,6 +180,8 @@ class Lookup:
         if candidate.informer is not None and not candidate.is_slow:
             candidate.informer.bad += 1
         candidate.state, candidate.is_slow = _State.FAILED, False
+        if candidate.has_moved:
+            self._revive(candidate)
         self._wanted = None
 
     def is_finished(self, now: float) -> bool:
@@ -335,6 +344,8 @@ class Lookup:
         if known is not None:
             if known.state is _State.KNOWN and _doubts(known.informer) and not _doubts(informer):
                 known.informer = informer  # now somebody else vouches for it
+            if _is_elsewhere(known, contact):
+                self._move(known, contact)
             return
         distance = point(peer) ^ self._target
         if len(self._order) == MAX_CANDIDATES and (
@@ -344,6 +355,21 @@ class Lookup:
         candidate = _Candidate(contact, distance, group, informer, path, hop)
         self._known[peer] = candidate
         bisect.insort(self._order, (distance, candidate))  # no two distances are alike
+
+    def _move(self, known: _Candidate, contact: Contact) -> None:
+        """Take in that somebody else knows a peer at other addresses."""
+        had = known.contact.addresses
+        fresh = tuple(each for each in contact.addresses if each not in had)
+        known.contact = Contact(contact.peer_id, (*fresh, *had)[:_ADDRESSES])
+        known.has_moved = known.state is _State.ASKED
+        if known.state is _State.FAILED:
+            self._revive(known)
+
+    def _revive(self, candidate: _Candidate) -> None:
+        candidate.state, candidate.has_moved = _State.KNOWN, False
+        candidate.places += 1
+        if candidate.informer is not None:
+            candidate.informer.bad -= 1
 
     def _make_room(self) -> bool:
         """Forget the farthest peer that was not asked."""
@@ -362,3 +388,14 @@ def _distance(candidate: _Candidate) -> int:
 
 def _doubts(informer: _Candidate | None) -> bool:
     return informer is not None and informer.bad >= max(_DOUBT, 2 * informer.good + 1)
+
+
+def _is_elsewhere(known: _Candidate, contact: Contact) -> bool:
+    """Tell whether `contact` has addresses for a peer that was not reached yet."""
+    if known.state is _State.ANSWERED:
+        return False
+    if known.state is not _State.KNOWN and known.places >= _PLACES:
+        return False
+    had = known.contact.addresses
+    # Those of a seed are the host's own knowledge, which stands above what others say.
+    return contact.addresses != had and not set(contact.addresses).issubset(had)

@@ -4,7 +4,9 @@ Rules:
 - A peer enters the routing table when identify says that it serves the protocol, or when it
   answers a request.
 - It leaves when identify says that it stopped, or when it breaks the protocol or falls silent;
-  then it is also banned for a time that doubles, until it answers, or is identified, again.
+  then it is also banned for a time that doubles, until it answers, or is identified, again. One
+  that was not reached at all is asked even so when somebody tells of an address not tried yet: it
+  may have been a liar who told of the others.
 - A reset stream refuses one request, and says something about the peer only when it was asked
   what any peer can answer: whom it knows.
 - Whoever was not heard of for a while is asked for a sign of life: rarely while a connection
@@ -13,6 +15,7 @@ Rules:
   time; when it ends in the middle of things, at once.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -40,6 +43,8 @@ from p2pnode.wire.peer_id import PeerId
 CHECKS_AT_ONCE: Final = 8
 LIVELY: Final = 60.0  # a connection that ends so soon after the last answer was not idle
 CONTACTS_AGE: Final = 30.0  # seconds
+MAX_UNREACHED: Final = 1024  # peers
+MAX_TRIED: Final = 64  # addresses of each
 MAX_CONTACTS: Final = 1024  # more than a table holds; others are asked for by name
 
 
@@ -85,6 +90,7 @@ class KadPeers:
         self._changed = changed
         self._requester = Requester(host, settings)
         self._doubted: dict[PeerId, None] = {}  # to be asked for a sign of life at once
+        self._tried: OrderedDict[PeerId, tuple[Multiaddr, ...]] = OrderedDict()  # where in vain
         self._contacts: dict[PeerId, Contact] = {}  # as told to others
         self._contacts_until = float("-inf")
         self._check_at = float("inf")  # nobody is to be checked before
@@ -135,13 +141,13 @@ class KadPeers:
 
     def worth_asking(self, contacts: Iterable[Contact], now: float) -> list[Named]:
         """Choose, of the peers that an answer names, those to ask; each with its network."""
-        host, bans = self._host, self._core.bans
+        host = self._host
         private_too = self._settings.limit_private_networks
         return [
             (contact, group_of(contact.addresses, private_too=private_too))
             for contact in contacts
             if contact.peer_id != host.peer_id
-            and not bans.is_banned(contact.peer_id, now)
+            and not self._is_avoided(contact, now)
             and (
                 contact.addresses
                 or host.connection_to(contact.peer_id)
@@ -204,11 +210,13 @@ class KadPeers:
             if isinstance(error, ProtocolError):
                 self.report(peer, str(error))
             self._core.bans.receive_failure(peer, trio.current_time())
+            self._note_tried(peer, addresses)
             if peer in self._core.table:
                 self._lost(peer)
             self._drop(peer, str(error))
             raise
         self._core.bans.receive_success(peer)
+        self._tried.pop(peer, None)
         self.receive_alive(peer)
         return answer
 
@@ -285,6 +293,21 @@ class KadPeers:
     def reset_idle(self) -> None:
         """End all kept streams at once."""
         self._requester.reset_idle()
+
+    def _is_avoided(self, contact: Contact, now: float) -> bool:
+        if not self._core.bans.is_banned(contact.peer_id, now):
+            return False
+        tried = self._tried.get(contact.peer_id)
+        return tried is None or set(contact.addresses).issubset(tried)
+
+    def _note_tried(self, peer: PeerId, addresses: Sequence[Multiaddr]) -> None:
+        """Note where a peer was not found; of one that was reached, nothing."""
+        tried = self._tried.pop(peer, ())
+        if self._host.connection_to(peer) is None:
+            tried = tuple(dict.fromkeys((*tried, *addresses, *self._host.addresses_of(peer))))
+            self._tried[peer] = tried[-MAX_TRIED:]
+            if len(self._tried) > MAX_UNREACHED:
+                self._tried.popitem(last=False)
 
     def _interval(self, peer: PeerId) -> float:
         if self._host.connection_to(peer) is None:

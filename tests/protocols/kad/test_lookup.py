@@ -3,6 +3,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multiaddr import Multiaddr
 
 from p2pnode.protocols.kad.keys import point
 from p2pnode.protocols.kad.lookup import MAX_CANDIDATES, Lookup
@@ -294,3 +295,57 @@ def test_with_a_fifth_of_liars_the_true_closest_are_found(paths, lie):
     honest = [peer for peer in _by_distance(TARGET, set(peers) - {asker})[:20] if peer not in liars]
     assert len(set(honest) & set(lookup.closest)) >= len(honest) - 2
     assert now < 8.0
+
+
+def _at(peer, *ports):
+    return Contact(peer, tuple(Multiaddr(f"/ip4/10.0.0.1/tcp/{port}") for port in ports)), None
+
+
+def test_addresses_that_several_tell_of_a_peer_add_up():
+    lookup = _lookup(PEERS[10:13], k=4, alpha=2)
+    lookup.next_queries(0.0)
+    lookup.receive_answer(PEERS[10], [_at(PEERS[0], 666)], 0.1)
+    told = [_at(PEERS[0], 1)[0]]
+    assert lookup.unknown(told) == told
+    lookup.receive_answer(PEERS[11], [_at(PEERS[0], 1)], 0.1)
+    assert lookup.contact_of(PEERS[0]) == _at(PEERS[0], 1, 666)[0]
+    assert lookup.unknown(told) == []
+
+
+def test_a_peer_of_which_a_liar_told_a_wrong_address_is_asked_at_the_right_one():
+    lookup = _lookup(PEERS[10:12], k=4, alpha=2)
+    lookup.next_queries(0.0)
+    lookup.receive_answer(PEERS[10], [_at(PEERS[0], 666)], 0.1)
+    assert lookup.next_queries(0.1) == [PEERS[0]]
+    lookup.receive_failure(PEERS[0])
+    assert lookup.unknown([_at(PEERS[0], 666)[0]]) == []
+    lookup.receive_answer(PEERS[11], [_at(PEERS[0], 1)], 0.2)
+    assert lookup.next_queries(0.2) == [PEERS[0]]
+    lookup.receive_answer(PEERS[0], [], 0.3)
+    assert lookup.closest == [PEERS[0], PEERS[10], PEERS[11]]
+
+
+def test_liars_cannot_have_a_peer_asked_again_and_again():
+    lookup = _lookup(PEERS[10:30], k=20, alpha=20)
+    asked = 0
+    lookup.next_queries(0.0)
+    for number in range(10, 30):
+        lookup.receive_answer(PEERS[number], [_at(PEERS[0], number)], 0.1)
+        if PEERS[0] in lookup.next_queries(0.1):
+            asked += 1
+            lookup.receive_failure(PEERS[0])
+    assert asked == 3
+
+
+def test_an_address_told_while_a_peer_is_asked_elsewhere_is_tried_when_that_fails():
+    lookup = _lookup(PEERS[10:12], k=4, alpha=4)
+    lookup.next_queries(0.0)
+    lookup.receive_answer(PEERS[10], [_at(PEERS[0], 666)], 0.1)
+    assert lookup.next_queries(0.1) == [PEERS[0]]
+    lookup.receive_answer(PEERS[11], [_at(PEERS[0], 1)], 0.2)
+    assert lookup.next_queries(0.2) == []
+    lookup.receive_failure(PEERS[0])
+    assert lookup.next_queries(0.3) == [PEERS[0]]
+    lookup.receive_failure(PEERS[0])
+    assert lookup.next_queries(0.4) == []
+    assert lookup.is_finished(0.4)

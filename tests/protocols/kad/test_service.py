@@ -15,6 +15,7 @@ from p2pnode.errors import (
     NotFoundError,
     ProtocolError,
     ProtocolNotSupportedError,
+    RemoteError,
     StreamResetError,
 )
 from p2pnode.host import PeerMisbehaved
@@ -826,3 +827,48 @@ async def test_no_more_addresses_of_a_peer_are_taken_from_answers_than_are_of_us
         assert len(await nodes[2].dht.find_peer(target)) <= 2 * MAX_ADDRESSES
         (addresses,) = (await nodes[2].dht.find_providers(b"mh")).values()
         assert len(addresses) <= 2 * MAX_ADDRESSES
+
+
+async def test_an_address_that_a_liar_made_up_does_not_keep_a_peer_from_being_asked(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        node, target = await net.start(), await net.start()
+        wrong = (Multiaddr("/ip4/10.9.9.9/tcp/1"),)
+        peers, now = node.dht._peers, trio.current_time()
+        request = Message(type=MessageType.FIND_NODE, key=b"key")
+        with pytest.raises(RemoteError):
+            await peers.ask(target.peer_id, request, wrong)
+        assert peers.worth_asking([Contact(target.peer_id, wrong)], now) == []
+        right = Contact(target.peer_id, tuple(target.host.addresses))
+        assert [contact for contact, _ in peers.worth_asking([right], now)] == [right]
+        await peers.ask(target.peer_id, request, right.addresses)
+        _silence(target.host)
+        with pytest.raises(RemoteError):  # now it was reached, and is silent
+            await peers.ask(target.peer_id, request, right.addresses)
+        elsewhere = Contact(target.peer_id, (Multiaddr("/ip4/10.9.9.9/tcp/2"),))
+        assert peers.worth_asking([right, elsewhere], trio.current_time()) == []
+
+
+async def test_a_liar_near_a_key_does_not_hide_who_is_there(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(20, bucket_size=8)
+        liar, *honest = nodes
+        wrong = {
+            node.peer_id: Contact(node.peer_id, (Multiaddr(f"/ip4/10.9.9.9/tcp/{number}"),))
+            for number, node in enumerate(honest, start=1)
+        }
+
+        def lie(_sender, request, *_more):
+            return Message(type=request.type, key=request.key, closer=tuple(wrong.values()))
+
+        liar.dht._core.receive_request = lie
+        reader = await net.start([liar], bucket_size=8)
+        await reader.dht.bootstrap([honest[0].address])
+        for number in range(4):
+            await reader.dht.closest_peers(b"/set/%d" % number)
+        await trio.sleep(DhtSettings().query_timeout)  # until those told wrongly are found out
+        for number in range(4):
+            target = point(b"/set/%d" % number)
+            found = await reader.dht.closest_peers(b"/set/%d" % number)
+            assert found == _by_distance(target, (node.peer_id for node in nodes))[:8]
