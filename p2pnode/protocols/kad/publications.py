@@ -42,6 +42,12 @@ class Publications:
         """Stop publishing; returns whether it was published."""
         return self._kept.pop(key, None) is not None
 
+    def retry(self, key: bytes, when: float) -> None:
+        """Have a key due at `when`, unless it is due earlier or is published no more."""
+        kept = self._kept.get(key)
+        if kept is not None and when < kept[1]:
+            self._set(kept[0], when)
+
     def next_due(self) -> float:
         """Return when the next one is due; infinity for never."""
         while self._due:
@@ -64,7 +70,9 @@ class Publications:
 
     def _schedule(self, publication: Publication, now: float) -> None:
         # Never later than the interval: what was stored must not expire in between.
-        when = now + self._interval * self._rng.uniform(0.8, 1.0)
+        self._set(publication, now + self._interval * self._rng.uniform(0.8, 1.0))
+
+    def _set(self, publication: Publication, when: float) -> None:
         self._kept[publication.key] = (publication, when)
         heapq.heappush(self._due, (when, publication.key))
         if len(self._due) > 2 * len(self._kept) + 64:  # mostly stale: start afresh

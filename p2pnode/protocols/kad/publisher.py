@@ -1,6 +1,7 @@
 """Publishing again and again what this node wants to be found."""
 
 import contextlib
+from typing import Final
 
 import trio
 
@@ -10,6 +11,8 @@ from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.providers import Providers
 from p2pnode.protocols.kad.publications import Publications
 from p2pnode.protocols.kad.values import Values
+
+RETRY_INTERVAL: Final = 60.0  # seconds, for what could be published nowhere
 
 
 class Publisher:
@@ -28,7 +31,10 @@ class Publisher:
         return self._publications.next_due()
 
     async def publish(self) -> None:
-        """Publish what is due; a value that has ended by its own word is dropped."""
+        """Publish what is due; a value that has ended by its own word is dropped.
+
+        What nobody takes is due again soon.
+        """
         values: dict[bytes, bytes] = {}
         for each in self._publications.take_due(trio.current_time()):
             try:
@@ -40,6 +46,14 @@ class Publisher:
             except ProtocolError:
                 self._publications.remove(each.key)
             except RemoteError:
-                continue  # alone; there will be another time
-        with contextlib.suppress(RemoteError):
-            await self._values.put_many(values)
+                self.retry(each.key)
+        stored: dict[bytes, int] = {}
+        with contextlib.suppress(RemoteError):  # alone, or one has ended a moment ago
+            stored = await self._values.put_many(values)
+        for key in values:
+            if not stored.get(key):
+                self.retry(key)
+
+    def retry(self, key: bytes) -> None:
+        """Publish soon again what could not be published now."""
+        self._publications.retry(key, trio.current_time() + RETRY_INTERVAL)

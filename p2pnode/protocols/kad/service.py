@@ -308,7 +308,12 @@ class KadDht:
         if publish:
             self._published.add(key, value, trio.current_time())
             self._wake()
-        return await self._values.put(key, value)
+        try:
+            return await self._values.put(key, value)
+        except NoPeersError:
+            self._publisher.retry(key)
+            self._wake()
+            raise
 
     async def put_many(
         self, values: Mapping[bytes, bytes], *, copies: int | None = None
@@ -370,7 +375,12 @@ class KadDht:
         if publish:
             self._published.add(multihash, None, trio.current_time())
             self._wake()
-        return await self._providers.provide(multihash)
+        try:
+            return await self._providers.provide(multihash)
+        except NoPeersError:
+            self._publisher.retry(multihash)
+            self._wake()
+            raise
 
     async def find_providers(self, multihash: bytes) -> dict[PeerId, list[Multiaddr]]:
         """Find who provides `multihash`, and where they are.

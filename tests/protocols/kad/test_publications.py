@@ -69,3 +69,14 @@ def test_nothing_waits_longer_than_the_interval(steps):
         assert len(kept) == len(last)
         assert all(now - since <= 100.0 for since in last.values())
         assert len(kept._due) <= 2 * len(kept) + 65
+
+
+def test_what_could_not_be_published_is_due_again_when_it_is_said():
+    kept = _publications()
+    kept.add(b"k", b"v", 0.0)
+    kept.retry(b"k", 10.0)
+    kept.retry(b"k", 60.0)
+    kept.retry(b"unknown", 5.0)
+    assert kept.next_due() == 10.0
+    assert kept.take_due(10.0) == [Publication(b"k", b"v")]
+    assert kept.next_due() >= 90.0
