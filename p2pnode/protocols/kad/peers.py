@@ -320,5 +320,10 @@ class KadPeers:
         return group_of(addresses, private_too=self._settings.limit_private_networks)
 
     def _drop(self, peer: PeerId, reason: str) -> None:
-        if self._core.table.remove(peer):
-            self._host.events.emit(DhtPeerLost(peer_id=peer, reason=reason))
+        successors = self._core.table.remove(peer)
+        if successors is None:
+            return
+        for each in successors:  # it may have waited for hours: see whether it lives
+            self._doubted[each] = None
+            self._host.events.emit(DhtPeerAdded(peer_id=each))
+        self._host.events.emit(DhtPeerLost(peer_id=peer, reason=reason))

@@ -144,15 +144,19 @@ class RoutingTable:
             del bucket.waiting[next(iter(bucket.waiting))]
         return self._doubtful(bucket, entry, now)
 
-    def remove(self, peer: PeerId) -> bool:
-        """Drop a peer that failed or stopped serving; one in waiting takes its place."""
+    def remove(self, peer: PeerId) -> list[PeerId] | None:
+        """Drop a peer that failed or stopped serving; one in waiting takes its place.
+
+        Returns:
+            Who has taken the place, if anybody; None when the peer had none.
+        """
         bucket = self._bucket_of(peer)
         if bucket is None:
-            return False
+            return None
         bucket.waiting.pop(peer, None)
         entry = bucket.seen.pop(peer, None)
         if entry is None:
-            return False
+            return None
         self._count -= 1
         if entry.group is not None:
             self._groups[entry.group] -= 1
@@ -161,8 +165,8 @@ class RoutingTable:
         for successor in reversed(bucket.waiting):
             if self._admits(bucket, bucket.waiting[successor]):
                 self._insert(bucket, successor, bucket.waiting.pop(successor))
-                break
-        return True
+                return [successor]
+        return []
 
     def receive_lookup(self, target: int, now: float) -> None:
         """Note that a look-up of `target` has just refreshed its range."""

@@ -872,3 +872,29 @@ async def test_a_liar_near_a_key_does_not_hide_who_is_there(dht_network, autojum
             target = point(b"/set/%d" % number)
             found = await reader.dht.closest_peers(b"/set/%d" % number)
             assert found == _by_distance(target, (node.peer_id for node in nodes))[:8]
+
+
+async def test_who_takes_the_place_of_a_lost_peer_is_told_of_and_asked_for_a_sign_of_life(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        node = await net.start(bucket_size=2)
+        others = []
+        while len(others) < 4:
+            other = await net.start(bucket_size=2)
+            if not (point(other.peer_id) ^ point(node.peer_id)) >> 255:
+                continue  # of another bucket
+            others.append(other)
+            await other.host.connect(node.peer_id, node.host.addresses)
+            await trio.sleep(1)
+        first, second, dead, alive = others
+        added = []
+        node.host.events.on(DhtPeerAdded, lambda event: added.append(event.peer_id))
+        node.dht._peers.receive_alive(dead.peer_id)  # the freshest in waiting
+        net.world.crash(dead.host)
+        dead.scope.cancel()
+        assert node.dht.peers == [first.peer_id, second.peer_id]
+        first.dht.set_mode("client")
+        await trio.sleep(60)
+        assert added == [dead.peer_id, alive.peer_id]
+        assert node.dht.peers == [second.peer_id, alive.peer_id]
