@@ -7,6 +7,7 @@ from p2pnode.config.units import KIB, MIB
 from p2pnode.errors import ConfigError
 
 _MODES: Final = ("auto", "server", "client")
+_MOST_NAMED: Final = 256  # peers read from one message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class DhtSettings:
     resiliency: int = 3  # beta: so many of the closest must answer before slow ones are left out
     disjoint_paths: int = 3  # of one look-up; each liar can lead only one of them astray
     quorum: int = 5  # holders of a value that one search merges at most
+    renewed_quorum: int = 10  # the same, of values that many keep adding to, such as the index
     patience: float = 1.5  # a query that takes longer frees its slot for another one
     query_timeout: float = 5.0  # one request to one peer
     lookup_timeout: float = 30.0
@@ -71,7 +73,7 @@ class DhtSettings:
         """Check what a single value does not show.
 
         Raises:
-            ConfigError: `protocol` is none, or `mode` is unknown.
+            ConfigError: `protocol` is none, `mode` is unknown, or settings contradict each other.
         """
         if not self.protocol.startswith("/") or not self.protocol.isprintable():
             raise ConfigError(
@@ -79,3 +81,21 @@ class DhtSettings:
             )
         if self.mode not in _MODES:
             raise ConfigError(f"dht.mode must be one of {', '.join(_MODES)}, not {self.mode!r}")
+        lives = min(self.record_ttl, self.provider_ttl)
+        rules = {
+            "bucket_size must not exceed 256": self.bucket_size <= _MOST_NAMED,
+            "patience must not exceed query_timeout": self.patience <= self.query_timeout,
+            "query_timeout must not exceed lookup_timeout": (
+                self.query_timeout <= self.lookup_timeout
+            ),
+            "republish_interval must be below record_ttl and provider_ttl": (
+                self.republish_interval < lives
+            ),
+            "max_record_bytes must be 4 KiB below max_message_bytes": (
+                self.max_record_bytes + 4 * KIB <= self.max_message_bytes
+            ),
+            "ban_time must not exceed max_ban_time": self.ban_time <= self.max_ban_time,
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ConfigError(f"dht.{rule}")

@@ -29,6 +29,7 @@ Against peers that lie, four rules:
 """
 
 import bisect
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -136,13 +137,18 @@ class Lookup:
             or (contact is not met.contact and _is_elsewhere(met, contact))
         ]
 
-    def next_queries(self, now: float) -> list[PeerId]:
-        """Name the peers to ask now; they count as asked."""
+    def next_queries(self, now: float, most: float = math.inf) -> list[PeerId]:
+        """Name the peers to ask now; they count as asked.
+
+        Args:
+            now: the time.
+            most: how many may be under way, if less than alpha.
+        """
         self._notice_slow(now)
         busy = [0] * self._paths
         for each in self._asked.values():
             busy[each.path] += not each.is_slow
-        slots = self._alpha - sum(busy)
+        slots = int(min(self._alpha, most)) - sum(busy)
         if slots <= 0:
             return []
         frontier, scouts = self._want()
@@ -158,9 +164,19 @@ class Lookup:
         peer: PeerId,
         closer: Iterable[Named],
         now: float,
+        group: bytes | None = None,
     ) -> None:
-        """Take the answer of `peer`: the peers that it says are closer, each with its network."""
+        """Take an answer.
+
+        Args:
+            peer: who answered.
+            closer: the peers that it says are closer, each with its network.
+            now: trio's clock.
+            group: the network where the peer was reached, if that counts; whoever named it may
+                have told another one.
+        """
         candidate = self._known[peer]
+        candidate.group = group or candidate.group
         self._close(candidate)
         self._patience = max(self._patience, _SLOWNESS * (now - candidate.since))
         if candidate.informer is not None:

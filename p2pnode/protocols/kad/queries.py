@@ -1,5 +1,6 @@
 """Asking many peers at once: step by step towards a key, or a few that are known already."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ class Queries:
         receive: Receive | None = None,
         *,
         breadth: int | None = None,
+        wanted: Callable[[], int] | None = None,
     ) -> Lookup:
         """Send `message` to peers ever closer to its key.
 
@@ -68,6 +70,7 @@ class Queries:
             receive: takes each answer.
             breadth: how many of the closest must have answered; k by default. Fewer do for a
                 look at a range, which nobody relies on: then one path is enough, too.
+            wanted: how many answers such as have come are still of use; no more are asked at once.
         """
         settings, target = self._settings, point(message.key)
         k = settings.bucket_size
@@ -87,12 +90,12 @@ class Queries:
         started = now = trio.current_time()
         deadline = now + settings.lookup_timeout
         while now < deadline and not lookup.is_finished(now):
-            for peer in lookup.next_queries(now):
+            for peer in lookup.next_queries(now, math.inf if wanted is None else wanted()):
                 requests.start_soon(self._ask, lookup.contact_of(peer), message, send)
             try:
                 peer, answer = outcomes.receive_nowait()
             except trio.WouldBlock:
-                with trio.move_on_at(min(lookup.next_deadline(now), deadline)) as scope:
+                with trio.CancelScope(deadline=min(lookup.next_deadline(now), deadline)) as scope:
                     peer, answer = await outcomes.receive()
                 now = trio.current_time()
                 if scope.cancelled_caught:
@@ -101,7 +104,7 @@ class Queries:
                 lookup.receive_failure(peer)
                 continue
             named = self._peers.worth_asking(lookup.unknown(answer.closer), now)
-            lookup.receive_answer(peer, named, now)
+            lookup.receive_answer(peer, named, now, self._peers.group_of(peer))
             if receive is not None and receive(peer, answer):
                 break
         if lookup.answered:

@@ -55,7 +55,8 @@ class Requester:
         slots = await self._enter(peer)
         try:
             if slots.silent_at <= asked_at:  # those that queued behind a silence end with it
-                with trio.move_on_at(trio.current_time() + self._settings.query_timeout):
+                deadline = trio.current_time() + self._settings.query_timeout
+                with trio.CancelScope(deadline=deadline):
                     return await self._exchange(peer, message, addresses)
                 slots.silent_at = trio.current_time()
         finally:
@@ -132,7 +133,8 @@ class Requester:
             stream.reset()
             raise
         if stream.peer_id in self._idle:
-            await stream.aclose()
+            with contextlib.suppress(RemoteError):  # the answer is here
+                await stream.aclose()
         else:
             self._idle[stream.peer_id] = (carrier, trio.current_time())
         return answer

@@ -167,33 +167,45 @@ class Values:
             return own.value
         if own is None and self._absent.holds(key, trio.current_time()):
             raise _not_found()
-        found: _Found = {}
-        message = Message(type=MessageType.GET_VALUE, key=key)
-
-        def receive(peer: PeerId, answer: Message) -> bool:
-            found[peer] = self._valid(peer, key, answer)
-            known = sum(record is not None for record in (own, *found.values()))
-            return known >= self._settings.quorum
-
-        lookup: Lookup | None = None
-        if not await self._ask_known(message, requests, receive, found):
-            lookup = await self._queries.iterate(message, requests, receive)
-            holders = [peer for peer, record in found.items() if record is not None]
-            self._holders.remember(key, holders, trio.current_time())
-        records = [record for record in (own, *found.values()) if record is not None]
-        wall = wall_time()
-        merged = validator.merge(key, [each.value for each in records], wall) if records else b""
-        if not merged:
+        found, lookup = await self._gather(key, own, validator, requests)
+        record = _merged(key, [own, *found.values()], validator)
+        if record is None:
             if lookup is not None and lookup.answered:
                 self._absent.remember(key, trio.current_time())
             raise _not_found()
-        received = max((each.received for each in records if each.value == merged), default="")
-        record = Record(key, merged, received)
         self._correct(record, found, requests)
         if lookup is not None:
             self._cache(record, found, lookup, requests)
         self._keep(record, own, validator)
-        return merged
+        return record.value
+
+    async def _gather(
+        self, key: bytes, own: Record | None, validator: Validator, requests: trio.Nursery
+    ) -> tuple[_Found, Lookup | None]:
+        """Ask for a value, if need be in a look-up; returns what was found, and the look-up."""
+        settings = self._settings
+        # Each of its holders may lack what somebody has added since it was stored there last.
+        quorum = settings.renewed_quorum if validator.is_renewed else settings.quorum
+        message = Message(type=MessageType.GET_VALUE, key=key)
+        found: _Found = {}
+
+        def missing() -> int:
+            return quorum - sum(record is not None for record in (own, *found.values()))
+
+        def receive(peer: PeerId, answer: Message) -> bool:
+            found[peer] = self._valid(peer, key, answer)
+            return missing() <= 0
+
+        def wanted() -> int:
+            # Once one has it, those around it have it, too: few more than are needed are asked.
+            return missing() + settings.resiliency if any(found.values()) else settings.parallelism
+
+        if await self._ask_known(message, requests, receive, found):
+            return found, None
+        lookup = await self._queries.iterate(message, requests, receive, wanted=wanted)
+        holders = [peer for peer, record in found.items() if record is not None]
+        self._holders.remember(key, holders, trio.current_time())
+        return found, lookup
 
     async def _ask_known(
         self,
@@ -306,6 +318,17 @@ class Values:
                 nursery.start_soon(do, ordered[start : start + size])
         if failures:
             raise failures[0]
+
+
+def _merged(key: bytes, found: Sequence[Record | None], validator: Validator) -> Record | None:
+    """Merge what several hold; None if nothing is left of it."""
+    records = [each for each in found if each is not None]
+    values = [each.value for each in records]
+    merged = validator.merge(key, values, wall_time()) if values else b""
+    if not merged:
+        return None
+    received = max((each.received for each in records if each.value == merged), default="")
+    return Record(key, merged, received)
 
 
 def _not_found() -> NotFoundError:

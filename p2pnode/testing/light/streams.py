@@ -73,7 +73,7 @@ class Pipe:
         while offset < len(data):
             self.check_sender()
             if self._reader_gone:
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint_if_cancelled()
                 return
             if self._size >= self._window:
                 await self._wait_for_room()
@@ -247,7 +247,7 @@ class LightStream(Stream):
     async def wait_send_all_might_not_block(self) -> None:
         """See `trio.abc.SendStream`."""
         self._outgoing.check_sender()
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """See `Stream`."""
@@ -265,7 +265,7 @@ class LightStream(Stream):
         if self.far is None:
             self._open(b"")
         self._outgoing.finish()
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def aclose(self) -> None:
         """See `Stream`."""
@@ -274,7 +274,7 @@ class LightStream(Stream):
             self._outgoing.finish()
             self._incoming.discard()
             self.connection.forget(self)
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     def reset(self, code: int = 0) -> None:
         """See `Stream`."""

@@ -4,6 +4,7 @@ import pytest
 import trio
 import trio.testing
 
+from p2pnode.clock import wall_time
 from p2pnode.config import DhtSettings
 from p2pnode.protocols.kad.keys import point
 from p2pnode.protocols.kad.validators import Validator
@@ -95,3 +96,17 @@ async def test_holders_that_fell_silent_do_not_hold_up_the_next_look_up(
         before = trio.current_time()
         assert await reader.dht.get_value(KEY) == b"v"
         assert trio.current_time() - before < 2 * DhtSettings().patience + 0.5
+
+
+@pytest.mark.parametrize(("is_renewed", "asked"), [(False, 5), (True, 10)])
+async def test_values_that_many_add_to_are_read_from_more_holders(
+    dht_network, autojump_clock, is_renewed, asked
+):
+    async with dht_network() as net:
+        nodes = await net.grow(32, validators={"set": Joined(is_renewed)}, parallelism=1)
+        keepers = sorted(nodes, key=lambda node: point(node.peer_id) ^ point(KEY))[:20]
+        for number, node in enumerate(keepers):
+            node.dht._core.store(KEY, b"%c" % (97 + number), wall_time())
+        reader = next(node for node in nodes if node not in keepers)
+        found = len(await reader.dht.get_value(KEY))
+        assert asked <= found < 2 * asked

@@ -47,6 +47,14 @@ def test_the_closest_are_asked_first_and_alpha_at_once():
     assert lookup.next_queries(0.1) == [PEERS[3]]
 
 
+def test_no_more_are_asked_at_once_than_are_wanted():
+    lookup = _lookup(PEERS, alpha=5)
+    assert lookup.next_queries(0.0, 2) == PEERS[:2]
+    assert lookup.next_queries(0.0, 2) == []
+    assert lookup.next_queries(0.0, -1) == []
+    assert lookup.next_queries(0.0) == PEERS[2:5]
+
+
 def test_nobody_farther_than_the_k_closest_is_asked():
     lookup = _lookup(PEERS, k=4)
     assert lookup.next_queries(0.0) == PEERS[:4]
@@ -349,3 +357,15 @@ def test_an_address_told_while_a_peer_is_asked_elsewhere_is_tried_when_that_fail
     lookup.receive_failure(PEERS[0])
     assert lookup.next_queries(0.4) == []
     assert lookup.is_finished(0.4)
+
+
+def test_peers_count_for_the_network_where_they_are_reached_whatever_was_said_of_them():
+    crowd, others = PEERS[:8], PEERS[10:14]
+    lookup = _lookup(PEERS[20:21], k=4, max_per_group=1)
+    lookup.next_queries(0.0)
+    named = [(Contact(peer), b"said %d" % number) for number, peer in enumerate(crowd)]
+    lookup.receive_answer(PEERS[20], [*named, *_named(others)], 0.0)
+    while asked := lookup.next_queries(0.0):
+        for peer in asked:
+            lookup.receive_answer(peer, [], 0.0, b"true" if peer in crowd else None)
+    assert lookup.closest == [crowd[0], *others[:3]]

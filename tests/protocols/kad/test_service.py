@@ -197,6 +197,16 @@ async def test_a_search_stops_at_the_quorum(dht_network, autojump_clock):
         assert counts["GET_VALUE"] <= 7
 
 
+async def test_a_search_near_its_goal_asks_few_more_than_it_needs(dht_network, autojump_clock):
+    async with dht_network() as net:
+        nodes = await net.grow(40)
+        await nodes[0].dht.put_value(KEY, b"v")
+        reader = next(node for node in nodes if node.dht._core.value(KEY, wall_time()) is None)
+        counts = _requests(net)
+        assert await reader.dht.get_value(KEY) == b"v"
+        assert counts["GET_VALUE"] <= 13  # 10 at first, of which half have it
+
+
 async def test_a_value_asked_for_again_costs_two_requests(dht_network, autojump_clock):
     async with dht_network() as net:
         nodes = await net.grow(30)
@@ -356,7 +366,7 @@ async def test_a_client_is_in_nobodys_table_and_is_never_asked(dht_network, auto
 
 async def test_values_expire_in_virtual_time(dht_network, autojump_clock):
     async with dht_network() as net:
-        nodes = await net.grow(3, record_ttl=100.0)
+        nodes = await net.grow(3, record_ttl=100.0, republish_interval=50.0)
         await nodes[0].dht.put_value(KEY, b"v")
         await trio.sleep(99)
         assert await nodes[1].dht.get_value(KEY) == b"v"
@@ -737,7 +747,7 @@ async def test_find_peer_finds_addresses_also_of_clients(dht_network, autojump_c
 
 async def test_providers_are_found_until_they_expire(dht_network, autojump_clock):
     async with dht_network() as net:
-        nodes = await net.grow(30, provider_ttl=100.0, bucket_size=8)
+        nodes = await net.grow(30, provider_ttl=100.0, republish_interval=50.0, bucket_size=8)
         assert await nodes[3].dht.provide(b"mh") == 8
         await nodes[4].dht.provide(b"mh")
         found = await nodes[25].dht.find_providers(b"mh")
