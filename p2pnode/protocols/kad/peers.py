@@ -131,7 +131,7 @@ class KadPeers:
         if peer in table:
             table.receive_alive(peer, trio.current_time())
             return
-        doubted = table.receive_alive(peer, trio.current_time(), self._group_of(peer))
+        doubted = table.receive_alive(peer, trio.current_time(), self.group_of(peer))
         if doubted is not None:
             self._doubted[doubted] = None
             self._changed()
@@ -154,6 +154,12 @@ class KadPeers:
                 or host.addresses_of(contact.peer_id)
             )
         ]
+
+    def group_of(self, peer: PeerId) -> bytes | None:
+        """Return the network of a peer: where it is connected, or else where it is said to be."""
+        connection = self._host.connection_to(peer)
+        addresses = [connection.remote_address] if connection else self._host.addresses_of(peer)
+        return group_of(addresses, private_too=self._settings.limit_private_networks)
 
     def report(self, peer: PeerId, reason: str) -> None:
         """Tell that an answer broke a rule; the host itself reports requests that do."""
@@ -313,11 +319,6 @@ class KadPeers:
         if self._host.connection_to(peer) is None:
             return self._settings.liveness_interval
         return self._settings.connected_liveness_interval
-
-    def _group_of(self, peer: PeerId) -> bytes | None:
-        connection = self._host.connection_to(peer)
-        addresses = [connection.remote_address] if connection else self._host.addresses_of(peer)
-        return group_of(addresses, private_too=self._settings.limit_private_networks)
 
     def _drop(self, peer: PeerId, reason: str) -> None:
         successors = self._core.table.remove(peer)
