@@ -125,29 +125,42 @@ class RecordStore:
                 self.remove(key)
 
     def _make_room(self, key: bytes, record: StoredRecord) -> bool:
-        """Drop records farther away than `key` until `record` fits."""
+        """Drop records farther away than `key` until `record` fits; none where it would not."""
         size, sender, namespace = len(record.value), record.sender, namespace_of(key)
         if sender is not None and (
             self._sent[sender] >= self._max_records_per_peer
             or self._sent_bytes[sender] + size > self._max_bytes_per_peer
         ):
             return False
+        leaving = self._farther(key, namespace, size)
+        for each in leaving or ():
+            self.remove(each)
+        return leaving is not None
+
+    def _farther(self, key: bytes, namespace: str, size: int) -> list[bytes] | None:
+        """List the keys, all farther away than `key`, that must go for it; None: too few would."""
         candidate = (point(key) ^ self._own, key)
         share = self._shares.get(namespace, 1.0)
-        own = self._orders.get(namespace, [])
-        while (
-            len(own) >= share * self._max_records
-            or self._sizes[namespace] + size > share * self._max_bytes
-        ):
-            if not own or own[-1] < candidate:
-                return False
-            self.remove(own[-1][1])
-        while len(self._records) >= self._max_records or self.size + size > self._max_bytes:
-            farthest = max((order[-1] for order in self._orders.values() if order), default=None)
-            if farthest is None or farthest < candidate:
-                return False
-            self.remove(farthest[1])
-        return True
+        left = {name: len(order) for name, order in self._orders.items()}
+        count, in_all = left.get(namespace, 0), len(self._records)
+        own_bytes, all_bytes = self._sizes[namespace] + size, self.size + size
+        leaving: list[bytes] = []
+        while True:
+            if count >= share * self._max_records or own_bytes > share * self._max_bytes:
+                names = [namespace]
+            elif in_all >= self._max_records or all_bytes > self._max_bytes:
+                names = list(left)
+            else:
+                return leaving
+            last = [(self._orders[name][left[name] - 1], name) for name in names if left.get(name)]
+            if not last or max(last)[0] < candidate:
+                return None
+            (_, farthest), name = max(last)
+            leaving.append(farthest)
+            freed = len(self._records[farthest].value)
+            left[name], in_all, all_bytes = left[name] - 1, in_all - 1, all_bytes - freed
+            if name == namespace:
+                count, own_bytes = count - 1, own_bytes - freed
 
     def _insert(self, key: bytes, record: StoredRecord) -> None:
         size, namespace = len(record.value), namespace_of(key)

@@ -124,3 +124,26 @@ def test_the_next_expiry_is_told():
     store.put(b"b", _record(expires=10.0), 0.0)
     assert store.next_expiry() == 10.0
     assert sorted(store) == [b"a", b"b"]
+
+
+def test_a_value_that_does_not_fit_after_all_costs_no_other_its_place():
+    near, large, *far = _by_distance([b"key%d" % n for n in range(6)])
+    store = _store(99, 8)
+    assert store.put(near, _record(b"1234"), 0.0)
+    for key in far:
+        assert store.put(key, _record(b"v"), 0.0)
+    assert not store.put(large, _record(b"too large"), 0.0)
+    assert set(store) == {near, *far}
+    assert store.put(large, _record(b"fits"), 0.0)
+    assert set(store) == {near, large}
+
+
+def test_a_namespace_gives_way_to_another_only_where_that_helps():
+    keys = _by_distance([b"/%s/%d" % (name, n) for name in (b"a", b"b") for n in range(4)])
+    store = _store(99, 6, a=0.5)
+    near, *rest = keys
+    for key in rest:
+        store.put(key, _record(b"v"), 0.0)
+    kept = set(store)
+    assert not store.put(near, _record(b"1234567"), 0.0)
+    assert set(store) == kept
