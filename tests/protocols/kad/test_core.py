@@ -45,7 +45,8 @@ def _contact_of(peer: PeerId) -> Contact:
 
 @pytest.fixture
 def core():
-    settings = DhtSettings(bucket_size=4, max_record_bytes=100, record_ttl=50.0, provider_ttl=50.0)
+    times = {"record_ttl": 50.0, "provider_ttl": 50.0, "republish_interval": 20.0}
+    settings = DhtSettings(bucket_size=4, max_record_bytes=100, **times)
     core = KadCore(OWN, settings, {"n": Rising()})
     for number in range(1, 40):
         core.table.receive_alive(_peer(number), 0.0)

@@ -60,7 +60,7 @@ async def test_values_outlive_all_their_first_holders(dht_network, autojump_cloc
 
 async def test_copies_do_not_make_a_value_live_longer(dht_network, autojump_clock):
     async with dht_network() as net:
-        nodes = await net.grow(8, bucket_size=3, record_ttl=5 * 3600.0)
+        nodes = await net.grow(8, bucket_size=3, record_ttl=5 * 3600.0, republish_interval=3600.0)
         await nodes[0].dht.put_value(KEY, b"v")
         await trio.sleep(4.9 * 3600)
         assert await nodes[7].dht.get_value(KEY) == b"v"
