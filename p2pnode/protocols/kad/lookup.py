@@ -185,8 +185,8 @@ class Lookup:
                 candidate.informer.bad -= 1
         self.answered += candidate.state is not _State.ANSWERED
         candidate.state, candidate.is_slow = _State.ANSWERED, False
-        for contact, group in closer:
-            self._learn(contact, group, candidate, candidate.path, candidate.hop + 1)
+        for contact, said in closer:
+            self._learn(contact, said, candidate, candidate.path, candidate.hop + 1)
         self._wanted = None
 
     def receive_failure(self, peer: PeerId) -> None:
