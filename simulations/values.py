@@ -25,11 +25,11 @@ _RETRY: Final = 10.0  # seconds until a publisher that could not store its value
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value, its key in the DHT, and who publishes it."""
+    """One value, its key in the DHT, and the name of who publishes it."""
 
     key: bytes
     value: bytes
-    publisher: Node
+    publisher: str
 
 
 class Values:
@@ -43,6 +43,7 @@ class Values:
         self._sim = sim
         self._rng = sim.rng_for("values")
         self._stored: list[Value] = []
+        self._publishers: dict[Value, Node] = {}  # of those stored; who is down is forgotten
         self.probes = Probes()
         self.hops = Hops(sim.world)
 
@@ -54,7 +55,15 @@ class Values:
     @property
     def live(self) -> list[Value]:
         """Those of them whose publisher is up."""
-        return [each for each in self._stored if each.publisher.is_up]
+        for value in [each for each, node in self._publishers.items() if not node.is_up]:
+            del self._publishers[value]  # a node that is down takes as much memory as any
+        return list(self._publishers)
+
+    @property
+    def orphaned(self) -> list[Value]:
+        """The others."""
+        live = set(self.live)
+        return [each for each in self._stored if each not in live]
 
     async def publish(self, nodes: Iterable[Node]) -> None:
         """Let each of these nodes publish a value; returns when all are stored.
@@ -81,12 +90,11 @@ class Values:
         stored = trio.Event()
         key = PrivateKey.from_seed(self._rng.randbytes(32)).public_key
         name = f"/{PublicKeyValidator.NAMESPACE}/".encode() + bytes(key.peer_id)
-        value = Value(name, key.protobuf, node)
-        self._sim.nursery.start_soon(self._publish, value, stored)
+        value = Value(name, key.protobuf, node.name)
+        self._sim.nursery.start_soon(self._publish, value, node, stored)
         return stored
 
-    async def _publish(self, value: Value, stored: trio.Event) -> None:
-        node = value.publisher
+    async def _publish(self, value: Value, node: Node, stored: trio.Event) -> None:
         await node.wait_joined()
         while node.is_up and not stored.is_set():
             try:
@@ -95,6 +103,7 @@ class Values:
                 await trio.sleep(_RETRY)
             else:
                 self._stored.append(value)
+                self._publishers[value] = node
                 self.hops.watch(value.key)
                 stored.set()
         stored.set()  # or it went down before it could store anything
@@ -105,7 +114,7 @@ class Values:
             node, lambda: node.dht.get_value(value.key), lambda got: got == value.value
         )
         self._sim.log.record(
-            "value-looked-up", node=node.name, publisher=value.publisher.name, found=found
+            "value-looked-up", node=node.name, publisher=value.publisher, found=found
         )
         return found
 

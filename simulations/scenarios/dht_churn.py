@@ -45,7 +45,7 @@ async def run(sim: Simulation) -> None:
         parameters["look-ups"],
         rng,
         over=60.0,
-        among=lambda: [each for each in values.stored if not each.publisher.is_up],
+        among=lambda: values.orphaned,
     )
     joins = [each.took_to_join for each in world.joined]
     report = sim.report

@@ -60,7 +60,7 @@ async def run(sim: Simulation) -> None:
                 theirs = [
                     each
                     for each in values.stored
-                    if (each.publisher.name in of_left) != (node.name in of_left)
+                    if (each.publisher in of_left) != (node.name in of_left)
                 ]
                 nursery.start_soon(values.look_up, rng.choice(theirs), node)
         await trio.sleep(max(0.0, start + _ROUND - sim.now))

@@ -1,6 +1,8 @@
 """Nodes of a simulation live, join, die, come back and lie as the scenario says."""
 
+import gc
 import random
+import weakref
 from functools import partial
 
 import numpy as np
@@ -259,10 +261,15 @@ def test_values_are_found_and_live_as_long_as_their_publisher(clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(8)
         values = Values(sim)
-        await values.publish(nodes[:3])
-        sim.world.crash(nodes[2])
+        await values.publish([*nodes[:2], nodes[7]])
+        sim.world.crash(nodes[7])
         assert len(values.stored) == 3
-        assert {each.publisher.name for each in values.live} == {"n1", "n2"}
+        assert {each.publisher for each in values.live} == {"n1", "n2"}
+        assert [each.publisher for each in values.orphaned] == ["n8"]
+        dead = weakref.ref(nodes.pop())
+        await trio.sleep(600)
+        gc.collect()
+        assert dead() is None
         await values.look_up_some(10, sim.rng, over=20.0, among=lambda: values.stored)
         assert len(values.probes.all) == 10
         return values.probes.found

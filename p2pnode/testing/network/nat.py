@@ -45,6 +45,7 @@ class _Mapping:
     private: Endpoint
     port: int
     heard: dict[Endpoint, float]  # when something last went out to each remote endpoint
+    many: int = _FEW  # of them: when to look for those that count no more
 
 
 class Router:
@@ -95,6 +96,8 @@ class Router:
             self._by_port[mapping.port] = key
         mapping.heard.pop(remote, None)
         mapping.heard[remote] = now  # the newest one last
+        if len(mapping.heard) >= mapping.many:
+            self._forget_silent(mapping, now)
         return Endpoint(self.ip, mapping.port)
 
     def receive(self, remote: Endpoint, port: int, now: float) -> Endpoint | None:
@@ -154,6 +157,15 @@ class Router:
             self._last_use(mapping, remote, now) + self.timeout >= now
             for remote in reversed(mapping.heard)
         )
+
+    def _forget_silent(self, mapping: _Mapping, now: float) -> None:
+        """Drop the remote endpoints whose packets would not pass any more."""
+        mapping.heard = {
+            remote: at
+            for remote, at in mapping.heard.items()
+            if self._last_use(mapping, remote, now) + self.timeout >= now
+        }
+        mapping.many = max(_FEW, 2 * len(mapping.heard))
 
     def _remove(self, key: tuple[Endpoint, Endpoint | None]) -> None:
         mapping = self._by_key.pop(key)

@@ -220,3 +220,16 @@ def test_nat_by_nat_holes_are_punched_where_they_can_be(make_network, make_loop,
     assert bool(open_ways) is (frozenset({one, other}) in PUNCHABLE)
     if one in CONES[1:] and other in CONES[1:]:
         assert answers == {Answer.MET}
+
+
+@pytest.mark.parametrize("kind", CONES)
+def test_a_mapping_forgets_whom_it_has_not_heard_of_for_long_and_nobody_else(kind):
+    nat = router(kind)
+    public = nat.send(INSIDE, FAR, 0.0)
+    nat.hold(public.port, FAR)  # a connection uses it
+    for number in range(2000):
+        nat.send(INSIDE, Endpoint("9.9.0.1", number), float(number))
+    (mapping,) = nat._by_key.values()
+    assert len(mapping.heard) <= 2 * (nat.timeout + 2)
+    assert nat.receive(FAR, public.port, 2000.0) == INSIDE
+    assert nat.receive(Endpoint("9.9.0.1", 1800), public.port, 2000.0) == INSIDE
