@@ -106,6 +106,8 @@ def finish_sweep(
     if outcomes:
         seeds = [each.facts.seeds[0] for each in outcomes]
         report, facts = merge([each.report for each in outcomes], seeds), _merge(outcomes, command)
+        for failed in [each for each in results if each.outcome is None]:
+            report.note(f"Seed {failed.plan.seed} is not among these: it {_fault(failed)}")
         if folder is not None:
             write_report(report, facts, folder)
             for seed, each in zip(seeds, outcomes, strict=True):
@@ -117,9 +119,15 @@ def finish_sweep(
             _print_speed(facts, sum(each.steps for each in outcomes))
             if folder is not None:
                 print_note(f"The report is in {folder / 'index.html'}; those of the seeds below.")
-    for result in [] if as_json else [each for each in results if not each.is_good]:
-        print_note(f"seed {result.plan.seed} {_fault(result)}")
-        print_note(f"  to see it again: {result.plan.command}")
+    if not as_json:
+        _tell_faults(results)
+
+
+def _tell_faults(results: Sequence[Result]) -> None:
+    for result in results:
+        if not result.is_good:
+            print_note(f"seed {result.plan.seed} {_fault(result)}")
+            print_note(f"  to see it again: {result.plan.command}")
 
 
 def _result_as_json(result: Result) -> dict[str, Any]:

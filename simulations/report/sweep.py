@@ -16,12 +16,12 @@ _RESAMPLED: Final = 200  # points of a series whose runs were measured at differ
 def merge(reports: Sequence[Report], seeds: Sequence[int]) -> Report:
     """Return the report of a sweep.
 
-    A figure becomes the mean, with its spread; its goal is met if every run met it. A series
-    becomes the mean with a band from the lowest to the highest run; where the runs measured at
-    different places, they are interpolated over the range that all cover (linearly; steps hold
-    their value), and bars that a run lacks count as 0. Tables of one shape become tables of means.
-    Series and tables that only some of the runs have, or have in another form, are left to those
-    runs' own reports; plots and notes are the first run's.
+    A figure becomes the mean, with its spread; its goal is met if every run met it (one that lacks
+    the figure did not). A series becomes the mean with a band from the lowest to the highest run;
+    where the runs measured at different places, they are interpolated over the range that all cover
+    (linearly; steps hold their value), and bars that a run lacks count as 0. Tables of one shape
+    become tables of means. Series and tables that only some of the runs have, or have in another
+    form, are left to those runs' own reports; plots and notes are the first run's.
 
     Args:
         reports: at least one.
@@ -73,7 +73,9 @@ def _figure(figures: Sequence[Figure | None]) -> Figure:
         value=statistics.fmean(known) if known else None,
         unit=told[0].unit,
         goal=told[0].goal,
-        met=None if told[0].goal is None else all(each.met for each in told),
+        met=None
+        if told[0].goal is None
+        else all(each is not None and each.met for each in figures),
         # A detail that tells numbers of one run would be wrong for all of them.
         detail=told[0].detail if len({each.detail for each in told}) == 1 else "",
         spread=spread,

@@ -117,6 +117,7 @@ def test_a_sweep_gives_means_names_what_failed_and_reports_each_seed(toy, tmp_pa
     assert f"simulate {toy} --seed 4 --set least=9" in result.output
     merged = json.loads((folder / "report.json").read_text())
     assert merged["figures"][0]["spread"]["values"] == [3.0]
+    assert "Seed 4 is not among these: it failed: RuntimeError: a bug" in merged["notes"][-1]
     assert "--seeds 3:5 --set least=9 --set fails=4" in merged["run"]["command"]
     assert {"report.json", "events.jsonl"} <= {each.name for each in (folder / "seed-3").iterdir()}
 

@@ -102,6 +102,12 @@ def test_a_figure_that_only_some_seeds_have_is_their_mean():
     assert (rare.value, rare.spread.values) == (2, (None, 2))
 
 
+def test_a_goal_is_missed_when_a_seed_lacks_its_figure():
+    other = report_of(100)
+    other.figure("rare", 2, goal=at_least(1))
+    assert merge([other, report_of(100)], [1, 2]).figures["rare"].met is False
+
+
 def test_the_report_of_a_sweep_is_read_back_as_it_was(make_report, facts):
     merged = merge([make_report(seed) for seed in range(3)], range(3))
     assert [each.met for each in merged.figures.values()] == [False, True, None, False]
