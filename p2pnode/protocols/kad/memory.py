@@ -41,12 +41,15 @@ class Absences:
     def __init__(self, lifetime: float) -> None:
         self._lifetime = lifetime
         self._keys: OrderedDict[bytes, float] = OrderedDict()
+        self._stored: OrderedDict[bytes, float] = OrderedDict()  # lately, by this node: when
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def remember(self, key: bytes, now: float) -> None:
-        """Note that there is nothing."""
+    def remember(self, key: bytes, begun: float, now: float) -> None:
+        """Note that a search found nothing, unless this node stored a value after it had begun."""
+        if self._stored.get(key, float("-inf")) >= begun:
+            return
         self._keys[key] = now
         self._keys.move_to_end(key)
         if len(self._keys) > MAX_KEYS:
@@ -57,6 +60,10 @@ class Absences:
         since = self._keys.get(key)
         return since is not None and now < since + self._lifetime
 
-    def forget(self, key: bytes) -> None:
+    def receive_stored(self, key: bytes, now: float) -> None:
         """Note that there is something, or may be."""
         self._keys.pop(key, None)
+        self._stored[key] = now
+        self._stored.move_to_end(key)
+        if len(self._stored) > MAX_KEYS:
+            self._stored.popitem(last=False)

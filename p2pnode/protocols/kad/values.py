@@ -83,9 +83,12 @@ class Values:
     async def put(self, key: bytes, value: bytes, copies: int | None = None) -> int:
         """Store a value; see `KadDht.put_value`, and `KadDht.put_many` for `copies`."""
         self._core.check(key, value, wall_time())
-        self._absent.forget(key)
+        self._absent.receive_stored(key, trio.current_time())
         put = partial(self._put, key, Record(key, value), copies=copies)
-        return await self._searches.start(put).wait()
+        try:
+            return await self._searches.start(put).wait()
+        finally:
+            self._absent.receive_stored(key, trio.current_time())
 
     async def put_many(
         self, values: Mapping[bytes, bytes], copies: int | None = None
@@ -165,13 +168,14 @@ class Values:
             if own is None:
                 raise no_peers()
             return own.value
-        if own is None and self._absent.holds(key, trio.current_time()):
+        begun = trio.current_time()
+        if own is None and self._absent.holds(key, begun):
             raise _not_found()
         found, lookup = await self._gather(key, own, validator, requests)
         record = _merged(key, [own, *found.values()], validator)
         if record is None:
             if lookup is not None and lookup.answered:
-                self._absent.remember(key, trio.current_time())
+                self._absent.remember(key, begun, trio.current_time())
             raise _not_found()
         self._correct(record, found, requests)
         if lookup is not None:

@@ -28,20 +28,25 @@ def test_the_number_of_keys_is_bounded_and_the_latest_are_kept():
 
 def test_an_absence_is_remembered_for_its_lifetime_or_until_something_comes():
     absences = Absences(3.0)
-    absences.remember(b"k", 5.0)
+    absences.remember(b"k", 4.0, 5.0)
     assert absences.holds(b"k", 7.9)
     assert not absences.holds(b"k", 8.0)
     assert not absences.holds(b"other", 5.0)
-    absences.remember(b"k", 8.0)
-    absences.forget(b"k")
-    absences.forget(b"unknown")
+    absences.remember(b"k", 7.0, 8.0)
+    absences.receive_stored(b"k", 8.0)
     assert not absences.holds(b"k", 8.0)
+    absences.remember(b"k", 7.5, 8.5)  # a search that had begun before
+    assert not absences.holds(b"k", 8.5)
+    absences.remember(b"k", 8.5, 9.0)
+    assert absences.holds(b"k", 9.0)
 
 
 def test_absences_are_bounded():
     absences = Absences(3.0)
     for number in range(MAX_KEYS + 5):
-        absences.remember(b"%d" % number, 0.0)
+        absences.receive_stored(b"%d" % number, 0.0)
+        absences.remember(b"%d" % number, 1.0, 1.0)
     assert len(absences) == MAX_KEYS
-    assert not absences.holds(b"0", 0.0)
-    assert absences.holds(b"%d" % (MAX_KEYS + 4), 0.0)
+    assert len(absences._stored) == MAX_KEYS
+    assert not absences.holds(b"0", 1.0)
+    assert absences.holds(b"%d" % (MAX_KEYS + 4), 1.0)

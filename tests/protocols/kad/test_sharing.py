@@ -133,3 +133,17 @@ async def test_a_look_up_tells_what_it_took(dht_network, autojump_clock):
         assert event.asked >= event.answered >= len(closest) == 4
         assert 1 <= event.hops <= 5
         assert event.seconds >= 0.04
+
+
+async def test_a_search_that_began_before_a_value_was_stored_does_not_hide_it(
+    dht_network, autojump_clock
+):
+    async with dht_network(delay=lambda _a, _b: 0.01) as net:
+        nodes = await net.grow(10)
+        client = await net.start(nodes[:1], mode="client")
+        early = client.dht.begin_get(KEY)
+        await trio.sleep(0.025)
+        await client.dht.put_value(KEY, b"v")
+        with pytest.raises(NotFoundError):
+            await early.wait()
+        assert await client.dht.get_value(KEY) == b"v"
