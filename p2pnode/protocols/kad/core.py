@@ -126,7 +126,7 @@ class KadCore:
         received = wall
         if record.received:
             try:
-                told = datetime.fromisoformat(record.received).timestamp()
+                told = _time_of(record.received)
             except (ValueError, OverflowError):
                 told = wall  # whoever writes no time that can be read tells nothing by it
             # The clock of another may be wrong: its values live for a while even so.
@@ -257,6 +257,12 @@ class KadCore:
     def _check_provider_key(self, key: bytes) -> None:
         if len(key) > MAX_PROVIDER_KEY_BYTES:
             raise ProtocolError("a provider key must be a multihash")
+
+
+def _time_of(text: str) -> float:
+    """Read a time as records tell it; one without a zone is UTC, wherever this node is."""
+    told = datetime.fromisoformat(text)
+    return (told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp()
 
 
 def time_text(wall: float) -> str:

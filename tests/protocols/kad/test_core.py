@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from multiaddr import Multiaddr
 
@@ -190,6 +192,23 @@ def test_a_copy_ends_when_the_first_one_does(core):
     assert _ask(core, MessageType.GET_VALUE, b"/n/x").record == copy
     assert _get(core, wall=WALL + 9.9) == b"999"
     assert _get(core, wall=WALL + 10.0) is None
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Midway"])
+def test_a_time_without_a_zone_is_utc_wherever_the_node_is(core, monkeypatch, zone):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        _ask(
+            core,
+            MessageType.PUT_VALUE,
+            b"/n/x",
+            record=Record(b"/n/x", b"999", "1970-01-01T00:16:20"),
+        )
+        assert core.records.get(b"/n/x", WALL).received == 980.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize("received", ["yesterday", "", time_text(WALL + 1e6), time_text(0.0)])
