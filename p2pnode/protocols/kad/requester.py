@@ -114,7 +114,11 @@ class Requester:
         self, peer: PeerId, message: Message, addresses: Sequence[Multiaddr]
     ) -> Message:
         kept, _ = self._idle.pop(peer, (None, 0.0))
-        if kept is not None and not kept.stream.connection.is_closed:
+        # No answer would tell that the peer has ended the stream long since.
+        if kept is not None and message.type is MessageType.ADD_PROVIDER:
+            with contextlib.suppress(RemoteError):
+                await kept.stream.aclose()
+        elif kept is not None and not kept.stream.connection.is_closed:
             try:
                 return await self._talk(kept, message)
             except RemoteError:

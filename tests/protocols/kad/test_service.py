@@ -19,6 +19,7 @@ from p2pnode.errors import (
     StreamResetError,
 )
 from p2pnode.host import PeerMisbehaved
+from p2pnode.protocols.kad.framing import MessageStream
 from p2pnode.protocols.kad.keys import point
 from p2pnode.protocols.kad.messages import (
     MAX_ADDRESSES,
@@ -528,6 +529,32 @@ async def test_a_kept_stream_that_the_peer_ended_does_not_fail_the_request(
             for stream in list(connection.streams):
                 stream.reset()
         assert await node.dht._peers.check(other.peer_id)
+
+
+async def test_a_provider_is_told_of_though_the_peer_ended_the_kept_stream(
+    dht_network, autojump_clock
+):
+    async with dht_network() as net:
+        nodes = await net.grow(2)
+        assert await nodes[0].dht._peers.check(nodes[1].peer_id)
+
+        async def ended(stream):
+            await stream.aclose()
+
+        served = nodes[1].host.handlers[PROTOCOL]
+        nodes[1].host.set_handler(PROTOCOL, ended)
+        nodes[0].dht._peers.reset_idle()
+        stream = await nodes[0].host.open_stream(nodes[1].peer_id, [PROTOCOL])
+        await stream.send_all(varint.prefixed(encode(Message(type=MessageType.PING))))
+        await trio.testing.wait_all_tasks_blocked()
+        idle = nodes[0].dht._peers._requester._idle
+        idle[nodes[1].peer_id] = MessageStream(stream, 2**20), trio.current_time()
+        nodes[1].host.set_handler(PROTOCOL, served)
+        own = Contact(nodes[0].peer_id, tuple(nodes[0].host.addresses))
+        message = Message(type=MessageType.ADD_PROVIDER, key=b"mh", providers=(own,))
+        await nodes[0].dht._peers.ask(nodes[1].peer_id, message)
+        await trio.testing.wait_all_tasks_blocked()
+        assert nodes[1].dht._core.providers.get(b"mh", wall_time())
 
 
 async def test_kept_streams_are_ended_when_idle(dht_network, autojump_clock):
