@@ -224,7 +224,8 @@ def _figures(report: Report, histories: dict[Run, History], variant: str) -> Non
         f"ahead of dense {where}",
         mixtures[fewest] - of[DENSE, 0.0],
         "points",
-        goal=at_least(0.0),
+        # Without delays nothing is stale, and that mixtures bear it better is all that is claimed.
+        goal=at_least(0.0) if longest else None,
         detail=f"accuracy {mixtures[fewest]:.1f} % with {fewest:.0%} failures, dense"
         f" {of[DENSE, 0.0]:.1f} %",
     )

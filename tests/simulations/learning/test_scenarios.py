@@ -59,6 +59,12 @@ def test_convergence_trains_every_combination_and_a_dense_network_for_each_delay
     )
 
 
+def test_without_delays_a_mixture_need_not_be_ahead_of_a_dense_network():
+    chosen = SMALL["learning-convergence"] | {"steps": 4, "delays": (0.0,)}
+    report = run_seed(Plan(scenario="learning-convergence", chosen=chosen)).report
+    assert report.figures["ahead of dense at 0 ms, as-published"].goal is None
+
+
 def test_convergence_starts_every_variant_from_the_same_weights(outcomes):
     series = outcomes["learning-convergence"].report.all_series
     for delay in (0, 100):
