@@ -200,9 +200,7 @@ class Node:
                 await _load_hosting()
                 from p2pnode.daemon.hosting import Hosting  # noqa: PLC0415  # imports torch
 
-                hosting = Hosting(
-                    self.network, self._data_dir.experts, self.settings, self._rng
-                )
+                hosting = Hosting(self.network, self._data_dir.experts, self.settings, self._rng)
                 await self._services.start(hosting.run)
                 self._hosting = hosting
         by_run: dict[str, list[Uid]] = {}
