@@ -70,8 +70,8 @@ class PubSubSettings:
     max_topics_per_peer: int = 1024
     max_messages_per_rpc: int = 5000
     # More than this of one peer is read no faster: each costs a signature check, 0.1 ms.
-    messages_per_second_per_peer: float = 200.0
-    message_burst_per_peer: int = 300
+    messages_per_second_per_peer: float = 100.0
+    message_burst_per_peer: int = 100
     max_controls_per_rpc: int = 2048  # subscriptions, GRAFTs, PRUNEs and the like, all told
     max_queue_bytes: int = 4 * MIB  # waiting for one peer
     max_queue_messages: int = 2048

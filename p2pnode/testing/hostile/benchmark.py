@@ -35,7 +35,7 @@ from p2pnode.wire.peer_id import PeerId
 SOURCE: Final = "/test/source/1.0.0"
 PIECE: Final = 256 * 1024  # bytes the victim writes at once
 ATTACKERS: Final = "127.0.0.2"  # where they come from
-ATTACKERS_NICE: Final = 5  # a third of the friend's share, on the core that they have to share
+ATTACKERS_NICE: Final = 19  # the core they share with the friend is its own, when it wants it
 AT_ONCE: Final = 4  # attackers of one kind
 WARM_UP: Final = 0.3  # seconds of each measurement that are not counted
 KAD: Final = DhtSettings().protocol
