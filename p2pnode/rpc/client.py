@@ -189,7 +189,7 @@ class TensorClient:
                 request = Request(
                     operation=operation,
                     uid=uid.in_run(membership.run_id),
-                    milliseconds=max(0, int(remaining * 1000)),
+                    milliseconds=int(max(0.0, remaining) * 1000),
                     tensors=metas,
                     gradients=gradients,
                     call_id=call_id,

@@ -521,6 +521,18 @@ async def test_cancelling_at_any_moment_leaves_nothing_behind(step, rows, autoju
         await it.forward(X)
 
 
+async def test_a_call_that_is_cancelled_before_it_begins_is_cancelled_and_nothing_else(
+    autojump_clock,
+):
+    async with rig(delay=0.1) as it:
+        await it.forward(X)  # the connection stands
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await it.forward(X)
+        assert scope.cancelled_caught
+        await it.forward(X)
+
+
 @pytest.mark.parametrize("moment", [0.25, 1.0])
 async def test_a_host_lost_during_a_call_is_told(moment, autojump_clock):
     x = torch.zeros(4, 1024, 256, dtype=torch.bfloat16)
