@@ -21,15 +21,20 @@ def leftovers():
         before = footprint(*hosts)
         kept = {each for host in hosts for each in host.connections()}
 
-        async def left():
+        async def close_new():
+            """Close what was dialled: one may be through when it is cancelled, or come later."""
             for host in hosts:
-                for connection in host.connections():  # a dial may be through when it is cancelled
+                for connection in host.connections():
                     if connection not in kept:
                         await connection.aclose()
+
+        async def left():
+            await close_new()
             growth = footprint(*hosts).growth_since(before)
             with trio.move_on_after(QUIET_AFTER):
                 while growth:
                     await trio.sleep(0.5)
+                    await close_new()  # other nodes go on with their lives meanwhile
                     growth = footprint(*hosts).growth_since(before)
             return growth
 

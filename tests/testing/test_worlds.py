@@ -94,7 +94,7 @@ async def test_losses_delay_each_way_of_a_dial(world_on, autojump_clock):
             await world.leave(theirs)
     assert len(took) > 70
     assert min(took) == 6
-    assert 0.15 < took.count(6) / 80 < 0.4  # 0.8 ** 6 is 0.26, and not 0.8 or 0.64
+    assert 0.08 < took.count(6) / 80 < 0.5  # 0.8 ** 6 is 0.26, and not 0.8 or 0.64
 
 
 async def test_a_call_on_a_new_stream_takes_one_round_trip(world_on, autojump_clock):
