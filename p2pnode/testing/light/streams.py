@@ -1,7 +1,8 @@
 """Streams of light connections: pipes that the virtual network gives their timing.
 
 Nothing runs for a stream that waits: a reader parks until the network delivers, and what arrives
-while nobody reads only gets a due time.
+while nobody reads only gets a due time. Unlike trio's streams, these yield only where they wait
+or are cancelled: a turn of the loop for each call took a fifth of a simulation's time.
 """
 
 import math
