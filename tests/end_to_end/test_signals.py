@@ -48,7 +48,8 @@ def test_a_start_is_given_up_at_once(number, tmp_path, silent_address):
             *(*COMMAND, "join", "--json", "--data-dir", tmp_path / "node"),
             *("--listen", LOOPBACK, "--bootstrap", address),
             *("--set", "node.bootstrap_timeout=600", "--set", "network.dial_timeout=600"),
-            *("--set", "network.handshake_timeout=600"),
+            *("--set", "network.handshake_timeout=600", "--set", "dht.lookup_timeout=600"),
+            *("--set", "dht.query_timeout=600"),  # or on a busy machine this is over first
         ],
         stdout=subprocess.PIPE,
         text=True,
