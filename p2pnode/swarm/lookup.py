@@ -55,7 +55,8 @@ class _Record:
     entries: list[tuple[Entry, int]] = field(default_factory=list)  # of the value, and their places
     alive_until: float = 0.0  # when the last entry that serves something expires
     empty_at: float = 0.0  # when it was last found empty, on the wall clock
-    refresh_at: float = 0.0  # on trio's clock
+    asked_at: float = 0.0  # for what is known, on trio's clock, as is
+    refresh_at: float = 0.0
     refresh: Search[bytes] | None = None
     listing: Listing = field(default_factory=dict)  # computed from the entries
     valid_until: float = 0.0  # of `listing`
@@ -150,8 +151,7 @@ class ExpertDirectory:
                 if room <= 0:
                     return
                 if self._at_once(place) is None:
-                    record = self._record(place)
-                    record.refresh = record.refresh or self._dht.begin_get(place.key)
+                    self._refresh(place, self._record(place))
                     room -= 1
 
     def mark_failed(self, peer_id: PeerId) -> None:
@@ -171,6 +171,7 @@ class ExpertDirectory:
             return shown
         record = self._record(place)
         async with self._limiter:
+            record.asked_at = trio.current_time()
             try:
                 value = await self._dht.get_value(place.key)
             except NotFoundError:
@@ -184,8 +185,8 @@ class ExpertDirectory:
         record = self._record(place)
         self._absorb_refresh(place, record)
         if wall_time() < record.alive_until:
-            if record.refresh is None and trio.current_time() >= record.refresh_at:
-                record.refresh = self._dht.begin_get(place.key)
+            if trio.current_time() >= record.refresh_at:
+                self._refresh(place, record)
             return self._listing(place, record)
         return {} if self._is_absent(place, record) else None
 
@@ -195,6 +196,11 @@ class ExpertDirectory:
         if len(self._records) > self._settings.max_cached_prefixes:
             self._records.popitem(last=False)
         return record
+
+    def _refresh(self, place: Place, record: _Record) -> None:
+        if record.refresh is None:
+            record.refresh = self._dht.begin_get(place.key)
+            record.asked_at = trio.current_time()
 
     def _absorb_refresh(self, place: Place, record: _Record) -> None:
         if record.refresh is None or not record.refresh.is_done:
@@ -222,8 +228,10 @@ class ExpertDirectory:
             return
         self._absent.receive_success(place.key)
         interval = self._settings.refresh_interval
-        soonest = min(entry.expiry - wall for entry in alive)
-        record.refresh_at = now + min(interval, max(soonest / 2, interval * MIN_REFRESH))
+        soonest = min(entry.expiry - wall for entry in alive) + now - record.asked_at
+        record.refresh_at = record.asked_at + min(
+            interval, max(soonest / 2, interval * MIN_REFRESH)
+        )
         if place.kind is Kind.HOSTS:
             for entry in alive:
                 self._host.add_addresses(entry.peer_id, entry.addresses, ADDRESS_TTL)

@@ -3,7 +3,7 @@ import trio
 import trio.testing
 
 from p2pnode.clock import wall_time
-from p2pnode.config import SwarmSettings
+from p2pnode.config import HostingSettings, SwarmSettings
 from p2pnode.errors import NoPeersError
 from p2pnode.swarm.places import SPAN, Kind, host_place
 from p2pnode.wire.keys import PrivateKey
@@ -50,6 +50,21 @@ async def test_a_prefix_in_use_is_answered_from_memory_and_refreshed_in_the_back
             await trio.sleep(0.1)
         assert set(counts) == {"begin_get"}
         assert 4 <= len(counts) <= 10
+
+
+async def test_who_looks_now_and_then_sees_what_is_renewed_all_the_time(
+    swarm_network, autojump_clock
+):
+    async with swarm_network(delay=lambda _a, _b: 0.1) as net:
+        period = 2 * SwarmSettings().refresh_interval
+        hosting = HostingSettings(update_period=period)
+        host = await net.start(experts=["blocks.0"], hosting=hosting)
+        await net.start([host], experts=["blocks.1"], hosting=hosting)
+        trainer = await net.start([host], server=False)
+        await _hosts(trainer, "blocks")
+        for _ in range(100):
+            await trio.sleep(0.55 * period)  # what is found lives for at least a period more
+            assert set(await _hosts(trainer, "blocks")) == {0, 1}
 
 
 async def test_concurrent_first_lookups_share_one_search(swarm_network, autojump_clock):
