@@ -143,18 +143,20 @@ class Values:
         self, key: bytes, record: Record, requests: trio.Nursery, copies: int | None = None
     ) -> int:
         copies = min(copies or self._settings.bucket_size, self._settings.bucket_size)
-        closest = (await self._neighbours.near(key))[:copies]
+        closest = await self._neighbours.near(key)
         stored = 0
-        if self._serves() and self._core.is_near(key, closest, copies):
+        if self._serves() and self._core.is_near(key, closest[:copies], copies):
             stored = int(self._core.keep(record, wall_time()))
-            closest = closest[: copies - stored]
         message = Message(type=MessageType.PUT_VALUE, key=key, record=record)
-        answers = await self._queries.ask_all(closest, message, requests)
-        if len(answers) < len(closest):
-            self._neighbours.forget(key)
-        if not stored and not answers:
+        while closest and stored < copies:
+            chosen, closest = closest[: copies - stored], closest[copies - stored :]
+            answers = await self._queries.ask_all(chosen, message, requests, hurried=stored > 0)
+            stored += len(answers)
+            if len(answers) < len(chosen):  # the next ones take their place
+                self._neighbours.forget(key)
+        if not stored:
             raise NoPeersError("no peer of the DHT could store the value")
-        return stored + len(answers)
+        return stored
 
     # --- finding --------------------------------------------------------------------------------
 

@@ -46,6 +46,25 @@ async def test_a_writer_that_is_close_enough_keeps_one_of_the_copies(
         assert far.dht._core.records.get(other, 0) is None
 
 
+@pytest.mark.parametrize("silent", [False, True])
+async def test_where_a_peer_fails_the_next_one_gets_its_copy(dht_network, autojump_clock, silent):
+    async with dht_network() as net:
+        nodes = await net.grow(28)
+        writer = await net.start(nodes[:1], mode="client")
+        await writer.dht.put_many({KEY: b"v"}, copies=7)  # now it knows who is closest
+        ordered = sorted(nodes, key=lambda node: point(node.peer_id) ^ point(KEY))
+        for node in ordered[1:6:2]:
+            if silent:
+                net.world.crash(node.host)
+            await node.crash()
+        begun = trio.current_time()
+        assert await writer.dht.put_many({KEY: b"w"}, copies=7) == {KEY: 7}
+        assert trio.current_time() - begun <= 2 * DhtSettings().patience
+        values = [node.dht._core.value(KEY, wall_time()) for node in ordered]
+        assert [place for place, value in enumerate(values) if value == b"vw"] == [0, 2, 4, 6]
+        assert [place for place, value in enumerate(values) if value == b"w"] == [7, 8, 9]
+
+
 class Joined(Validator):
     """Values are sets of bytes; the newest need not win, as all of them count."""
 
