@@ -225,16 +225,14 @@ class KadCore:
     ) -> list[Contact]:
         """List the k closest peers that are known to live, and where they are."""
         horizon = now - 2 * self._settings.liveness_interval
+        size = self._settings.bucket_size
         contacts: list[Contact] = []
-
-        def fit(peer: PeerId, heard: float) -> bool:
+        for peer, heard in self.table.by_distance(point(key)):
             contact = contact_of(peer)
-            if not contact.addresses or (heard < horizon and not contact.connected):
-                return False
-            contacts.append(contact)
-            return True
-
-        self.table.closest(point(key), self._settings.bucket_size, {sender}, fit)
+            if contact.addresses and (heard >= horizon or contact.connected) and peer != sender:
+                contacts.append(contact)
+                if len(contacts) == size:
+                    break
         return contacts
 
     def _with_target(

@@ -303,14 +303,15 @@ class Lookup:
             groups: dict[bytes, int] = {}
             alone = self._paths == 1
             missing = [_SCOUTS] * self._paths
+            k, failed, unasked = self._k, _State.FAILED, _State.KNOWN
             for _, each in self._order:
-                if each.state is _State.FAILED:
+                state = each.state
+                if state is failed:
                     continue
-                hearsay = each.state is _State.KNOWN or each.is_slow
-                if hearsay and _doubts(each.informer):
+                if (state is unasked or each.is_slow) and _doubts(each.informer):
                     rest.append(each)
                     continue
-                if len(frontier) < self._k:
+                if len(frontier) < k:
                     if self._is_crowded(each, groups):
                         rest.append(each)
                         continue
@@ -403,7 +404,9 @@ def _distance(candidate: _Candidate) -> int:
 
 
 def _doubts(informer: _Candidate | None) -> bool:
-    return informer is not None and informer.bad >= max(_DOUBT, 2 * informer.good + 1)
+    if informer is None or informer.bad < _DOUBT:
+        return False
+    return informer.bad > 2 * informer.good
 
 
 def _is_elsewhere(known: _Candidate, contact: Contact) -> bool:

@@ -11,8 +11,9 @@ Rules:
 - A peer that fails is removed, and the freshest one in waiting takes its place.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,8 +21,6 @@ from p2pnode.protocols.kad.keys import KEY_BITS, MAX_RANDOM_PREFIX, common_prefi
 from p2pnode.wire.peer_id import PeerId
 
 _UNLIMITED: Final = 2**31
-
-Fit = Callable[[PeerId, float], bool]  # takes a peer and when it was last heard of
 
 
 @dataclass(slots=True)
@@ -174,31 +173,17 @@ class RoutingTable:
 
     # --- outputs --------------------------------------------------------------------------------
 
-    def closest(
-        self, target: int, count: int, without: Container[PeerId] = (), fit: Fit | None = None
-    ) -> list[PeerId]:
-        """List the `count` peers closest to `target`, the closest first.
+    def closest(self, target: int, count: int) -> list[PeerId]:
+        """List the `count` peers closest to `target`, a point, the closest first."""
+        return [peer for peer, _ in itertools.islice(self.by_distance(target), count)]
 
-        Args:
-            target: a point.
-            count: how many at most.
-            without: peers to pass over.
-            fit: tells of each whether to list it; all by default.
-        """
-        found: list[PeerId] = []
-        for ring in self._rings(target):
-            near = [
-                (entry.point ^ target, peer, entry.heard)
-                for bucket in ring
-                for peer, entry in bucket.seen.items()
-            ]
-            near.sort()
-            for _, peer, heard in near:
-                if peer not in without and (fit is None or fit(peer, heard)):
-                    found.append(peer)
-                    if len(found) == count:
-                        return found
-        return found
+    def by_distance(self, target: int) -> Iterator[tuple[PeerId, float]]:
+        """List all peers, the closest to `target` first; each with its last sign of life."""
+        for bucket in self._by_distance(target):
+            near = [(entry.point ^ target, peer, entry) for peer, entry in bucket.seen.items()]
+            near.sort()  # no two distances are alike
+            for _, peer, entry in near:
+                yield peer, entry.heard
 
     def is_closest(self, target: int, without: Container[PeerId] = ()) -> bool:
         """Tell whether no peer of the table is closer to `target` than this node itself."""
@@ -229,21 +214,21 @@ class RoutingTable:
     def _bucket_of(self, peer: PeerId) -> _Bucket | None:
         return self._buckets.get(common_prefix(self.own, point(peer)))
 
-    def _rings(self, target: int) -> Iterator[list[_Bucket]]:
-        """Part the buckets so that all peers of one part are closer to `target` than of the next.
+    def _by_distance(self, target: int) -> Iterator[_Bucket]:
+        """List the buckets so that all peers of one are closer to `target` than of the next.
 
-        Peers of the target's own bucket share one bit more with it than the deeper ones, and those
-        more than the shallower ones, among whom the deeper ones share more.
+        Where the target differs from us in a bit, the peers who differ from us in it first agree
+        with the target there: they are closer than all deeper ones. Where it does not, they are
+        farther.
         """
-        bits = common_prefix(self.own, target)
-        if bits in self._buckets:
-            yield [self._buckets[bits]]
-        deeper = [self._buckets[number] for number in self._order if number > bits]
-        if deeper:
-            yield deeper
-        for number in self._order:
-            if number < bits:
-                yield [self._buckets[number]]
+        distance = self.own ^ target
+        farther: list[_Bucket] = []
+        for number in reversed(self._order):
+            if distance >> (KEY_BITS - 1 - number) & 1:
+                yield self._buckets[number]
+            else:
+                farther.append(self._buckets[number])
+        yield from reversed(farther)
 
     def _admits(self, bucket: _Bucket, entry: _Entry) -> bool:
         if len(bucket.seen) >= self._size:

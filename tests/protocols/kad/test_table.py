@@ -83,12 +83,13 @@ def test_the_last_sign_of_life_of_each_peer_is_told():
     assert dict(table.heard()) == {FAR[0]: 9.0, FAR[1]: 1.0, FAR[2]: 2.0}
 
 
-def test_only_fit_peers_are_listed_and_others_fill_their_places():
+def test_all_peers_are_listed_by_distance_with_when_they_were_heard_of():
     table = _table(size=20)
-    for now, peer in enumerate(FAR[:10]):
-        table.receive_alive(peer, float(now))
-    found = table.closest(table.own, 4, fit=lambda _peer, heard: heard >= 5.0)
-    assert found == _by_distance(table.own, FAR[5:10])[:4]
+    heard = {peer: float(now) for now, peer in enumerate(FAR[:10])}
+    for peer, now in heard.items():
+        table.receive_alive(peer, now)
+    expected = [(peer, heard[peer]) for peer in _by_distance(table.own, FAR[:10])]
+    assert list(table.by_distance(table.own)) == expected
 
 
 def test_one_network_gets_no_more_places_than_it_may_have():
@@ -164,6 +165,5 @@ def test_the_table_stays_bounded_and_finds_the_closest(steps, target, count):
     key = lambda peer: common_prefix(table.own, point(peer))  # noqa: E731
     buckets = itertools.groupby(sorted(inside, key=key), key=key)
     assert all(len(list(bucket)) <= 4 for _, bucket in buckets)
-    without = set(inside[:1])
-    expected = _by_distance(point(_peer(target)), set(inside) - without)[:count]
-    assert table.closest(point(_peer(target)), count, without) == expected
+    expected = _by_distance(point(_peer(target)), set(inside))[:count]
+    assert table.closest(point(_peer(target)), count) == expected
