@@ -41,10 +41,12 @@ class Jobs:
     def __init__(self, jobs: list[Job]) -> None:
         self._jobs = jobs
         self._changed = trio.Event()
+        self._looks_at = float("-inf")  # when it looks again, if nothing wakes it
 
-    def wake(self) -> None:
-        """Look again which jobs are due."""
-        self._changed.set()
+    def wake(self, due: float = float("-inf")) -> None:
+        """Look again which jobs are due, if one may have become due at `due`."""
+        if due < self._looks_at:
+            self._changed.set()
 
     async def run(self) -> None:
         """Run the jobs until cancelled."""
@@ -61,6 +63,7 @@ class Jobs:
                         nursery.start_soon(self._do, job)
                     else:
                         due = min(due, when)
+                self._looks_at = due
                 with trio.move_on_at(due):
                     await self._changed.wait()
 

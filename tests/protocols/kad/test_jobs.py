@@ -52,3 +52,21 @@ async def test_what_becomes_due_earlier_is_noticed_at_a_wake_or_after_a_nap(
         if wake:
             jobs.wake()
     assert work.done == [noticed]
+
+
+@pytest.mark.parametrize(("due", "looks"), [(12.0, 2), (80.0, 1)])
+async def test_a_wake_for_what_is_due_after_the_next_look_changes_nothing(
+    autojump_clock, due, looks
+):
+    seen = []
+
+    def next_due(now):
+        seen.append(now)
+        return 50.0
+
+    jobs = Jobs([Job(next_due, trio.lowlevel.checkpoint)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_run, jobs, 20)
+        await trio.sleep(7)
+        jobs.wake(due)
+    assert seen == [0.0, 7.0][:looks]
