@@ -65,7 +65,7 @@ class DhtSettings:
     max_message_bytes: int = 1 * MIB
     max_streams_per_peer: int = 32
     max_requests_per_peer: int = 8  # of ours, to one peer at once
-    stream_idle_timeout: float = 60.0
+    stream_idle_timeout: float = 120.0
     ban_time: float = 5.0  # of a silent peer, doubled at each further silence
     max_ban_time: float = 600.0
 

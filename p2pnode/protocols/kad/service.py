@@ -44,11 +44,11 @@ from p2pnode.protocols.kad.validators import Validator
 from p2pnode.protocols.kad.values import Values
 from p2pnode.wire.peer_id import PeerId
 
-IDLE_SPACING: Final = 15.0  # seconds between two rounds of closing streams; kept ones cost little
+IDLE_SPACING: Final = 45.0  # seconds between two rounds of closing streams; kept ones cost little
 SPACING: Final = 5.0  # between two rounds of other upkeep; a round does all that waits
 CLEANING_SPACING: Final = 30.0  # what has expired is not served any more, and may lie a little
 CLEANING_DELAY: Final = 1.0
-GLANCE_BREADTH: Final = 4  # peers found in a range from time to time, which tell of newcomers
+GLANCE_BREADTH: Final = 4  # peers found in each range on joining, and from time to time
 _RECALLED_AT_ONCE: Final = 32  # peers of an earlier session; some still run
 
 
@@ -92,7 +92,7 @@ class KadDht:
             self._core,
             self.settings,
             lost=self._joining.receive_lost,
-            changed=self._wake,
+            changed=self._wake_to_check,
         )
         self._server = KadServer(host, self._core, self._peers, self.settings)
         self._searches = Searches()
@@ -399,6 +399,9 @@ class KadDht:
     def _wake(self) -> None:
         self._jobs.wake()
 
+    def _wake_to_check(self) -> None:
+        self._jobs.wake(self._peers.next_check(trio.current_time()))
+
     def _receive_reachability(self, event: ReachabilityChanged) -> None:
         if event.reachability is not Reachability.UNKNOWN:  # then what was true is as likely still
             self._reachability = event.reachability
@@ -407,7 +410,8 @@ class KadDht:
     def _receive_added(self, event: DhtPeerAdded) -> None:
         if self.serves:
             self._replication.receive_added(event.peer_id, trio.current_time())
-        self._wake()
+        self._jobs.wake(self._replication.next_greeting(trio.current_time()))
+        self._wake_to_check()
 
     def _receive_lost(self, _event: DhtPeerLost) -> None:
         self._wake()
@@ -452,7 +456,7 @@ class KadDht:
         if await self._joining.retry(self._peers):
             await self._neighbours.look_towards(bytes(self._host.peer_id))
 
-    async def _refresh_ranges(self, breadth: int | None = None) -> None:
+    async def _refresh_ranges(self) -> None:
         table = self._core.table
         due = table.due_for_refresh(trio.current_time(), self.settings.refresh_interval)
         # Those closest to us, whom the look-up of our own id has just found, are all there are
@@ -462,12 +466,12 @@ class KadDht:
         for bits in due:
             if bits <= deepest:
                 key = random_key(table.own, bits, self._rng)
-                await self._neighbours.look_towards(key, breadth)
+                await self._neighbours.look_towards(key, GLANCE_BREADTH)
 
     async def _refresh_regularly(self) -> None:
         self._schedule_refresh()
         await self._neighbours.look_towards(bytes(self._host.peer_id))
-        await self._refresh_ranges(GLANCE_BREADTH)
+        await self._refresh_ranges()
 
     def _schedule_refresh(self) -> None:
         # Not all nodes at once: those started together would stay in step for ever.
