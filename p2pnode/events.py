@@ -59,23 +59,30 @@ class EventBus:
 
     def __init__(self) -> None:
         self._listeners: dict[type[Event], list[Callable[[Any], None]]] = {}
+        self._plans: dict[type[Event], tuple[Callable[[Any], None], ...]] = {}  # made when needed
 
     def on(self, kind: type[E], listener: Callable[[E], None]) -> Callable[[], None]:
         """Call `listener` for each event of `kind`; returns a function that undoes it."""
         listeners = self._listeners.setdefault(kind, [])
         listeners.append(listener)
+        self._plans.clear()
 
         def undo() -> None:
             with contextlib.suppress(ValueError):
                 listeners.remove(listener)
+                self._plans.clear()
 
         return undo
 
     def emit(self, event: Event) -> None:
         """Deliver `event` to its listeners, in the order they subscribed."""
-        for kind in type(event).__mro__:
-            for listener in tuple(self._listeners.get(kind, ())):
-                listener(event)
+        plan = self._plans.get(type(event))
+        if plan is None:
+            kinds = type(event).__mro__
+            plan = tuple(each for kind in kinds for each in self._listeners.get(kind, ()))
+            self._plans[type(event)] = plan
+        for listener in plan:
+            listener(event)
 
     @contextlib.contextmanager
     def subscribe(

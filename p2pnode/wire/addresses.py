@@ -115,9 +115,14 @@ def tcp_address(host: str, port: int) -> Multiaddr:
     The zone of a link-local address (`fe80::1%eth0`) is left out: it means something on one
     machine only, and py-multiaddr 0.2 writes `/ip6zone` parts that it cannot take apart again.
     """
-    ip = ipaddress.ip_address(host.partition("%")[0])
     # Each connection that comes in has two of them: their text would take seven times as long.
-    return Multiaddr(b"".join((_IP[ip.version], ip.packed, _TCP, port.to_bytes(2, "big"))))
+    return Multiaddr(b"".join((_ip_part(host), _TCP, port.to_bytes(2, "big"))))
+
+
+@functools.lru_cache(maxsize=1024)
+def _ip_part(host: str) -> bytes:
+    ip = ipaddress.ip_address(host.partition("%")[0])
+    return _IP[ip.version] + ip.packed
 
 
 def ip_of(address: Multiaddr) -> IpAddress | None:

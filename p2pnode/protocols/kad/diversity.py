@@ -12,8 +12,9 @@ from typing import Final
 
 from multiaddr import Multiaddr
 
-_IP4: Final = 0x04  # multicodec
-_IP6: Final = 0x29
+_IP4: Final = b"\x04"  # multicodec
+_IP6: Final = b"\x29"
+_IP_PARTS: Final = {_IP4: 5, _IP6: 17}  # bytes, with the multicodec
 _IP4_GROUP_BYTES: Final = 2
 _IP6_GROUP_BYTES: Final = 4
 
@@ -26,22 +27,18 @@ def group_of(addresses: Iterable[Multiaddr], *, private_too: bool) -> bytes | No
         private_too: whether addresses that the internet does not route count as well.
     """
     for address in addresses:
-        group = _group(address.to_bytes(), private_too)
-        if group is not None:
-            return group
+        data = address.to_bytes()
+        if size := _IP_PARTS.get(data[:1]):
+            group = _group(data[:size], private_too)
+            if group is not None:
+                return group
     return None
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=16_384)
 def _group(data: bytes, private_too: bool) -> bytes | None:  # lru_cache's key
-    ip: ipaddress.IPv4Address | ipaddress.IPv6Address
-    if data[:1] == bytes([_IP4]):
-        ip = ipaddress.IPv4Address(data[1:5])
-    elif data[:1] == bytes([_IP6]):
-        ip = ipaddress.IPv6Address(data[1:17])
-        ip = ip.ipv4_mapped or ip
-    else:
-        return None
+    ip = ipaddress.ip_address(data[1:])
+    ip = (ip.ipv4_mapped if ip.version == 6 else None) or ip
     if not private_too and not ip.is_global:
         return None
     size = _IP4_GROUP_BYTES if ip.version == 4 else _IP6_GROUP_BYTES

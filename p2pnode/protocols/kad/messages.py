@@ -43,7 +43,7 @@ _CONTINUED: Final = 0x80  # the least byte with which a number goes on in the ne
 _SHORT_SIZES: Final = [bytes((size,)) for size in range(_CONTINUED)]
 _LENGTH_DELIMITED: Final = 2
 _FIXED_SIZES: Final = {1: 8, 5: 4}
-_MAX_MET_BYTES: Final = 512  # of a contact that is remembered: an id and some ten addresses
+_MAX_MET_BYTES: Final = 256  # of a contact that is remembered: an id and some five addresses
 
 
 class MessageType(IntEnum):
@@ -157,8 +157,8 @@ def decode(data: bytes) -> Message:  # noqa: C901  # one loop; calls would slow 
         type=kind,
         key=key,
         record=record,
-        closer=tuple(map(_read_contact, closer[:MAX_PEERS])),
-        providers=tuple(map(_read_contact, providers[:MAX_PEERS])),
+        closer=_read_contacts(closer),
+        providers=_read_contacts(providers) if providers else (),
     )
 
 
@@ -221,11 +221,16 @@ def _check_elements(data: memoryview) -> None:
             raise ProtocolError("a DHT message holds too many elements")
 
 
-def _read_contact(data: bytes) -> Contact:
-    return _met_contact(data) if len(data) <= _MAX_MET_BYTES else _new_contact(data)
+def _read_contacts(parts: list[bytes]) -> tuple[Contact, ...]:
+    return tuple(
+        [
+            _met_contact(data) if len(data) <= _MAX_MET_BYTES else _new_contact(data)
+            for data in parts[:MAX_PEERS]
+        ]
+    )
 
 
-@functools.lru_cache(maxsize=16_384)
+@functools.lru_cache(maxsize=32_768)
 def _met_contact(data: bytes) -> Contact:
     return _new_contact(data)
 

@@ -237,7 +237,8 @@ class LightConnection(Connection):
         network = self.host.world.network
         machines = self.host.machine, self.remote.machine
         round_trip = network.draw_delay(*machines) + network.draw_delay(*reversed(machines))
-        self.host.world.timers.at(self.opened_at + round_trip, self.receive_identity)
+        due = network.arrival(self.opened_at + round_trip, self.opened_at)
+        self.host.world.timers.at(due, self.receive_identity)
 
     def receive_identity(self) -> None:
         """Learn what the far end says of itself."""

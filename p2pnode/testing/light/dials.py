@@ -6,6 +6,7 @@ that Noise and Yamux take: `HANDSHAKE_WAYS` one-way delays, and what losses on t
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -41,6 +42,7 @@ class LightDial:
         self._skipped: dict[Multiaddr, None] = {}  # since they are backed off
         self._next_at = -math.inf
         self._wrong_peer = False
+        self._sleeper: trio.lowlevel.Task | None = None
 
     def offer(self, addresses: Iterable[Multiaddr], *, insist: bool) -> None:
         """Add addresses to try; with `insist`, also those that failed lately."""
@@ -90,7 +92,34 @@ class LightDial:
                     return
             if not self._knocks and not self._waiting:
                 return
-            await self._host.world.timers.sleep_until(self._next_event())
+            await self._sleep_until(self._next_event())
+
+    async def _sleep_until(self, due: float) -> None:
+        """Sleep until something is due, or an attempt is answered; or a little less."""
+        self._sleeper = trio.lowlevel.current_task()
+        self._host.world.timers.at(due, self._wake)
+        await trio.lowlevel.wait_task_rescheduled(self._stay_asleep)
+
+    def _wake(self) -> None:
+        if self._sleeper is not None:
+            task, self._sleeper = self._sleeper, None
+            trio.lowlevel.reschedule(task)
+
+    def _stay_asleep(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._sleeper = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _advance(self, knock: Knock) -> None:
+        """Let an attempt go on; its SYN arrives without waking the task."""
+        if knock not in self._knocks:
+            return
+        now = trio.current_time()
+        if knock.next_at <= now:
+            knock.advance(now)
+        if knock.answer is None:
+            self._host.world.timers.at(knock.next_at, partial(self._advance, knock))
+        else:
+            self._wake()
 
     def _start_attempts(self, now: float) -> None:
         settings = self._host.settings
@@ -106,6 +135,7 @@ class LightDial:
                 continue
             self._outcomes[address] = "no answer in time"
             self._knocks[knock] = address, now
+            self._advance(knock)
             self._next_at = now + settings.dial_stagger
 
     async def _attend(self, knock: Knock, address: Multiaddr, began: float) -> bool:
@@ -114,20 +144,15 @@ class LightDial:
         now = trio.current_time()
         if now >= began + timeout:
             self._give_up(knock, f"no answer within {timeout:g} s")
-        elif knock.next_at <= now:
-            knock.advance(now)
-            if knock.answer is Answer.REFUSED:
-                self._give_up(knock, "connection refused")
-            elif knock.answer is not None:
-                return await self._greet(knock, address)
+        elif knock.answer is Answer.REFUSED:
+            self._give_up(knock, "connection refused")
+        elif knock.answer is not None:
+            return await self._greet(knock, address)
         return False
 
     def _next_event(self) -> float:
         settings = self._host.settings
-        times = [
-            min(knock.next_at, began + settings.dial_attempt_timeout)
-            for knock, (_, began) in self._knocks.items()
-        ]
+        times = [began + settings.dial_attempt_timeout for _, began in self._knocks.values()]
         if self._waiting and len(times) < settings.dial_attempts_at_once:
             times.append(self._next_at)
         return min(times)
@@ -158,7 +183,9 @@ class LightDial:
         ways = HANDSHAKE_WAYS + (2 if knock.met is not None else 0)
         seconds, breaks = self._draw_handshakes(machine, knock.source, ways)
         timeout = self._host.settings.handshake_timeout
-        await self._host.world.timers.sleep_until(trio.current_time() + min(seconds, timeout))
+        now = trio.current_time()
+        done = network.arrival(now + min(seconds, timeout), now)
+        await self._host.world.timers.sleep_until(done)
         if breaks or seconds > timeout:
             self._give_up(knock, "the connection broke in the handshakes")
             return False

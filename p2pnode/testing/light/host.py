@@ -273,11 +273,10 @@ class LightHost(Host):
         insist: bool = False,
     ) -> LightConnection:
         """See `Host`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         existing = self._connections.get(peer_id)
         if existing is not None:
-            await trio.lowlevel.checkpoint_if_cancelled()
             return existing
-        await trio.lowlevel.checkpoint()
         if peer_id == self.peer_id:
             raise DialError("a node does not dial itself")
         if self._nursery is None:
@@ -289,8 +288,13 @@ class LightHost(Host):
         dial.offer([*addresses, *self.addresses_of(peer_id)], insist=insist)
         dial.callers += 1
         try:
-            with trio.move_on_after(self.settings.dial_timeout if timeout is None else timeout):
+            deadline = trio.current_time()
+            deadline += self.settings.dial_timeout if timeout is None else timeout
+            if trio.current_effective_deadline() <= deadline:  # a scope for nothing is not cheap
                 await dial.done.wait()
+            else:
+                with trio.move_on_at(deadline):
+                    await dial.done.wait()
         finally:
             dial.callers -= 1
             if not dial.callers:
