@@ -25,6 +25,7 @@ from simulations.liars import KINDS as LIES
 from simulations.parameters import Parameter
 from simulations.sessions import KINDS, Sessions
 
+GRAIN: Final = 1 / 64  # of a way's time, by which an arrival may be late: below what ways vary by
 _MIXED: Final = {"fibre": 45, "dsl": 45, "mobile": 10}  # volunteers' links, in per cent
 
 NETWORK: Final[Mapping[str, Parameter]] = {
@@ -116,6 +117,7 @@ def make_network(parameters: Mapping[str, Any], rng: random.Random) -> VirtualNe
         latency=latency,
         loss=parameters.get("network.loss", 0.0) / 100,
         loss_resets=parameters.get("network.resets", 0.0) / 100,
+        grain=GRAIN,
     )
 
 

@@ -99,6 +99,8 @@ async def _idle_along(sim: Simulation) -> None:
     sim.report.figure(
         "values found", values.probes.found, "%", detail="of those that every node looks up"
     )
+    sim.report.figure("value found in, median", values.probes.milliseconds(0.5), "ms")
+    sim.report.figure("value found in, p99", values.probes.milliseconds(0.99), "ms")
 
 
 def _report(sim: Simulation, sizes: list[int], lines: dict[str, list[float]]) -> None:

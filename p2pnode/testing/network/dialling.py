@@ -130,7 +130,7 @@ class Knock:
             return
         way = self._network.draw_delay(self.source, machine)
         sent = self.source.uplink.pass_through(_HEADERS, now)
-        self._arrives.append((sent + way, seen))
+        self._arrives.append((self._network.arrival(sent + way, now), seen))
         self._arrives.sort()
 
     def _arrive(self, seen: Endpoint, now: float) -> bool:
@@ -138,7 +138,7 @@ class Knock:
         if arrival is None or not self._network.carries(self.source, arrival.machine):
             return False
         back = now + self._network.draw_delay(arrival.machine, self.source)
-        back += self._late_answer(arrival.machine)
+        back = self._network.arrival(back + self._late_answer(arrival.machine), now)
         meeting = self._network.find_knock(arrival)
         if meeting is not None and meeting.arrival is None:
             self.arrival = arrival

@@ -5,6 +5,7 @@ an argument too. Two shells carry real nodes over it: `p2pnode.testing.hosts`, w
 Yamux, and `p2pnode.testing.light`, without.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -29,6 +30,8 @@ class VirtualNetwork:
         latency: what lies between the machines' links; nothing by default.
         loss: the share of packets lost between the links, besides what the grades lose.
         loss_resets: the share of losses that breaks the connection instead of delaying it.
+        grain: arrivals may be late by this share of their way, so that many coincide: a crowded
+            simulation is the faster the fewer moments it has.
         clock: gives the time in seconds; trio's, virtual or real, by default.
     """
 
@@ -39,12 +42,14 @@ class VirtualNetwork:
         latency: Latency | None = None,
         loss: float = 0.0,
         loss_resets: float = 0.0,
+        grain: float = 0.0,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self.rng = rng or random.Random(0)
         self.latency = latency or Fixed(0.0)
         self.loss = loss
         self.loss_resets = loss_resets
+        self.grain = grain
         self.clock = clock
         self.machines: list[Machine] = []
         self._public_ips = public_ips()
@@ -164,6 +169,15 @@ class VirtualNetwork:
                 if grade.jitter:
                     delay += self.rng.expovariate(1.0 / grade.jitter)
         return delay
+
+    def arrival(self, due: float, now: float) -> float:
+        """Return when what is sent now and due then arrives: at a moment that many share."""
+        way = due - now
+        if not self.grain or not 0.0 < way < math.inf:
+            return due
+        # A power of two: the moments of short ways are among those of long ones.
+        step = math.ldexp(0.5, math.frexp(way * self.grain)[1])
+        return math.ceil(due / step) * step
 
     def typical_delay(self, flow: Flow) -> float:
         """Return about what a piece of data takes from one end of a flow to the other."""

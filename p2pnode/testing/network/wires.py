@@ -69,8 +69,8 @@ class Flow:
         if loss:
             arrival += self._delay_by_loss(size, loss, arrival - sent, now)
         arrival = target.downlink.pass_through(size, max(arrival, self._last_due), now)
-        self._last_due = arrival
-        return arrival
+        self._last_due = self._network.arrival(arrival, now)
+        return self._last_due
 
     def hold(self, now: float) -> None:
         """Let nothing through from now on."""
