@@ -1,0 +1,1 @@
+"""What time it is at other peers, to find out that this machine's clock is wrong."""
