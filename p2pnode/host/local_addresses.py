@@ -11,6 +11,7 @@ from p2pnode.host.observed import (
     ObservedAddressBelieved,
     ObservedAddressDropped,
     ObservedAddresses,
+    Place,
 )
 from p2pnode.host.ranking import ips_of
 from p2pnode.transport.base import Listener
@@ -74,6 +75,10 @@ class LocalAddresses:
             now=now,
         )
         self.update(now)
+
+    def sightings(self, now: float) -> list[tuple[Place, Place, int]]:
+        """List where each of our places is seen, and by how many observers far enough apart."""
+        return self._votes.sightings(now)
 
     def end(self, connection: Connection, now: float) -> None:
         """Let the vote of a peer that has left go stale."""

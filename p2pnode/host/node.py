@@ -48,6 +48,7 @@ from p2pnode.host.interfaces import (
     StreamHandler,
 )
 from p2pnode.host.local_addresses import LocalAddresses
+from p2pnode.host.observed import Place
 from p2pnode.host.peerstore import Peerstore
 from p2pnode.host.ranking import ips_of, rank
 from p2pnode.host.saved_peers import SavedPeers
@@ -220,6 +221,10 @@ class NetworkHost(Host):
     def observed(self) -> list[Multiaddr]:
         """The addresses at which enough others see this node."""
         return self._local.observed
+
+    def sightings(self) -> list[tuple[Place, Place, int]]:
+        """List where each place we listen at is seen, and by how many observers."""
+        return self._local.sightings(trio.current_time())
 
     @property
     def protocols(self) -> list[str]:

@@ -138,13 +138,9 @@ class ObservedAddresses:
 
     def believed(self, listening: Iterable[Multiaddr], now: float) -> dict[Multiaddr, int]:
         """Return the addresses to tell others of, each with the number of groups that saw it."""
-        self._expire(now)
-        groups: dict[tuple[Place, Place], set[Group]] = {}
-        for vote in self._votes.values():
-            groups.setdefault((vote.local, vote.observed), set()).add(vote.group)
         tails = _tails_by_place(listening)
         seen = sorted(
-            ((len(voters), local, theirs) for (local, theirs), voters in groups.items()),
+            ((count, local, theirs) for local, theirs, count in self.sightings(now)),
             key=lambda each: (-each[0], str(each[2].ip), each[2].port),
         )
         counts: Counter[tuple[int, str]] = Counter()
@@ -161,6 +157,14 @@ class ObservedAddresses:
             for tail in tails[local]:
                 found.setdefault(theirs.followed_by(tail), count)
         return found
+
+    def sightings(self, now: float) -> list[tuple[Place, Place, int]]:
+        """List where each of our places is seen, believed or not, and by how many groups."""
+        self._expire(now)
+        groups: dict[tuple[Place, Place], set[Group]] = {}
+        for vote in self._votes.values():
+            groups.setdefault((vote.local, vote.observed), set()).add(vote.group)
+        return [(local, seen, len(voters)) for (local, seen), voters in groups.items()]
 
     def _expire(self, now: float) -> None:
         for connection in [each for each, vote in self._votes.items() if vote.until <= now]:
