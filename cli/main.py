@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "perf": ("cli.commands.perf:perf", "Measure how fast data goes to a peer, and comes back."),
     "bench": ("cli.commands.bench:bench", "Measure this machine and this software."),
     "simulate": ("cli.commands.simulate:simulate", "Run many nodes on a virtual network."),
+    "doctor": ("cli.commands.doctor:doctor", "Explain what is wrong, if anything, and what to do."),
     "stop": ("cli.commands.inspect:stop", "Stop the running daemon, saving its experts."),
 }
 

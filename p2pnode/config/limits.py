@@ -34,7 +34,13 @@ class LimitSettings:
     trim_grace: float = 10.0  # a connection that is younger, or was used within it, is spared
     trim_silence: float = 10.0  # between two trims
     # An open stream of a protocol that begins so is no call: its connection may well be trimmed.
-    background_protocols: tuple[str, ...] = ("/meshsub/", "/floodsub/", "/ipfs/", "/p2pnode/kad/")
+    background_protocols: tuple[str, ...] = (
+        "/meshsub/",
+        "/floodsub/",
+        "/ipfs/",
+        "/p2pnode/kad/",
+        "/p2pnode/clock/",
+    )
 
     # Subnets, which are dearer to an attacker than peer ids. An *address* is what one household
     # or machine has, a *network* what one organisation has: 128 lets a computer room of 64 behind

@@ -24,6 +24,8 @@ from p2pnode.config import HostingSettings, NodeSettings, Settings
 from p2pnode.daemon.control.service import ControlServer
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.dht import DhtCommands
+from p2pnode.daemon.doctor.diagnosis import diagnose
+from p2pnode.daemon.doctor.examination import examine
 from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError, NoPeersError
 from p2pnode.events import Event, EventBus
@@ -153,6 +155,7 @@ class Node:
                     "ping": self._ping,
                     "host": self._host,
                     "stop": self._stop_now,
+                    "doctor": self._doctor,
                     **DhtCommands(self.network).methods(),
                 },
                 request_limit=self.settings.node.control_request_limit,
@@ -262,6 +265,14 @@ class Node:
             }
             for info in self.network.host.info().connections
         ]
+
+    async def _doctor(self, _params: Mapping[str, Any]) -> Any:
+        facts = await examine(self.network, self.settings, self._data_dir.path, self._rng)
+        findings = [
+            dataclasses.asdict(each) | {"level": each.level.name.lower()}
+            for each in diagnose(facts)
+        ]
+        return {"findings": findings, "facts": dataclasses.asdict(facts)}
 
     async def _experts(self, _params: Mapping[str, Any]) -> Any:
         return self.hosted()

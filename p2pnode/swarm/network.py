@@ -16,6 +16,7 @@ from p2pnode.errors import NoPeersError
 from p2pnode.events import EventBus
 from p2pnode.host import ConnectionEnded, Host, PeerIdentified
 from p2pnode.host.node import NetworkHost
+from p2pnode.protocols.clock.service import ClockService
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.protocols.kad.validators import PublicKeyValidator
@@ -76,6 +77,7 @@ class Network:
         )
         self.identify = IdentifyService(self.host, settings.network)
         self.ping = PingService(self.host, settings.network)
+        self.clock = ClockService(self.host, settings.network)
         self.perf = PerfService(self.host, settings.perf)
         self.mdns = MdnsService(self.host, settings.mdns, rng) if settings.mdns.enabled else None
         self.dht, self.directory = build_dht(self.host, settings, rng, table_file=table_file)
@@ -94,6 +96,7 @@ class Network:
             await nursery.start(self.host.run)
             await nursery.start(self.identify.run)
             await nursery.start(self.ping.run)
+            await nursery.start(self.clock.run)
             if self._settings.perf.serve:
                 await nursery.start(self.perf.run)
             await nursery.start(self.dht.run)

@@ -1,0 +1,1 @@
+"""What is the matter with this node, in plain words: facts are gathered, then judged."""

@@ -1,0 +1,114 @@
+"""Gathering the facts about a running node: a look-up, the time at some peers, the disk."""
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from p2pnode.config import Settings
+from p2pnode.daemon.doctor.facts import ClockFacts, DhtFacts, DiskFacts, Facts, Sighting
+from p2pnode.errors import P2PNodeError
+from p2pnode.protocols.clock.core import PROTOCOL as CLOCK
+from p2pnode.protocols.clock.core import Offset, agreed
+from p2pnode.swarm.network import Network
+from p2pnode.wire.peer_id import PeerId
+
+CLOCKS_ASKED: Final = 9  # peers; enough for a majority of honest ones
+LOOKUP_KEY_BYTES: Final = 32
+MAX_FILES: Final = 100_000  # whose sizes are added up
+
+
+async def examine(
+    network: Network, settings: Settings, data_dir: Path, rng: random.Random
+) -> Facts:
+    """Gather what `diagnose` judges; takes as long as a look-up does."""
+    clock, dht, disk = ClockFacts(), None, None
+
+    async def ask_clocks() -> None:
+        nonlocal clock
+        clock = await _compare_clocks(network, rng)
+
+    async def look_up() -> None:
+        nonlocal dht
+        dht = await _look_up(network, rng)
+
+    async def look_at_disk() -> None:
+        nonlocal disk
+        disk = await trio.to_thread.run_sync(_look_at_disk, data_dir)
+
+    async with trio.open_nursery() as nursery:
+        for look in (ask_clocks, look_up, look_at_disk):
+            nursery.start_soon(look)
+    assert dht is not None
+    assert disk is not None
+    host = network.host
+    return Facts(
+        bootstrap=tuple(settings.node.bootstrap),
+        listening=tuple(map(str, host.listening)),
+        told=tuple(network.full_addresses()),
+        sightings=tuple(
+            Sighting(
+                local=str(local.followed_by(b"")),
+                seen=str(seen.followed_by(b"")),
+                observers=observers,
+            )
+            for local, seen, observers in host.sightings()
+        ),
+        connections=len({each.peer_id for each in host.connections()}),
+        clock=clock,
+        dht=dht,
+        disk=disk,
+    )
+
+
+async def _compare_clocks(network: Network, rng: random.Random) -> ClockFacts:
+    host = network.host
+    able = sorted(
+        {each.peer_id for each in host.connections() if CLOCK in host.protocols_of(each.peer_id)}
+    )
+    chosen: Sequence[PeerId] = rng.sample(able, min(CLOCKS_ASKED, len(able)))
+    offsets: list[Offset] = []
+
+    async def ask(peer_id: PeerId) -> None:
+        try:
+            offsets.append(await network.clock.compare(peer_id))
+        except P2PNodeError:
+            return  # one less to believe
+
+    async with trio.open_nursery() as nursery:
+        for each in chosen:
+            nursery.start_soon(ask, each)
+    return ClockFacts(asked=len(offsets), offset=agreed(offsets))
+
+
+async def _look_up(network: Network, rng: random.Random) -> DhtFacts:
+    dht = network.dht
+    mode, started = "server" if dht.serves else "client", trio.current_time()
+    try:
+        found = await dht.closest_peers(rng.randbytes(LOOKUP_KEY_BYTES))
+    except P2PNodeError as error:
+        return DhtFacts(mode=mode, peers=len(dht.peers), error=str(error))
+    seconds = trio.current_time() - started
+    return DhtFacts(mode=mode, peers=len(dht.peers), lookup_seconds=seconds, answered=len(found))
+
+
+def _look_at_disk(path: Path) -> DiskFacts:
+    found = os.statvfs(path)
+    used = 0
+    for number, file in enumerate(path.rglob("*")):
+        if number == MAX_FILES:
+            break
+        try:
+            used += file.lstat().st_size
+        except OSError:  # it went meanwhile
+            continue
+    return DiskFacts(
+        path=str(path),
+        free=found.f_bavail * found.f_frsize,
+        total=found.f_blocks * found.f_frsize,
+        used_by_node=used,
+        is_writable=os.access(path, os.W_OK) and not found.f_flag & os.ST_RDONLY,
+    )
