@@ -11,6 +11,7 @@ the file, and a dataclass in one of these modules:
 | `limits` | `[limits]` |
 | `dht` | `[dht]` |
 | `pubsub` | `[pubsub]` |
+| `reachability` | `[reachability]` |
 | `experts` | `[rpc]`, `[hosting]`, `[swarm]`, `[trainer]` |
 
 Sizes are bytes and durations seconds, unless a name says otherwise.
@@ -22,6 +23,7 @@ from p2pnode.config.limits import LimitSettings
 from p2pnode.config.network import NetworkSettings, PerfSettings
 from p2pnode.config.node import MdnsSettings, NodeSettings
 from p2pnode.config.pubsub import PubSubSettings
+from p2pnode.config.reachability import ReachabilitySettings
 from p2pnode.config.settings import Settings
 from p2pnode.config.units import KIB, MIB
 
@@ -36,6 +38,7 @@ __all__ = [
     "NodeSettings",
     "PerfSettings",
     "PubSubSettings",
+    "ReachabilitySettings",
     "RpcSettings",
     "Settings",
     "SwarmSettings",

@@ -14,6 +14,7 @@ from p2pnode.config.limits import LimitSettings
 from p2pnode.config.network import NetworkSettings, PerfSettings
 from p2pnode.config.node import MdnsSettings, NodeSettings
 from p2pnode.config.pubsub import PubSubSettings
+from p2pnode.config.reachability import ReachabilitySettings
 from p2pnode.config.sources import from_environ, from_texts, read_file
 from p2pnode.errors import ConfigError
 
@@ -29,6 +30,7 @@ class Settings:
     mdns: MdnsSettings = field(default_factory=MdnsSettings)
     dht: DhtSettings = field(default_factory=DhtSettings)
     pubsub: PubSubSettings = field(default_factory=PubSubSettings)
+    reachability: ReachabilitySettings = field(default_factory=ReachabilitySettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     hosting: HostingSettings = field(default_factory=HostingSettings)
     swarm: SwarmSettings = field(default_factory=SwarmSettings)
