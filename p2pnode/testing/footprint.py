@@ -66,14 +66,8 @@ def _held_by(host: NetworkHost) -> Counter[str]:
     held["handshakes"] = info.handshakes
     held["dials"] = info.dials
     for connection in host._connections:  # noqa: SLF001
-        muxer = connection._muxer  # noqa: SLF001
         held["connections"] += 1
-        held["streams"] += len(muxer.core.streams)
-        held["stream objects"] += len(muxer._streams) + len(muxer._to_accept)  # noqa: SLF001
-        held["unread bytes"] += sum(each.received_bytes for each in muxer.core.streams.values())
-        held["unwritten bytes"] += sum(each.unwritten for each in muxer.core.streams.values())
-        held["unaccepted streams"] += muxer.core._backlog  # noqa: SLF001
-        held["grown window"] += muxer.core._growth  # noqa: SLF001
+        held.update(connection._muxer.holdings)  # noqa: SLF001
     for kind in Kind:
         for scope in host._budgets.scopes.of(kind):  # noqa: SLF001
             for resource, used in zip(Resource, scope.used, strict=True):

@@ -37,7 +37,7 @@ class ConnectionAccount:
     """One connection's account, from its first byte to its last; leaving the block closes it.
 
     `locate` and `identify` charge it to more scopes as more is known of it. Once `identify` has
-    been called it is the account of a muxer, see `p2pnode.mux.yamux.accounts`.
+    been called it is the account of a muxer, see `p2pnode.transport.session`.
     """
 
     def __init__(

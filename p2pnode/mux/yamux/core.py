@@ -28,7 +28,6 @@ from p2pnode.errors import (
     ResourceLimitError,
     StreamResetError,
 )
-from p2pnode.mux.yamux.accounts import Account, Unmetered
 from p2pnode.mux.yamux.frames import (
     HEADER_BYTES,
     INITIAL_WINDOW,
@@ -40,6 +39,7 @@ from p2pnode.mux.yamux.frames import (
 )
 from p2pnode.mux.yamux.outbox import Outbox, Output
 from p2pnode.mux.yamux.state import Buffer, EventKind, StreamEvent, StreamState
+from p2pnode.transport.session import Account, Unmetered
 from p2pnode.wire.error_codes import StreamCode, connection_reason, stream_code, stream_reason
 
 MAX_CONTROL_FRAMES: Final = 4096  # waiting to be sent; a peer that never reads costs 48 KiB
@@ -90,6 +90,18 @@ class YamuxCore:
         self._pings: dict[int, float] = {}
         self._next_ping = 0
         self._ping_wanted_at = now  # the first at once: the window's growth needs a round trip time
+
+    @property
+    def holdings(self) -> dict[str, int]:
+        """What the session holds, by what it is."""
+        states = self.streams.values()
+        return {
+            "streams": len(states),
+            "unread bytes": sum(each.received_bytes for each in states),
+            "unwritten bytes": sum(each.unwritten for each in states),
+            "unaccepted streams": self._backlog,
+            "grown window": self._growth,
+        }
 
     # --- commands -------------------------------------------------------------------------------
 

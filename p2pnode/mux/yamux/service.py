@@ -14,13 +14,13 @@ import trio
 
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import ConnectionClosedError, P2PNodeError, ProtocolError
-from p2pnode.mux.yamux.accounts import Account
 from p2pnode.mux.yamux.channel import Channel
 from p2pnode.mux.yamux.core import YamuxCore
-from p2pnode.mux.yamux.frames import GoAwayCode
+from p2pnode.mux.yamux.frames import INITIAL_WINDOW, GoAwayCode
 from p2pnode.mux.yamux.state import EventKind, StreamEvent, StreamState
 from p2pnode.mux.yamux.stream import YamuxStream
 from p2pnode.mux.yamux.wakeup import Signal
+from p2pnode.transport.session import Account, MuxedSession
 
 QUIET_TIME: Final = 50e-6  # seconds; a write that follows another one sooner waits for company
 WRITE_AIM: Final = 384 * 1024  # bytes; a write of so much costs hardly more than the encryption
@@ -31,7 +31,7 @@ PESTERED_PAUSE: Final = 0.005  # seconds between turns of a peer that sends many
 _BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
-class YamuxConnection:
+class YamuxConnection(MuxedSession):
     """A session; `run` does its work until it ends or is cancelled.
 
     Args:
@@ -39,6 +39,8 @@ class YamuxConnection:
         is_client: whether we dialled; decides who has the odd stream ids.
         settings: windows, limits and timeouts.
     """
+
+    early_bytes = INITIAL_WINDOW
 
     def __init__(
         self, channel: Channel, *, is_client: bool, settings: NetworkSettings | None = None
@@ -89,6 +91,12 @@ class YamuxConnection:
     def rtt(self) -> float | None:
         """The shortest recent round trip in seconds, once known."""
         return self.core.round_trip
+
+    @property
+    def holdings(self) -> dict[str, int]:
+        """See `MuxedSession`."""
+        objects = len(self._streams) + len(self._to_accept)
+        return {"stream objects": objects, **self.core.holdings}
 
     def kick(self) -> None:
         """See to it that what there is to write gets written: at once, or by the writer."""

@@ -6,7 +6,7 @@ from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from p2pnode.errors import P2PNodeError
-from p2pnode.mux.yamux.accounts import StreamAccount
+from p2pnode.transport.session import StreamAccount
 
 Buffer = bytes | bytearray | memoryview
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from p2pnode.errors import P2PNodeError, StreamResetError
-from p2pnode.mux.yamux.accounts import StreamAccount
 from p2pnode.mux.yamux.state import Buffer, EventKind, StreamState
 from p2pnode.mux.yamux.wakeup import Signal
+from p2pnode.transport.session import MuxedStream, StreamAccount
 
 if TYPE_CHECKING:
     from p2pnode.mux.yamux.service import YamuxConnection
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COPY_UP_TO: Final = 64 * 1024  # bytes; copying so much costs less than waiting for the writer
 
 
-class YamuxStream(trio.abc.HalfCloseableStream):
+class YamuxStream(MuxedStream):
     """One stream of a session."""
 
     def __init__(self, connection: "YamuxConnection", state: StreamState) -> None:
