@@ -100,6 +100,10 @@ class ConnectionClosedError(RemoteError):
     """The connection ended."""
 
 
+class LimitedConnectionError(RemoteError):
+    """The peer is connected only through a relay that limits what it carries."""
+
+
 class StreamResetError(RemoteError):
     """The stream was reset by the peer, or by this side."""
 

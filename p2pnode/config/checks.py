@@ -23,6 +23,7 @@ _MAY_BE_ZERO: Final = frozenset(
         "hosting.learning_rate",
         "hosting.seed",
         "hosting.threads",
+        "network.dial_relay_head_start",
         "network.dial_stagger",
         "network.identify_push_delay",
         "limits.trim_grace",

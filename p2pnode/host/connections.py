@@ -15,6 +15,7 @@ from multiaddr import Multiaddr
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import (
     ConnectionClosedError,
+    LimitedConnectionError,
     NegotiationError,
     P2PNodeError,
     ProtocolError,
@@ -26,6 +27,7 @@ from p2pnode.host.budgets import ConnectionAccount, StreamAccount
 from p2pnode.host.budgets.rates import Rates
 from p2pnode.host.interfaces import Connection, Direction, PeerMisbehaved, StreamHandler
 from p2pnode.host.manager import Candidate
+from p2pnode.host.ranking import is_relayed
 from p2pnode.host.streams import NetworkStream, accept_protocol
 from p2pnode.host.upgrader import Upgraded
 from p2pnode.mux.multistream import Dialer, select_outbound
@@ -62,6 +64,8 @@ class ConnectionInfo:
         direction: who dialled.
         local_address: this end.
         remote_address: the other end.
+        relayed: whether it leads through a relay.
+        limited: whether that relay limits what it carries.
         age: seconds since the handshakes.
         streams: open now, both directions.
         bytes_sent: stream data, since the beginning.
@@ -73,6 +77,8 @@ class ConnectionInfo:
     direction: Direction
     local_address: Multiaddr
     remote_address: Multiaddr
+    relayed: bool
+    limited: bool
     age: float
     streams: int
     bytes_sent: int
@@ -96,6 +102,8 @@ class NetworkConnection(Connection):
         self.direction = account.direction
         self.local_address = upgraded.raw.local_address
         self.remote_address = upgraded.raw.remote_address
+        self.is_relayed = is_relayed(self.remote_address)
+        self.is_limited = upgraded.raw.is_limited
         self.opened_at = trio.current_time()
         self.last_used = self.opened_at  # a stream was open then
         self.ended = trio.Event()  # its place in the budgets is free again
@@ -119,8 +127,15 @@ class NetworkConnection(Connection):
         """How many streams are open, in both directions."""
         return self._muxer.streams
 
-    async def open_stream(self, protocols: Sequence[str]) -> NetworkStream:
+    async def open_stream(
+        self, protocols: Sequence[str], *, allow_limited: bool = False
+    ) -> NetworkStream:
         """See `Connection`."""
+        if self.is_limited and not allow_limited:
+            raise LimitedConnectionError(
+                f"{self.peer_id} is connected only through a relay that limits what it carries; "
+                "it needs an address that can be dialled, or a relay without limits"
+            )
         unsettled = Dialer(protocols)
         muxed = await self._muxer.open_stream()
         self.last_used = trio.current_time()
@@ -283,12 +298,18 @@ class NetworkConnection(Connection):
             direction=self.direction,
             local_address=self.local_address,
             remote_address=self.remote_address,
+            relayed=self.is_relayed,
+            limited=self.is_limited,
             age=trio.current_time() - self.opened_at,
             streams=self.streams,
             bytes_sent=self._muxer.bytes_sent,
             bytes_received=self._muxer.bytes_received,
             rtt=self._muxer.rtt,
         )
+
+
+def _directness(connection: NetworkConnection) -> tuple[bool, bool]:
+    return not connection.is_relayed, not connection.is_limited
 
 
 def _account_of(muxed: YamuxStream) -> StreamAccount:
@@ -327,15 +348,19 @@ class ConnectionTable:
         else:
             del self._by_peer[connection.peer_id]
 
-    def best(self, peer_id: PeerId) -> NetworkConnection | None:
+    def best(self, peer_id: PeerId, *, direct: bool = False) -> NetworkConnection | None:
         """Return the connection to use for new streams with a peer.
 
         One that this side closes still says goodbye: what began on it now would soon break.
+
+        Args:
+            peer_id: whose.
+            direct: whether relayed ones do not count.
         """
         usable = [
             each
             for each in self._by_peer.get(peer_id, ())
-            if not each.is_closed and each.leaving is None
+            if not each.is_closed and each.leaving is None and not (direct and each.is_relayed)
         ]
         return functools.reduce(self._better, usable) if usable else None
 
@@ -361,10 +386,12 @@ class ConnectionTable:
     def _better(self, one: NetworkConnection, other: NetworkConnection) -> NetworkConnection:
         """Choose as the peer's side does.
 
-        Who dialled again must have lost the earlier connection, so of two from one dialer the
+        A direct connection is better than a relayed one, and a limited one is the last choice. Who dialled again must have lost the earlier connection, so of two from one dialer the
         newer one counts, and likewise when too much time lies between two for simultaneous dials.
         Otherwise the connection counts that the peer with the smaller id dialled.
         """
+        if _directness(one) != _directness(other):
+            return max(one, other, key=_directness)
         older, newer = sorted((one, other), key=lambda each: each.opened_at)
         simultaneous = newer.opened_at - older.opened_at < self._settings.dial_timeout
         if one.direction == other.direction or not simultaneous:

@@ -4,7 +4,8 @@ The addresses are tried in the order of `p2pnode.host.ranking`. Each gets a head
 next one (RFC 8305 has it so for two families), and a failure starts the next at once. An attempt
 is won only when the handshakes are through, so that a stranger at one address does not keep the
 peer from being found at another. Names are looked up from the start, beside the attempts; what
-they mean joins the race. Addresses that failed lately are left alone (`p2pnode.host.backoff`).
+they mean joins the race. Relays begin when the direct addresses have had a longer head start, or have
+failed: they are for who cannot be reached otherwise. Addresses that failed lately are left alone (`p2pnode.host.backoff`).
 
 Two nodes that dial each other in the same moment may get one connection where neither answers
 (`p2pnode.transport.reuse`). Then the one with the smaller peer id dials again at once, from another
@@ -32,6 +33,7 @@ from p2pnode.errors import (
     WrongPeerError,
 )
 from p2pnode.host.backoff import DialBackoff
+from p2pnode.host.ranking import is_relayed
 from p2pnode.host.upgrader import Upgraded
 from p2pnode.transport.base import RawConnection, Transport
 from p2pnode.wire.addresses import name_of, split_p2p
@@ -57,6 +59,8 @@ class DialTools:
         upgrade: runs the handshakes.
         backoff: which addresses are to be left alone.
         slots: how many peers may be dialled at once.
+        direct_slots: how many more, without relays: a dial through a relay may have to dial the
+            relay, and must not wait for others that wait for the same.
         settings: times and limits.
     """
 
@@ -66,6 +70,7 @@ class DialTools:
     upgrade: Upgrade
     backoff: DialBackoff
     slots: trio.CapacityLimiter
+    direct_slots: trio.CapacityLimiter
     settings: NetworkSettings
 
 
@@ -80,10 +85,20 @@ class Dial:
         tools: of the host.
         rank: orders addresses, the best to try first.
         forget: told of each address at which somebody else answers.
+        direct: whether relayed addresses are left out.
     """
 
-    def __init__(self, peer_id: PeerId, tools: DialTools, *, rank: Rank, forget: Forget) -> None:
+    def __init__(
+        self,
+        peer_id: PeerId,
+        tools: DialTools,
+        *,
+        rank: Rank,
+        forget: Forget,
+        direct: bool = False,
+    ) -> None:
         self.peer_id = peer_id
+        self.direct = direct
         self.done = trio.Event()
         self._tools = tools
         self._settings = tools.settings
@@ -98,6 +113,7 @@ class Dial:
         self._active = 0
         self._lookups = 0
         self._next_at = -math.inf  # when the head start of the last attempt is over
+        self._relays_at = -math.inf  # when that of the last direct one over relays is
         self._winner: Upgraded | None = None
         self._wanted_by = 0
         self._refusal: P2PNodeError | None = None
@@ -128,6 +144,9 @@ class Dial:
         self._changed.set()
 
     def _take_in(self, address: Multiaddr) -> None:
+        if self.direct and is_relayed(address):
+            self._outcomes[address] = DialError("it leads through a relay")
+            return
         pause = self._tools.backoff.remaining(self.peer_id, address, trio.current_time())
         if pause and not self._insists:
             self._skipped[address] = None
@@ -165,7 +184,7 @@ class Dial:
         """Race the addresses; returns the winner, or None when all have failed."""
         try:
             with self._scope:
-                async with self._tools.slots:
+                async with self._tools.direct_slots if self.direct else self._tools.slots:
                     await self._race()
         except BaseException:  # cancelled from outside, when the race may be won already
             if self._winner is not None:
@@ -183,20 +202,32 @@ class Dial:
                 while self._names:
                     self._lookups += 1
                     nursery.start_soon(self._look_up, self._names.pop())
-                may_start = self._waiting and self._active < self._settings.dial_attempts_at_once
-                now = trio.current_time()
-                if may_start and now >= self._next_at:
-                    address = self._waiting.pop(0)
-                    self._outcomes[address] = None
-                    self._active += 1
-                    self._next_at = now + self._settings.dial_stagger
-                    nursery.start_soon(self._attempt, address)
+                start_at = self._next_start()
+                if trio.current_time() >= start_at:
+                    self._start(self._waiting.pop(0), nursery)
                 elif self._active or self._lookups or self._waiting:
-                    with trio.move_on_at(self._next_at if may_start else math.inf):
+                    with trio.move_on_at(start_at):
                         await self._changed.wait()
                 else:
                     break
             nursery.cancel_scope.cancel()
+
+    def _next_start(self) -> float:
+        """When the next address may be tried; infinity while none may."""
+        if not self._waiting or self._active >= self._settings.dial_attempts_at_once:
+            return math.inf
+        if self._active and is_relayed(self._waiting[0]):
+            return max(self._next_at, self._relays_at)
+        return self._next_at
+
+    def _start(self, address: Multiaddr, nursery: trio.Nursery) -> None:
+        now = trio.current_time()
+        self._outcomes[address] = None
+        self._active += 1
+        self._next_at = now + self._settings.dial_stagger
+        if not is_relayed(address):
+            self._relays_at = now + self._settings.dial_relay_head_start
+        nursery.start_soon(self._attempt, address)
 
     @property
     def failure(self) -> P2PNodeError:

@@ -101,6 +101,8 @@ class Connection(ABC):
     local_address: Multiaddr
     remote_address: Multiaddr
     opened_at: float  # trio's clock
+    is_relayed: bool  # it leads through a relay
+    is_limited: bool  # through one that carries only so many bytes, or for so long
 
     @property
     @abstractmethod
@@ -108,13 +110,19 @@ class Connection(ABC):
         """Whether the connection has ended."""
 
     @abstractmethod
-    async def open_stream(self, protocols: Sequence[str]) -> Stream:
+    async def open_stream(self, protocols: Sequence[str], *, allow_limited: bool = False) -> Stream:
         """Open a stream and propose `protocols`, the most wanted first.
 
         With a single protocol the negotiation is optimistic: it travels with the first data
         written, and a refusal appears as `ProtocolNotSupportedError` when the answer is read.
 
+        Args:
+            protocols: what to propose.
+            allow_limited: whether the little that a limited connection carries may be used, as
+                few protocols should: those that find out who is there, and a better way.
+
         Raises:
+            LimitedConnectionError: the connection is limited, and `allow_limited` is not given.
             ProtocolNotSupportedError: the peer takes none of several protocols.
             ResourceLimitError: a budget of this side refuses another stream.
             ConnectionClosedError: the connection has ended.
@@ -171,7 +179,7 @@ class Host(ABC):
 
     @abstractmethod
     def connection_to(self, peer_id: PeerId) -> Connection | None:
-        """The open connection to a peer, if there is one."""
+        """The open connection to a peer, if there is one; a direct one rather than a relayed."""
 
     @abstractmethod
     def connections(self) -> list[Connection]:
@@ -202,14 +210,19 @@ class Host(ABC):
         *,
         timeout: float | None = None,
         insist: bool = False,
+        direct: bool = False,
     ) -> Connection:
         """Return the connection to a peer, dialling it (once for all callers) when needed.
+
+        Of several, direct ones are preferred to relayed ones.
 
         Args:
             peer_id: who must answer; anyone else is a `WrongPeerError`.
             addresses: tried in addition to those already known.
             timeout: seconds, or None for the configured dial timeout.
             insist: whether to try also addresses that failed lately, as for a person who asks.
+            direct: whether relays are no way: a relayed connection does not count, and relayed
+                addresses are not dialled.
 
         Raises:
             DialError: no address is known, or none could be reached; it lists each attempt.
@@ -219,8 +232,13 @@ class Host(ABC):
     async def open_stream(
         self, peer_id: PeerId, protocols: Sequence[str], addresses: Sequence[Multiaddr] = ()
     ) -> Stream:
-        """Connect to a peer if needed, and open a stream on the connection."""
+        """Connect to a peer if needed, and open a stream on the connection.
+
+        A peer that is connected over a limited connection only is dialled directly.
+        """
         connection = await self.connect(peer_id, addresses)
+        if connection.is_limited:
+            connection = await self.connect(peer_id, addresses, direct=True)
         return await connection.open_stream(protocols)
 
 

@@ -1,6 +1,6 @@
 """Where this node itself can be dialled: as announced, listened on, or seen by others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from multiaddr import Multiaddr
 
@@ -13,7 +13,7 @@ from p2pnode.host.observed import (
     ObservedAddresses,
     Place,
 )
-from p2pnode.host.ranking import ips_of
+from p2pnode.host.ranking import ips_of, is_relayed
 from p2pnode.transport.base import Listener
 from p2pnode.wire.addresses import IpAddress
 
@@ -23,7 +23,7 @@ class LocalAddresses:
 
     Args:
         settings: how many must agree on an observed address, and the like.
-        announce: told to others instead of all that follows, if not empty.
+        announce: told to others instead of all that is direct, if not empty.
         emit: told of changes.
         moved: called when this machine has come to an IP address that it did not have.
 
@@ -50,14 +50,18 @@ class LocalAddresses:
     @property
     def all(self) -> list[Multiaddr]:
         """What is told to others."""
-        if self._announce:
-            return list(self._announce)
-        return list(dict.fromkeys([*self.listening, *self._believed]))
+        direct = self._announce or (*self.listening, *self._believed)
+        return list(dict.fromkeys((*direct, *self.relayed)))
 
     @property
     def listening(self) -> list[Multiaddr]:
         """The addresses this node listens on, those of each interface of a wildcard."""
-        return list(dict.fromkeys(each for one in self.listeners for each in one.addresses))
+        return [each for each in self._of_listeners() if not is_relayed(each)]
+
+    @property
+    def relayed(self) -> list[Multiaddr]:
+        """The addresses at which relays take connections for this node."""
+        return [each for each in self._of_listeners() if is_relayed(each)]
 
     @property
     def observed(self) -> list[Multiaddr]:
@@ -98,6 +102,9 @@ class LocalAddresses:
         """Tell all who are connected about this node anew."""
         self._told = self.all
         self._emit(LocalPeerChanged())
+
+    def _of_listeners(self) -> Iterable[Multiaddr]:
+        return dict.fromkeys(each for one in self.listeners for each in one.addresses)
 
     def _count_votes(self, now: float) -> None:
         """Believe the observed addresses that enough peers agree on, and no others."""

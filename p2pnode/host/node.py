@@ -95,7 +95,7 @@ class NetworkHost(Host):
         self.peerstore = Peerstore(self.settings)
         self._saved_peers = SavedPeers(peerstore_path, self.peerstore, self.events.emit)
         self._rng = rng or random.Random()
-        self._transports = tuple(transports)
+        self._transports = list(transports)
         self._handlers: dict[str, StreamHandler] = {}
         self._backoff = DialBackoff(self.settings, self._rng)
         self._local = LocalAddresses(
@@ -113,9 +113,10 @@ class NetworkHost(Host):
             upgrade=self._upgrader.outbound,
             backoff=self._backoff,
             slots=trio.CapacityLimiter(self.settings.max_dials),
+            direct_slots=trio.CapacityLimiter(self.settings.max_dials),
             settings=self.settings,
         )
-        self._dials: dict[PeerId, Dial] = {}
+        self._dials: dict[tuple[PeerId, bool], Dial] = {}  # by whom, and whether directly only
         self._network: trio.Nursery | None = None
 
     # --- life -----------------------------------------------------------------------------------
@@ -188,6 +189,16 @@ class NetworkHost(Host):
 
     # --- addresses and handlers -----------------------------------------------------------------
 
+    def add_transport(self, transport: Transport) -> None:
+        """Use one more transport, such as one that needs this host; before it runs."""
+        if self._network is not None:
+            raise RuntimeError("the host runs already")
+        self._transports.append(transport)
+
+    def update_addresses(self) -> None:
+        """Look at the listeners' addresses now, since some have changed, and tell others."""
+        self._local.update(trio.current_time())
+
     async def listen(self, address: Multiaddr) -> list[Multiaddr]:
         """Accept connections at `address`; returns where others can dial it.
 
@@ -216,6 +227,11 @@ class NetworkHost(Host):
     def listening(self) -> list[Multiaddr]:
         """The addresses this node listens on, those of each interface of a wildcard."""
         return self._local.listening
+
+    @property
+    def relayed(self) -> list[Multiaddr]:
+        """The addresses at which relays take connections for this node."""
+        return self._local.relayed
 
     @property
     def observed(self) -> list[Multiaddr]:
@@ -315,26 +331,27 @@ class NetworkHost(Host):
         *,
         timeout: float | None = None,
         insist: bool = False,
+        direct: bool = False,
     ) -> NetworkConnection:
         """See `Host`."""
         await trio.lowlevel.checkpoint()
-        if (existing := self.connection_to(peer_id)) is not None:
+        if (existing := self._connections.best(peer_id, direct=direct)) is not None:
             return existing
         if peer_id == self.peer_id:
             raise DialError("a node does not dial itself")
-        dial = self._dials.get(peer_id)
+        dial = self._dials.get((peer_id, direct))
         if dial is None or dial.is_abandoned:
-            dial = self._start_dial(peer_id)
+            dial = self._start_dial(peer_id, direct=direct)
         dial.offer([*addresses, *self.addresses_of(peer_id)], insist=insist)
         timeout = self.settings.dial_timeout if timeout is None else timeout
         deadline = trio.current_time() + timeout
         with dial.wanted_until(deadline), trio.move_on_at(deadline):
             await dial.done.wait()
-        if (connection := self.connection_to(peer_id)) is not None:
+        if (connection := self._connections.best(peer_id, direct=direct)) is not None:
             return connection
         raise dial.failure
 
-    def _start_dial(self, peer_id: PeerId) -> Dial:
+    def _start_dial(self, peer_id: PeerId, *, direct: bool) -> Dial:
         network = self._running()
         dial = Dial(
             peer_id,
@@ -345,14 +362,16 @@ class NetworkHost(Host):
                 own=ips_of(self._own_addresses()),
             ),
             forget=partial(self.peerstore.forget_address, peer_id),
+            direct=direct,
         )
-        self._dials[peer_id] = dial
+        self._dials[peer_id, direct] = dial
         network.start_soon(self._dial, dial)
         return dial
 
     def _own_addresses(self) -> list[Multiaddr]:
         """Where this node is, as far as its own sockets show it."""
-        return self.listening + [each.local_address for each in self._connections]
+        direct = [each for each in self._connections if not each.is_relayed]
+        return self.listening + [each.local_address for each in direct]
 
     async def _dial(self, dial: Dial) -> None:
         account = self._budgets.dial(dial.peer_id)
@@ -368,8 +387,9 @@ class NetworkHost(Host):
 
     def _finish(self, dial: Dial) -> None:
         """Tell the callers of a dial that its outcome is known; later ones start afresh."""
-        if self._dials.get(dial.peer_id) is dial:
-            del self._dials[dial.peer_id]
+        key = dial.peer_id, dial.direct
+        if self._dials.get(key) is dial:
+            del self._dials[key]
         dial.done.set()
 
     # --- inbound --------------------------------------------------------------------------------
@@ -460,8 +480,9 @@ class NetworkHost(Host):
         self.peerstore.set_key(peer_id, connection.public_key)
         if connection.direction == "outbound":
             self.peerstore.prefer(peer_id, connection.remote_address, trio.current_time())
-        if (dial := self._dials.get(peer_id)) is not None:
-            self._finish(dial)  # whoever dialled, its callers have their connection
+        for direct in (False,) if connection.is_relayed else (False, True):
+            if (dial := self._dials.get((peer_id, direct))) is not None:
+                self._finish(dial)  # whoever dialled, its callers have their connection
         self._trim()
         self.events.emit(ConnectionOpened(connection=connection))
 

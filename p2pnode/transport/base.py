@@ -21,6 +21,7 @@ class RawConnection:
     stream: trio.abc.Stream
     local_address: Multiaddr
     remote_address: Multiaddr
+    is_limited: bool = False  # a relay carries it, and only so many bytes, or for so long
 
 
 class Listener(ABC):

@@ -10,7 +10,7 @@ SETTINGS = NetworkSettings(dial_timeout=10.0, idle_timeout=300.0, duplicate_ling
 SMALL, LARGE = sorted(PrivateKey.from_seed(bytes([number]) * 32).peer_id for number in (1, 2))
 
 
-def connection(peer_id, direction, opened_at=0.0, streams=0):
+def connection(peer_id, direction, opened_at=0.0, streams=0, *, is_relayed=False, is_limited=False):
     return SimpleNamespace(
         peer_id=peer_id,
         direction=direction,
@@ -19,6 +19,8 @@ def connection(peer_id, direction, opened_at=0.0, streams=0):
         streams=streams,
         is_closed=False,
         leaving=None,
+        is_relayed=is_relayed,
+        is_limited=is_limited,
     )
 
 
@@ -54,6 +56,32 @@ def test_of_two_from_one_dialer_the_newer_one_counts():
 def test_who_dials_much_later_has_lost_the_earlier_connection():
     old, new = connection(LARGE, "outbound", 0.0), connection(LARGE, "inbound", 60.0)
     assert table(SMALL, old, new).best(LARGE) is new
+
+
+@pytest.mark.parametrize("direction", ["inbound", "outbound"])
+def test_a_direct_connection_is_better_than_a_newer_relayed_one(direction):
+    direct = connection(LARGE, direction, 0.0)
+    relayed = connection(LARGE, "outbound", 60.0, is_relayed=True)
+    found = table(SMALL, direct, relayed)
+    assert found.best(LARGE) is direct
+    direct.is_closed = True
+    assert found.best(LARGE) is relayed
+    assert found.best(LARGE, direct=True) is None
+
+
+def test_a_relay_without_limits_is_better_than_a_newer_one_with_limits():
+    free = connection(LARGE, "inbound", 0.0, is_relayed=True)
+    limited = connection(LARGE, "outbound", 60.0, is_relayed=True, is_limited=True)
+    assert table(SMALL, free, limited).best(LARGE) is free
+
+
+def test_an_idle_relayed_connection_is_closed_soon_once_there_is_a_direct_one():
+    relayed = connection(LARGE, "inbound", 0.0, is_relayed=True)
+    busy = connection(LARGE, "inbound", 0.0, streams=1, is_relayed=True)
+    direct = connection(LARGE, "outbound", 1.0)
+    found = table(SMALL, relayed, busy, direct)
+    assert found.to_close(4.0) == []
+    assert found.to_close(6.0) == [relayed]
 
 
 def test_a_closed_connection_is_never_the_best():

@@ -1,6 +1,7 @@
 import contextlib
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import trio
@@ -91,6 +92,7 @@ def dial_with(
     rank=list,
     forget=None,
     own_id=SMALLER,
+    direct=False,
 ):
     tools = DialTools(
         own_id=own_id,
@@ -99,9 +101,10 @@ def dial_with(
         upgrade=upgrade or script.upgrade,
         backoff=DialBackoff(settings, random.Random(0)) if backoff is None else backoff,
         slots=trio.CapacityLimiter(settings.max_dials),
+        direct_slots=trio.CapacityLimiter(settings.max_dials),
         settings=settings,
     )
-    return Dial(PEER, tools, rank=rank, forget=forget or [].append)
+    return Dial(PEER, tools, rank=rank, forget=forget or [].append, direct=direct)
 
 
 async def run(script, addresses, *, timeout=10.0, insist=False, **options):
@@ -124,6 +127,39 @@ async def test_a_slow_address_is_overtaken_by_the_next(autojump_clock):
     assert winner.raw.remote_address == address(2)
     assert script.started == [(0.0, address(1)), (0.25, address(2))]
     assert trio.current_time() == pytest.approx(0.35)
+
+
+def relayed(port):
+    return parse_address(f"/ip4/10.0.0.9/tcp/{port}/p2p/{LARGER}/p2p-circuit")
+
+
+async def test_relays_wait_until_direct_addresses_had_their_head_start(autojump_clock):
+    script = Script({address(1): (3.0, None), relayed(1): (3.0, None), relayed(2): (0.1, None)})
+    _, winner = await run(
+        script, list(script.outcomes), settings=replace(SETTINGS, dial_attempts_at_once=3)
+    )
+    assert winner.raw.remote_address == relayed(2)
+    assert script.started == [(0.0, address(1)), (0.5, relayed(1)), (0.75, relayed(2))]
+
+
+async def test_a_failure_does_not_shorten_the_head_start_of_another_direct_address(autojump_clock):
+    script = Script({address(1): (0.3, REFUSED), address(2): (3.0, None), relayed(1): (0.1, None)})
+    await run(script, list(script.outcomes))
+    assert script.started == [(0.0, address(1)), (0.25, address(2)), (0.75, relayed(1))]
+
+
+async def test_relays_begin_at_once_when_all_direct_addresses_have_failed(autojump_clock):
+    script = Script({address(1): (0.1, REFUSED), relayed(1): (0.1, None)})
+    await run(script, list(script.outcomes))
+    assert script.started == [(0.0, address(1)), (0.1, relayed(1))]
+
+
+async def test_a_direct_dial_leaves_relays_out(autojump_clock):
+    script = Script({address(1): (0.1, REFUSED), relayed(1): (0.1, None)})
+    dial, winner = await run(script, list(script.outcomes), direct=True)
+    assert winner is None
+    assert [each for _, each in script.started] == [address(1)]
+    assert "it leads through a relay" in str(dial.failure)
 
 
 async def test_a_failure_starts_the_next_address_at_once(autojump_clock):

@@ -114,7 +114,7 @@ class IdentifyService:
         """Ask a new connection's peer who it is; then catch up on what has changed since."""
         try:
             with trio.move_on_after(self._settings.identify_timeout):
-                stream = await connection.open_stream([PROTOCOL])
+                stream = await connection.open_stream([PROTOCOL], allow_limited=True)
                 try:
                     await stream.send_eof()
                     introduction = await self._receive(stream)
@@ -147,7 +147,7 @@ class IdentifyService:
             self._told[connection] = self._version
             try:
                 with trio.move_on_after(self._settings.identify_timeout):
-                    stream = await connection.open_stream([PUSH_PROTOCOL])
+                    stream = await connection.open_stream([PUSH_PROTOCOL], allow_limited=True)
                     try:
                         await stream.send_all(self._introduction(connection))
                     finally:
@@ -195,7 +195,8 @@ class IdentifyService:
                 public_key=self._host.key.public_key,
                 addresses=addresses,
                 protocols=tuple(self._host.protocols),
-                observed_address=connection.remote_address,
+                # Through a relay one sees the relay, and not where the peer is.
+                observed_address=None if connection.is_relayed else connection.remote_address,
                 protocol_version=PROTOCOL_VERSION,
                 agent=AGENT,
                 record=self._signed_record(addresses) if addresses else None,

@@ -100,6 +100,8 @@ class KadPeers:
     def receive_connections(self) -> None:
         """Note the peers that are connected and identified already."""
         for connection in self._host.connections():
+            if connection.is_limited:
+                continue
             if self._settings.protocol in self._host.protocols_of(connection.peer_id):
                 self.receive_alive(connection.peer_id)
 
@@ -107,6 +109,9 @@ class KadPeers:
         """Note what a peer says it serves."""
         self._contacts.pop(event.peer_id, None)
         if self._settings.protocol in event.protocols:
+            connection = self._host.connection_to(event.peer_id)
+            if connection is not None and connection.is_limited:
+                return  # it cannot be asked this way, and perhaps in none
             self._core.bans.pardon(event.peer_id)
             self.receive_alive(event.peer_id)
         else:

@@ -46,7 +46,7 @@ class PingService:
         try:
             with trio.move_on_after(self._settings.ping_timeout):
                 async with lock:
-                    stream = await connection.open_stream([PROTOCOL])
+                    stream = await connection.open_stream([PROTOCOL], allow_limited=True)
                     return await _measure(stream)
         finally:
             if not lock.locked():

@@ -247,12 +247,17 @@ class PubSub:
 
     def _receive_opened(self, event: ConnectionOpened) -> None:
         peer_id = event.connection.peer_id
+        if event.connection.is_limited:
+            return
         if self._host.protocols_of(peer_id).intersection(PROTOCOLS):
             self._link_to(peer_id)
         elif self._nursery is not None:
             self._nursery.start_soon(self._try_the_silent, peer_id)
 
     def _receive_identified(self, event: PeerIdentified) -> None:
+        connection = self._host.connection_to(event.peer_id)
+        if connection is not None and connection.is_limited:
+            return
         if event.protocols.intersection(PROTOCOLS):
             link = self._link_to(event.peer_id)
             link.record = event.record or link.record
@@ -260,15 +265,20 @@ class PubSub:
 
     def _receive_ended(self, event: ConnectionEnded) -> None:
         peer_id = event.connection.peer_id
-        if peer_id in self._links and self._host.connection_to(peer_id) is None:
+        if peer_id in self._links and self._connection_to(peer_id) is None:
             self._links[peer_id].scope.cancel()
             self._forget(self._links[peer_id])  # now, as the peer may be back before its task ends
 
     async def _try_the_silent(self, peer_id: PeerId) -> None:
         """Try a peer that has not said by identify which protocols it speaks."""
         await trio.sleep(self.settings.identify_patience)
-        if self._host.connection_to(peer_id) and not self._host.protocols_of(peer_id):
+        if self._connection_to(peer_id) and not self._host.protocols_of(peer_id):
             self._link_to(peer_id)
+
+    def _connection_to(self, peer_id: PeerId) -> Connection | None:
+        """The connection to a peer, unless it is one that is not meant for so much."""
+        connection = self._host.connection_to(peer_id)
+        return None if connection is None or connection.is_limited else connection
 
     def _link_to(self, peer_id: PeerId) -> Link:
         if (link := self._links.get(peer_id)) is None:
@@ -283,7 +293,7 @@ class PubSub:
         peer_id = link.peer_id
         try:
             with link.scope:
-                while (connection := self._host.connection_to(peer_id)) is not None:
+                while (connection := self._connection_to(peer_id)) is not None:
                     failure = await self._write_on(connection, link)
                     if isinstance(failure, ProtocolNotSupportedError):
                         return

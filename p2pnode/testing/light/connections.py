@@ -62,6 +62,8 @@ class LightConnection(Connection):
         flow: what this end sends.
     """
 
+    is_relayed = is_limited = False  # light connections are always direct
+
     __slots__ = (
         "__weakref__",
         "_held",
@@ -122,7 +124,9 @@ class LightConnection(Connection):
         """Those that are open."""
         return tuple(self._streams or ())
 
-    async def open_stream(self, protocols: Sequence[str]) -> LightStream:
+    async def open_stream(
+        self, protocols: Sequence[str], *, allow_limited: bool = False
+    ) -> LightStream:
         """See `Connection`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._is_closed:

@@ -271,6 +271,7 @@ class LightHost(Host):
         *,
         timeout: float | None = None,
         insist: bool = False,
+        direct: bool = False,
     ) -> LightConnection:
         """See `Host`."""
         await trio.lowlevel.checkpoint_if_cancelled()
