@@ -9,6 +9,7 @@ the file, and a dataclass in one of these modules:
 | `node` | `[node]`, `[mdns]` |
 | `network` | `[network]`, `[perf]` |
 | `limits` | `[limits]` |
+| `dcutr` | `[dcutr]` |
 | `dht` | `[dht]` |
 | `pubsub` | `[pubsub]` |
 | `reachability` | `[reachability]` |
@@ -17,6 +18,7 @@ the file, and a dataclass in one of these modules:
 Sizes are bytes and durations seconds, unless a name says otherwise.
 """
 
+from p2pnode.config.dcutr import DcutrSettings
 from p2pnode.config.dht import DhtSettings
 from p2pnode.config.experts import HostingSettings, RpcSettings, SwarmSettings, TrainerSettings
 from p2pnode.config.limits import LimitSettings
@@ -30,6 +32,7 @@ from p2pnode.config.units import KIB, MIB
 __all__ = [
     "KIB",
     "MIB",
+    "DcutrSettings",
     "DhtSettings",
     "HostingSettings",
     "LimitSettings",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from p2pnode.config.checks import check_known, check_section
+from p2pnode.config.dcutr import DcutrSettings
 from p2pnode.config.dht import DhtSettings
 from p2pnode.config.experts import HostingSettings, RpcSettings, SwarmSettings, TrainerSettings
 from p2pnode.config.limits import LimitSettings
@@ -28,6 +29,7 @@ class Settings:
     limits: LimitSettings = field(default_factory=LimitSettings)
     perf: PerfSettings = field(default_factory=PerfSettings)
     mdns: MdnsSettings = field(default_factory=MdnsSettings)
+    dcutr: DcutrSettings = field(default_factory=DcutrSettings)
     dht: DhtSettings = field(default_factory=DhtSettings)
     pubsub: PubSubSettings = field(default_factory=PubSubSettings)
     reachability: ReachabilitySettings = field(default_factory=ReachabilitySettings)
