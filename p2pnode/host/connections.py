@@ -386,7 +386,8 @@ class ConnectionTable:
     def _better(self, one: NetworkConnection, other: NetworkConnection) -> NetworkConnection:
         """Choose as the peer's side does.
 
-        A direct connection is better than a relayed one, and a limited one is the last choice. Who dialled again must have lost the earlier connection, so of two from one dialer the
+        A direct connection is better than a relayed one, and a limited one is the last choice.
+        Who dialled again must have lost the earlier connection, so of two from one dialer the
         newer one counts, and likewise when too much time lies between two for simultaneous dials.
         Otherwise the connection counts that the peer with the smaller id dialled.
         """

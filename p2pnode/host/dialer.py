@@ -4,8 +4,9 @@ The addresses are tried in the order of `p2pnode.host.ranking`. Each gets a head
 next one (RFC 8305 has it so for two families), and a failure starts the next at once. An attempt
 is won only when the handshakes are through, so that a stranger at one address does not keep the
 peer from being found at another. Names are looked up from the start, beside the attempts; what
-they mean joins the race. Relays begin when the direct addresses have had a longer head start, or have
-failed: they are for who cannot be reached otherwise. Addresses that failed lately are left alone (`p2pnode.host.backoff`).
+they mean joins the race. Relays begin when the direct addresses have had a longer head start, or
+have failed: they are for who cannot be reached otherwise. Addresses that failed lately are left
+alone (`p2pnode.host.backoff`).
 
 Two nodes that dial each other in the same moment may get one connection where neither answers
 (`p2pnode.transport.reuse`). Then the one with the smaller peer id dials again at once, from another

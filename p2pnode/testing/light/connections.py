@@ -125,7 +125,10 @@ class LightConnection(Connection):
         return tuple(self._streams or ())
 
     async def open_stream(
-        self, protocols: Sequence[str], *, allow_limited: bool = False
+        self,
+        protocols: Sequence[str],
+        *,
+        allow_limited: bool = False,  # noqa: ARG002  # none is limited
     ) -> LightStream:
         """See `Connection`."""
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -271,7 +271,7 @@ class LightHost(Host):
         *,
         timeout: float | None = None,
         insist: bool = False,
-        direct: bool = False,
+        direct: bool = False,  # noqa: ARG002  # there are no relays
     ) -> LightConnection:
         """See `Host`."""
         await trio.lowlevel.checkpoint_if_cancelled()
