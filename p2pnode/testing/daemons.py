@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -53,14 +54,20 @@ class Daemon:
     """A running `p2pnode join --json` or `p2pnode host --json`; a context manager that ends it."""
 
     def __init__(
-        self, data_dir: Path, *arguments: object, command: str = "join", listen: str = LOOPBACK
+        self,
+        data_dir: Path,
+        *arguments: object,
+        command: str = "join",
+        listen: str = LOOPBACK,
+        within: Sequence[str] = (),  # a command that runs another one elsewhere, as `ip netns exec`
     ) -> None:
         self.data_dir = data_dir
         data_dir.parent.mkdir(parents=True, exist_ok=True)
         self.log = data_dir.parent / f"{data_dir.name}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603  # our own command
-                [*COMMAND, command, "--json", "--data-dir", str(data_dir), "--listen", listen]
+                [*within, *COMMAND, command, "--json", "--data-dir", str(data_dir)]
+                + ["--listen", listen]
                 + [str(each) for each in arguments],
                 stdout=subprocess.PIPE,
                 stderr=log,
