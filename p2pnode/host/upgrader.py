@@ -6,6 +6,7 @@ multistream round agrees on `/yamux/1.0.0`. (libp2p/specs, connections.)
 """
 
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +15,7 @@ import trio
 
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import ConnectionClosedError, HandshakeError
-from p2pnode.mux.multistream import select_inbound, select_outbound
+from p2pnode.mux.multistream import select_either, select_inbound, select_outbound
 from p2pnode.mux.yamux import PROTOCOL as YAMUX
 from p2pnode.mux.yamux import YamuxConnection
 from p2pnode.security.noise import SecureChannel, SecureSession, secure_inbound, secure_outbound
@@ -27,12 +28,23 @@ NOISE: Final = "/noise"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upgraded:
-    """A connection that has passed its handshakes; its muxer does not run yet."""
+    """A connection that has passed its handshakes; its muxer does not run yet.
+
+    Attributes:
+        raw: the bytes beneath.
+        peer_id: who is at the other end.
+        public_key: theirs.
+        muxer: its streams.
+        is_client: whether this side began the handshakes.
+        is_punched: whether both sides dialled it, through their NATs.
+    """
 
     raw: RawConnection
     peer_id: PeerId
     public_key: PublicKey
     muxer: YamuxConnection
+    is_client: bool
+    is_punched: bool = False
 
 
 class Upgrader:
@@ -51,40 +63,66 @@ class Upgrader:
             ConnectionClosedError: it hung up.
         """
 
-        async def secure() -> SecureSession:
+        async def agree() -> bool:
             await select_outbound(raw.stream, [NOISE])
-            session = await secure_outbound(
-                raw.stream, self._key, expected=expected, muxers=[YAMUX]
-            )
-            if session.muxer is None:
-                async with _closed_on_failure(session.channel):
-                    await select_outbound(session.channel, [YAMUX])
-            return session
+            return True
 
-        return await self._upgrade(raw, secure, is_client=True)
+        return await self._upgrade(raw, agree, expected)
 
     async def inbound(self, raw: RawConnection) -> Upgraded:
         """Upgrade a connection this node accepted; as `outbound`, with whoever it is."""
 
-        async def secure() -> SecureSession:
+        async def agree() -> bool:
             await select_inbound(raw.stream, NOISE.__eq__)
-            session = await secure_inbound(raw.stream, self._key, muxers=[YAMUX])
-            if session.muxer is None:
-                async with _closed_on_failure(session.channel):
-                    await select_inbound(session.channel, YAMUX.__eq__)
-            if session.peer_id == self._key.peer_id:
-                raise HandshakeError("the other end is this node itself")
-            return session
+            return False
 
-        return await self._upgrade(raw, secure, is_client=False)
+        return await self._upgrade(raw, agree, None)
+
+    async def punched(
+        self, raw: RawConnection, expected: PeerId, *, is_client: bool, patience: float
+    ) -> Upgraded:
+        """Upgrade a connection that both ends dialled; as `outbound`, in a role agreed on before.
+
+        Args:
+            raw: the connection.
+            expected: who must be at the other end.
+            is_client: whether this side is to begin the handshakes.
+            patience: seconds to wait for the peer to begin them. Where its listener took the
+                connection, before it could dial itself, it never will; then this side begins.
+        """
+
+        async def agree() -> bool:
+            if not is_client:
+                return await select_either(raw.stream, NOISE, patience=patience)
+            await select_outbound(raw.stream, [NOISE])
+            return True
+
+        return dataclasses.replace(await self._upgrade(raw, agree, expected), is_punched=True)
+
+    async def _secure(
+        self, raw: RawConnection, expected: PeerId | None, *, is_client: bool
+    ) -> SecureSession:
+        secure = secure_outbound if is_client else secure_inbound
+        session = await secure(raw.stream, self._key, expected=expected, muxers=[YAMUX])
+        if session.muxer is None:
+            async with _closed_on_failure(session.channel):
+                if is_client:
+                    await select_outbound(session.channel, [YAMUX])
+                else:
+                    await select_inbound(session.channel, YAMUX.__eq__)
+        if session.peer_id == self._key.peer_id:
+            raise HandshakeError("the other end is this node itself")
+        return session
 
     async def _upgrade(
-        self, raw: RawConnection, secure: Callable[[], Awaitable[SecureSession]], *, is_client: bool
+        self, raw: RawConnection, agree: Callable[[], Awaitable[bool]], expected: PeerId | None
     ) -> Upgraded:
+        """Agree on Noise, which tells whether this side is the client, and secure the channel."""
         session = None
         try:
             with trio.move_on_after(self._settings.handshake_timeout):
-                session = await secure()
+                is_client = await agree()
+                session = await self._secure(raw, expected, is_client=is_client)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ConnectionClosedError("the peer hung up during the handshake") from error
         finally:
@@ -99,6 +137,7 @@ class Upgrader:
             peer_id=session.peer_id,
             public_key=session.public_key,
             muxer=YamuxConnection(session.channel, is_client=is_client, settings=self._settings),
+            is_client=is_client,
         )
 
 

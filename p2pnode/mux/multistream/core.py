@@ -43,6 +43,11 @@ class LineReader:
         self._buffer = bytearray()
 
     @property
+    def is_between(self) -> bool:
+        """Whether no message has begun to arrive."""
+        return not self._buffer
+
+    @property
     def needed(self) -> int:
         """How many bytes may be read without taking more than the current message."""
         size = varint.decode(self._buffer)
@@ -88,14 +93,18 @@ class Dialer:
     """The side that proposes protocols, the most wanted first.
 
     Send `first_message`, then feed what comes back; `protocol` is set when one is agreed.
+
+    Args:
+        protocols: to propose.
+        greeted: whether both headers have been exchanged already.
     """
 
-    def __init__(self, protocols: Sequence[str]) -> None:
+    def __init__(self, protocols: Sequence[str], *, greeted: bool = False) -> None:
         if not protocols:
             raise NegotiationError("no protocol to propose")
         self._wanted = list(protocols)
         self._next = 0
-        self._greeted = False
+        self._greeted = greeted
         self._reader = LineReader()
         self.protocol: str | None = None
         self.rest = b""  # what was received behind the negotiation
@@ -106,8 +115,8 @@ class Dialer:
         return self._reader.needed
 
     def first_message(self) -> bytes:
-        """Return the header and the first proposal."""
-        return encode_line(HEADER) + self._proposal()
+        """Return the header, if it is due, and the first proposal."""
+        return (b"" if self._greeted else encode_line(HEADER)) + self._proposal()
 
     def receive_data(self, data: bytes) -> bytes:
         """Take bytes of the answer; returns what to send next, which may be nothing.
@@ -148,10 +157,16 @@ class Dialer:
 
 
 class Listener:
-    """The side that picks; `protocol` is set once a proposal is accepted."""
+    """The side that picks; `protocol` is set once a proposal is accepted.
 
-    def __init__(self, supported: Callable[[str], bool]) -> None:
+    Args:
+        supported: tells which proposals are.
+        header_sent: whether the header has gone out already, unasked.
+    """
+
+    def __init__(self, supported: Callable[[str], bool], *, header_sent: bool = False) -> None:
         self._supported = supported
+        self._header_sent = header_sent
         self._greeted = False
         self._proposals = 0
         self._reader = LineReader()
@@ -162,6 +177,11 @@ class Listener:
     def needed(self) -> int:
         """How many bytes may be read next."""
         return self._reader.needed
+
+    @property
+    def waits_for_proposal(self) -> bool:
+        """Whether the peer has sent its header, and not a byte of a proposal behind it."""
+        return self._greeted and self._reader.is_between
 
     def receive_data(self, data: bytes) -> bytes:
         """Take bytes of a proposal; returns the answer to one message, or nothing yet.
@@ -179,7 +199,7 @@ class Listener:
             if line != HEADER:
                 raise NegotiationError(f"the peer does not speak multistream: {line[:80]!r}")
             self._greeted = True
-            return encode_line(HEADER)
+            return b"" if self._header_sent else encode_line(HEADER)
         self._proposals += 1
         if self._proposals > MAX_PROPOSALS:
             raise NegotiationError(f"the peer made more than {MAX_PROPOSALS} proposals")

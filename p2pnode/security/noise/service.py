@@ -51,10 +51,14 @@ async def secure_outbound(
 
 
 async def secure_inbound(
-    stream: trio.abc.Stream, key: PrivateKey, *, muxers: Sequence[str] = ()
+    stream: trio.abc.Stream,
+    key: PrivateKey,
+    *,
+    expected: PeerId | None = None,
+    muxers: Sequence[str] = (),
 ) -> SecureSession:
     """Run the handshake as the listener; raises as `secure_outbound` does."""
-    return await _secure(stream, Handshake("responder", key, muxers=muxers))
+    return await _secure(stream, Handshake("responder", key, expected=expected, muxers=muxers))
 
 
 async def _secure(stream: trio.abc.Stream, handshake: Handshake) -> SecureSession:
