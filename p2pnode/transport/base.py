@@ -1,4 +1,7 @@
-"""What a transport is: byte streams between addresses, with no idea of who is at the other end.
+"""What a transport is: it connects addresses.
+
+Most give byte streams, with no idea of who is at the other end. Those with security and streams of
+their own, as QUIC, give sessions, and have proven who is there.
 
 Every transport passes `p2pnode.testing.conformance.transports`.
 """
@@ -8,6 +11,9 @@ from dataclasses import dataclass
 
 import trio
 from multiaddr import Multiaddr
+
+from p2pnode.transport.session import MuxedSession
+from p2pnode.wire.keys import PublicKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +29,28 @@ class RawConnection:
     remote_address: Multiaddr
     is_limited: bool = False  # a relay carries it, and only so many bytes, or for so long
 
+    async def cut(self) -> None:
+        """End it at once, without a word."""
+        await trio.aclose_forcefully(self.stream)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecuredConnection:
+    """A fresh session with a peer that has proven who it is; it does not run yet."""
+
+    session: MuxedSession
+    public_key: PublicKey
+    local_address: Multiaddr
+    remote_address: Multiaddr
+    is_limited: bool = False  # see `RawConnection`
+
+    async def cut(self) -> None:
+        """End it at once, without a word."""
+        await trio.aclose_forcefully(self.session)
+
+
+FreshConnection = RawConnection | SecuredConnection
+
 
 class Listener(ABC):
     """Accepts connections at one listen address until it is closed."""
@@ -33,7 +61,7 @@ class Listener(ABC):
         """Where others can dial now: real ports, and each interface of a wildcard address."""
 
     @abstractmethod
-    async def accept(self) -> RawConnection:
+    async def accept(self) -> FreshConnection:
         """Wait for the next connection; shortages of this machine are waited out inside.
 
         Raises:
@@ -62,7 +90,7 @@ class Transport(ABC):
         """Tell whether this transport can dial `address`, or will once its name is resolved."""
 
     @abstractmethod
-    async def dial(self, address: Multiaddr, *, reuse_port: bool = True) -> RawConnection:
+    async def dial(self, address: Multiaddr, *, reuse_port: bool = True) -> FreshConnection:
         """Connect to an address with an IP address in it, such as a `Resolver` finds.
 
         Args:

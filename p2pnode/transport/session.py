@@ -8,7 +8,7 @@ charged when the stream begins and when the window grows, and given back when th
 Nothing is asked while data moves.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import NoReturn, Protocol
 
@@ -106,7 +106,7 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         """Abort both directions at once; `code` tells the peer why. Never blocks."""
 
 
-class MuxedSession(ABC):
+class MuxedSession(trio.abc.AsyncResource):
     """A session; `run` does its work until it ends or is cancelled.
 
     Attributes:

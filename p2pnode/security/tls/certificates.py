@@ -14,6 +14,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtensionOID
 
 from p2pnode.clock import wall_time
 from p2pnode.errors import HandshakeError, InvalidKeyError
@@ -33,10 +34,10 @@ _MIN_DIGEST_BYTES: Final = 32
 _UNDERSTOOD: Final = frozenset(
     {
         EXTENSION,
-        x509.ExtensionOID.BASIC_CONSTRAINTS,
-        x509.ExtensionOID.EXTENDED_KEY_USAGE,
-        x509.ExtensionOID.KEY_USAGE,
-        x509.ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
     }
 )
 _SPKI: Final = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
