@@ -31,7 +31,7 @@ from p2pnode.host.ranking import is_relayed
 from p2pnode.host.streams import NetworkStream, accept_protocol
 from p2pnode.host.upgrader import Upgraded
 from p2pnode.mux.multistream import Dialer, select_outbound
-from p2pnode.mux.yamux import INITIAL_WINDOW, YamuxStream
+from p2pnode.transport.session import MuxedStream
 from p2pnode.wire.error_codes import StreamCode, stream_code
 from p2pnode.wire.peer_id import PeerId
 
@@ -146,7 +146,7 @@ class NetworkConnection(Connection):
                 self,
                 protocols[0],
                 unsettled=unsettled,
-                optimistic_bytes=INITIAL_WINDOW,
+                optimistic_bytes=self._muxer.early_bytes,
             )
         protocol = None
         try:
@@ -163,7 +163,7 @@ class NetworkConnection(Connection):
         self._charge(muxed, protocol)
         return NetworkStream(muxed, self, protocol)
 
-    def _charge(self, muxed: YamuxStream, protocol: str) -> None:
+    def _charge(self, muxed: MuxedStream, protocol: str) -> None:
         """Charge a stream we opened to its protocol, or reset it."""
         try:
             _account_of(muxed).speak(protocol, trio.current_time())
@@ -196,7 +196,7 @@ class NetworkConnection(Connection):
         except ConnectionClosedError as error:
             return str(error)
 
-    async def _serve(self, muxed: YamuxStream, handlers: Mapping[str, StreamHandler]) -> None:
+    async def _serve(self, muxed: MuxedStream, handlers: Mapping[str, StreamHandler]) -> None:
         """Negotiate and handle one inbound stream: the supervisor boundary of its handler."""
         account = _account_of(muxed)
         try:
@@ -216,7 +216,7 @@ class NetworkConnection(Connection):
             self.last_used = trio.current_time()
 
     async def _negotiate(
-        self, muxed: YamuxStream, handlers: Mapping[str, StreamHandler]
+        self, muxed: MuxedStream, handlers: Mapping[str, StreamHandler]
     ) -> str | None:
         try:
             return await accept_protocol(
@@ -312,7 +312,7 @@ def _directness(connection: NetworkConnection) -> tuple[bool, bool]:
     return not connection.is_relayed, not connection.is_limited
 
 
-def _account_of(muxed: YamuxStream) -> StreamAccount:
+def _account_of(muxed: MuxedStream) -> StreamAccount:
     account = muxed.account
     assert isinstance(account, StreamAccount)  # as the connection's own account makes them
     return account

@@ -36,7 +36,7 @@ from p2pnode.errors import (
 from p2pnode.host.backoff import DialBackoff
 from p2pnode.host.ranking import is_relayed
 from p2pnode.host.upgrader import Upgraded
-from p2pnode.transport.base import RawConnection, Transport
+from p2pnode.transport.base import FreshConnection, Transport
 from p2pnode.wire.addresses import name_of, split_p2p
 from p2pnode.wire.peer_id import PeerId
 
@@ -44,7 +44,7 @@ from p2pnode.wire.peer_id import PeerId
 _NO_FAULT: Final = (NoRouteError, ResourceLimitError, SimultaneousOpenError)
 
 Resolve = Callable[[Multiaddr, PeerId], Awaitable[list[Multiaddr]]]
-Upgrade = Callable[[RawConnection, PeerId], Awaitable[Upgraded]]
+Upgrade = Callable[[FreshConnection, PeerId], Awaitable[Upgraded]]
 Rank = Callable[[Iterable[Multiaddr]], list[Multiaddr]]
 Forget = Callable[[Multiaddr], None]
 
@@ -189,7 +189,7 @@ class Dial:
                     await self._race()
         except BaseException:  # cancelled from outside, when the race may be won already
             if self._winner is not None:
-                await trio.aclose_forcefully(self._winner.raw.stream)
+                await self._winner.raw.cut()
             raise
         return self._winner
 
@@ -267,7 +267,7 @@ class Dial:
             if self._winner is None:
                 self._winner = upgraded
             else:
-                await trio.aclose_forcefully(upgraded.raw.stream)
+                await upgraded.raw.cut()
         finally:
             self._active -= 1
             self._changed.set()

@@ -53,7 +53,7 @@ from p2pnode.host.peerstore import Peerstore
 from p2pnode.host.ranking import ips_of, rank
 from p2pnode.host.saved_peers import SavedPeers
 from p2pnode.host.upgrader import Upgraded, Upgrader
-from p2pnode.transport.base import Listener, RawConnection, Transport
+from p2pnode.transport.base import FreshConnection, Listener, Transport
 from p2pnode.transport.resolver import Resolver
 from p2pnode.wire.addresses import split_p2p
 from p2pnode.wire.keys import PrivateKey
@@ -402,7 +402,7 @@ class NetworkHost(Host):
                 return
             self._running().start_soon(self._receive, raw)
 
-    async def _receive(self, raw: RawConnection) -> None:
+    async def _receive(self, raw: FreshConnection) -> None:
         """Run an inbound connection: its handshakes, then its life."""
         try:
             with self._budgets.accept(raw.remote_address, trio.current_time()) as account:
@@ -410,7 +410,7 @@ class NetworkHost(Host):
                 upgraded = await self._greet(raw, account)
                 await self._hold_connection(upgraded, account)
         except ResourceLimitError:  # the budgets have counted it, and told of it
-            await trio.aclose_forcefully(raw.stream)
+            await raw.cut()
         except ConnectionClosedError:
             pass  # it changed its mind
         except P2PNodeError as error:
@@ -418,7 +418,7 @@ class NetworkHost(Host):
                 PeerMisbehaved(peer_id=None, address=raw.remote_address, reason=str(error))
             )
 
-    async def _greet(self, raw: RawConnection, account: ConnectionAccount) -> Upgraded:
+    async def _greet(self, raw: FreshConnection, account: ConnectionAccount) -> Upgraded:
         """Run the handshakes of an inbound connection, as long as there is room for them."""
         with (
             trio.CancelScope() as scope,
@@ -466,7 +466,7 @@ class NetworkHost(Host):
                     )
         finally:
             connection.ended.set()
-            await trio.aclose_forcefully(upgraded.raw.stream)
+            await upgraded.raw.cut()
 
     def _trim(self) -> None:
         for connection in self._admission.trim():

@@ -13,13 +13,13 @@ import trio
 from p2pnode.errors import NegotiationError, P2PNodeError, ProtocolError, StreamResetError
 from p2pnode.host.interfaces import Connection, Stream
 from p2pnode.mux.multistream import Dialer, Listener
-from p2pnode.mux.yamux import YamuxStream
+from p2pnode.transport.session import MuxedStream
 
 Buffer = bytes | bytearray | memoryview
 
 
 async def accept_protocol(
-    muxed: YamuxStream, supported: Callable[[str], bool], *, timeout: float
+    muxed: MuxedStream, supported: Callable[[str], bool], *, timeout: float
 ) -> str:
     """Answer the proposals on a stream that a peer opened until one is `supported`.
 
@@ -44,7 +44,7 @@ async def accept_protocol(
     return protocol
 
 
-def _propose(muxed: YamuxStream, listener: Listener, data: bytes) -> str | None:
+def _propose(muxed: MuxedStream, listener: Listener, data: bytes) -> str | None:
     while answer := listener.receive_data(data):
         muxed.send_later(answer)
         if listener.protocol is not None:
@@ -59,7 +59,7 @@ class NetworkStream(Stream):
 
     def __init__(
         self,
-        muxed: YamuxStream,
+        muxed: MuxedStream,
         connection: Connection,
         protocol: str,
         *,

@@ -1,8 +1,10 @@
-"""From a raw byte stream to an authenticated connection with many streams.
+"""From a fresh connection to an authenticated one with many streams.
 
 The steps on the wire, in order: multistream agrees on `/noise`; Noise proves who is at the other
 end, and settles the muxer within its messages; with peers that do not offer muxers there, a second
 multistream round agrees on `/yamux/1.0.0`. (libp2p/specs, connections.)
+
+Connections that bring security and streams, as QUIC's do, need nothing of it and are only checked.
 """
 
 import contextlib
@@ -14,12 +16,13 @@ from typing import Final
 import trio
 
 from p2pnode.config import NetworkSettings
-from p2pnode.errors import ConnectionClosedError, HandshakeError
+from p2pnode.errors import ConnectionClosedError, HandshakeError, WrongPeerError
 from p2pnode.mux.multistream import select_either, select_inbound, select_outbound
 from p2pnode.mux.yamux import PROTOCOL as YAMUX
 from p2pnode.mux.yamux import YamuxConnection
 from p2pnode.security.noise import SecureChannel, SecureSession, secure_inbound, secure_outbound
-from p2pnode.transport.base import RawConnection
+from p2pnode.transport.base import FreshConnection, RawConnection, SecuredConnection
+from p2pnode.transport.session import MuxedSession
 from p2pnode.wire.keys import PrivateKey, PublicKey
 from p2pnode.wire.peer_id import PeerId
 
@@ -31,7 +34,7 @@ class Upgraded:
     """A connection that has passed its handshakes; its muxer does not run yet.
 
     Attributes:
-        raw: the bytes beneath.
+        raw: what it was made of.
         peer_id: who is at the other end.
         public_key: theirs.
         muxer: its streams.
@@ -39,10 +42,10 @@ class Upgraded:
         is_punched: whether both sides dialled it, through their NATs.
     """
 
-    raw: RawConnection
+    raw: FreshConnection
     peer_id: PeerId
     public_key: PublicKey
-    muxer: YamuxConnection
+    muxer: MuxedSession
     is_client: bool
     is_punched: bool = False
 
@@ -54,7 +57,7 @@ class Upgrader:
         self._key = key
         self._settings = settings
 
-    async def outbound(self, raw: RawConnection, expected: PeerId) -> Upgraded:
+    async def outbound(self, raw: FreshConnection, expected: PeerId) -> Upgraded:
         """Upgrade a connection this node dialled; `raw` is closed when that fails.
 
         Raises:
@@ -62,6 +65,8 @@ class Upgrader:
             NegotiationError: it does not speak Noise or Yamux.
             ConnectionClosedError: it hung up.
         """
+        if isinstance(raw, SecuredConnection):
+            return await self._take(raw, expected, is_client=True)
 
         async def agree() -> bool:
             await select_outbound(raw.stream, [NOISE])
@@ -69,8 +74,10 @@ class Upgrader:
 
         return await self._upgrade(raw, agree, expected)
 
-    async def inbound(self, raw: RawConnection) -> Upgraded:
+    async def inbound(self, raw: FreshConnection) -> Upgraded:
         """Upgrade a connection this node accepted; as `outbound`, with whoever it is."""
+        if isinstance(raw, SecuredConnection):
+            return await self._take(raw, None, is_client=False)
 
         async def agree() -> bool:
             await select_inbound(raw.stream, NOISE.__eq__)
@@ -110,9 +117,31 @@ class Upgrader:
                     await select_outbound(session.channel, [YAMUX])
                 else:
                     await select_inbound(session.channel, YAMUX.__eq__)
-        if session.peer_id == self._key.peer_id:
-            raise HandshakeError("the other end is this node itself")
+        self._check_is_not_us(session.peer_id)
         return session
+
+    async def _take(
+        self, raw: SecuredConnection, expected: PeerId | None, *, is_client: bool
+    ) -> Upgraded:
+        peer_id = raw.public_key.peer_id
+        try:
+            if expected is not None and peer_id != expected:
+                raise WrongPeerError(f"{peer_id} answered where {expected} was expected")
+            self._check_is_not_us(peer_id)
+        except HandshakeError:
+            await raw.cut()
+            raise
+        return Upgraded(
+            raw=raw,
+            peer_id=peer_id,
+            public_key=raw.public_key,
+            muxer=raw.session,
+            is_client=is_client,
+        )
+
+    def _check_is_not_us(self, peer_id: PeerId) -> None:
+        if peer_id == self._key.peer_id:
+            raise HandshakeError("the other end is this node itself")
 
     async def _upgrade(
         self, raw: RawConnection, agree: Callable[[], Awaitable[bool]], expected: PeerId | None
@@ -127,7 +156,7 @@ class Upgrader:
             raise ConnectionClosedError("the peer hung up during the handshake") from error
         finally:
             if session is None:
-                await trio.aclose_forcefully(raw.stream)
+                await raw.cut()
         if session is None:
             raise HandshakeError(
                 f"the handshake took longer than {self._settings.handshake_timeout:g} s"

@@ -80,6 +80,14 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         """
 
     @abstractmethod
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return received bytes; b"" at the end.
+
+        Raises:
+            trio.BusyResourceError: another task is receiving.
+        """
+
+    @abstractmethod
     def receive_nowait(self) -> bytes:
         """Return bytes that have come, b"" if none have; not while a task is receiving."""
 

@@ -17,7 +17,7 @@ from p2pnode.mux.multistream import select_inbound, select_outbound
 from p2pnode.mux.yamux import PROTOCOL as YAMUX
 from p2pnode.security.noise import SecureSession, secure_inbound, secure_outbound
 from p2pnode.testing.hostile.frames import FrameStream, FrameWire
-from p2pnode.transport.base import Listener, Transport
+from p2pnode.transport.base import Listener, RawConnection, Transport
 from p2pnode.wire.keys import PrivateKey
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Attacker:
         else:
             assert self._listener is not None
             raw = await self._listener.accept()
+        assert isinstance(raw, RawConnection)
         self.raws.append(raw.stream)
         return raw.stream
 

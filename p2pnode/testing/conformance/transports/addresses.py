@@ -5,7 +5,7 @@ from multiaddr import Multiaddr
 
 from p2pnode.errors import DialError, InvalidAddressError
 from p2pnode.testing.conformance.transports.suite import TransportSuite
-from p2pnode.testing.conformance.transports.traffic import cut
+from p2pnode.testing.conformance.transports.traffic import accept, cut, dial
 from p2pnode.transport.base import Listener, RawConnection, Transport
 from p2pnode.wire.addresses import is_loopback, parse_address
 
@@ -35,8 +35,8 @@ class AddressTests(TransportSuite):
         listener = await listening.listen(wildcard_address)
         assert is_loopback(listener.addresses[-1])
         for address in listener.addresses:
-            ours = await dialer.dial(address)
-            theirs = await listener.accept()
+            ours = await dial(dialer, address)
+            theirs = await accept(listener)
             assert (theirs.local_address, theirs.remote_address) == (address, ours.local_address)
             await cut(ours, theirs)
         await listener.aclose()

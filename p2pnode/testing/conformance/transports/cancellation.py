@@ -9,7 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from p2pnode.testing.cancellation import Moment, walk
 from p2pnode.testing.conformance.transports.suite import TransportSuite
-from p2pnode.testing.conformance.transports.traffic import MEGABYTE, connect, cut
+from p2pnode.testing.conformance.transports.traffic import MEGABYTE, accept, connect, cut, dial
 from p2pnode.transport.base import Listener, Transport
 
 OPEN_FILES = Path("/proc/self/fd")
@@ -22,12 +22,12 @@ class CancellationTests(TransportSuite):
     async def test_a_dial_cancelled_anywhere_leaves_no_file_open_and_the_listener_serving(
         self, dialer: Transport, listener: Listener
     ) -> None:
-        async def dial() -> None:
-            await cut(await dialer.dial(listener.addresses[0]))
+        async def dial_and_cut() -> None:
+            await cut(await dial(dialer, listener.addresses[0]))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_accept_and_cut, listener)
-            await _walk(dial)
+            await _walk(dial_and_cut)
             nursery.cancel_scope.cancel()
         await cut(*await connect(dialer, listener))
 
@@ -95,4 +95,4 @@ async def _settle() -> None:
 
 async def _accept_and_cut(listener: Listener) -> None:
     while True:
-        await cut(await listener.accept())
+        await cut(await accept(listener))

@@ -8,7 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from p2pnode.errors import AddressInUseError, DialError
 from p2pnode.testing.conformance.transports.suite import TransportSuite
-from p2pnode.testing.conformance.transports.traffic import connect, cut
+from p2pnode.testing.conformance.transports.traffic import connect, cut, dial
 from p2pnode.transport.base import Listener, RawConnection, Transport
 
 
@@ -55,7 +55,7 @@ class ListeningTests(TransportSuite):
     async def test_connections_nobody_accepted_end_with_their_listener(
         self, dialer: Transport, listener: Listener
     ) -> None:
-        ours = await dialer.dial(listener.addresses[0])
+        ours = await dial(dialer, listener.addresses[0])
         await listener.aclose()
         with trio.fail_after(5):
             # Cut rather than closed is as good.

@@ -13,8 +13,10 @@ from trio.testing import (
 from p2pnode.testing.conformance.transports.suite import TransportSuite
 from p2pnode.testing.conformance.transports.traffic import (
     MEGABYTE,
+    accept,
     clog,
     connect,
+    dial,
     echo_line,
     flood,
     read,
@@ -191,10 +193,10 @@ class StreamTests(TransportSuite):
     async def test_many_connections_stay_apart(self, dialer: Transport, listener: Listener) -> None:
         async def serve() -> None:
             for _ in range(MANY):
-                nursery.start_soon(echo_line, await listener.accept())
+                nursery.start_soon(echo_line, await accept(listener))
 
         async def ask(number: int) -> None:
-            connection = await dialer.dial(listener.addresses[0])
+            connection = await dial(dialer, listener.addresses[0])
             await connection.stream.send_all(b"%d\n" % number)
             assert await read_line(connection.stream) == b"%d\n" % number
             await connection.stream.aclose()

@@ -1,6 +1,7 @@
 """What the suite does with connections: make, fill, read and cut them."""
 
 import trio
+from multiaddr import Multiaddr
 from trio.testing import wait_all_tasks_blocked
 
 from p2pnode.transport.base import Listener, RawConnection, Transport
@@ -8,13 +9,27 @@ from p2pnode.transport.base import Listener, RawConnection, Transport
 MEGABYTE = bytes(range(256)) * 4096
 
 
+async def dial(dialer: Transport, address: Multiaddr) -> RawConnection:
+    """Dial with a transport of byte streams."""
+    connection = await dialer.dial(address)
+    assert isinstance(connection, RawConnection)
+    return connection
+
+
+async def accept(listener: Listener) -> RawConnection:
+    """Accept with a transport of byte streams."""
+    connection = await listener.accept()
+    assert isinstance(connection, RawConnection)
+    return connection
+
+
 async def connect(dialer: Transport, listener: Listener) -> tuple[RawConnection, RawConnection]:
     """Connect, and skip connections that a cancelled dial may have left behind."""
-    ours = await dialer.dial(listener.addresses[0])
+    ours = await dial(dialer, listener.addresses[0])
     try:
         with trio.fail_after(5):
             while True:
-                theirs = await listener.accept()
+                theirs = await accept(listener)
                 if theirs.remote_address == ours.local_address:
                     return ours, theirs
                 await cut(theirs)
