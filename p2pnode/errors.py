@@ -6,6 +6,7 @@ wire; `from_code` turns the number back into the class on the other side. The me
 one sentence that says what to do, and the command line prints it as it is.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import ClassVar, Final, TypeVar
 
@@ -82,6 +83,21 @@ class RemoteError(P2PNodeError):
 
 class DialError(RemoteError):
     """No address of the peer could be reached."""
+
+
+class HolePunchError(DialError):
+    """No hole could be punched: the peer and this node did not get through each other's routers.
+
+    Attributes:
+        reasons: by address, what became of dialling it.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[str, str]) -> None:
+        super().__init__(message, reasons)
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class NoRouteError(DialError):

@@ -66,6 +66,8 @@ class ConnectionInfo:
         remote_address: the other end.
         relayed: whether it leads through a relay.
         limited: whether that relay limits what it carries.
+        punched: whether both sides dialled it, through their NATs.
+        note: why it is as it is, in words, or nothing.
         age: seconds since the handshakes.
         streams: open now, both directions.
         bytes_sent: stream data, since the beginning.
@@ -79,6 +81,8 @@ class ConnectionInfo:
     remote_address: Multiaddr
     relayed: bool
     limited: bool
+    punched: bool
+    note: str
     age: float
     streams: int
     bytes_sent: int
@@ -100,6 +104,10 @@ class NetworkConnection(Connection):
         self.peer_id = upgraded.peer_id
         self.public_key = upgraded.public_key
         self.direction = account.direction
+        self.is_punched = upgraded.is_punched
+        if upgraded.is_punched:  # the roles were agreed on, so that both sides see them alike
+            self.direction = "outbound" if upgraded.is_client else "inbound"
+        self.note = ""  # why it is as it is, for status pages; set by who knows
         self.local_address = upgraded.raw.local_address
         self.remote_address = upgraded.raw.remote_address
         self.is_relayed = is_relayed(self.remote_address)
@@ -283,7 +291,7 @@ class NetworkConnection(Connection):
         return Candidate(
             connection=self,
             peer_id=self.peer_id,
-            direction=self.direction,
+            direction=self.account.direction,
             crowd=self.account.crowd,
             last_used=self.last_used,
             opened_at=self.opened_at,
@@ -300,6 +308,8 @@ class NetworkConnection(Connection):
             remote_address=self.remote_address,
             relayed=self.is_relayed,
             limited=self.is_limited,
+            punched=self.is_punched,
+            note=self.note,
             age=trio.current_time() - self.opened_at,
             streams=self.streams,
             bytes_sent=self._muxer.bytes_sent,

@@ -22,10 +22,11 @@ from typing import Final
 import trio
 from multiaddr import Multiaddr
 
-from p2pnode.config import LimitSettings, NetworkSettings
+from p2pnode.config import DcutrSettings, LimitSettings, NetworkSettings
 from p2pnode.errors import (
     ConnectionClosedError,
     DialError,
+    HolePunchError,
     InvalidAddressError,
     Limit,
     P2PNodeError,
@@ -50,6 +51,7 @@ from p2pnode.host.interfaces import (
 from p2pnode.host.local_addresses import LocalAddresses
 from p2pnode.host.observed import Place
 from p2pnode.host.peerstore import Peerstore
+from p2pnode.host.punching import Punch
 from p2pnode.host.ranking import ips_of, rank
 from p2pnode.host.saved_peers import SavedPeers
 from p2pnode.host.upgrader import Upgraded, Upgrader
@@ -368,6 +370,63 @@ class NetworkHost(Host):
         network.start_soon(self._dial, dial)
         return dial
 
+    def can_punch(self, address: Multiaddr) -> bool:
+        """Tell whether `punch` may lead to `address`."""
+        return any(each.can_punch(address) for each in self._transports)
+
+    async def punch(
+        self,
+        peer_id: PeerId,
+        addresses: Sequence[Multiaddr],
+        *,
+        is_client: bool,
+        settings: DcutrSettings,
+    ) -> NetworkConnection:
+        """Dial a peer that dials this node at the same moment, so that both get through.
+
+        Args:
+            peer_id: who must answer.
+            addresses: where to; none if only the peer knows an address to dial.
+            is_client: whether this side begins the handshakes, as agreed with the peer.
+            settings: times.
+
+        Returns:
+            The direct connection to the peer, whichever way it came about.
+
+        Raises:
+            HolePunchError: there was none in time.
+            ResourceLimitError: a budget of this side refuses another connection.
+        """
+        await trio.lowlevel.checkpoint()
+        if (existing := self._connections.best(peer_id, direct=True)) is not None:
+            return existing
+        account = self._budgets.dial(peer_id)
+        self._admission.check_room(account)
+        upgrade = partial(
+            self._upgrader.punched,
+            expected=peer_id,
+            is_client=is_client,
+            patience=settings.role_patience,
+        )
+        punch = Punch([*self._transports], upgrade, settings)
+        upgraded = None
+        with trio.move_on_after(settings.attempt_timeout) as scope:
+            undo = self.events.on(ConnectionOpened, partial(_end_when_direct, peer_id, scope))
+            try:
+                upgraded = await punch.run(addresses)
+                if not addresses:
+                    await trio.sleep_forever()  # the peer may come by itself
+            finally:
+                undo()
+        if upgraded is not None:
+            await self._running().start(self._hold_connection, upgraded, account)
+        if (connection := self._connections.best(peer_id, direct=True)) is not None:
+            return connection
+        raise HolePunchError(
+            f"no hole could be punched to {peer_id}",
+            {str(address): reason for address, reason in punch.reasons.items()},
+        )
+
     def _own_addresses(self) -> list[Multiaddr]:
         """Where this node is, as far as its own sockets show it."""
         direct = [each for each in self._connections if not each.is_relayed]
@@ -478,7 +537,7 @@ class NetworkHost(Host):
         self._backoff.meet(peer_id)
         self.peerstore.pin(peer_id)
         self.peerstore.set_key(peer_id, connection.public_key)
-        if connection.direction == "outbound":
+        if connection.direction == "outbound" and not connection.is_punched:
             self.peerstore.prefer(peer_id, connection.remote_address, trio.current_time())
         for direct in (False,) if connection.is_relayed else (False, True):
             if (dial := self._dials.get((peer_id, direct))) is not None:
@@ -499,3 +558,8 @@ class NetworkHost(Host):
         if self._network is None:
             raise RuntimeError("the host does not run")
         return self._network
+
+
+def _end_when_direct(peer_id: PeerId, scope: trio.CancelScope, event: ConnectionOpened) -> None:
+    if event.connection.peer_id == peer_id and not event.connection.is_relayed:
+        scope.cancel()

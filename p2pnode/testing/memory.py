@@ -311,12 +311,34 @@ class MemoryTransport(Transport):
         """
         if not self.can_dial(address):
             raise DialError(f"{address} is not an address of the memory network")
-        listening = next(iter(self.machine.listeners), None)
-        reuse = reuse_port and self.machine.router is not None
-        port = listening if reuse and listening is not None else self.machine.free_port()
         target = _endpoint_of(address)
+        reuse = reuse_port and self.machine.router is not None
+        port = self._listening_port if reuse else self.machine.free_port()
         if (port, target) in self.machine.knocks:
             port = self.machine.free_port()
+        return await self._dial(port, target, address)
+
+    def can_punch(self, address: Multiaddr) -> bool:
+        """See `Transport`."""
+        return self.can_dial(address)
+
+    async def punch(self, address: Multiaddr) -> RawConnection:
+        """See `Transport`; a pair of endpoints carries one connection at a time, as in TCP."""
+        target = _endpoint_of(address)
+        port = self._listening_port
+        if (port, target) in self.machine.knocks or any(
+            target in wire.endpoints for wire in self.machine.wires
+        ):
+            await trio.lowlevel.checkpoint()
+            raise DialError(f"{address} cannot be reached: address already in use")
+        return await self._dial(port, target, address)
+
+    @property
+    def _listening_port(self) -> int:
+        listening = next(iter(self.machine.listeners), None)
+        return self.machine.free_port() if listening is None else listening
+
+    async def _dial(self, port: int, target: Endpoint, address: Multiaddr) -> RawConnection:
         knock = self.network.dial(self.machine, port, target)
         try:
             while knock.answer is None:

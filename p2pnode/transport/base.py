@@ -7,11 +7,13 @@ Every transport passes `p2pnode.testing.conformance.transports`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 from multiaddr import Multiaddr
 
+from p2pnode.errors import DialError
 from p2pnode.transport.session import MuxedSession
 from p2pnode.wire.keys import PublicKey
 
@@ -28,6 +30,7 @@ class RawConnection:
     local_address: Multiaddr
     remote_address: Multiaddr
     is_limited: bool = False  # a relay carries it, and only so many bytes, or for so long
+    settle: Callable[[], object] | None = None  # see `Transport.punch`
 
     async def cut(self) -> None:
         """End it at once, without a word."""
@@ -102,6 +105,22 @@ class Transport(ABC):
             DialError: nobody answers there.
             SimultaneousOpenError: the same connection was dialled from the other end.
         """
+
+    def can_punch(self, _address: Multiaddr, /) -> bool:
+        """Tell whether `punch` knows how to reach `address`."""
+        return False
+
+    async def punch(self, address: Multiaddr) -> RawConnection:
+        """Connect to an address from which this node is dialled at the same moment.
+
+        It is dialled from the port listened on, from which alone the other end expects it. Until
+        the connection's `settle` is called it is reset, not closed, when it turns out to be of no
+        use: else the system would bar the pair of endpoints from the next attempt for a minute.
+
+        Raises:
+            DialError: it was refused; another try a moment later may well succeed.
+        """
+        raise DialError(f"no hole can be punched to {address}")
 
     @abstractmethod
     async def listen(self, address: Multiaddr) -> Listener:

@@ -8,8 +8,9 @@ import errno
 import ipaddress
 import os
 import socket
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -31,6 +32,9 @@ _TAKEN: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})
 # back what is short.
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _SHORTAGE_PAUSE: Final = 0.1
+_LINGER: Final = "hh" if sys.platform == "win32" else "ii"  # whether, and for how many seconds
+_RESET_AT_ONCE: Final = struct.pack(_LINGER, 1, 0)
+_CLOSE_IN_ORDER: Final = struct.pack(_LINGER, 0, 0)
 # What keeps a dial from ever leaving this machine.
 _NO_ROUTE: Final = _SHORTAGES | {errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL}
 
@@ -41,6 +45,7 @@ class TcpTransport(Transport):
     def __init__(self, settings: NetworkSettings | None = None) -> None:
         self._settings = settings or NetworkSettings()
         self._listening: list[Endpoint] = []
+        self._may_reuse = self._settings.reuse_port and CAN_REUSE
 
     def can_dial(self, address: Multiaddr) -> bool:
         """See `Transport`."""
@@ -61,7 +66,7 @@ class TcpTransport(Transport):
         """Connect, for `dial` and for transports on top of TCP; raises `OSError`."""
         if target.ip.is_unspecified:  # the system would take it for this machine
             raise OSError(errno.EINVAL, "it is no place, but all of a machine's own")
-        if reuse_port and self._settings.reuse_port and CAN_REUSE:
+        if reuse_port and self._may_reuse:
             source = choose_source(target, self._listening)
             bound = await _bound_to(source) if source is not None else None
             if bound is not None:
@@ -72,6 +77,32 @@ class TcpTransport(Transport):
                         raise
         fresh = trio.socket.socket(target.family, socket.SOCK_STREAM)
         return _raw_connection(await _connect(fresh, target))
+
+    def can_punch(self, address: Multiaddr) -> bool:
+        """See `Transport`."""
+        return endpoint_of(address) is not None
+
+    async def punch(self, address: Multiaddr) -> RawConnection:
+        """See `Transport`; by a simultaneous open, as RFC 9293 has it in section 3.5."""
+        target = endpoint_of(address)
+        if target is None or target.ip.is_unspecified:
+            raise DialError(f"no hole can be punched to {address}; it needs an IP and a port")
+        source = choose_source(target, self._listening) if self._may_reuse else None
+        opened = await _bound_to(source) if source is not None else None
+        if opened is None:  # some routers let us in from any port
+            opened = trio.socket.socket(target.family, socket.SOCK_STREAM)
+        with _closed_on_error(opened):
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_ONCE)
+        try:
+            stream = await _connect(opened, target)
+        except OSError as error:
+            raise no_answer(address, error) from error
+
+        def settle() -> None:
+            with suppress(OSError):  # it has been closed already
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_IN_ORDER)
+
+        return _raw_connection(stream, settle)
 
     async def listen(self, address: Multiaddr) -> "TcpListener":
         """See `Transport`."""
@@ -201,11 +232,14 @@ def _listen(endpoint: Endpoint, settings: NetworkSettings) -> trio.socket.Socket
         return trio.socket.from_stdlib_socket(opened)
 
 
-def _raw_connection(stream: trio.SocketStream) -> RawConnection:
+def _raw_connection(
+    stream: trio.SocketStream, settle: Callable[[], object] | None = None
+) -> RawConnection:
     return RawConnection(
         stream=stream,
         local_address=tcp_address(*stream.socket.getsockname()[:2]),
         remote_address=tcp_address(*stream.socket.getpeername()[:2]),
+        settle=settle,
     )
 
 
