@@ -13,6 +13,7 @@ the file, and a dataclass in one of these modules:
 | `dht` | `[dht]` |
 | `pubsub` | `[pubsub]` |
 | `reachability` | `[reachability]` |
+| `relay` | `[relay]` |
 | `experts` | `[rpc]`, `[hosting]`, `[swarm]`, `[trainer]` |
 
 Sizes are bytes and durations seconds, unless a name says otherwise.
@@ -26,6 +27,7 @@ from p2pnode.config.network import NetworkSettings, PerfSettings
 from p2pnode.config.node import MdnsSettings, NodeSettings
 from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
+from p2pnode.config.relay import RelaySettings
 from p2pnode.config.settings import Settings
 from p2pnode.config.units import KIB, MIB
 
@@ -42,6 +44,7 @@ __all__ = [
     "PerfSettings",
     "PubSubSettings",
     "ReachabilitySettings",
+    "RelaySettings",
     "RpcSettings",
     "Settings",
     "SwarmSettings",

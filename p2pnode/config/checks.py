@@ -47,6 +47,9 @@ _MAY_BE_ZERO: Final = frozenset(
         "pubsub.time_in_mesh_weight",
         "pubsub.topic_score_cap",
         "pubsub.topic_weight",
+        "relay.circuit_bytes",
+        "relay.circuit_seconds",
+        "relay.max_rate",
         "trainer.straggles_tolerated",
         "trainer.timeout_after_k_min",
     }

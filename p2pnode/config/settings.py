@@ -16,6 +16,7 @@ from p2pnode.config.network import NetworkSettings, PerfSettings
 from p2pnode.config.node import MdnsSettings, NodeSettings
 from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
+from p2pnode.config.relay import RelaySettings
 from p2pnode.config.sources import from_environ, from_texts, read_file
 from p2pnode.errors import ConfigError
 
@@ -27,6 +28,7 @@ class Settings:
     node: NodeSettings = field(default_factory=NodeSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    relay: RelaySettings = field(default_factory=RelaySettings)
     perf: PerfSettings = field(default_factory=PerfSettings)
     mdns: MdnsSettings = field(default_factory=MdnsSettings)
     dcutr: DcutrSettings = field(default_factory=DcutrSettings)
