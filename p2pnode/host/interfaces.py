@@ -6,7 +6,8 @@ memory, so that the same services run by the thousand in a simulation.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -229,6 +230,46 @@ class Host(ABC):
             ResourceLimitError: a budget of this side refuses another connection.
         """
 
+    @abstractmethod
+    def can_dial(self, address: Multiaddr) -> bool:
+        """Tell whether a transport of this node understands `address`."""
+
+    @abstractmethod
+    def dial_anew(
+        self, peer_id: PeerId, address: Multiaddr, *, timeout: float
+    ) -> AbstractAsyncContextManager[Connection]:
+        """Hold a connection of its own to a peer at one address, as a stranger would open it.
+
+        It comes from a port that this node does not listen on, whatever other connections there
+        are; it serves nothing, is not among `connections`, and is closed with the block.
+
+        Args:
+            peer_id: who must answer.
+            address: where, with an IP address in it.
+            timeout: seconds until the handshakes must be over.
+
+        Raises:
+            DialError: nobody answers there in time, or no transport understands the address.
+            HandshakeError: somebody else does.
+            ConnectionClosedError: the peer hung up.
+            ResourceLimitError: a budget of this side refuses another connection.
+        """
+
+    @property
+    @abstractmethod
+    def candidate_addresses(self) -> list[Multiaddr]:
+        """Where others may be able to dial this node directly, told to them or not."""
+
+    @abstractmethod
+    def judge_addresses(
+        self, verified: Collection[Multiaddr], refuted: Collection[Multiaddr]
+    ) -> None:
+        """Take in at which addresses others were found to reach this node, and at which not.
+
+        A host tells no others of what is refuted, nor of what is not verified where, in the same
+        family, something is.
+        """
+
     async def open_stream(
         self, peer_id: PeerId, protocols: Sequence[str], addresses: Sequence[Multiaddr] = ()
     ) -> Stream:
@@ -295,9 +336,19 @@ class Reachability(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReachabilityChanged(Event):
-    """It was found out whether others can dial this node."""
+    """It was found out whether others can dial this node.
+
+    Attributes:
+        reachability: of the node: public if one of the families is.
+        ip4: over IPv4.
+        ip6: over IPv6.
+    """
+
+    level = "info"
 
     reachability: Reachability
+    ip4: Reachability = Reachability.UNKNOWN
+    ip6: Reachability = Reachability.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

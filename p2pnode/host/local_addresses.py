@@ -1,6 +1,6 @@
 """Where this node itself can be dialled: as announced, listened on, or seen by others."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from multiaddr import Multiaddr
 
@@ -15,7 +15,7 @@ from p2pnode.host.observed import (
 )
 from p2pnode.host.ranking import ips_of, is_relayed
 from p2pnode.transport.base import Listener
-from p2pnode.wire.addresses import IpAddress
+from p2pnode.wire.addresses import IpAddress, ip_of
 
 
 class LocalAddresses:
@@ -44,14 +44,43 @@ class LocalAddresses:
         self._moved = moved
         self._votes = ObservedAddresses(settings)
         self._believed: tuple[Multiaddr, ...] = ()
+        self._verified: tuple[Multiaddr, ...] = ()
+        self._refuted: tuple[Multiaddr, ...] = ()
         self._told: list[Multiaddr] = []
         self._ips = set[IpAddress]()
 
     @property
     def all(self) -> list[Multiaddr]:
         """What is told to others."""
-        direct = self._announce or (*self.listening, *self._believed)
+        direct = self._announce or tuple(
+            each for each in (*self.candidates, *self._verified) if self._is_worth_telling(each)
+        )
         return list(dict.fromkeys((*direct, *self.relayed)))
+
+    @property
+    def candidates(self) -> list[Multiaddr]:
+        """Where others may be able to dial this node directly, told to them or not."""
+        direct = self._announce or (*self.listening, *self._believed)
+        return list(dict.fromkeys(direct))
+
+    def judge(
+        self, verified: Collection[Multiaddr], refuted: Collection[Multiaddr], now: float
+    ) -> None:
+        """Take in at which addresses others were found to reach this node, and at which not."""
+        self._verified, self._refuted = tuple(verified), tuple(refuted)
+        self.update(now)
+
+    def _is_worth_telling(self, address: Multiaddr) -> bool:
+        """Leave out what leads nowhere, and what may lead nowhere where there is better.
+
+        Private addresses were not tried by anybody, and are for those who share a network with us.
+        """
+        ip = ip_of(address)
+        if address in self._refuted:
+            return False
+        if address in self._verified or ip is None or not ip.is_global:
+            return True
+        return all(each.version != ip.version for each in ips_of(self._verified))
 
     @property
     def listening(self) -> list[Multiaddr]:

@@ -14,7 +14,8 @@ an event. An exception that is not the network's is a bug, and ends the node.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -54,6 +55,7 @@ from p2pnode.host.peerstore import Peerstore
 from p2pnode.host.punching import Punch
 from p2pnode.host.ranking import ips_of, rank
 from p2pnode.host.saved_peers import SavedPeers
+from p2pnode.host.strangers import StrangerDials
 from p2pnode.host.upgrader import Upgraded, Upgrader
 from p2pnode.transport.base import FreshConnection, Listener, Transport
 from p2pnode.transport.resolver import Resolver
@@ -117,6 +119,9 @@ class NetworkHost(Host):
             slots=trio.CapacityLimiter(self.settings.max_dials),
             direct_slots=trio.CapacityLimiter(self.settings.max_dials),
             settings=self.settings,
+        )
+        self._strangers = StrangerDials(
+            self._transports, self._admission, self.settings, self.events, self._rng
         )
         self._dials: dict[tuple[PeerId, bool], Dial] = {}  # by whom, and whether directly only
         self._network: trio.Nursery | None = None
@@ -240,6 +245,17 @@ class NetworkHost(Host):
         """The addresses at which enough others see this node."""
         return self._local.observed
 
+    @property
+    def candidate_addresses(self) -> list[Multiaddr]:
+        """See `Host`."""
+        return self._local.candidates
+
+    def judge_addresses(
+        self, verified: Collection[Multiaddr], refuted: Collection[Multiaddr]
+    ) -> None:
+        """See `Host`."""
+        self._local.judge(verified, refuted, trio.current_time())
+
     def sightings(self) -> list[tuple[Place, Place, int]]:
         """List where each place we listen at is seen, and by how many observers."""
         return self._local.sightings(trio.current_time())
@@ -352,6 +368,16 @@ class NetworkHost(Host):
         if (connection := self._connections.best(peer_id, direct=direct)) is not None:
             return connection
         raise dial.failure
+
+    def can_dial(self, address: Multiaddr) -> bool:
+        """See `Host`."""
+        return self._strangers.transport_for(address) is not None
+
+    def dial_anew(
+        self, peer_id: PeerId, address: Multiaddr, *, timeout: float
+    ) -> AbstractAsyncContextManager[NetworkConnection]:
+        """See `Host`."""
+        return self._strangers.open(peer_id, address, self._running(), timeout=timeout)
 
     def _start_dial(self, peer_id: PeerId, *, direct: bool) -> Dial:
         network = self._running()

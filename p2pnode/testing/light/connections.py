@@ -68,6 +68,7 @@ class LightConnection(Connection):
         "__weakref__",
         "_held",
         "_is_closed",
+        "_is_known",
         "_streams",
         "_wire",
         "direction",
@@ -105,6 +106,7 @@ class LightConnection(Connection):
         self._streams: dict[LightStream, None] | None = None  # most connections have none
         self._held: list[Callable[[], object]] | None = None  # for when the wire resumes
         self._is_closed = False
+        self._is_known = False  # to the host; those of strangers never are
 
     def __getattr__(self, name: str) -> Multiaddr:
         """Make the remote address when it is first asked for: few of a million ever are."""
@@ -202,7 +204,7 @@ class LightConnection(Connection):
         if not self._streams:
             self._streams = None
             self.last_used = trio.current_time()
-            if not self._is_closed:
+            if self._is_known and not self._is_closed:
                 self.host.note_idle(self)
         return True
 
@@ -240,6 +242,7 @@ class LightConnection(Connection):
             self.close("this node is shutting down", told=RESET)
             return
         self.opened_at = self.last_used = trio.current_time()
+        self._is_known = True
         self.host.add(self)
         network = self.host.world.network
         machines = self.host.machine, self.remote.machine
@@ -263,7 +266,8 @@ class LightConnection(Connection):
         for stream in self.streams:
             stream.fail(failure)
         self._streams = self._held = None
-        self.host.remove(self, reason)
+        if self._is_known:
+            self.host.remove(self, reason)
         if self.other.is_closed:
             self._wire.close(trio.current_time())
 

@@ -13,10 +13,12 @@ import trio
 from multiaddr import Multiaddr
 
 from p2pnode.errors import DialError, P2PNodeError, WrongPeerError
-from p2pnode.testing.network import Answer, Knock, Machine, draw_loss
+from p2pnode.host.backoff import DialBackoff
+from p2pnode.testing.network import Answer, Arrival, Knock, Machine, draw_loss
 from p2pnode.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
+    from p2pnode.testing.light.connections import LightConnection
     from p2pnode.testing.light.host import LightHost
 
 HANDSHAKE_WAYS: Final = 4
@@ -36,6 +38,7 @@ class LightDial:
         self.callers = 0
         self.scope = trio.CancelScope()
         self._host = host
+        self._backoff = host.backoff
         self._waiting: list[Multiaddr] = []
         self._knocks: dict[Knock, tuple[Multiaddr, float]] = {}  # and when each began
         self._outcomes: dict[Multiaddr, str] = {}
@@ -55,7 +58,7 @@ class LightDial:
             if address in self._outcomes or address in self._waiting:
                 continue
             now = trio.current_time()
-            pause = self._host.backoff.remaining(self.peer_id, address, now)
+            pause = self._backoff.remaining(self.peer_id, address, now)
             if pause and not insist:
                 self._skipped[address] = None
                 self._outcomes[address] = f"backed off for another {math.ceil(pause)} s"
@@ -82,7 +85,16 @@ class LightDial:
         finally:
             for knock in self._knocks:
                 knock.end()
-            self._host.finish_dial(self)
+            self._finish()
+
+    def _knock(self, address: Multiaddr) -> Knock | None:
+        return self._host.knock(address)
+
+    def _join(self, remote: "LightHost", knock: Knock, arrival: Arrival) -> None:
+        self._host.join(remote, knock, arrival)
+
+    def _finish(self) -> None:
+        self._host.finish_dial(self)
 
     async def _race(self) -> None:
         while True:
@@ -129,7 +141,7 @@ class LightDial:
             and now >= self._next_at
         ):
             address = self._waiting.pop(0)
-            knock = self._host.knock(address)
+            knock = self._knock(address)
             if knock is None:
                 self._outcomes[address] = "it is no address of this network"
                 continue
@@ -159,7 +171,7 @@ class LightDial:
 
     def _give_up(self, knock: Knock, reason: str) -> None:
         address = self._drop(knock, reason)
-        self._host.backoff.fail(self.peer_id, address, trio.current_time())
+        self._backoff.fail(self.peer_id, address, trio.current_time())
 
     def _drop(self, knock: Knock, reason: str) -> Multiaddr:
         address, _ = self._knocks.pop(knock)
@@ -197,8 +209,8 @@ class LightDial:
             self._wrong_peer = True
             self._give_up(knock, f"{remote.peer_id} answers there")
             return False
-        self._host.backoff.succeed(self.peer_id, address)
-        self._host.join(remote, knock, arrival)
+        self._backoff.succeed(self.peer_id, address)
+        self._join(remote, knock, arrival)
         return True
 
     def _draw_handshakes(self, one: Machine, other: Machine, ways: int) -> tuple[float, bool]:
@@ -213,3 +225,31 @@ class LightDial:
             if breaks:
                 return seconds, True
         return seconds, False
+
+
+class StrangerDial(LightDial):
+    """One address dialled as a stranger would: from another port, and whatever was tried before.
+
+    Args:
+        host: who dials.
+        peer_id: who must answer.
+        address: where.
+
+    Attributes:
+        connection: what came of it, known to neither host.
+    """
+
+    def __init__(self, host: "LightHost", peer_id: PeerId, address: Multiaddr) -> None:
+        super().__init__(host, peer_id)
+        self.connection: LightConnection | None = None
+        self._backoff = DialBackoff(host.settings, host.world.network.rng)
+        self.offer([address], insist=True)
+
+    def _knock(self, address: Multiaddr) -> Knock | None:
+        return self._host.knock(address, as_stranger=True)
+
+    def _join(self, remote: "LightHost", knock: Knock, arrival: Arrival) -> None:
+        self.connection = self._host.pair_up(remote, knock, arrival)
+
+    def _finish(self) -> None:
+        self.done.set()

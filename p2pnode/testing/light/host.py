@@ -1,9 +1,10 @@
 """A light host: what protocols see of a node's network side, without Noise and Yamux."""
 
+import contextlib
 import ipaddress
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +28,7 @@ from p2pnode.host.backoff import DialBackoff
 from p2pnode.host.manager import Candidate, ConnectionManager, ProtectedPeers
 from p2pnode.host.ranking import rank
 from p2pnode.testing.light.connections import LightConnection, LightWire
-from p2pnode.testing.light.dials import LightDial
+from p2pnode.testing.light.dials import LightDial, StrangerDial
 from p2pnode.testing.light.streams import LightStream
 from p2pnode.testing.network import Arrival, Endpoint, Knock, Machine, Nat
 from p2pnode.wire.keys import PrivateKey
@@ -144,6 +145,16 @@ class LightHost(Host):
             if public is not None:
                 found.append(self.world.address_of(public))
         return found
+
+    @property
+    def candidate_addresses(self) -> list[Multiaddr]:
+        """See `Host`."""
+        return self.addresses
+
+    def judge_addresses(
+        self, verified: Collection[Multiaddr], refuted: Collection[Multiaddr]
+    ) -> None:
+        """See `Host`; a light host tells others of all its addresses, as it always did."""
 
     def set_handler(self, protocol: str, handler: StreamHandler) -> None:
         """See `Host`."""
@@ -314,18 +325,43 @@ class LightHost(Host):
         """Order addresses, the best to try first."""
         return rank(addresses, own=[ipaddress.ip_address(self.machine.ip)])
 
-    def knock(self, address: Multiaddr) -> Knock | None:
+    def can_dial(self, address: Multiaddr) -> bool:
+        """See `Host`."""
+        return self.world.endpoint_of(address) is not None
+
+    @contextlib.asynccontextmanager
+    async def dial_anew(
+        self, peer_id: PeerId, address: Multiaddr, *, timeout: float
+    ) -> AsyncIterator[LightConnection]:
+        """See `Host`; the peer sees this host's own id, where it would see a stranger's."""
+        dial = StrangerDial(self, peer_id, address)
+        with trio.move_on_after(timeout):
+            await dial.run()
+        if (connection := dial.connection) is None:
+            raise dial.failure
+        try:
+            yield connection
+        finally:
+            connection.close("it was opened to see if it can be")
+
+    def knock(self, address: Multiaddr, *, as_stranger: bool = False) -> Knock | None:
         """Begin to open a connection; None if the address leads nowhere."""
         target = self.world.endpoint_of(address)
         if target is None:
             return None
         # Behind a router it matters that others see the port that this node listens on.
-        behind = self.machine.router is not None and self._listens
+        behind = self.machine.router is not None and self._listens and not as_stranger
         port = self.port if behind else self.machine.free_port()
         return self.world.network.dial(self.machine, port, target)
 
     def join(self, remote: "LightHost", knock: Knock, arrival: Arrival) -> None:
         """Have both ends hold the connection that was dialled from here."""
+        ours = self.pair_up(remote, knock, arrival)
+        ours.open()
+        ours.tell(ours.other.open)
+
+    def pair_up(self, remote: "LightHost", knock: Knock, arrival: Arrival) -> LightConnection:
+        """Make both ends of the connection that was dialled from here; returns this one."""
         network = self.world.network
         machines = self.machine, remote.machine
         wire = LightWire(network, machines, (arrival.remote, knock.target))
@@ -333,8 +369,7 @@ class LightHost(Host):
         theirs = LightConnection(remote, self, wire, "inbound")
         ours.other, theirs.other = theirs, ours
         wire.ends = ours, theirs
-        ours.open()
-        ours.tell(theirs.open)
+        return ours
 
     # --- connections ----------------------------------------------------------------------------
 

@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dp2pnode/wire/pb/autonat.proto\x12\x0fp2pnode.autonat\"\x88\x05\n\x07Message\x12\x37\n\x04type\x18\x01 \x01(\x0e\x32$.p2pnode.autonat.Message.MessageTypeH\x00\x88\x01\x01\x12\x30\n\x04\x64ial\x18\x02 \x01(\x0b\x32\x1d.p2pnode.autonat.Message.DialH\x01\x88\x01\x01\x12@\n\x0c\x64ialResponse\x18\x03 \x01(\x0b\x32%.p2pnode.autonat.Message.DialResponseH\x02\x88\x01\x01\x1a\x31\n\x08PeerInfo\x12\x0f\n\x02id\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05\x61\x64\x64rs\x18\x02 \x03(\x0c\x42\x05\n\x03_id\x1a\x45\n\x04\x44ial\x12\x34\n\x04peer\x18\x01 \x01(\x0b\x32!.p2pnode.autonat.Message.PeerInfoH\x00\x88\x01\x01\x42\x07\n\x05_peer\x1a\x9b\x01\n\x0c\x44ialResponse\x12<\n\x06status\x18\x01 \x01(\x0e\x32\'.p2pnode.autonat.Message.ResponseStatusH\x00\x88\x01\x01\x12\x17\n\nstatusText\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04\x61\x64\x64r\x18\x03 \x01(\x0cH\x02\x88\x01\x01\x42\t\n\x07_statusB\r\n\x0b_statusTextB\x07\n\x05_addr\"*\n\x0bMessageType\x12\x08\n\x04\x44IAL\x10\x00\x12\x11\n\rDIAL_RESPONSE\x10\x01\"i\n\x0eResponseStatus\x12\x06\n\x02OK\x10\x00\x12\x10\n\x0c\x45_DIAL_ERROR\x10\x64\x12\x12\n\x0e\x45_DIAL_REFUSED\x10\x65\x12\x12\n\rE_BAD_REQUEST\x10\xc8\x01\x12\x15\n\x10\x45_INTERNAL_ERROR\x10\xac\x02\x42\x07\n\x05_typeB\x07\n\x05_dialB\x0f\n\r_dialResponse\"\xfd\x01\n\x08Message2\x12\x34\n\x0b\x64ialRequest\x18\x01 \x01(\x0b\x32\x1d.p2pnode.autonat.DialRequest2H\x00\x12\x36\n\x0c\x64ialResponse\x18\x02 \x01(\x0b\x32\x1e.p2pnode.autonat.DialResponse2H\x00\x12<\n\x0f\x64ialDataRequest\x18\x03 \x01(\x0b\x32!.p2pnode.autonat.DialDataRequest2H\x00\x12>\n\x10\x64ialDataResponse\x18\x04 \x01(\x0b\x32\".p2pnode.autonat.DialDataResponse2H\x00\x42\x05\n\x03msg\",\n\x0c\x44ialRequest2\x12\r\n\x05\x61\x64\x64rs\x18\x01 \x03(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x06\"5\n\x10\x44ialDataRequest2\x12\x0f\n\x07\x61\x64\x64rIdx\x18\x01 \x01(\r\x12\x10\n\x08numBytes\x18\x02 \x01(\x04\"\xcb\x02\n\rDialResponse2\x12=\n\x06status\x18\x01 \x01(\x0e\x32-.p2pnode.autonat.DialResponse2.ResponseStatus\x12\x0f\n\x07\x61\x64\x64rIdx\x18\x02 \x01(\r\x12=\n\ndialStatus\x18\x03 \x01(\x0e\x32).p2pnode.autonat.DialResponse2.DialStatus\"[\n\x0eResponseStatus\x12\x14\n\x10\x45_INTERNAL_ERROR\x10\x00\x12\x16\n\x12\x45_REQUEST_REJECTED\x10\x64\x12\x12\n\x0e\x45_DIAL_REFUSED\x10\x65\x12\x07\n\x02OK\x10\xc8\x01\"N\n\nDialStatus\x12\n\n\x06UNUSED\x10\x00\x12\x10\n\x0c\x45_DIAL_ERROR\x10\x64\x12\x15\n\x11\x45_DIAL_BACK_ERROR\x10\x65\x12\x0b\n\x06\x44IALED\x10\xc8\x01\"!\n\x11\x44ialDataResponse2\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1a\n\tDialBack2\x12\r\n\x05nonce\x18\x01 \x01(\x06\"p\n\x11\x44ialBackResponse2\x12\x41\n\x06status\x18\x01 \x01(\x0e\x32\x31.p2pnode.autonat.DialBackResponse2.DialBackStatus\"\x18\n\x0e\x44ialBackStatus\x12\x06\n\x02OK\x10\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dp2pnode/wire/pb/autonat.proto\x12\x0fp2pnode.autonat\"\x88\x05\n\x07Message\x12\x37\n\x04type\x18\x01 \x01(\x0e\x32$.p2pnode.autonat.Message.MessageTypeH\x00\x88\x01\x01\x12\x30\n\x04\x64ial\x18\x02 \x01(\x0b\x32\x1d.p2pnode.autonat.Message.DialH\x01\x88\x01\x01\x12@\n\x0c\x64ialResponse\x18\x03 \x01(\x0b\x32%.p2pnode.autonat.Message.DialResponseH\x02\x88\x01\x01\x1a\x31\n\x08PeerInfo\x12\x0f\n\x02id\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05\x61\x64\x64rs\x18\x02 \x03(\x0c\x42\x05\n\x03_id\x1a\x45\n\x04\x44ial\x12\x34\n\x04peer\x18\x01 \x01(\x0b\x32!.p2pnode.autonat.Message.PeerInfoH\x00\x88\x01\x01\x42\x07\n\x05_peer\x1a\x9b\x01\n\x0c\x44ialResponse\x12<\n\x06status\x18\x01 \x01(\x0e\x32\'.p2pnode.autonat.Message.ResponseStatusH\x00\x88\x01\x01\x12\x17\n\nstatusText\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04\x61\x64\x64r\x18\x03 \x01(\x0cH\x02\x88\x01\x01\x42\t\n\x07_statusB\r\n\x0b_statusTextB\x07\n\x05_addr\"*\n\x0bMessageType\x12\x08\n\x04\x44IAL\x10\x00\x12\x11\n\rDIAL_RESPONSE\x10\x01\"i\n\x0eResponseStatus\x12\x06\n\x02OK\x10\x00\x12\x10\n\x0c\x45_DIAL_ERROR\x10\x64\x12\x12\n\x0e\x45_DIAL_REFUSED\x10\x65\x12\x12\n\rE_BAD_REQUEST\x10\xc8\x01\x12\x15\n\x10\x45_INTERNAL_ERROR\x10\xac\x02\x42\x07\n\x05_typeB\x07\n\x05_dialB\x0f\n\r_dialResponse\"\xfd\x01\n\x08Message2\x12\x34\n\x0b\x64ialRequest\x18\x01 \x01(\x0b\x32\x1d.p2pnode.autonat.DialRequest2H\x00\x12\x36\n\x0c\x64ialResponse\x18\x02 \x01(\x0b\x32\x1e.p2pnode.autonat.DialResponse2H\x00\x12<\n\x0f\x64ialDataRequest\x18\x03 \x01(\x0b\x32!.p2pnode.autonat.DialDataRequest2H\x00\x12>\n\x10\x64ialDataResponse\x18\x04 \x01(\x0b\x32\".p2pnode.autonat.DialDataResponse2H\x00\x42\x05\n\x03msg\",\n\x0c\x44ialRequest2\x12\r\n\x05\x61\x64\x64rs\x18\x01 \x03(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x06\"5\n\x10\x44ialDataRequest2\x12\x0f\n\x07\x61\x64\x64rIdx\x18\x01 \x01(\r\x12\x10\n\x08numBytes\x18\x02 \x01(\x04\"\xee\x01\n\rDialResponse2\x12=\n\x06status\x18\x01 \x01(\x0e\x32-.p2pnode.autonat.DialResponse2.ResponseStatus\x12\x0f\n\x07\x61\x64\x64rIdx\x18\x02 \x01(\r\x12\x30\n\ndialStatus\x18\x03 \x01(\x0e\x32\x1c.p2pnode.autonat.DialStatus2\"[\n\x0eResponseStatus\x12\x14\n\x10\x45_INTERNAL_ERROR\x10\x00\x12\x16\n\x12\x45_REQUEST_REJECTED\x10\x64\x12\x12\n\x0e\x45_DIAL_REFUSED\x10\x65\x12\x07\n\x02OK\x10\xc8\x01\"!\n\x11\x44ialDataResponse2\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1a\n\tDialBack2\x12\r\n\x05nonce\x18\x01 \x01(\x06\"p\n\x11\x44ialBackResponse2\x12\x41\n\x06status\x18\x01 \x01(\x0e\x32\x31.p2pnode.autonat.DialBackResponse2.DialBackStatus\"\x18\n\x0e\x44ialBackStatus\x12\x06\n\x02OK\x10\x00*K\n\x0b\x44ialStatus2\x12\n\n\x06UNUSED\x10\x00\x12\x10\n\x0c\x45_DIAL_ERROR\x10\x64\x12\x15\n\x11\x45_DIAL_BACK_ERROR\x10\x65\x12\x07\n\x02OK\x10\xc8\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'p2pnode.wire.pb.autonat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DIALSTATUS2']._serialized_start=1476
+  _globals['_DIALSTATUS2']._serialized_end=1551
   _globals['_MESSAGE']._serialized_start=51
   _globals['_MESSAGE']._serialized_end=699
   _globals['_MESSAGE_PEERINFO']._serialized_start=235
@@ -50,17 +52,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DIALDATAREQUEST2']._serialized_start=1003
   _globals['_DIALDATAREQUEST2']._serialized_end=1056
   _globals['_DIALRESPONSE2']._serialized_start=1059
-  _globals['_DIALRESPONSE2']._serialized_end=1390
-  _globals['_DIALRESPONSE2_RESPONSESTATUS']._serialized_start=1219
-  _globals['_DIALRESPONSE2_RESPONSESTATUS']._serialized_end=1310
-  _globals['_DIALRESPONSE2_DIALSTATUS']._serialized_start=1312
-  _globals['_DIALRESPONSE2_DIALSTATUS']._serialized_end=1390
-  _globals['_DIALDATARESPONSE2']._serialized_start=1392
-  _globals['_DIALDATARESPONSE2']._serialized_end=1425
-  _globals['_DIALBACK2']._serialized_start=1427
-  _globals['_DIALBACK2']._serialized_end=1453
-  _globals['_DIALBACKRESPONSE2']._serialized_start=1455
-  _globals['_DIALBACKRESPONSE2']._serialized_end=1567
-  _globals['_DIALBACKRESPONSE2_DIALBACKSTATUS']._serialized_start=1543
-  _globals['_DIALBACKRESPONSE2_DIALBACKSTATUS']._serialized_end=1567
+  _globals['_DIALRESPONSE2']._serialized_end=1297
+  _globals['_DIALRESPONSE2_RESPONSESTATUS']._serialized_start=1206
+  _globals['_DIALRESPONSE2_RESPONSESTATUS']._serialized_end=1297
+  _globals['_DIALDATARESPONSE2']._serialized_start=1299
+  _globals['_DIALDATARESPONSE2']._serialized_end=1332
+  _globals['_DIALBACK2']._serialized_start=1334
+  _globals['_DIALBACK2']._serialized_end=1360
+  _globals['_DIALBACKRESPONSE2']._serialized_start=1362
+  _globals['_DIALBACKRESPONSE2']._serialized_end=1474
+  _globals['_DIALBACKRESPONSE2_DIALBACKSTATUS']._serialized_start=1450
+  _globals['_DIALBACKRESPONSE2_DIALBACKSTATUS']._serialized_end=1474
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,17 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class DialStatus2(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UNUSED: _ClassVar[DialStatus2]
+    E_DIAL_ERROR: _ClassVar[DialStatus2]
+    E_DIAL_BACK_ERROR: _ClassVar[DialStatus2]
+    OK: _ClassVar[DialStatus2]
+UNUSED: DialStatus2
+E_DIAL_ERROR: DialStatus2
+E_DIAL_BACK_ERROR: DialStatus2
+OK: DialStatus2
+
 class Message(_message.Message):
     __slots__ = ("type", "dial", "dialResponse")
     class MessageType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -96,23 +107,13 @@ class DialResponse2(_message.Message):
     E_REQUEST_REJECTED: DialResponse2.ResponseStatus
     E_DIAL_REFUSED: DialResponse2.ResponseStatus
     OK: DialResponse2.ResponseStatus
-    class DialStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-        __slots__ = ()
-        UNUSED: _ClassVar[DialResponse2.DialStatus]
-        E_DIAL_ERROR: _ClassVar[DialResponse2.DialStatus]
-        E_DIAL_BACK_ERROR: _ClassVar[DialResponse2.DialStatus]
-        DIALED: _ClassVar[DialResponse2.DialStatus]
-    UNUSED: DialResponse2.DialStatus
-    E_DIAL_ERROR: DialResponse2.DialStatus
-    E_DIAL_BACK_ERROR: DialResponse2.DialStatus
-    DIALED: DialResponse2.DialStatus
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ADDRIDX_FIELD_NUMBER: _ClassVar[int]
     DIALSTATUS_FIELD_NUMBER: _ClassVar[int]
     status: DialResponse2.ResponseStatus
     addrIdx: int
-    dialStatus: DialResponse2.DialStatus
-    def __init__(self, status: _Optional[_Union[DialResponse2.ResponseStatus, str]] = ..., addrIdx: _Optional[int] = ..., dialStatus: _Optional[_Union[DialResponse2.DialStatus, str]] = ...) -> None: ...
+    dialStatus: DialStatus2
+    def __init__(self, status: _Optional[_Union[DialResponse2.ResponseStatus, str]] = ..., addrIdx: _Optional[int] = ..., dialStatus: _Optional[_Union[DialStatus2, str]] = ...) -> None: ...
 
 class DialDataResponse2(_message.Message):
     __slots__ = ("data",)

@@ -1,0 +1,1 @@
+"""AutoNAT: whether others can dial this node, found out with their help (libp2p/specs, autonat)."""
