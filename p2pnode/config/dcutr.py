@@ -22,7 +22,7 @@ class DcutrSettings:
     max_message: int = 4 * KIB  # as the specification says
     max_addresses: int = 8  # offered, and dialled of those offered, in one attempt
     max_punches: int = 16  # under way at once
-    max_answers_per_peer: int = 6  # attempts of one peer that are answered at once, and so many
-    answers_per_second: float = 0.1  # thereafter: each makes this node dial as the peer says
+    tries_per_peer: int = 6  # attempts answered and upgrades tried, of each peer, and so many
+    tries_per_second: float = 0.1  # thereafter: each makes this node dial as the peer says
     attempt_memory: float = 30.0  # for which an attempt counts as one of the same upgrade
     max_peers: int = 1024  # remembered, with their failures

@@ -18,7 +18,7 @@ last attempt for the sake of these; here both parts do.
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,7 +68,7 @@ class HolePunchAttemptFailed(Event):
     peer_id: PeerId
     attempt: int
     reason: str
-    addresses: tuple[tuple[Multiaddr, str], ...] = ()
+    addresses: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class HolePunchFailed(Event):
     peer_id: PeerId
     attempts: int
     reason: str
-    addresses: tuple[tuple[Multiaddr, str], ...]
+    addresses: Mapping[str, str]
     retry_in: float
 
 
