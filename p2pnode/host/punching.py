@@ -8,7 +8,7 @@ The connection may also come in by the listener: the peer's packets were let in 
 out. So whoever waits for the outcome watches out for any direct connection to the peer.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 from multiaddr import Multiaddr
@@ -42,11 +42,12 @@ class Punch:
         self._settings = settings
         self._winner: Upgraded | None = None
 
-    async def run(self, addresses: Iterable[Multiaddr]) -> Upgraded | None:
+    async def run(self, addresses: Sequence[Multiaddr]) -> Upgraded | None:
         """Dial until one address has won, or each has turned out to be of no use.
 
         Not more than one connection is left, and none when it is cancelled.
         """
+        self.reasons = dict.fromkeys(addresses, "no answer in time")
         try:
             async with trio.open_nursery() as nursery:
                 for each in addresses:
@@ -58,7 +59,6 @@ class Punch:
         return self._winner
 
     async def _try(self, address: Multiaddr, all_tries: trio.CancelScope) -> None:
-        self.reasons[address] = "no answer in time"
         try:
             raw = await self._connect(address)
             upgraded = await self._upgrade(raw)

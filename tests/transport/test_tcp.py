@@ -1,6 +1,7 @@
 import errno
 import os
 import socket
+import struct
 
 import pytest
 import trio
@@ -9,6 +10,7 @@ from p2pnode.config import NetworkSettings
 from p2pnode.errors import AddressInUseError, DialError, InvalidAddressError, NoRouteError
 from p2pnode.testing.conformance.transports import TransportConformance
 from p2pnode.transport import tcp
+from p2pnode.transport.reuse import CAN_REUSE
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.wire.addresses import parse_address
 
@@ -276,3 +278,62 @@ def test_a_dial_that_never_left_this_machine_is_told_from_one_that_nobody_answer
     error = tcp.no_answer(LOOPBACK, OSError(number, os.strerror(number)))
     assert type(error) is kind
     assert os.strerror(number).lower() in str(error)
+
+
+# --- punching -----------------------------------------------------------------------------------
+
+
+def lingers(connection):
+    linger = connection.stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+    return struct.unpack("ii", linger)[0]
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not CAN_REUSE, reason="this system has no SO_REUSEPORT")
+async def test_a_punch_leaves_from_the_listening_port_and_is_reset_until_it_has_settled():
+    transport, other = TcpTransport(), TcpTransport()
+    ours, theirs = await transport.listen(LOOPBACK), await other.listen(LOOPBACK)
+    assert transport.can_punch(theirs.addresses[0])
+    for settled in (False, True):
+        made = await transport.punch(theirs.addresses[0])
+        accepted = await theirs.accept()
+        assert [made.local_address] == ours.addresses
+        assert lingers(made)
+        if settled:
+            made.settle()
+            assert not lingers(made)
+        await made.stream.aclose()
+        if settled:
+            assert await accepted.stream.receive_some() == b""
+        else:  # nothing is left of it, so the next one has the same pair of endpoints
+            with pytest.raises(trio.BrokenResourceError):
+                await accepted.stream.receive_some()
+        await accepted.stream.aclose()
+    await ours.aclose()
+    await theirs.aclose()
+
+
+@pytest.mark.real
+async def test_a_punch_needs_no_listener_of_its_own():
+    other = TcpTransport()
+    theirs = await other.listen(LOOPBACK)
+    made = await TcpTransport().punch(theirs.addresses[0])
+    await made.cut()
+    made.settle()  # has no effect any more, and does no harm
+    await theirs.aclose()
+
+
+@pytest.mark.parametrize(
+    "address", ["/dns4/node.example/tcp/7", "/ip4/127.0.0.1/udp/7/quic-v1", "/ip4/8.8.8.8/tcp/7/ws"]
+)
+async def test_only_an_ip_and_a_tcp_port_can_be_punched(address):
+    transport = TcpTransport()
+    assert not transport.can_punch(parse_address(address))
+    with pytest.raises(DialError, match="no hole can be punched"):
+        await transport.punch(parse_address(address))
+
+
+@pytest.mark.real
+async def test_a_refused_punch_is_an_error_to_try_again_after():
+    with pytest.raises(DialError, match="refused"):
+        await TcpTransport().punch(parse_address("/ip4/127.0.0.1/tcp/1"))
