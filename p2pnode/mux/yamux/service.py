@@ -19,8 +19,8 @@ from p2pnode.mux.yamux.core import YamuxCore
 from p2pnode.mux.yamux.frames import INITIAL_WINDOW, GoAwayCode
 from p2pnode.mux.yamux.state import EventKind, StreamEvent, StreamState
 from p2pnode.mux.yamux.stream import YamuxStream
-from p2pnode.mux.yamux.wakeup import Signal
 from p2pnode.transport.session import Account, MuxedSession
+from p2pnode.transport.wakeup import Signal
 
 QUIET_TIME: Final = 50e-6  # seconds; a write that follows another one sooner waits for company
 WRITE_AIM: Final = 384 * 1024  # bytes; a write of so much costs hardly more than the encryption

@@ -12,8 +12,8 @@ import trio
 
 from p2pnode.errors import P2PNodeError, StreamResetError
 from p2pnode.mux.yamux.state import Buffer, EventKind, StreamState
-from p2pnode.mux.yamux.wakeup import Signal
 from p2pnode.transport.session import MuxedStream, StreamAccount
+from p2pnode.transport.wakeup import Signal
 
 if TYPE_CHECKING:
     from p2pnode.mux.yamux.service import YamuxConnection

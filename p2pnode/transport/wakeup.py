@@ -1,4 +1,4 @@
-"""What the tasks of a session wait for."""
+"""What the tasks of sessions wait for."""
 
 import trio
 
