@@ -104,6 +104,25 @@ class NoRouteError(DialError):
     """This machine has no way there now: its own network is down, or it lacks what a dial takes."""
 
 
+class PortMappingError(RemoteError):
+    """The router does not let others in: it refuses, is silent, or cannot be asked."""
+
+
+class RelayRefusedError(DialError):
+    """A relay does not do what it was asked for.
+
+    Attributes:
+        status: the number it gave for the reason, see `p2pnode.protocols.relay.messages.Status`.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message, status)
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class NoPeersError(RemoteError):
     """The node knows no peer that could answer; give it a reachable bootstrap address."""
 

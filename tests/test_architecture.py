@@ -60,6 +60,8 @@ def imported_modules(path):
 DECODERS = [
     PACKAGE / name
     for name in (
+        "host/portmap/natpmp.py",
+        "host/portmap/pcp.py",
         "mux/yamux/frames.py",
         "protocols/kad/messages.py",
         "protocols/pubsub/framing.py",

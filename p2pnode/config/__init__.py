@@ -9,6 +9,7 @@ the file, and a dataclass in one of these modules:
 | `node` | `[node]`, `[mdns]` |
 | `network` | `[network]`, `[perf]` |
 | `limits` | `[limits]` |
+| `portmap` | `[portmap]` |
 | `dcutr` | `[dcutr]` |
 | `dht` | `[dht]` |
 | `pubsub` | `[pubsub]` |
@@ -25,6 +26,7 @@ from p2pnode.config.experts import HostingSettings, RpcSettings, SwarmSettings, 
 from p2pnode.config.limits import LimitSettings
 from p2pnode.config.network import NetworkSettings, PerfSettings
 from p2pnode.config.node import MdnsSettings, NodeSettings
+from p2pnode.config.portmap import PortmapSettings
 from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
 from p2pnode.config.relay import RelaySettings
@@ -42,6 +44,7 @@ __all__ = [
     "NetworkSettings",
     "NodeSettings",
     "PerfSettings",
+    "PortmapSettings",
     "PubSubSettings",
     "ReachabilitySettings",
     "RelaySettings",

@@ -14,6 +14,7 @@ from p2pnode.config.experts import HostingSettings, RpcSettings, SwarmSettings, 
 from p2pnode.config.limits import LimitSettings
 from p2pnode.config.network import NetworkSettings, PerfSettings
 from p2pnode.config.node import MdnsSettings, NodeSettings
+from p2pnode.config.portmap import PortmapSettings
 from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
 from p2pnode.config.relay import RelaySettings
@@ -32,6 +33,7 @@ class Settings:
     perf: PerfSettings = field(default_factory=PerfSettings)
     mdns: MdnsSettings = field(default_factory=MdnsSettings)
     dcutr: DcutrSettings = field(default_factory=DcutrSettings)
+    portmap: PortmapSettings = field(default_factory=PortmapSettings)
     dht: DhtSettings = field(default_factory=DhtSettings)
     pubsub: PubSubSettings = field(default_factory=PubSubSettings)
     reachability: ReachabilitySettings = field(default_factory=ReachabilitySettings)

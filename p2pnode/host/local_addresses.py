@@ -1,4 +1,4 @@
-"""Where this node itself can be dialled: as announced, listened on, or seen by others."""
+"""Where this node itself can be dialled: as announced, listened on, mapped, or seen by others."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -29,6 +29,7 @@ class LocalAddresses:
 
     Attributes:
         listeners: those that are open.
+        mapped: the addresses at which a router has promised to let others in.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LocalAddresses:
         self._moved = moved
         self._votes = ObservedAddresses(settings)
         self._believed: tuple[Multiaddr, ...] = ()
+        self.mapped: tuple[Multiaddr, ...] = ()
         self._verified: tuple[Multiaddr, ...] = ()
         self._refuted: tuple[Multiaddr, ...] = ()
         self._told: list[Multiaddr] = []
@@ -60,8 +62,13 @@ class LocalAddresses:
     @property
     def candidates(self) -> list[Multiaddr]:
         """Where others may be able to dial this node directly, told to them or not."""
-        direct = self._announce or (*self.listening, *self._believed)
+        direct = self._announce or (*self.listening, *self.mapped, *self._believed)
         return list(dict.fromkeys(direct))
+
+    def set_mapped(self, addresses: Sequence[Multiaddr], now: float) -> None:
+        """Take the addresses at which a router has promised to let others in."""
+        self.mapped = tuple(addresses)
+        self.update(now)
 
     def judge(
         self, verified: Collection[Multiaddr], refuted: Collection[Multiaddr], now: float

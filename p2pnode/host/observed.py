@@ -122,7 +122,7 @@ class ObservedAddresses:
             return False
         if is_relayed(local) or is_relayed(observed) or is_relayed(remote):
             return False
-        places = _tails_by_place(listening)
+        places = tails_by_place(listening)
         if ours not in places or theirs in places or not _is_plausible(theirs, ours, observer):
             return False
         group = group_of(observer)
@@ -138,7 +138,7 @@ class ObservedAddresses:
 
     def believed(self, listening: Iterable[Multiaddr], now: float) -> dict[Multiaddr, int]:
         """Return the addresses to tell others of, each with the number of groups that saw it."""
-        tails = _tails_by_place(listening)
+        tails = tails_by_place(listening)
         seen = sorted(
             ((count, local, theirs) for local, theirs, count in self.sightings(now)),
             key=lambda each: (-each[0], str(each[2].ip), each[2].port),
@@ -220,7 +220,8 @@ def _split(address: Multiaddr) -> tuple[Place, bytes] | None:
     return Place(ip, protocol.name, port), b"".join(part.to_bytes() for part in parts[2:])
 
 
-def _tails_by_place(listening: Iterable[Multiaddr]) -> dict[Place, Collection[bytes]]:
+def tails_by_place(listening: Iterable[Multiaddr]) -> dict[Place, Collection[bytes]]:
+    """Sort direct addresses by what a NAT translates of them, with what follows behind that."""
     found: dict[Place, dict[bytes, None]] = {}
     for address in listening:
         if (split := _split(address)) is not None and not is_relayed(address):

@@ -16,6 +16,8 @@ from p2pnode.errors import NoPeersError
 from p2pnode.events import EventBus
 from p2pnode.host import ConnectionEnded, Host, PeerIdentified
 from p2pnode.host.node import NetworkHost
+from p2pnode.host.portmap import PortMappingService
+from p2pnode.protocols.autonat.service import ReachabilityService
 from p2pnode.protocols.clock.service import ClockService
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.kad.service import KadDht
@@ -79,7 +81,14 @@ class Network:
         self.ping = PingService(self.host, settings.network)
         self.clock = ClockService(self.host, settings.network)
         self.perf = PerfService(self.host, settings.perf)
+        self.reachability = ReachabilityService(self.host, settings.reachability, rng)
         self.mdns = MdnsService(self.host, settings.mdns, rng) if settings.mdns.enabled else None
+        # Other transports than ours lead through other networks than this machine's.
+        self.portmap = (
+            PortMappingService(self.host, settings.portmap, rng)
+            if settings.portmap.mode == "auto" and transports is None
+            else None
+        )
         self.dht, self.directory = build_dht(self.host, settings, rng, table_file=table_file)
         self.agents: dict[PeerId, str] = {}  # what connected peers say they run
         self.host.events.on(PeerIdentified, self._receive_identified)
@@ -99,9 +108,12 @@ class Network:
             await nursery.start(self.clock.run)
             if self._settings.perf.serve:
                 await nursery.start(self.perf.run)
-            await nursery.start(self.dht.run)
+            await nursery.start(self.dht.run)  # listens to what reachability finds
+            await nursery.start(self.reachability.run)
             if self.mdns is not None:
                 await nursery.start(self.mdns.run)
+            if self.portmap is not None:
+                await nursery.start(self.portmap.run)
             task_status.started()
 
     def _receive_identified(self, event: PeerIdentified) -> None:
