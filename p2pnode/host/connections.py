@@ -6,7 +6,7 @@ carries and is closed when it has been idle for a while. So neither side ever se
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -374,8 +374,13 @@ class ConnectionTable:
         ]
         return functools.reduce(self._better, usable) if usable else None
 
-    def to_close(self, now: float) -> list[NetworkConnection]:
-        """Return the connections that have been idle for too long; call it every few seconds."""
+    def to_close(self, now: float, kept: Container[PeerId] = ()) -> list[NetworkConnection]:
+        """Return the connections that have been idle for too long; call it every few seconds.
+
+        Args:
+            now: the clock's time.
+            kept: the peers with which one connection stays, however idle.
+        """
         found = []
         for connection in self:
             if connection.leaving is not None:
@@ -393,6 +398,8 @@ class ConnectionTable:
         """Describe the connections that stay, to whoever decides which of them must go."""
         return [each.candidate() for each in self if each.leaving is None]
 
+            if is_best and connection.peer_id in kept:
+                continue
     def _better(self, one: NetworkConnection, other: NetworkConnection) -> NetworkConnection:
         """Choose as the peer's side does.
 

@@ -37,7 +37,7 @@ from p2pnode.host.backoff import DialBackoff
 from p2pnode.host.ranking import is_relayed
 from p2pnode.host.upgrader import Upgraded
 from p2pnode.transport.base import FreshConnection, Transport
-from p2pnode.wire.addresses import name_of, split_p2p
+from p2pnode.wire.addresses import name_of, split_p2p, with_p2p
 from p2pnode.wire.peer_id import PeerId
 
 # Failures that say nothing against an address.
@@ -288,8 +288,10 @@ class Dial:
         if transport is None:
             raise DialError("this node has no transport for it")
         raw = None
+        # A relay has to be told who is to be reached.
+        target = with_p2p(address, self.peer_id) if is_relayed(address) else address
         with trio.move_on_after(self._settings.dial_attempt_timeout):
-            raw = await transport.dial(address, reuse_port=reuse_port)
+            raw = await transport.dial(target, reuse_port=reuse_port)
         if raw is None:
             raise DialError(f"no answer within {self._settings.dial_attempt_timeout:g} s")
         return await self._tools.upgrade(raw, self.peer_id)

@@ -188,7 +188,7 @@ class Host(ABC):
 
     @abstractmethod
     def protect(self, peer_id: PeerId, tag: str) -> None:
-        """Never close the peer's connections to make room for others, now or later.
+        """Never close the peer's connection to make room for others, or because it is idle.
 
         Args:
             peer_id: who is to be kept.

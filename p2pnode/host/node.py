@@ -181,7 +181,7 @@ class NetworkHost(Host):
         while True:
             await trio.sleep(interval * self._rng.uniform(0.8, 1.2))  # not in step with others
             now = trio.current_time()
-            for connection in self._connections.to_close(now):
+            for connection in self._connections.to_close(now, self._admission.protected):
                 connection.leaving = "this side closed it, since it was idle"
                 self._running().start_soon(connection.aclose)
             self._trim()

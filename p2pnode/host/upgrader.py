@@ -83,7 +83,7 @@ class Upgrader:
             await select_inbound(raw.stream, NOISE.__eq__)
             return False
 
-        return await self._upgrade(raw, agree, None)
+        return await self._upgrade(raw, agree, raw.peer_id)
 
     async def punched(
         self, raw: RawConnection, expected: PeerId, *, is_client: bool, patience: float

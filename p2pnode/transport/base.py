@@ -16,6 +16,7 @@ from multiaddr import Multiaddr
 from p2pnode.errors import DialError
 from p2pnode.transport.session import MuxedSession
 from p2pnode.wire.keys import PublicKey
+from p2pnode.wire.peer_id import PeerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class RawConnection:
     remote_address: Multiaddr
     is_limited: bool = False  # a relay carries it, and only so many bytes, or for so long
     settle: Callable[[], object] | None = None  # see `Transport.punch`
+    peer_id: PeerId | None = None  # who a relay says is there; nobody else may be
 
     async def cut(self) -> None:
         """End it at once, without a word."""
@@ -97,7 +99,7 @@ class Transport(ABC):
         """Connect to an address with an IP address in it, such as a `Resolver` finds.
 
         Args:
-            address: where to.
+            address: where to; that of a relay ends in who is to be reached through it.
             reuse_port: whether the connection may come from a port this transport listens on,
                 if it knows how; see `p2pnode.transport.reuse`.
 

@@ -84,6 +84,13 @@ def test_an_idle_relayed_connection_is_closed_soon_once_there_is_a_direct_one():
     assert found.to_close(6.0) == [relayed]
 
 
+def test_of_a_peer_that_is_kept_one_idle_connection_stays():
+    spare, best = connection(LARGE, "inbound", 0.0), connection(LARGE, "inbound", 1.0)
+    found = table(SMALL, spare, best)
+    assert found.to_close(500.0, kept=[LARGE]) == [spare]
+    assert found.to_close(500.0) == [spare, best]
+
+
 def test_a_closed_connection_is_never_the_best():
     one, other = connection(LARGE, "outbound"), connection(LARGE, "inbound")
     both = table(SMALL, one, other)

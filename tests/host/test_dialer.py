@@ -17,7 +17,7 @@ from p2pnode.errors import (
 from p2pnode.host.backoff import DialBackoff
 from p2pnode.host.dialer import Dial, DialTools
 from p2pnode.transport.base import RawConnection, Transport
-from p2pnode.wire.addresses import parse_address, tcp_address, with_p2p
+from p2pnode.wire.addresses import parse_address, split_p2p, tcp_address, with_p2p
 from p2pnode.wire.keys import PrivateKey
 
 SMALLER, PEER, LARGER = sorted(PrivateKey.from_seed(bytes([n] * 32)).peer_id for n in range(3))
@@ -53,6 +53,9 @@ class Script(Transport):
         return self.names[address]
 
     async def dial(self, address, *, reuse_port=True):
+        if "p2p-circuit" in str(address):
+            address, target = split_p2p(address)
+            assert target == PEER
         self.started.append((trio.current_time(), address))
         self.ports.append(reuse_port)
         delay, outcome = self.outcomes[address]
