@@ -6,15 +6,18 @@
 import contextlib
 import itertools
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 
 import trio
 
-from p2pnode.config import LimitSettings, NetworkSettings
+from p2pnode.config import LimitSettings, NetworkSettings, RelaySettings
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.ping.service import PingService
+from p2pnode.protocols.relay.client import RelayClient
+from p2pnode.protocols.relay.server import RelayServer
+from p2pnode.protocols.relay.transport import RelayTransport
 from p2pnode.testing.memory import MemoryTransport
 from p2pnode.testing.network import Machine, VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
@@ -28,12 +31,16 @@ class FullWorld:
     Attributes:
         network: the virtual network they are on.
         hosts: those that run, by peer id.
+        relay_clients: of those that may be reached through relays.
+        relay_servers: of those that may relay for others.
         nursery: its tasks end with the world.
     """
 
     def __init__(self, network: VirtualNetwork, nursery: trio.Nursery) -> None:
         self.network = network
         self.hosts: dict[PeerId, NetworkHost] = {}
+        self.relay_clients: dict[PeerId, RelayClient] = {}
+        self.relay_servers: dict[PeerId, RelayServer] = {}
         self.nursery = nursery
         self._numbers = itertools.count(1)
         self._homes: dict[PeerId, _Home] = {}
@@ -47,6 +54,7 @@ class FullWorld:
         limits: LimitSettings | None = None,
         listen: bool = True,
         identify: bool = True,
+        relay: RelaySettings | None = None,
     ) -> NetworkHost:
         """Start a host.
 
@@ -57,6 +65,7 @@ class FullWorld:
             limits: its budgets.
             listen: whether others can dial it.
             identify: whether it serves and uses identify and ping.
+            relay: how it uses relays and is one; by default it knows of none.
         """
         number = next(self._numbers)
         transport = MemoryTransport(self.network, machine)
@@ -67,13 +76,33 @@ class FullWorld:
             limits=limits,
             rng=random.Random(number),
         )
+        services: list[RelayClient | RelayServer] = []
+        if relay is not None:
+            services = self._add_relaying(host, relay, limits, number)
         home = _Home(transport)
         await self.nursery.start(partial(home.run, host, identify=identify))
         self.hosts[host.peer_id] = host
         self._homes[host.peer_id] = home
         if listen:
             await host.listen(tcp_address(transport.ip, 0))
+        for service in services:
+            await home.start(service.run)
         return host
+
+    def _add_relaying(
+        self, host: NetworkHost, settings: RelaySettings, limits: LimitSettings | None, seed: int
+    ) -> list[RelayClient | RelayServer]:
+        transport = RelayTransport(host, settings)
+        host.add_transport(transport)
+        services: list[RelayClient | RelayServer] = []
+        if settings.server != "never":
+            server = self.relay_servers[host.peer_id] = RelayServer(host, settings, limits)
+            services.append(server)
+        if settings.client != "never":
+            client = RelayClient(host, transport, settings, random.Random(seed))
+            self.relay_clients[host.peer_id] = client
+            services.append(client)
+        return services
 
     async def add_hosts(self, count: int) -> list[NetworkHost]:
         """Start `count` hosts, each connected to all others."""
@@ -119,6 +148,12 @@ class _Home:
         self.transport = transport
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    async def start(self, task: Callable[..., Awaitable[object]]) -> None:
+        """Run one more task with the host."""
+        assert self._nursery is not None  # it runs
+        await self._nursery.start(task)
 
     async def run(
         self,
@@ -130,6 +165,7 @@ class _Home:
         try:
             with self.scope:
                 async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
                     await nursery.start(host.run)
                     if identify:
                         await nursery.start(IdentifyService(host, host.settings).run)

@@ -1,0 +1,112 @@
+"""Carrying a circuit: bytes are copied both ways until it ends, or must end.
+
+A piece is read when the one before has been taken by the other side's flow control, so a slow
+reader slows the sender down, and a circuit never holds more than a piece of its own each way,
+besides what the windows of its two streams have promised.
+"""
+
+import math
+from typing import Final
+
+import trio
+
+from p2pnode.errors import P2PNodeError
+from p2pnode.host import Stream
+from p2pnode.protocols.relay.core import Circuit, Pace
+from p2pnode.protocols.relay.exchanges import send_hop
+from p2pnode.protocols.relay.messages import HopMessage
+
+CHUNK: Final = 64 * 1024  # bytes copied at once
+
+
+class Carriage:
+    """One circuit being carried; `run` ends with it.
+
+    Args:
+        circuit: what is counted and limited.
+        ends: the streams to the source and to the target.
+        pace: what all circuits share.
+        idle_timeout: seconds without a byte after which it ends.
+    """
+
+    def __init__(
+        self, circuit: Circuit, ends: tuple[Stream, Stream], *, pace: Pace, idle_timeout: float
+    ) -> None:
+        self._circuit = circuit
+        self._ends = ends
+        self._pace = pace
+        self._idle_timeout = idle_timeout
+        self._scope = trio.CancelScope()
+        self._over_at = math.inf
+        self._reason: str | None = None
+
+    async def run(self, greeting: HopMessage) -> str:
+        """Carry it until it ends; then both streams have ended.
+
+        Args:
+            greeting: tells the source that it stands, in front of the first bytes.
+
+        Returns:
+            Why it ended.
+        """
+        now = trio.current_time()
+        if self._circuit.limit.duration:
+            self._over_at = now + self._circuit.limit.duration
+        self._note_life(now)
+        is_whole = False
+        try:
+            with self._scope:
+                await self._greet(greeting)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._copy, 0)
+                    nursery.start_soon(self._copy, 1)
+                is_whole = self._reason is None
+        finally:
+            if not is_whole:
+                for each in self._ends:
+                    each.reset()
+        if is_whole:
+            await self._ends[1].aclose()  # the host closes the other one, whose handler this is
+            return "both ends have finished"
+        if self._reason is not None:
+            return self._reason
+        is_late = trio.current_time() >= self._over_at
+        return "its time was over" if is_late else "nothing moved on it for too long"
+
+    async def _greet(self, greeting: HopMessage) -> None:
+        try:
+            await send_hop(self._ends[0], greeting)
+        except P2PNodeError as error:
+            self._end(f"the source: {error}")
+
+    async def _copy(self, way: int) -> None:
+        source, target = self._ends[way], self._ends[1 - way]
+        try:
+            while data := await source.receive_some(self._most(way)):
+                if not self._circuit.room(way, 1):
+                    self._end("it has carried all that it may")
+                    return
+                self._circuit.carried[way] += len(data)
+                await self._wait_for_turn(len(data))
+                await target.send_all(data)
+                self._note_life(trio.current_time())
+            await target.send_eof()
+        except P2PNodeError as error:
+            self._end(f"{'the source' if source is self._ends[0] else 'the target'}: {error}")
+
+    def _most(self, way: int) -> int:
+        """How much to read at once; one byte, where none may pass, shows whether more comes."""
+        return max(1, self._circuit.room(way, self._pace.chunk(CHUNK)))
+
+    async def _wait_for_turn(self, size: int) -> None:
+        now = trio.current_time()
+        at = self._pace.reserve(size, now)
+        if at > now:
+            await trio.sleep_until(at)
+
+    def _note_life(self, now: float) -> None:
+        self._scope.deadline = min(self._over_at, now + self._idle_timeout)
+
+    def _end(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self._scope.cancel()
