@@ -261,6 +261,15 @@ class NetworkHost(Host):
         return self._local.sightings(trio.current_time())
 
     @property
+    def mapped(self) -> list[Multiaddr]:
+        """The addresses at which a router has promised to let others in."""
+        return list(self._local.mapped)
+
+    def set_mapped(self, addresses: Sequence[Multiaddr]) -> None:
+        """Tell others of the addresses at which a router has promised to let them in."""
+        self._local.set_mapped(addresses, trio.current_time())
+
+    @property
     def protocols(self) -> list[str]:
         """See `Host`."""
         return list(self._handlers)

@@ -54,7 +54,7 @@ def test_a_renewal_that_fails_is_tried_again_in_half_of_what_is_left():
     assert wanted.held(3599) == [mapping()]
     assert wanted.held(3600) == []
     wanted.receive_refused(TCP, 3600)
-    assert wanted.next_deadline(3600) == 3660
+    assert wanted.next_deadline(3600) == 3840  # the third failure in a row
 
 
 def test_a_refusal_is_followed_by_pauses_that_double_up_to_a_bound():
