@@ -44,6 +44,7 @@ def status(data_dir: DataDir, as_json: bool) -> None:
         "listening on": "\n".join(found["listening"]) or None,
         "observed by others": "\n".join(found["observed"]) or None,
         "peers": f"{found['connections']} connected, {found['dht']['peers']} in the DHT table",
+        "ways": ", ".join(f"{number} {way}" for way, number in found["ways"].items()) or None,
         "DHT": f"{found['dht']['mode']}, {found['dht']['records']} records",
         "experts": f"{found['experts']} hosted",
         "calls": ", ".join(f"{count} {name}" for name, count in found["calls"].items()) or None,
@@ -123,12 +124,14 @@ def peers(data_dir: DataDir, as_json: bool) -> None:
         return
     print_table(
         count(len(found), "peer"),
-        ("peer id", "address", "direction", "streams", "sent", "received", "agent"),
+        ("peer id", "address", "direction", "way", "for", "streams", "sent", "received", "agent"),
         [
             (
                 peer["peer_id"],
                 peer["address"],
                 peer["direction"],
+                peer["way"],
+                _age(peer["age"]),
                 peer["streams"],
                 _size(peer["bytes_sent"]),
                 _size(peer["bytes_received"]),
@@ -137,6 +140,17 @@ def peers(data_dir: DataDir, as_json: bool) -> None:
             for peer in found
         ],
     )
+    noted = [(_short(peer["peer_id"]), peer["way"], peer["note"]) for peer in found if peer["note"]]
+    if noted:
+        print_table("Why so", ("peer", "way", "why"), noted)
+
+
+def _age(seconds: float) -> str:
+    """Say how long something has lasted, roughly."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _size(size: float | None) -> str | None:

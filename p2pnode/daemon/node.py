@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import os
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -231,6 +232,7 @@ class Node:
             "listening": [str(address) for address in network.host.listening],
             "observed": [str(address) for address in network.host.observed],
             "connections": len(network.host.connections()),
+            "ways": Counter(info.way for info in network.host.info().connections),
             "dht": {
                 "mode": "server" if network.dht.serves else "client",
                 "peers": len(network.dht.peers),
@@ -256,6 +258,8 @@ class Node:
                 "peer_id": str(info.peer_id),
                 "address": str(info.remote_address),
                 "direction": info.direction,
+                "way": info.way,
+                "note": info.note,
                 "age": info.age,
                 "streams": info.streams,
                 "bytes_sent": info.bytes_sent,

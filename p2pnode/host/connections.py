@@ -8,6 +8,7 @@ carries and is closed when it has been idle for a while. So neither side ever se
 import functools
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import trio
 from multiaddr import Multiaddr
@@ -55,6 +56,15 @@ class InboundStreamFailed(Event):
     reason: str
 
 
+class Way(StrEnum):
+    """Which way a connection goes."""
+
+    DIRECT = "direct"
+    PUNCHED = "punched"  # both sides dialled it, through their NATs
+    RELAYED = "relayed"
+    LIMITED = "relayed, limited"  # by a relay that carries only so many bytes, or for so long
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionInfo:
     """What `node status` and `node peers` tell of a connection.
@@ -64,9 +74,7 @@ class ConnectionInfo:
         direction: who dialled.
         local_address: this end.
         remote_address: the other end.
-        relayed: whether it leads through a relay.
-        limited: whether that relay limits what it carries.
-        punched: whether both sides dialled it, through their NATs.
+        way: which way it goes.
         note: why it is as it is, in words, or nothing.
         age: seconds since the handshakes.
         streams: open now, both directions.
@@ -79,9 +87,7 @@ class ConnectionInfo:
     direction: Direction
     local_address: Multiaddr
     remote_address: Multiaddr
-    relayed: bool
-    limited: bool
-    punched: bool
+    way: Way
     note: str
     age: float
     streams: int
@@ -299,6 +305,11 @@ class NetworkConnection(Connection):
             calls=self.account.calls,
         )
 
+    def _way(self) -> Way:
+        if self.is_relayed:
+            return Way.LIMITED if self.is_limited else Way.RELAYED
+        return Way.PUNCHED if self.is_punched else Way.DIRECT
+
     def info(self) -> ConnectionInfo:
         """Describe the connection as it is now."""
         return ConnectionInfo(
@@ -306,9 +317,7 @@ class NetworkConnection(Connection):
             direction=self.direction,
             local_address=self.local_address,
             remote_address=self.remote_address,
-            relayed=self.is_relayed,
-            limited=self.is_limited,
-            punched=self.is_punched,
+            way=self._way(),
             note=self.note,
             age=trio.current_time() - self.opened_at,
             streams=self.streams,
@@ -389,6 +398,8 @@ class ConnectionTable:
                 connection.last_used = now
                 continue
             is_best = self.best(connection.peer_id) is connection
+            if is_best and connection.peer_id in kept:
+                continue
             patience = self._settings.idle_timeout if is_best else self._settings.duplicate_linger
             if now - connection.last_used >= patience:
                 found.append(connection)
@@ -398,8 +409,6 @@ class ConnectionTable:
         """Describe the connections that stay, to whoever decides which of them must go."""
         return [each.candidate() for each in self if each.leaving is None]
 
-            if is_best and connection.peer_id in kept:
-                continue
     def _better(self, one: NetworkConnection, other: NetworkConnection) -> NetworkConnection:
         """Choose as the peer's side does.
 

@@ -33,6 +33,7 @@ def status(monkeypatch):
         "listening": [],
         "observed": [],
         "connections": 3,
+        "ways": {"direct": 2, "punched": 1},
         "dht": {"peers": 0, "mode": "server", "records": 0},
         "experts": 0,
         "calls": {},
@@ -57,6 +58,7 @@ def row(output, name):
 def test_status_shows_what_is_used_of_what_may_be_used(status, tmp_path):
     shown = show(tmp_path)
     assert "3 / 1024" in row(shown, "connections   3")
+    assert "2 direct, 1 punched" in row(shown, "ways")
     assert "0.75 / 2048" in row(shown, "window MiB")
     assert "2 / 64" in row(shown, "1.2.3.4/32")
     assert "5 / 1024" in row(shown, f"peer …{PEER[-8:]}")

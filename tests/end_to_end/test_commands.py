@@ -36,6 +36,8 @@ def test_two_daemons_meet_and_every_command_answers(start):
     assert budget["refused"] == {}
     (peer,) = second.ask("peers")
     assert (peer["peer_id"], peer["direction"]) == (first.peer_id, "outbound")
+    assert peer["way"] == "direct"
+    assert status["ways"] == {"direct": 1}
     assert all(0 < each < 5 for each in second.ask("ping", first.peer_id)["seconds"])
     assert all(0 < each < 5 for each in first.ask("ping", second.address)["seconds"])
     assert first.ask("experts") == []

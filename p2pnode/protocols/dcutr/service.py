@@ -258,6 +258,7 @@ class DcutrService:
         peer_id = relayed.peer_id
         seconds = direct.opened_at - relayed.opened_at
         how = f"by hole punching, attempt {attempts}" if attempts else "by dialling it"
+        direct.is_punched = attempts > 0  # even if one side's listener took it in the end
         direct.note = f"made {how}, {seconds:.2f} s after the peer was connected over a relay"
         relayed.note = "replaced by a direct connection"
         self._retries.succeed(peer_id)
