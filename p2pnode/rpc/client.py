@@ -182,6 +182,8 @@ class TensorClient:
             connection = self._host.connection_to(peer_id)
             if connection is None or connection.is_closed:
                 connection = await self._host.connect(peer_id)
+            if connection.is_limited:  # tensors are more than its relay carries
+                connection = await self._host.connect(peer_id, direct=True)
             accepted = self._accepted.setdefault(connection, set())
             token = membership.token if membership.token not in accepted else None
             while True:

@@ -3,8 +3,8 @@
 Each announcement lives `max(2 x update period, 3 s)`: one that is missed does no harm, and a host
 that dies without a word is forgotten that soon. A host that ends properly withdraws.
 
-A record is announced when what it says of this node changes, and otherwise a little before an
-update period has passed; nodes that were started together drift apart.
+A record is announced when what it says of this node changes, its addresses included, and otherwise
+a little before an update period has passed; nodes that were started together drift apart.
 """
 
 import math
@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import trio
+from multiaddr import Multiaddr
 
 from p2pnode.clock import wall_time
 from p2pnode.config import HostingSettings
 from p2pnode.errors import InvalidUidError, P2PNodeError, TokenExpiredError
 from p2pnode.events import Event
-from p2pnode.host import Host
+from p2pnode.host import Host, LocalPeerChanged
+from p2pnode.host.ranking import is_relayed
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.swarm.entries import MAX_LIFETIME, Entry, seal_entry
 from p2pnode.swarm.index import encode_index
@@ -99,6 +101,7 @@ class Announcer:
         self._uids: dict[Uid, None] = {}
         self._announced: dict[Place, _Announced] = {}
         self._issued = 0.0
+        self._told: tuple[Multiaddr, ...] = ()  # where this node is, as last announced
         self._changed = trio.Event()
 
     @property
@@ -137,6 +140,7 @@ class Announcer:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Announce what is due again and again, and withdraw everything when cancelled."""
+        undo = self._host.events.on(LocalPeerChanged, self._receive_local_change)
         task_status.started()
         try:
             while True:
@@ -148,6 +152,7 @@ class Announcer:
                 with trio.move_on_at(next_due):
                     await self._changed.wait()
         finally:
+            undo()
             self._uids.clear()
             self._update()
             with trio.move_on_after(WITHDRAWAL_TIMEOUT, shield=True):
@@ -160,6 +165,7 @@ class Announcer:
         if not due:
             await trio.lowlevel.checkpoint()
             return
+        self._told = self._addresses()
         # All in step, so that a round is few searches; but not in step with other nodes.
         again = now + self._period * self._rng.uniform(1 - JITTER, 1)
         self._issued = max(self._issued + 0.001, wall_time())  # rises over restarts, too
@@ -230,6 +236,22 @@ class Announcer:
                 del self._announced[place]
         self._changed.set()
 
+    def _addresses(self) -> tuple[Multiaddr, ...]:
+        """Where this node is: through relays first, since who has relays cannot be dialled.
+
+        Where an entry has no room for all addresses, it is the last ones that are left out.
+        """
+        return tuple(sorted(self._host.addresses, key=is_relayed, reverse=True))
+
+    def _receive_local_change(self, _event: LocalPeerChanged) -> None:
+        """Tell anew where this node is, if that has changed."""
+        before, self._told = self._told, self._addresses()
+        if before != self._told:
+            for place, said in self._announced.items():
+                if place.kind is Kind.HOSTS:
+                    said.due = -math.inf
+            self._changed.set()
+
     def _entry(self, place: Place, said: _Announced) -> Entry:
         now, proof = wall_time(), self._proof_of(place.run_id)
         if proof.expires <= now:
@@ -244,6 +266,6 @@ class Announcer:
             issued=self._issued,
             lifetime=min(self._lifetime, proof.expires - self._issued - ROUNDING),
             load=self._load() if hosts else 0,
-            addresses=tuple(self._host.addresses) if hosts else (),
+            addresses=self._told if hosts else (),
             token=proof.token,
         )

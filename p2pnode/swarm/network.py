@@ -25,6 +25,9 @@ from p2pnode.protocols.kad.validators import PublicKeyValidator
 from p2pnode.protocols.mdns.service import MdnsService
 from p2pnode.protocols.perf.service import PerfService
 from p2pnode.protocols.ping.service import PingService
+from p2pnode.protocols.relay.client import RelayClient
+from p2pnode.protocols.relay.server import RelayServer
+from p2pnode.protocols.relay.transport import RelayTransport
 from p2pnode.security.tokens import verify_token
 from p2pnode.swarm.index import EntryCache, IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
@@ -83,6 +86,18 @@ class Network:
         self.perf = PerfService(self.host, settings.perf)
         self.reachability = ReachabilityService(self.host, settings.reachability, rng)
         self.mdns = MdnsService(self.host, settings.mdns, rng) if settings.mdns.enabled else None
+        relays = RelayTransport(self.host, settings.relay)
+        self.host.add_transport(relays)
+        self.relay_client = (
+            RelayClient(self.host, relays, settings.relay, rng)
+            if settings.relay.client != "never"
+            else None
+        )
+        self.relay_server = (
+            RelayServer(self.host, settings.relay, settings.limits)
+            if settings.relay.server != "never"
+            else None
+        )
         # Other transports than ours lead through other networks than this machine's.
         self.portmap = (
             PortMappingService(self.host, settings.portmap, rng)
@@ -109,6 +124,10 @@ class Network:
             if self._settings.perf.serve:
                 await nursery.start(self.perf.run)
             await nursery.start(self.dht.run)  # listens to what reachability finds
+            if self.relay_server is not None:
+                await nursery.start(self.relay_server.run)
+            if self.relay_client is not None:
+                await nursery.start(self.relay_client.run)
             await nursery.start(self.reachability.run)
             if self.mdns is not None:
                 await nursery.start(self.mdns.run)

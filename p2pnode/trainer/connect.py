@@ -177,9 +177,10 @@ async def _serve(
     *,
     task_status: trio.TaskStatus[ExpertCaller],
 ) -> None:
-    """Run the network of a trainer: a client of the DHT, in nobody's routing table."""
+    """Run the network of a trainer: in nobody's routing table, and dialled by nobody."""
     rng = random.Random()
-    network = Network(key, settings.replace(dht={"mode": "client"}), rng=rng)
+    alone = settings.replace(dht={"mode": "client"}, relay={"client": "never", "server": "never"})
+    network = Network(key, alone, rng=rng)
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)
         await network.join(bootstrap)

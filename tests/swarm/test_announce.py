@@ -15,6 +15,7 @@ from p2pnode.swarm.announce import (
     Proof,
 )
 from p2pnode.swarm.places import SPAN, Kind
+from p2pnode.wire.addresses import parse_address
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid, expand
 
@@ -90,6 +91,23 @@ async def test_a_uid_hosted_by_several_peers_resolves_to_all_of_them_the_idlest_
         assert list(hosts[0].addresses) == nodes[1].host.addresses
         assert not await trainer.directory.hosts(Uid(RUN, "blocks.2"))
         assert trainer.host.addresses_of(nodes[2].peer_id) == nodes[2].host.addresses
+
+
+async def test_a_host_whose_addresses_change_says_so_at_once_and_relayed_ones_first(
+    swarm_network, monkeypatch, autojump_clock
+):
+    async with swarm_network(delay=lambda _a, _b: 0.01) as net:
+        host = await net.start(experts=["blocks.1"], hosting=HostingSettings(update_period=600.0))
+        await trio.sleep(100)
+        relay = PrivateKey.from_seed(bytes(32)).peer_id
+        relayed = parse_address(f"/ip4/52.0.0.9/tcp/4001/p2p/{relay}/p2p-circuit")
+        announced = [*host.host.addresses, relayed]
+        monkeypatch.setattr(type(host.host), "addresses", property(lambda _: announced))
+        host.host.note_change()
+        await trio.sleep(1)
+        trainer = await net.start([host], server=False)
+        (found,) = await trainer.directory.hosts(Uid(RUN, "blocks.1"))
+        assert list(found.addresses) == [relayed, *announced[:-1]]
 
 
 @pytest.mark.parametrize(("period", "lifetime"), [(0.5, 3.0), (5.0, 10.0)])
