@@ -251,12 +251,12 @@ class ReachabilityTracker:
 
     Attributes:
         evidence: the last probes, the newest last.
-        is_listening: whether anybody could reach us at all; if not, nothing is probed.
+        listening: the families in which anybody could reach us at all; others are not probed.
     """
 
     def __init__(self, settings: ReachabilitySettings, rng: random.Random) -> None:
         self.evidence: deque[Evidence] = deque(maxlen=settings.evidence_kept)
-        self.is_listening = False
+        self.listening: frozenset[int | None] = frozenset()
         self._settings = settings
         self._rng = rng
         self._families = {each: _Family(_Subject(None, settings)) for each in FAMILIES}
@@ -268,7 +268,7 @@ class ReachabilityTracker:
     def receive_addresses(self, addresses: Iterable[Multiaddr], now: float) -> None:
         """Take in where others may be able to dial us; those that cannot be probed are left out."""
         known = list(addresses)
-        self.is_listening = bool(known)
+        self.listening = frozenset(map(_version, known))
         probeable = [each for each in dict.fromkeys(known) if is_probeable(each, self._settings)]
         del probeable[self._settings.max_addresses :]
         changed = False
@@ -487,12 +487,11 @@ class ReachabilityTracker:
 
     def _subjects(self) -> list[tuple[int, _Subject]]:
         """What there is to find out."""
-        if not self.is_listening:
-            return []
         found: list[tuple[int, _Subject]] = []
         for number, family in self._families.items():
             addresses = [*family.given.values(), *family.found.values()]
-            found += [(number, each) for each in addresses or [family.whole]]
+            if number in self.listening:
+                found += [(number, each) for each in addresses or [family.whole]]
         return found
 
     def _urgency(self, number: int, subject: _Subject) -> tuple[bool, int]:
