@@ -21,6 +21,7 @@ EXIT_INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "demo": ("cli.demo.command:demo", "Train on four local daemons, kill one, bring it back."),
     "join": ("cli.commands.join:join", "Start this node's daemon and join the network."),
+    "relay": ("cli.commands.relay:relay", "Run a relay, for nodes that others cannot dial."),
     "host": ("cli.commands.host:host", "Host experts, in the running daemon or a new one."),
     "run": ("cli.commands.run:run", "Create a training run, invite others, read invites."),
     "id": ("cli.commands.inspect:show_id", "Show this node's peer id."),

@@ -1,17 +1,36 @@
 """Options that several commands share, and the settings they amount to."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
-from p2pnode.config import Settings
+from p2pnode.config import KIB, MIB, Settings
 from p2pnode.daemon.data_dir import DataDir, default_data_dir
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _DATA_DIR_HELP: Final = "Where this node keeps its identity and experts.  [~/.local/share/p2pnode]"
+
+
+_UNITS: Final = {"": 1, "K": KIB, "M": MIB, "G": 1024 * MIB}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, such as 1000, 64K, 100M or 2G."""
+
+    name = "size"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read one."""
+        found = re.fullmatch(r"(\d{1,15})([KMG]?)", str(value).upper())
+        if found is None:
+            self.fail(f"{value!r} is not a size such as 1000, 64K, 100M or 2G", param, ctx)
+        return int(found[1]) * _UNITS[found[2]]
 
 
 def _to_data_dir(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> DataDir:

@@ -43,8 +43,11 @@ def status(data_dir: DataDir, as_json: bool) -> None:
         "addresses": "\n".join(found["addresses"]),
         "listening on": "\n".join(found["listening"]) or None,
         "observed by others": "\n".join(found["observed"]) or None,
+        "reachability": describe_reachability(found["reachability"]),
         "peers": f"{found['connections']} connected, {found['dht']['peers']} in the DHT table",
         "ways": ", ".join(f"{number} {way}" for way, number in found["ways"].items()) or None,
+        "reached through": describe_reservations(found["relay"]),
+        "relays for others": describe_relay(found["relay"]),
         "DHT": f"{found['dht']['mode']}, {found['dht']['records']} records",
         "experts": f"{found['experts']} hosted",
         "calls": ", ".join(f"{count} {name}" for name, count in found["calls"].items()) or None,
@@ -53,6 +56,54 @@ def status(data_dir: DataDir, as_json: bool) -> None:
         facts[f"run {run['run']}"] = describe_run(run)
     print_facts("Status", facts)
     _print_budget(found["budget"])
+
+
+def describe_reachability(found: dict[str, Any]) -> str:
+    """Say in one line whether others reach the node, and in another how that is known."""
+    if found["forced"]:
+        return f"{found['state']}, as the settings say"
+    families = [
+        f"{name.replace('ip', 'IPv')} {one['state']} for {one['for']:.0f} s "
+        f"(reached by {one['reached']} of {count(one['reached'] + one['failed'], 'network')})"
+        for name, one in found["families"].items()
+        if one["state"] != "unknown"
+    ]
+    lines = [f"{found['state']}: {'; '.join(families)}" if families else found["state"]]
+    if found["evidence"]:
+        last = found["evidence"][0]
+        about = f" about {last['addresses'][0]}" if last["addresses"] else ""
+        lines.append(
+            f"{last['age']:.0f} s ago {last['peer_id']} was asked{about}: {last['result']}"
+            f" ({last['text']})"
+        )
+    elif found["state"] == "unknown":
+        lines.append(f"{count(found['servers'], 'peer')} can be asked")
+    return "\n".join(lines)
+
+
+def describe_reservations(found: dict[str, Any]) -> str | None:
+    """Say through which relays others reach the node, one a line; None if it wants none."""
+    held = found["held"]
+    if held is None or not held["wanted"]:
+        return None
+    lines = [
+        f"relay {each['relay']}{', limited' if each['limited'] else ''}"
+        f" (renewed within {each['seconds_left']:.0f} s)"
+        for each in held["reservations"]
+    ]
+    return "\n".join(lines) or f"no relay yet; {count(held['known_relays'], 'relay')} known"
+
+
+def describe_relay(found: dict[str, Any]) -> str | None:
+    """Say in one line what the node carries for others; None if it does not."""
+    given = found["given"]
+    if given is None or not given["serving"]:
+        return None
+    return (
+        f"{count(given['reservations'], 'reservation')}, {count(given['circuits'], 'circuit')}"
+        f"{' (limited)' if given['limited'] else ''}, {given['bytes_carried'] / 1e6:.1f} MB"
+        f" carried, {count(given['refused'], 'request')} refused"
+    )
 
 
 _BUDGETS: Final = {

@@ -1,39 +1,21 @@
 """`perf ADDRESS`: measure how fast data goes to a peer and comes back, by libp2p's perf."""
 
-import re
 from pathlib import Path
-from typing import Final
 
 import click
 import trio
 
-from cli.options import config_options, json_option, settings_from
+from cli.options import Size, config_options, json_option, settings_from
 from cli.output import print_json
-from p2pnode.config import KIB, MIB, NetworkSettings, PerfSettings
+from p2pnode.config import NetworkSettings, PerfSettings
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.perf.core import PerfResult
 from p2pnode.protocols.perf.service import PerfService
+from p2pnode.protocols.relay.transport import RelayTransport
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.transport.websocket import WebSocketTransport
 from p2pnode.wire.addresses import peer_address
 from p2pnode.wire.keys import PrivateKey
-
-_UNITS: Final = {"": 1, "K": KIB, "M": MIB, "G": 1024 * MIB}
-
-
-class Size(click.ParamType[int]):
-    """A number of bytes, such as 1000, 64K, 100M or 2G."""
-
-    name = "size"
-
-    def convert(
-        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Read one."""
-        found = re.fullmatch(r"(\d{1,15})([KMG]?)", str(value).upper())
-        if found is None:
-            self.fail(f"{value!r} is not a size such as 1000, 64K, 100M or 2G", param, ctx)
-        return int(found[1]) * _UNITS[found[2]]
 
 
 @click.command()
@@ -91,6 +73,7 @@ async def _measure(
     peer_id, dialled = peer_address(address)
     transports = [TcpTransport(network), WebSocketTransport(network)]
     host = NetworkHost(PrivateKey.generate(), transports=transports, settings=network)
+    host.add_transport(RelayTransport(host))
     service = PerfService(host, PerfSettings(run_timeout=timeout))
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)

@@ -27,6 +27,8 @@ from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.dht import DhtCommands
 from p2pnode.daemon.doctor.diagnosis import diagnose
 from p2pnode.daemon.doctor.examination import examine
+from p2pnode.daemon.reachability import describe_reachability
+from p2pnode.daemon.relaying import describe_relaying
 from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError, NoPeersError
 from p2pnode.events import Event, EventBus
@@ -231,8 +233,10 @@ class Node:
             "addresses": network.full_addresses(),
             "listening": [str(address) for address in network.host.listening],
             "observed": [str(address) for address in network.host.observed],
+            "reachability": describe_reachability(network.reachability.info(), trio.current_time()),
             "connections": len(network.host.connections()),
             "ways": Counter(info.way for info in network.host.info().connections),
+            "relay": describe_relaying(network.relay_client, network.relay_server),
             "dht": {
                 "mode": "server" if network.dht.serves else "client",
                 "peers": len(network.dht.peers),

@@ -32,8 +32,16 @@ def status(monkeypatch):
         "addresses": [],
         "listening": [],
         "observed": [],
+        "reachability": {
+            "forced": True,
+            "state": "public",
+            "families": {},
+            "evidence": [],
+            "servers": 0,
+        },
         "connections": 3,
         "ways": {"direct": 2, "punched": 1},
+        "relay": {"held": None, "given": None},
         "dht": {"peers": 0, "mode": "server", "records": 0},
         "experts": 0,
         "calls": {},
@@ -75,3 +83,31 @@ def test_status_shows_what_was_refused_and_why(status, tmp_path):
 
 def test_machines_get_the_budget_as_it_is(status, tmp_path):
     assert json.loads(show(tmp_path, "--json"))["budget"] == status
+
+
+def test_status_tells_through_which_relays_the_node_is_reached():
+    one = {"relay": PEER, "limited": True, "seconds_left": 1799.6}
+    held = {"wanted": 2, "known_relays": 3, "reservations": [one]}
+    shown = inspect.describe_reservations({"held": held})
+    assert shown == f"relay {PEER}, limited (renewed within 1800 s)"
+    none = held | {"reservations": []}
+    assert inspect.describe_reservations({"held": none}) == "no relay yet; 3 relays known"
+    assert inspect.describe_reservations({"held": held | {"wanted": 0}}) is None
+    assert inspect.describe_reservations({"held": None}) is None
+
+
+def test_status_tells_what_the_node_carries_for_others():
+    given = {
+        "serving": True,
+        "limited": False,
+        "reservations": 1,
+        "circuits": 2,
+        "bytes_carried": 12_340_000,
+        "refused": 0,
+    }
+    assert inspect.describe_relay({"given": given}) == (
+        "1 reservation, 2 circuits, 12.3 MB carried, 0 requests refused"
+    )
+    assert "(limited)" in inspect.describe_relay({"given": given | {"limited": True}})
+    assert inspect.describe_relay({"given": given | {"serving": False}}) is None
+    assert inspect.describe_relay({"given": None}) is None

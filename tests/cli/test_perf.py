@@ -3,8 +3,8 @@
 import pytest
 from click.testing import CliRunner
 
-from cli.commands.perf import Size
 from cli.main import cli
+from cli.options import Size
 from p2pnode.errors import ConfigError
 
 

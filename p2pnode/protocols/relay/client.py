@@ -105,11 +105,13 @@ class HeldReservation:
         relay: who gave it.
         addresses: where others reach this node through it.
         seconds_left: until it ends, unless it is renewed.
+        limited: whether what it carries is too little for the main job.
     """
 
     relay: PeerId
     addresses: tuple[Multiaddr, ...]
     seconds_left: float
+    limited: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +195,7 @@ class RelayClient:
                     relay=each.peer_id,
                     addresses=each.reached_at,
                     seconds_left=each.expires_at - now,
+                    limited=each.is_limited,
                 )
                 for each in self.core.held()
             ),
@@ -291,7 +294,8 @@ class RelayClient:
             raise RemoteError("the relay hung up behind its answer, which ends what it promised")
         is_new = not relay.is_held
         ways = self._ways(connection, answer)
-        if not self.core.receive_granted(peer, lifetime, ways, trio.current_time()):
+        now, limited = trio.current_time(), bool(answer.limit)
+        if not self.core.receive_granted(peer, lifetime, ways, now, limited=limited):
             return
         self._host.protect(peer, TAG)
         self._host.update_addresses()
@@ -301,7 +305,7 @@ class RelayClient:
                     relay=peer,
                     addresses=relay.reached_at,
                     lifetime=lifetime,
-                    limited=bool(answer.limit),
+                    limited=limited,
                 )
             )
 

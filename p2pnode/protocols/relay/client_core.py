@@ -50,6 +50,7 @@ class Relay:
         retry_at: it is left alone until then.
         failures: in a row.
         is_asked: whether a request is under way.
+        is_limited: whether its circuits were when it was last asked.
     """
 
     peer_id: PeerId
@@ -61,6 +62,7 @@ class Relay:
     retry_at: float = -math.inf
     failures: int = 0
     is_asked: bool = False
+    is_limited: bool = False
 
     @property
     def is_held(self) -> bool:
@@ -133,9 +135,22 @@ class Reservations:
             del self._relays[peer]
 
     def receive_granted(
-        self, peer: PeerId, lifetime: float, reached_at: Iterable[Multiaddr], now: float
+        self,
+        peer: PeerId,
+        lifetime: float,
+        reached_at: Iterable[Multiaddr],
+        now: float,
+        *,
+        limited: bool = False,
     ) -> bool:
-        """Note a reservation, or its renewal, for `lifetime` seconds.
+        """Note a reservation, or its renewal.
+
+        Args:
+            peer: the relay.
+            lifetime: for how many seconds.
+            reached_at: where others reach this node through it.
+            now: the clock's time.
+            limited: whether its circuits are.
 
         Returns:
             Whether it is kept: it may be that none is wanted any more.
@@ -146,6 +161,7 @@ class Reservations:
         if not self._wanted:
             return False
         relay.retry_at = -math.inf
+        relay.is_limited = limited
         relay.reached_at = tuple(reached_at)
         relay.expires_at = now + lifetime
         relay.renew_at = now + lifetime * self._rng.uniform(*_RENEW_AFTER)
