@@ -35,8 +35,14 @@ def virtual_clock() -> VirtualClock:
 
 
 @contextlib.contextmanager
-def seeded_scheduler(seed: int) -> Iterator[None]:
-    """Make the order in which trio runs tasks depend on `seed` alone, while the block runs."""
+def seeded_scheduler(seed: int, *, ends_process: bool = False) -> Iterator[None]:
+    """Make the order in which trio runs tasks depend on `seed` alone, while the block runs.
+
+    Args:
+        seed: what the order depends on.
+        ends_process: whether the process will soon end. Then what the block leaves is never looked
+            through for garbage, which would take minutes after ten thousand nodes.
+    """
     allowed = getattr(scheduler, _SORTED)
     state = scheduler._r.getstate()  # noqa: SLF001  # see above
     setattr(scheduler, _SORTED, True)
@@ -46,6 +52,8 @@ def seeded_scheduler(seed: int) -> Iterator[None]:
     try:
         yield
     finally:
+        if ends_process:
+            gc.freeze()
         gc.set_threshold(*thresholds)
         setattr(scheduler, _SORTED, allowed)
         scheduler._r.setstate(state)  # noqa: SLF001  # see above

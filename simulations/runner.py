@@ -109,7 +109,11 @@ def check(plan: Plan) -> Checked:
 
 
 def run_seed(
-    plan: Plan, *, log_file: IO[bytes] | None = None, observer: Observer | None = None
+    plan: Plan,
+    *,
+    log_file: IO[bytes] | None = None,
+    observer: Observer | None = None,
+    ends_process: bool = False,
 ) -> Outcome:
     """Run a scenario from one seed to its end.
 
@@ -117,6 +121,7 @@ def run_seed(
         plan: what to run.
         log_file: takes the event log, if anybody wants it.
         observer: is shown how far the run is, a few times a second.
+        ends_process: whether this process will not do much more, and need not tidy up.
 
     Raises:
         ScenarioError, ParameterError: see `check`.
@@ -125,7 +130,7 @@ def run_seed(
     checked = check(plan)
     log = EventLog(log_file)
     pulse = Pulse(observer)
-    with seeded_scheduler(plan.seed):
+    with seeded_scheduler(plan.seed, ends_process=ends_process):
         try:
             sim = trio.run(_tell, checked, log, pulse, clock=virtual_clock(), instruments=[pulse])
         except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001  # it is raised again

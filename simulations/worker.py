@@ -59,7 +59,9 @@ def main() -> None:
         if request["log"] is not None:
             log_file = stack.enter_context(Path(request["log"]).open("wb"))
         try:
-            outcome = run_seed(plan, log_file=log_file, observer=partial(_show, out))
+            outcome = run_seed(
+                plan, log_file=log_file, observer=partial(_show, out), ends_process=True
+            )
         except Exception as error:  # noqa: BLE001  # the boundary: the parent tells what failed
             _write(out, "error", describe_failure(error))
         else:

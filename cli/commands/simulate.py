@@ -137,7 +137,7 @@ def _run(plan: Plan, folder: Path | None, *, quiet: bool, as_json: bool) -> int:
         RunDisplay(title, quiet=quiet) as display,
         contextlib.redirect_stdout(sys.stderr),  # what a scenario prints is no result
     ):
-        outcome = run_seed(plan, log_file=log_file, observer=display.receive)
+        outcome = run_seed(plan, log_file=log_file, observer=display.receive, ends_process=True)
     finish_run(outcome, folder, as_json=as_json)
     return 0 if outcome.is_good else 1
 
