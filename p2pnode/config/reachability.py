@@ -20,7 +20,7 @@ class ReachabilitySettings:
     confidence: int = 3  # so many more networks must say one thing than the other
     window: int = 9  # networks whose last words count
     verdict_ttl: float = 3 * 3600.0  # of one network's word, as in go-libp2p
-    settle_delay: float = 1.0  # after our addresses have changed, before they are probed
+    settle_delay: float = 0.5  # after our addresses have changed, before they are probed
     probes_at_once: int = 3
     request_timeout: float = 30.0  # one probe, with the data that a server may ask for
     server_interval: float = 60.0  # between two probes by one server
@@ -35,7 +35,7 @@ class ReachabilitySettings:
 
     # Serving others.
     serve: bool = True
-    dial_timeout: float = 4.0  # one address: connecting and handshakes; a SYN is sent three times
+    dial_timeout: float = 3.0  # one address: connecting and handshakes; a SYN is sent twice
     dial_back_timeout: float = 5.0  # for handing the nonce over, once connected
     read_timeout: float = 15.0  # for a request, and for its data
     max_message_bytes: int = 8 * KIB

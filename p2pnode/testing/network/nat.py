@@ -136,6 +136,12 @@ class Router:
         if key is not None:
             self._by_key[key].heard[remote] = now
 
+    def forget_all(self) -> None:
+        """Forget all mappings, as a router does that is switched off and on."""
+        self._by_key.clear()
+        self._by_port.clear()
+        self._in_use.clear()
+
     def _key(self, private: Endpoint, remote: Endpoint) -> tuple[Endpoint, Endpoint | None]:
         return private, remote if self.kind is Nat.SYMMETRIC else None
 

@@ -143,6 +143,24 @@ class VirtualNetwork:
         machine.up = True
         self._review(machine)
 
+    def reboot(self, router: Router, *, moves: bool = False) -> None:
+        """Switch a router off and on: it forgets its mappings, and what they carried breaks.
+
+        Args:
+            router: which.
+            moves: whether its provider gives it another address then.
+        """
+        now = self.clock()
+        for machine in self._behind[router].values():
+            for wire in tuple(machine.wires):
+                if any(each.ip == router.ip for each in wire.endpoints):
+                    wire.reset_both(now)
+        router.forget_all()
+        if moves:
+            fresh = next(each for each in self._public_ips if each not in self._by_ip)
+            self._by_ip[fresh] = self._by_ip.pop(router.ip)
+            router.ip = fresh
+
     def carries(self, one: Machine, other: Machine) -> bool:
         """Whether packets get from one machine to the other now."""
         if not (one.up and other.up):

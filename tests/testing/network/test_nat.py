@@ -233,3 +233,14 @@ def test_a_mapping_forgets_whom_it_has_not_heard_of_for_long_and_nobody_else(kin
     assert len(mapping.heard) <= 2 * (nat.timeout + 2)
     assert nat.receive(FAR, public.port, 2000.0) == INSIDE
     assert nat.receive(Endpoint("9.9.0.1", 1800), public.port, 2000.0) == INSIDE
+
+
+@pytest.mark.parametrize("kind", CONES)
+def test_a_router_that_was_switched_off_knows_nobody_any_more(kind):
+    nat = router(kind)
+    public = nat.send(INSIDE, FAR, 0.0)
+    nat.hold(public.port, FAR)
+    nat.forget_all()
+    assert nat.receive(FAR, public.port, 1.0) is None
+    nat.release(public.port, FAR, 1.0)  # of a connection that broke with it
+    assert nat.receive(FAR, nat.send(INSIDE, FAR, 2.0).port, 2.0) == INSIDE
