@@ -10,7 +10,7 @@ import contextlib
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from typing import ClassVar, Final, TypeVar
 
@@ -240,8 +240,8 @@ class NatPmpMapper(PortMapper):
         self._forgot |= not self._epoch.receive(epoch, trio.current_time())
 
 
-async def announcements(gateway: Gateway) -> AsyncIterator[None]:
-    """Yield whenever the router says something unasked: it has restarted, or moved.
+async def hear_announcements(gateway: Gateway, heard: Callable[[], object]) -> None:
+    """Call `heard` whenever the router says something unasked: it has restarted, or moved.
 
     What it says is not read: anybody could have sent it. It is a reason to ask.
 
@@ -257,4 +257,4 @@ async def announcements(gateway: Gateway) -> AsyncIterator[None]:
         while True:
             _, sender = await opened.recvfrom(_LARGEST)
             if sender[0] == str(gateway.ip):
-                yield
+                heard()

@@ -10,7 +10,7 @@ lead nowhere: that is said, and no address told.
 
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -23,7 +23,7 @@ from p2pnode.host.interfaces import LocalPeerChanged
 from p2pnode.host.node import NetworkHost
 from p2pnode.host.observed import Place, tails_by_place
 from p2pnode.host.portmap.core import Leases
-from p2pnode.host.portmap.datagrams import NatPmpMapper, PcpMapper, announcements
+from p2pnode.host.portmap.datagrams import NatPmpMapper, PcpMapper, hear_announcements
 from p2pnode.host.portmap.interfaces import Kind, Mapping, Port, PortMapper
 from p2pnode.host.portmap.route import Gateway, find_gateway
 from p2pnode.host.portmap.upnp import UpnpMapper
@@ -67,6 +67,7 @@ class PortMappingService:
         rng: chance.
         find: which router there is, if any.
         ways: how that can be asked, the best first.
+        announcements: calls a function whenever the router says something unasked.
 
     Attributes:
         protocol: how the router is asked; None as long as it is not.
@@ -82,6 +83,9 @@ class PortMappingService:
         *,
         find: Callable[[], Gateway | None] = find_gateway,
         ways: Callable[[Gateway], Sequence[PortMapper]] | None = None,
+        announcements: Callable[
+            [Gateway, Callable[[], object]], Awaitable[None]
+        ] = hear_announcements,
     ) -> None:
         self.protocol: str | None = None
         self.mappings: tuple[Mapping, ...] = ()
@@ -91,6 +95,7 @@ class PortMappingService:
         self._rng = rng or random.Random()
         self._find = find
         self._ways = ways or self._all_ways
+        self._announcements = announcements
         self._threads = trio.CapacityLimiter(1)
         self._wake = trio.Event()
         self._stirred = False
@@ -215,12 +220,15 @@ class PortMappingService:
                 self._stirred = False
                 check_at = trio.current_time() + self._settings.check_interval
                 try:
-                    silences = 0
-                    if not await mapper.check(leases.held(trio.current_time())):
-                        leases.lose_all(trio.current_time())
+                    is_well = await mapper.check(leases.held(trio.current_time()))
                 except PortMappingError as error:
                     silences += 1
                     self._fail(gateway, str(error))
+                else:
+                    if silences:
+                        silences, self.failure = 0, ""
+                    if not is_well:
+                        leases.lose_all(trio.current_time())
 
     async def _renew(self, gateway: Gateway, mapper: PortMapper, leases: Leases) -> None:
         while (port := leases.next_due(trio.current_time())) is not None:
@@ -235,9 +243,11 @@ class PortMappingService:
     async def _hear(self, gateway: Gateway) -> None:
         """Look at once whether all is well, whenever the router says something unasked."""
         with contextlib.suppress(OSError):  # then the regular looks have to do
-            async for _ in announcements(gateway):
-                self._stirred = True
-                self._wake.set()
+            await self._announcements(gateway, self._receive_announcement)
+
+    def _receive_announcement(self) -> None:
+        self._stirred = True
+        self._wake.set()
 
     # --- telling ----------------------------------------------------------------------------------
 
