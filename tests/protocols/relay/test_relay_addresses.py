@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnode.errors import InvalidAddressError
@@ -70,6 +70,7 @@ def test_what_means_another_machine_elsewhere_is_left_out():
     assert ways(["/ip4/127.0.0.1/tcp/9"], told) == ["/ip4/127.0.0.1/tcp/9", *told]
 
 
+@settings(deadline=None)
 @given(ports=st.lists(st.integers(1, 65535), max_size=40), limit=st.integers(1, 8))
 def test_no_more_are_taken_than_asked_for(ports, limit):
     told = [f"/ip4/52.1.2.3/tcp/{port}" for port in ports]

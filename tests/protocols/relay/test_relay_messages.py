@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
@@ -41,6 +41,7 @@ reservations = st.builds(
 statuses = st.sampled_from(Status).map(int)
 
 
+@settings(deadline=None)
 @given(peer=peers, reservation=st.none() | reservations, limit=limits, status=statuses)
 def test_what_is_encoded_is_decoded_again(peer, reservation, limit, status):
     answer = HopMessage(type=HopType.STATUS, reservation=reservation, limit=limit, status=status)
@@ -54,6 +55,7 @@ def test_what_is_encoded_is_decoded_again(peer, reservation, limit, status):
         assert decode_stop(encode_stop(stop)) == stop
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=300))
 def test_any_bytes_are_a_message_or_a_protocol_error(data):
     for decode, encode in ((decode_hop, encode_hop), (decode_stop, encode_stop)):

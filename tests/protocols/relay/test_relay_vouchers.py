@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
@@ -21,6 +21,7 @@ def test_it_is_sealed_as_the_specification_says():
     assert b"\x12\x02\x03\x02" in VOUCHER.seal(KEY)  # the payload type, two raw bytes
 
 
+@settings(deadline=None)
 @given(at=st.integers(0, 200), bit=st.integers(0, 7))
 def test_a_voucher_with_any_bit_changed_does_not_hold(at, bit):
     data = bytearray(VOUCHER.seal(KEY))
@@ -29,12 +30,14 @@ def test_a_voucher_with_any_bit_changed_does_not_hold(at, bit):
         Voucher.open(bytes(data))
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=200))
 def test_any_other_bytes_are_a_protocol_error(data):
     with pytest.raises(ProtocolError):
         Voucher.open(data)
 
 
+@settings(deadline=None)
 @given(payload=st.binary(max_size=100))
 def test_a_signed_envelope_of_something_else_is_a_protocol_error(payload):
     with pytest.raises(ProtocolError):
