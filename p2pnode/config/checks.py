@@ -56,28 +56,36 @@ _MAY_BE_ZERO: Final = frozenset(
 )
 
 # Numbers below which nothing works. A stream begins with a window of 256 KiB, in every Yamux.
-_LEAST: Final = dict.fromkeys(
-    (
-        "limits.max_bytes",
-        "limits.max_bytes_per_address",
-        "limits.max_bytes_per_connection",
-        "limits.max_bytes_per_network",
-        "limits.max_bytes_per_peer",
-        "network.yamux_max_window",
-    ),
-    256 * KIB,
-) | dict.fromkeys(
-    (
-        "network.identify_max_message",
-        "network.websocket_max_message",
-        "network.websocket_receive_buffer",
-        "network.yamux_max_frame",
-        "network.yamux_send_buffer",
-        "network.yamux_write_budget",
-        "node.control_request_limit",
-    ),
-    KIB,
-)
+_LEAST: Final = (
+    dict.fromkeys(
+        (
+            "limits.max_bytes",
+            "limits.max_bytes_per_address",
+            "limits.max_bytes_per_connection",
+            "limits.max_bytes_per_network",
+            "limits.max_bytes_per_peer",
+            "network.quic_base_window",
+            "network.quic_max_window",
+            "network.yamux_max_window",
+        ),
+        256 * KIB,
+    )
+    | dict.fromkeys(
+        (
+            "network.identify_max_message",
+            "network.quic_send_buffer",
+            "network.quic_socket_buffer",
+            "network.websocket_max_message",
+            "network.websocket_receive_buffer",
+            "network.yamux_max_frame",
+            "network.yamux_send_buffer",
+            "network.yamux_write_budget",
+            "node.control_request_limit",
+        ),
+        KIB,
+    )
+    | {"network.quic_max_datagram": 1200}
+)  # RFC 9000, 14.1
 
 # Penalties, and the scores from which peers are shunned.
 _MUST_NOT_BE_POSITIVE: Final = frozenset(

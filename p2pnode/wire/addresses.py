@@ -20,6 +20,8 @@ MAX_ADDRESS_BYTES: Final = 1024  # a relayed WebTransport address with two certi
 _P2P: Final = varint.encode(421)
 _IP: Final = {4: varint.encode(4), 6: varint.encode(41)}
 _TCP: Final = varint.encode(6)
+_UDP: Final = varint.encode(273)
+_QUIC: Final = varint.encode(461)
 _IP_NAMES: Final = frozenset({"ip4", "ip6"})
 _NAME_KINDS: Final = frozenset({"dns", "dns4", "dns6", "dnsaddr"})
 _TLS_NAMES: Final = frozenset({"tls", "wss"})
@@ -117,6 +119,11 @@ def tcp_address(host: str, port: int) -> Multiaddr:
     """
     # Each connection that comes in has two of them: their text would take seven times as long.
     return Multiaddr(b"".join((_ip_part(host), _TCP, port.to_bytes(2, "big"))))
+
+
+def quic_address(host: str, port: int) -> Multiaddr:
+    """Return `/ip4/<host>/udp/<port>/quic-v1`, or its IPv6 form; see `tcp_address`."""
+    return Multiaddr(b"".join((_ip_part(host), _UDP, port.to_bytes(2, "big"), _QUIC)))
 
 
 @functools.lru_cache(maxsize=1024)
