@@ -33,6 +33,7 @@ from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError, NoPeersError
 from p2pnode.events import Event, EventBus
 from p2pnode.host.budgets import BudgetReport, ScopeUse
+from p2pnode.host.portmap import PortMappingService
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.lookup import HostEntry
 from p2pnode.swarm.network import Network
@@ -233,6 +234,8 @@ class Node:
             "addresses": network.full_addresses(),
             "listening": [str(address) for address in network.host.listening],
             "observed": [str(address) for address in network.host.observed],
+            "mapped": [str(address) for address in network.host.mapped],
+            "portmap": _describe_portmap(network.portmap),
             "reachability": describe_reachability(network.reachability.info(), trio.current_time()),
             "connections": len(network.host.connections()),
             "ways": Counter(info.way for info in network.host.info().connections),
@@ -359,6 +362,22 @@ def _describe_host(host: HostEntry) -> dict[str, Any]:
         "addresses": [str(address) for address in host.addresses],
         "load": host.load,
         "expires": host.expiry,
+    }
+
+
+def _describe_portmap(portmap: PortMappingService | None) -> dict[str, Any] | None:
+    if portmap is None:
+        return None
+    return {
+        "protocol": portmap.protocol,
+        "failure": portmap.failure,
+        "mappings": [
+            {
+                "port": f"{each.port.kind}/{each.port.number}",
+                "external": f"{each.external_ip}:{each.external_port}",
+            }
+            for each in portmap.mappings
+        ],
     }
 
 

@@ -1,7 +1,9 @@
 import functools
 import json
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -68,3 +70,80 @@ def findings():
             for kind in ("udp", "tcp"):
                 started[nat, kind] = helper.start(machine, kind)
         return {key: wait() for key, wait in started.items()}
+
+
+def wait_until(condition, timeout=30.0):
+    """Wait in real time until `condition` returns something; return that."""
+    until = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < until, f"this did not come true within {timeout:g} s"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture
+def eventually():
+    return wait_until
+
+
+class Igd:
+    """miniupnpd, the port mapping daemon of most home routers, on a router of the laboratory."""
+
+    CONFIG = """
+ext_ifname=wan
+listening_ip=lan
+enable_natpmp={natpmp}
+enable_upnp={upnp}
+secure_mode=yes
+uuid=00000000-1111-2222-3333-444444444444
+allow 1024-65535 192.168.1.0/24 1024-65535
+deny 0-65535 0.0.0.0/0 0-65535
+upnp_table_name=igd
+upnp_nat_table_name=igd
+upnp_forward_chain=forwarded
+upnp_nat_chain=redirected
+upnp_nat_postrouting_chain=masked
+"""
+    RULES = """
+table inet igd {
+    chain forwarded {}
+    chain redirected {}
+    chain masked {}
+    chain forward { type filter hook forward priority 0; jump forwarded; }
+    chain prerouting { type nat hook prerouting priority dstnat - 5; jump redirected; }
+    chain postrouting { type nat hook postrouting priority srcnat + 5; jump masked; }
+}
+"""
+
+    def __init__(self, router, folder, *, natpmp=True, upnp=True):
+        self._router = router
+        self._folder = folder
+        said = {True: "yes", False: "no"}
+        config = self.CONFIG.format(natpmp=said[natpmp], upnp=said[upnp])
+        (folder / "igd.conf").write_text(config)
+        self._start()
+
+    def _start(self):
+        self._router.ns.load_rules(f"table inet igd\ndelete table inet igd\n{self.RULES}")
+        folder = self._folder
+        command = ["miniupnpd", "-d", "-f", f"{folder}/igd.conf", "-P", f"{folder}/igd.pid"]
+        with (folder / "igd.log").open("ab") as log:
+            self._process = self._router.ns.start(command, stdout=log, stderr=log)
+
+    def restart(self):
+        """Lose all mappings, as a router that reboots."""
+        self._process.kill()
+        self._process.wait()
+        self._start()
+
+    def mappings(self):
+        """The rules that lead in, as nftables prints them."""
+        printed = self._router.ns.run(["nft", "list", "chain", "inet", "igd", "redirected"])
+        return [line.strip() for line in printed.splitlines() if "dnat" in line]
+
+
+@pytest.fixture
+def igd(tmp_path):
+    if shutil.which("miniupnpd") is None:
+        pytest.skip("miniupnpd is missing; install the package miniupnpd-nftables")
+    return lambda router, **options: Igd(router, tmp_path, **options)
