@@ -63,6 +63,7 @@ DECODERS = [
         "host/portmap/natpmp.py",
         "host/portmap/pcp.py",
         "mux/yamux/frames.py",
+        "protocols/autonat/messages.py",
         "protocols/kad/messages.py",
         "protocols/pubsub/framing.py",
         "protocols/pubsub/messages.py",

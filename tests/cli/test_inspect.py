@@ -111,3 +111,33 @@ def test_status_tells_what_the_node_carries_for_others():
     assert "(limited)" in inspect.describe_relay({"given": given | {"limited": True}})
     assert inspect.describe_relay({"given": given | {"serving": False}}) is None
     assert inspect.describe_relay({"given": None}) is None
+
+
+def finding(state, reached, failed):
+    return {"state": state, "reached": reached, "failed": failed, "for": 61.6}
+
+
+def test_status_tells_whether_others_reach_the_node_and_who_was_asked_last():
+    evidence = {
+        "age": 4.4,
+        "peer_id": PEER,
+        "addresses": ["/ip4/8.8.8.8/tcp/4001"],
+        "result": "reached",
+        "text": "OK",
+    }
+    found = {
+        "state": "public",
+        "forced": False,
+        "families": {"ip4": finding("public", 3, 1), "ip6": finding("unknown", 0, 0)},
+        "servers": 4,
+        "evidence": [evidence],
+    }
+    assert inspect.describe_reachability(found) == (
+        "public: IPv4 public for 62 s (reached by 3 of 4 networks)\n"
+        f"4 s ago {PEER} was asked about /ip4/8.8.8.8/tcp/4001: reached (OK)"
+    )
+    found |= {"state": "unknown", "families": {"ip4": finding("unknown", 0, 0)}, "evidence": []}
+    assert inspect.describe_reachability(found) == "unknown\n4 peers can be asked"
+    assert inspect.describe_reachability({"state": "private", "forced": True}) == (
+        "private, as the settings say"
+    )

@@ -62,6 +62,10 @@ def test_a_whole_number_serves_where_a_number_is_asked():
         ({"limits": {"ip4_address_prefix": 16}}, "not exceed ip4_address_prefix"),
         ({"limits": {"exempt_subnets": ["10.0.0.1/8"]}}, "exempt_subnets holds no subnet"),
         ({"limits": {"exempt_subnets": ["home"]}}, "exempt_subnets holds no subnet"),
+        ({"reachability": {"mode": "maybe"}}, "must be one of auto, public, private"),
+        ({"reachability": {"confidence": 10}}, "confidence must not exceed window"),
+        ({"reachability": {"dial_data_bytes": 29_999}}, "dial_data_bytes must be from 30000"),
+        ({"reachability": {"verdict_ttl": 60.0}}, "verdict_ttl must be above"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_with_its_name(overrides, sentence):

@@ -386,6 +386,43 @@ class HostConformance(ABC):
             assert await stream.receive_exactly(1) == b"x"
             await stream.aclose()
 
+    # --- dialling as a stranger -----------------------------------------------------------------
+
+    async def test_a_stranger_has_a_connection_of_its_own_that_nobody_else_uses(
+        self, clock: Clock | None
+    ) -> None:
+        async with self._connected() as (ours, theirs, connection):
+            (address, *_) = theirs.addresses
+            assert ours.can_dial(address)
+            async with ours.dial_anew(theirs.peer_id, address, timeout=5.0) as anew:
+                assert anew is not connection
+                assert (anew.peer_id, anew.direction) == (theirs.peer_id, "outbound")
+                assert anew not in ours.connections()
+                assert ours.connection_to(theirs.peer_id) is connection
+                stream = await anew.open_stream([ECHO])
+                await stream.send_all(b"x")
+                assert await stream.receive_exactly(1) == b"x"
+                await stream.aclose()
+            assert anew.is_closed
+            assert not connection.is_closed
+            assert ours.connections() == [connection]
+
+    async def test_a_stranger_is_told_when_nobody_answers_or_somebody_else_does(
+        self, clock: Clock | None
+    ) -> None:
+        async with self._connected() as (ours, theirs, connection):
+            (address, *_) = theirs.addresses
+            stranger = type(theirs.peer_id).from_public_key_bytes(b"\x08\x01\x12\x20" + bytes(32))
+            with pytest.raises((DialError, ProtocolError)):
+                async with ours.dial_anew(stranger, address, timeout=5.0):
+                    pytest.fail("somebody answered in a stranger's name")
+            nowhere = type(address)("/ip4/127.0.0.1/udp/9")
+            assert not ours.can_dial(nowhere)
+            with pytest.raises(DialError):
+                async with ours.dial_anew(theirs.peer_id, nowhere, timeout=5.0):
+                    pytest.fail("an address that no transport understands was dialled")
+            assert ours.connections() == [connection]
+
 
 @contextlib.asynccontextmanager
 async def _within() -> AsyncIterator[None]:
