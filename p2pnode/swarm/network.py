@@ -19,6 +19,7 @@ from p2pnode.host.node import NetworkHost
 from p2pnode.host.portmap import PortMappingService
 from p2pnode.protocols.autonat.service import ReachabilityService
 from p2pnode.protocols.clock.service import ClockService
+from p2pnode.protocols.dcutr.service import DcutrService
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.protocols.kad.validators import PublicKeyValidator
@@ -98,6 +99,9 @@ class Network:
             if settings.relay.server != "never"
             else None
         )
+        self.dcutr = (
+            DcutrService(self.host, settings.dcutr, rng) if settings.dcutr.enabled else None
+        )
         # Other transports than ours lead through other networks than this machine's.
         self.portmap = (
             PortMappingService(self.host, settings.portmap, rng)
@@ -128,6 +132,8 @@ class Network:
                 await nursery.start(self.relay_server.run)
             if self.relay_client is not None:
                 await nursery.start(self.relay_client.run)
+            if self.dcutr is not None:
+                await nursery.start(self.dcutr.run)
             await nursery.start(self.reachability.run)
             if self.mdns is not None:
                 await nursery.start(self.mdns.run)
