@@ -20,7 +20,7 @@ from p2pnode.clock import wall_time
 from p2pnode.config import LimitSettings, RelaySettings
 from p2pnode.errors import P2PNodeError, ProtocolError, StreamResetError
 from p2pnode.events import Event
-from p2pnode.host import ConnectionEnded, ReachabilityChanged, Stream
+from p2pnode.host import ConnectionEnded, PeerMisbehaved, ReachabilityChanged, Stream
 from p2pnode.host.budgets.rates import SubnetMap
 from p2pnode.host.interfaces import Reachability
 from p2pnode.host.node import NetworkHost
@@ -200,26 +200,37 @@ class RelayServer:
 
     async def _answer(self, stream: Stream) -> None:
         """Serve one request; of CONNECT, the circuit that comes of it."""
-        request = None
-        with trio.move_on_after(self.settings.request_timeout) as scope:
+        data = None
+        with trio.move_on_after(self.settings.request_timeout):
             data = await receive(stream)
-            try:
-                request = decode_hop(data)
-            except ProtocolError:
-                await _refuse(stream, Status.MALFORMED_MESSAGE)
-                raise
-        if request is None or scope.cancelled_caught:
+        if data is None:
             raise StreamResetError("the peer did not say in time what it wants of this relay")
+        try:
+            request = decode_hop(data)
+        except ProtocolError as error:
+            await self._reject(stream, Status.MALFORMED_MESSAGE, str(error))
+            return
         if stream.connection.is_relayed:
             await _refuse(stream, Status.PERMISSION_DENIED)
         elif request.type is HopType.RESERVE:
             await self._answer_reserve(stream)
-        elif request.type is HopType.CONNECT:
-            assert request.peer is not None  # as decoding checks
+        elif request.type is HopType.CONNECT and request.peer is not None:
             await self._answer_connect(stream, request.peer)
         else:
-            await _refuse(stream, Status.UNEXPECTED_MESSAGE)
-            raise ProtocolError("a relay was asked with an answer")
+            await self._reject(
+                stream, Status.UNEXPECTED_MESSAGE, "a relay was asked with an answer"
+            )
+
+    async def _reject(self, stream: Stream, status: Status, reason: str) -> None:
+        """Tell the peer which rule it broke, as a reset of the stream would not."""
+        self._host.events.emit(
+            PeerMisbehaved(
+                peer_id=stream.peer_id,
+                address=stream.connection.remote_address,
+                reason=f"{HOP_PROTOCOL}: {reason}",
+            )
+        )
+        await _refuse(stream, status)
 
     async def _answer_reserve(self, stream: Stream) -> None:
         peer, now = stream.peer_id, trio.current_time()
