@@ -7,6 +7,7 @@ the line that Kademlia promises to be log N.
 import math
 import random
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -17,6 +18,10 @@ from simulations.node import Node
 from simulations.probes import Probes, mean, percentile
 from simulations.truth import begins_with, closest_to
 from simulations.values import Values
+
+
+# Hops grow as log N, told from a few hundred look-ups: their means err by some per cent.
+_MOST_GROWTH: Final = 1.05
 
 
 async def run(sim: Simulation) -> None:
@@ -135,7 +140,7 @@ def _report(sim: Simulation, sizes: list[int], lines: dict[str, list[float]]) ->
     report.figure(
         "growth of hops",
         hops / first / math.log(sizes[-1], sizes[0]) if first else math.nan,
-        goal=at_most(1),
+        goal=at_most(_MOST_GROWTH),
         detail="from the smallest to the largest size, over that of log N",
     )
 
