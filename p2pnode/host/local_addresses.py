@@ -7,6 +7,7 @@ from multiaddr import Multiaddr
 from p2pnode.config import NetworkSettings
 from p2pnode.events import Event
 from p2pnode.host.interfaces import Connection, LocalPeerChanged
+from p2pnode.host.nat_behaviour import Sighting
 from p2pnode.host.observed import (
     ObservedAddressBelieved,
     ObservedAddressDropped,
@@ -115,6 +116,10 @@ class LocalAddresses:
             now=now,
         )
         self.update(now)
+
+    def seen_by(self, now: float) -> dict[tuple[int, str], list[Sighting]]:
+        """List who sees this node where, by IP version and `tcp` or `udp`."""
+        return self._votes.by_family(now)
 
     def sightings(self, now: float) -> list[tuple[Place, Place, int]]:
         """List where each of our places is seen, and by how many observers far enough apart."""

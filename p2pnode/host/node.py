@@ -14,7 +14,7 @@ an event. An exception that is not the network's is a bug, and ends the node.
 """
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from p2pnode.host.interfaces import (
     StreamHandler,
 )
 from p2pnode.host.local_addresses import LocalAddresses
+from p2pnode.host.nat_behaviour import Sighting
 from p2pnode.host.observed import Place
 from p2pnode.host.peerstore import Peerstore
 from p2pnode.host.punching import Punch
@@ -164,9 +165,10 @@ class NetworkHost(Host):
 
     async def _shut_down(self) -> None:
         with trio.CancelScope(shield=True):
-            for listener in self._local.listeners:
-                await listener.aclose()
+            closing = tuple(self._local.listeners)
             self._local.listeners.clear()
+            for listener in closing:
+                await listener.aclose()
             with trio.move_on_after(self.settings.close_timeout):
                 async with trio.open_nursery() as nursery:
                     for connection in self._connections:
@@ -255,6 +257,10 @@ class NetworkHost(Host):
     ) -> None:
         """See `Host`."""
         self._local.judge(verified, refuted, trio.current_time())
+
+    def seen_by(self) -> dict[tuple[int, str], list[Sighting]]:
+        """List who sees this node where, by IP version and `tcp` or `udp`."""
+        return self._local.seen_by(trio.current_time())
 
     def sightings(self) -> list[tuple[Place, Place, int]]:
         """List where each place we listen at is seen, and by how many observers."""
@@ -374,9 +380,24 @@ class NetworkHost(Host):
         deadline = trio.current_time() + timeout
         with dial.wanted_until(deadline), trio.move_on_at(deadline):
             await dial.done.wait()
+        if direct:
+            await self._await_punch(peer_id, deadline)
         if (connection := self._connections.best(peer_id, direct=direct)) is not None:
             return connection
         raise dial.failure
+
+    async def _await_punch(self, peer_id: PeerId, deadline: float) -> None:
+        """Give a peer that was just called over a relay the time to get through to this node."""
+        relayed = self._connections.best(peer_id)
+        if relayed is None or not relayed.is_relayed or relayed.direction == "inbound":
+            return
+        opened = trio.Event()
+        undo = self.events.on(ConnectionOpened, partial(_act_when_direct, peer_id, opened.set))
+        try:
+            with trio.move_on_at(min(deadline, relayed.opened_at + self.settings.direct_wait)):
+                await opened.wait()
+        finally:
+            undo()
 
     def can_dial(self, address: Multiaddr) -> bool:
         """See `Host`."""
@@ -446,7 +467,9 @@ class NetworkHost(Host):
         punch = Punch([*self._transports], upgrade, settings)
         upgraded = None
         with trio.move_on_after(settings.attempt_timeout) as scope:
-            undo = self.events.on(ConnectionOpened, partial(_end_when_direct, peer_id, scope))
+            undo = self.events.on(
+                ConnectionOpened, partial(_act_when_direct, peer_id, scope.cancel)
+            )
             try:
                 upgraded = await punch.run(addresses)
                 if not addresses:
@@ -493,6 +516,9 @@ class NetworkHost(Host):
             try:
                 raw = await listener.accept()
             except trio.ClosedResourceError:
+                if listener in self._local.listeners:  # closed by whoever wanted it
+                    self._local.listeners.remove(listener)
+                    self._local.update(trio.current_time())
                 return
             self._running().start_soon(self._receive, raw)
 
@@ -595,6 +621,6 @@ class NetworkHost(Host):
         return self._network
 
 
-def _end_when_direct(peer_id: PeerId, scope: trio.CancelScope, event: ConnectionOpened) -> None:
+def _act_when_direct(peer_id: PeerId, act: Callable[[], object], event: ConnectionOpened) -> None:
     if event.connection.peer_id == peer_id and not event.connection.is_relayed:
-        scope.cancel()
+        act()

@@ -31,6 +31,7 @@ from multiaddr import Multiaddr
 
 from p2pnode.config import NetworkSettings
 from p2pnode.events import Event
+from p2pnode.host.nat_behaviour import Endpoint, Sighting
 from p2pnode.host.ranking import is_relayed
 from p2pnode.wire.addresses import IpAddress, ip_of
 
@@ -82,6 +83,7 @@ class Place(NamedTuple):
 class _Vote:
     local: Place
     observed: Place
+    observer: Endpoint
     group: Group
     until: float
 
@@ -128,7 +130,9 @@ class ObservedAddresses:
         group = group_of(observer)
         if not self._make_room(group, now):
             return False
-        self._votes[connection] = _Vote(ours, theirs, group, math.inf)
+        far = _place(remote)
+        end = Endpoint(observer, far.port if far is not None else 0)
+        self._votes[connection] = _Vote(ours, theirs, end, group, math.inf)
         return True
 
     def end(self, connection: Hashable, now: float) -> None:
@@ -165,6 +169,20 @@ class ObservedAddresses:
         for vote in self._votes.values():
             groups.setdefault((vote.local, vote.observed), set()).add(vote.group)
         return [(local, seen, len(voters)) for (local, seen), voters in groups.items()]
+
+    def by_family(self, now: float) -> dict[tuple[int, str], list[Sighting]]:
+        """List who sees us where, by IP version and `tcp` or `udp`."""
+        self._expire(now)
+        found: dict[tuple[int, str], list[Sighting]] = {}
+        for vote in self._votes.values():
+            local, seen = vote.local, vote.observed
+            sighting = Sighting(
+                local=Endpoint(local.ip, local.port),
+                remote=vote.observer,
+                seen=Endpoint(seen.ip, seen.port),
+            )
+            found.setdefault(local.family, []).append(sighting)
+        return found
 
     def _expire(self, now: float) -> None:
         for connection in [each for each, vote in self._votes.items() if vote.until <= now]:
