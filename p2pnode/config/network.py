@@ -14,6 +14,7 @@ class NetworkSettings:
     dial_attempts_at_once: int = 4  # addresses of one peer tried in parallel
     dial_stagger: float = 0.25  # head start of each address over the next, as RFC 8305 has it
     dial_relay_head_start: float = 0.5  # of the last direct address over relays, as in go-libp2p
+    direct_wait: float = 5.0  # for a peer just called over a relay to get through to this node
     max_dials: int = 128  # peers dialled at once, node-wide
     dial_backoff: float = 1.0  # pause after an address failed, doubled at each further failure
     dial_backoff_max: float = 60.0

@@ -29,6 +29,7 @@ class Meeting:
     def __init__(self, world):
         self.world = world
         self.events = {}
+        self.machines = {}
         self._changed = trio.Event()
 
     async def arrange(self, nat_a, nat_b, *, relay=None, settings=None, services="ab"):
@@ -48,6 +49,7 @@ class Meeting:
         machine = self.world.network.add_machine(nat=nat)
         host = await self.world.add_host(machine=machine, relay=RelaySettings(**relay))
         host.set_handler(ECHO, echo)
+        self.machines[host] = machine
         self.events[host] = seen = []
 
         def note(event):
