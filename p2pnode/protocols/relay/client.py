@@ -183,6 +183,8 @@ class RelayClient:
                 each()
             self._host.remove_handler(STOP_PROTOCOL)
             self._want(0)
+            with trio.CancelScope(shield=True):
+                await listener.aclose()
 
     def info(self) -> RelayClientInfo:
         """Describe what is held now."""
