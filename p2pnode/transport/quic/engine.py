@@ -146,7 +146,7 @@ class Engine(QuicConnection):
     @property
     def has_begun(self) -> bool:
         """Whether the peer has sent a packet that could be read."""
-        return self._state is not QuicConnectionState.FIRSTFLIGHT
+        return self._remote_initial_source_connection_id is not None
 
     @property
     def is_reachable(self) -> bool:

@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -194,16 +194,13 @@ class QuicTransport(Transport):
             settings=self._settings,
             token_bytes=os.urandom,
         )
-        carrier = _Carrier(opened, core, self._settings, is_for_dials=is_for_dials)
+        carrier = _Carrier(opened, core, self._settings, self._forget, is_for_dials=is_for_dials)
         self._carriers.append(carrier)
-        self._nursery.start_soon(self._carry, carrier)
+        self._nursery.start_soon(carrier.run)
         return carrier
 
-    async def _carry(self, carrier: "_Carrier") -> None:
-        try:
-            await carrier.run()
-        finally:
-            self._carriers.remove(carrier)
+    def _forget(self, carrier: "_Carrier") -> None:
+        self._carriers.remove(carrier)
 
 
 class QuicListener(Listener):
@@ -270,6 +267,7 @@ class _Carrier:
         opened: socket.socket,
         core: QuicEndpoint,
         settings: NetworkSettings,
+        forget: "Callable[[_Carrier], object]",
         *,
         is_for_dials: bool,
     ) -> None:
@@ -288,6 +286,8 @@ class _Carrier:
         self._queued = Signal()
         self._alarm = trio.CancelScope()
         self._scope = trio.CancelScope()
+        self._forget = forget
+        self._is_closed = False
 
     # --- tasks ----------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class _Carrier:
             self._close()
 
     async def _read(self) -> None:
-        while True:
+        while not self._is_closed:
             await trio.lowlevel.wait_readable(self._socket)
             touched: dict[QuicSession, None] = {}
             now = trio.current_time()
@@ -338,7 +338,7 @@ class _Carrier:
 
     async def _write(self) -> None:
         """Send what the socket did not take at once."""
-        while True:
+        while not self._is_closed:
             while not self._queue:
                 await self._queued.wait()
             await trio.lowlevel.wait_writable(self._socket)
@@ -440,9 +440,13 @@ class _Carrier:
 
     def _end_if_unused(self) -> None:
         if not self._sessions and not self.core.is_listening:
-            self._scope.cancel()
+            self._close()
 
     def _close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._scope.cancel()
         for session in tuple(self._sessions.values()):
             session.core.close(ConnectionClosedError("this side closed the connection"))
             self._dispatch(session)
@@ -451,6 +455,7 @@ class _Carrier:
         self.ready.set()
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
+        self._forget(self)
 
 
 def endpoint_of(address: Multiaddr) -> Endpoint | None:
