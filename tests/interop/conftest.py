@@ -128,11 +128,18 @@ class JsPeer:
 
 
 @contextlib.contextmanager
-def running(nodejs, log_file):
-    """Start a js-libp2p node that ends with the block; yields its process and first line."""
+def running(nodejs, log_file, *script):
+    """Start a js-libp2p node that ends with the block; yields its process and first line.
+
+    Args:
+        nodejs: path of Node.js.
+        log_file: where its standard error goes.
+        script: which of the rig's scripts, and its arguments; `peer.mjs` by default.
+    """
+    name, *arguments = script or ("peer.mjs",)
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [nodejs, "--experimental-websocket", str(RIG / "peer.mjs")],
+            [nodejs, "--experimental-websocket", str(RIG / name), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -189,6 +196,19 @@ async def fresh_js(nodejs, tmp_path, nursery):
     with running(nodejs, tmp_path / "js-libp2p.log") as started:
         async with talking_to(started, nursery) as peer:
             yield peer
+
+
+@pytest.fixture
+def start_js(nodejs, tmp_path, nursery):
+    """Start a js-libp2p node of another script, for the length of a block."""
+
+    @contextlib.asynccontextmanager
+    async def start_js(*script):
+        with running(nodejs, tmp_path / "js-libp2p.log", *script) as started:
+            async with talking_to(started, nursery) as peer:
+                yield peer
+
+    return start_js
 
 
 @pytest.fixture
