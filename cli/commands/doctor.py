@@ -75,7 +75,16 @@ def _print_addresses(facts: Mapping[str, Any]) -> None:
     click.echo(click.style("Addresses that others are told", bold=True))
     for address in facts["told"]:
         click.echo(f"  {address}")
-    if facts["sightings"]:
-        click.echo(click.style("Where others see this node", bold=True))
-        for each in facts["sightings"]:
-            click.echo(f"  {each['local']} is seen as {each['seen']} by {each['observers']}")
+    probes = facts["reachability"]["last"]
+    if probes:
+        click.echo(click.style("Who was asked whether it reaches this node", bold=True))
+        for each in probes:
+            click.echo(f"  {as_one_line(each)}")
+    odd = [each for each in facts["ways"] if each["note"] or each["way"] != "direct"]
+    if odd:
+        click.echo(
+            click.style("Peers that are not connected directly, or were not at first", bold=True)
+        )
+        for each in odd:
+            note = f": {as_one_line(each['note'])}" if each["note"] else ""
+            click.echo(f"  {each['peer_id']} is {each['way']}, for {each['age']:.0f} s{note}")

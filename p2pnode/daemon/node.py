@@ -27,6 +27,7 @@ from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.dht import DhtCommands
 from p2pnode.daemon.doctor.diagnosis import diagnose
 from p2pnode.daemon.doctor.examination import examine
+from p2pnode.daemon.doctor.facts import as_plain
 from p2pnode.daemon.reachability import describe_reachability
 from p2pnode.daemon.relaying import describe_relaying
 from p2pnode.daemon.runs import RunStore
@@ -283,7 +284,7 @@ class Node:
             dataclasses.asdict(each) | {"level": each.level.name.lower()}
             for each in diagnose(facts)
         ]
-        return {"findings": findings, "facts": dataclasses.asdict(facts)}
+        return {"findings": findings, "facts": as_plain(facts)}
 
     async def _experts(self, _params: Mapping[str, Any]) -> Any:
         return self.hosted()

@@ -15,8 +15,10 @@ BAD = {
 }
 FACTS = {
     "told": ["/ip4/203.0.113.7/tcp/4001/p2p/12D3"],
-    "sightings": [
-        {"local": "/ip4/10.0.0.2/tcp/4001", "seen": "/ip4/203.0.113.7/tcp/5", "observers": 4}
+    "reachability": {"last": ["12D4: reached", "12D5: no answer (it refused)"]},
+    "ways": [
+        {"peer_id": "12D4", "way": "direct", "note": "", "age": 1.0},
+        {"peer_id": "12D5", "way": "relayed", "note": "symmetric NATs", "age": 60.4},
     ],
 }
 
@@ -51,7 +53,9 @@ def test_a_healthy_node_needs_nothing(daemon, capsys):
     assert code == 0
     assert "✓ peers          Connected to 3 peers." in out
     assert "203.0.113.7/tcp/4001" in out
-    assert "is seen as /ip4/203.0.113.7/tcp/5 by 4" in out
+    assert "12D5: no answer (it refused)" in out
+    assert "12D5 is relayed, for 60 s: symmetric NATs" in out
+    assert "12D4 is direct" not in out
 
 
 def test_what_needs_doing_is_said_and_in_the_exit_code(daemon, capsys):

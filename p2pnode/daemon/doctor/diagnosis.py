@@ -1,11 +1,23 @@
 """What follows from the facts about a node, in the words of somebody who explains it. Pure."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from p2pnode.config.units import GIB, MIB
-from p2pnode.daemon.doctor.facts import ClockFacts, DhtFacts, DiskFacts, Facts
+from p2pnode.daemon.doctor.facts import (
+    ClockFacts,
+    DhtFacts,
+    DiskFacts,
+    Facts,
+    NatFacts,
+    PortMappingFacts,
+    RelayFacts,
+    WayFacts,
+)
 from p2pnode.daemon.doctor.findings import Finding, Level
+from p2pnode.host import Reachability
+from p2pnode.host.connections import Way
 from p2pnode.swarm.index import MAX_SKEW
 
 _FULL: Final = 256 * MIB  # free bytes below which a checkpoint may not fit any more
@@ -16,16 +28,25 @@ _SLOW_LOOKUP: Final = 10.0  # seconds
 
 def diagnose(facts: Facts) -> list[Finding]:
     """Judge a node; the most serious findings come first, otherwise in the order of looking."""
-    found = [*_peers(facts), _dht(facts.dht), _clock(facts.clock), _disk(facts.disk)]
+    found = [
+        *_peers(facts),
+        _reachability(facts),
+        *map(_nat, facts.nats),
+        *_portmap(facts.portmap),
+        *_relays(facts.relays),
+        _dht(facts.dht),
+        _clock(facts.clock),
+        _disk(facts.disk),
+    ]
     return sorted(found, key=lambda each: -each.level)
 
 
 def _peers(facts: Facts) -> Iterator[Finding]:
-    if facts.connections:
+    if facts.ways:
         yield Finding(
             level=Level.GOOD,
             subject="peers",
-            says=f"Connected to {_count(facts.connections, 'peer')}.",
+            says=f"Connected to {_count(len(facts.ways), 'peer')}{_by_way(facts.ways)}.",
         )
     elif facts.bootstrap:
         yield Finding(
@@ -45,6 +66,99 @@ def _peers(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _by_way(ways: Iterable[WayFacts]) -> str:
+    counts = Counter(each.way for each in ways)
+    if set(counts) == {Way.DIRECT}:
+        return ""
+    return ": " + ", ".join(f"{number} {way}" for way, number in counts.most_common())
+
+
+def _reachability(facts: Facts) -> Finding:
+    found, relays = facts.reachability, facts.relays
+    word = " (the settings say so)" if found.is_forced else ""
+    if found.state is Reachability.PUBLIC:
+        networks = f", as {_count(found.reached, 'network')} have" if found.reached else ""
+        return Finding(
+            level=Level.GOOD,
+            subject="reachability",
+            says=f"Others can dial this node{networks}{word}.",
+        )
+    if found.state is Reachability.UNKNOWN:
+        asked = (
+            f"{_count(found.servers, 'peer')} can be asked, and what they say settles nothing yet"
+            if found.servers
+            else "no peer with a public address can be asked"
+        )
+        return Finding(
+            level=Level.NOTE,
+            subject="reachability",
+            says=f"It is not known whether others can dial this node: {asked}.",
+        )
+    served = relays.held > relays.limited
+    says = f"Others cannot dial this node{word}"
+    says += f"; {_count(found.failed, 'network')} tried in vain." if found.failed else "."
+    if relays.held:
+        says += f" They reach it through {_count(relays.held, 'relay')}"
+        says += "." if served else ", which carry too little for training unless a hole is punched."
+    return Finding(
+        level=Level.NOTE if relays.held else Level.WARNING,
+        subject="reachability",
+        says=says,
+        advice=_how_to_be_reached(facts),
+    )
+
+
+def _how_to_be_reached(facts: Facts) -> str:
+    ports = " and ".join(map(str, facts.ports)) or "the port of --listen"
+    which = "port" if len(facts.ports) == 1 else "ports"
+    return (
+        f"Forward TCP {which} {ports} to this machine in the router's settings, or switch on UPnP"
+        " or NAT-PMP there."
+    )
+
+
+def _nat(nat: NatFacts) -> Finding:
+    subject, seen = f"NAT, {nat.family}", ", ".join(nat.seen)
+    if nat.mapping.is_dependent:
+        return Finding(
+            level=Level.NOTE,
+            subject=subject,
+            says="The router shows this node at another port to each peer (a symmetric NAT), so"
+            f" holes cannot be punched to it from behind another such router: {seen}.",
+        )
+    return Finding(
+        level=Level.GOOD,
+        subject=subject,
+        says=f"The router shows this node to others as {seen}; its mapping is {nat.mapping.value}.",
+    )
+
+
+def _portmap(portmap: PortMappingFacts) -> Iterator[Finding]:
+    if not portmap.is_on:
+        return
+    if portmap.mappings:
+        says = f"The router lets others in, by {portmap.protocol}: {', '.join(portmap.mappings)}."
+        yield Finding(level=Level.GOOD, subject="port mapping", says=says)
+    elif portmap.failure:
+        yield Finding(
+            level=Level.NOTE, subject="port mapping", says=f"There is none: {portmap.failure}."
+        )
+
+
+def _relays(relays: RelayFacts) -> Iterator[Finding]:
+    if relays.wanted <= relays.held:
+        return
+    yield Finding(
+        level=Level.WARNING if not relays.held else Level.NOTE,
+        subject="relays",
+        says=f"{relays.held} of {_count(relays.wanted, 'reservation')} wanted are held;"
+        f" {_count(relays.known, 'relay')} are known.",
+        advice=""
+        if relays.held
+        else "Name one that you trust: `--set relay.relays=ADDRESS`; `node relay` runs one.",
+    )
+
+
 def _dht(dht: DhtFacts) -> Finding:
     where = f"{_count(dht.peers, 'peer')} in the table, {dht.mode} mode"
     if dht.error:
@@ -61,8 +175,8 @@ def _dht(dht: DhtFacts) -> Finding:
     return Finding(
         level=Level.WARNING if slow else Level.GOOD,
         subject="DHT",
-        says=f"A look-up took {dht.lookup_seconds:.1f} s, and {_count(dht.answered, 'peer')} answered"
-        f" ({where}).",
+        says=f"A look-up took {dht.lookup_seconds:.1f} s, and"
+        f" {_count(dht.answered, 'peer')} answered ({where}).",
         advice="Many peers do not answer: look at this node's uplink." if slow else "",
     )
 

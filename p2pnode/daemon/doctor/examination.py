@@ -2,22 +2,39 @@
 
 import os
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 import trio
+from multiaddr import Multiaddr
 
 from p2pnode.config import Settings
-from p2pnode.daemon.doctor.facts import ClockFacts, DhtFacts, DiskFacts, Facts, Sighting
+from p2pnode.daemon.doctor.facts import (
+    ClockFacts,
+    DhtFacts,
+    DiskFacts,
+    Facts,
+    NatFacts,
+    PortMappingFacts,
+    ReachabilityFacts,
+    RelayFacts,
+    WayFacts,
+)
 from p2pnode.errors import P2PNodeError
+from p2pnode.host.nat_behaviour import Sighting, classify_mapping
+from p2pnode.host.portmap.service import PortMappingService
+from p2pnode.protocols.autonat.service import ReachabilityInfo
 from p2pnode.protocols.clock.core import PROTOCOL as CLOCK
 from p2pnode.protocols.clock.core import Offset, agreed
+from p2pnode.protocols.relay.client import RelayClient
 from p2pnode.swarm.network import Network
 from p2pnode.wire.peer_id import PeerId
 
 CLOCKS_ASKED: Final = 9  # peers; enough for a majority of honest ones
 LOOKUP_KEY_BYTES: Final = 32
+PROBES_TOLD: Final = 5  # of those that tell whether others reach this node
 MAX_FILES: Final = 100_000  # whose sizes are added up
 
 
@@ -49,18 +66,71 @@ async def examine(
         bootstrap=tuple(settings.node.bootstrap),
         listening=tuple(map(str, host.listening)),
         told=tuple(network.full_addresses()),
-        sightings=tuple(
-            Sighting(
-                local=str(local.followed_by(b"")),
-                seen=str(seen.followed_by(b"")),
-                observers=observers,
-            )
-            for local, seen, observers in host.sightings()
+        ports=_tcp_ports(host.listening),
+        nats=tuple(_describe_nat(family, seen) for family, seen in host.seen_by().items()),
+        reachability=_describe_reachability(network.reachability.info()),
+        portmap=_describe_portmap(network.portmap),
+        relays=_describe_relays(network.relay_client),
+        ways=tuple(
+            WayFacts(peer_id=str(each.peer_id), way=each.way, note=each.note, age=each.age)
+            for each in host.info().connections
         ),
-        connections=len({each.peer_id for each in host.connections()}),
         clock=clock,
         dht=dht,
         disk=disk,
+    )
+
+
+def _tcp_ports(listening: Iterable[Multiaddr]) -> tuple[int, ...]:
+    ports = [each.value_for_protocol("tcp") for each in listening if "/tcp/" in str(each)]
+    return tuple(sorted({int(port) for port in ports if port is not None}))
+
+
+def _describe_nat(family: tuple[int, str], sightings: Sequence[Sighting]) -> NatFacts:
+    version, kind = family
+    seen = Counter(f"{each.seen.ip} port {each.seen.port}" for each in sightings)
+    mapping = classify_mapping(sightings)
+    return NatFacts(family=f"IPv{version} {kind}", mapping=mapping, seen=dict(seen))
+
+
+def _describe_reachability(info: ReachabilityInfo) -> ReachabilityFacts:
+    findings = [*info.families.values(), *info.addresses.values()]
+    return ReachabilityFacts(
+        state=info.state,
+        is_forced=info.is_forced,
+        servers=info.servers,
+        reached=max((each.reached for each in findings), default=0),
+        failed=max((each.failed for each in findings), default=0),
+        last=tuple(
+            f"{each.peer_id}: {each.result.value}" + (f" ({each.text})" if each.text else "")
+            for each in list(reversed(info.evidence))[:PROBES_TOLD]
+        ),
+    )
+
+
+def _describe_portmap(portmap: PortMappingService | None) -> PortMappingFacts:
+    if portmap is None:
+        return PortMappingFacts()
+    return PortMappingFacts(
+        is_on=True,
+        protocol=portmap.protocol or "",
+        mappings=tuple(
+            f"{each.port.kind} port {each.port.number} is {each.external_ip}:{each.external_port}"
+            for each in portmap.mappings
+        ),
+        failure=portmap.failure,
+    )
+
+
+def _describe_relays(client: RelayClient | None) -> RelayFacts:
+    if client is None:
+        return RelayFacts()
+    info = client.info()
+    return RelayFacts(
+        wanted=info.wanted,
+        held=len(info.held),
+        limited=sum(each.limited for each in info.held),
+        known=info.known_relays,
     )
 
 

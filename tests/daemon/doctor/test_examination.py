@@ -13,6 +13,8 @@ from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.doctor.examination import examine
 from p2pnode.daemon.node import Node
+from p2pnode.host import Reachability
+from p2pnode.host.connections import Way
 from p2pnode.protocols.clock.core import PROTOCOL, QUESTION_BYTES, encode_answer
 from p2pnode.testing.memory import MemoryTransport
 from p2pnode.testing.network import VirtualNetwork
@@ -42,7 +44,9 @@ async def _examine(node):
 
 async def test_it_sees_peers_the_dht_the_time_and_the_disk(nodes):
     facts = await _examine(nodes[2])
-    assert facts.connections >= 1
+    assert {each.way for each in facts.ways} == {Way.DIRECT}
+    assert facts.ports == (4001,)
+    assert facts.reachability.state is Reachability.UNKNOWN  # these addresses are nobody's
     assert facts.dht.peers >= 1
     assert facts.dht.lookup_seconds >= 0
     assert facts.clock.asked >= 1
