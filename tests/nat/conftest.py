@@ -81,7 +81,7 @@ def wait_until(condition, timeout=30.0):
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eventually():
     return wait_until
 

@@ -1,0 +1,97 @@
+"""Daemons behind each kind of router call each other: directly, through a hole, or over a relay.
+
+By default a few pairs; `NAT_MATRIX=full pytest tests/nat` runs all of them.
+"""
+
+import contextlib
+import itertools
+import os
+
+import pytest
+
+from p2pnode.errors import P2PNodeError
+from p2pnode.testing.nat_lab import Lab
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
+IS_FULL = os.environ.get("NAT_MATRIX") == "full"
+ALL = ["none", "full-cone", "restricted", "port-restricted", "symmetric"]
+KINDS = ALL if IS_FULL else ["port-restricted", "symmetric"]
+PAIRS = list(
+    itertools.product(KINDS, KINDS)
+    if IS_FULL
+    else itertools.combinations_with_replacement(KINDS, 2)
+)
+PUBLIC_NODES = 4  # so many must agree on an address; they are relays and the way in, too
+DELAY = 0.02  # seconds from each home to the middle of the internet
+
+DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"
+OPEN = {"none", "full-cone"}  # whom strangers reach, once it has spoken to anybody
+
+
+def expected(one, other):
+    """How two nodes can reach each other over TCP at best."""
+    if {one, other} & OPEN:
+        return {DIRECT}
+    if "symmetric" not in {one, other}:
+        return {PUNCHED}
+    # Nobody knows from which port a symmetric router will send next; only who does not look at
+    # ports lets that in.
+    return {DIRECT, PUNCHED} if "restricted" in {one, other} else {RELAYED}
+
+
+class World:
+    """Public nodes, and for each kind of router two homes with a node each."""
+
+    def __init__(self, lab, folder, stack):
+        self.public = []
+        for number in range(PUBLIC_NODES):
+            machine = lab.host()
+            listen = f"/ip4/{machine.ip}/tcp/4001"
+            daemon = machine.daemon(folder / f"public-{number}", *self._bootstrap(), listen=listen)
+            self.public.append(stack.enter_context(daemon))
+        self.nodes = {}
+        for kind, side in itertools.product(KINDS, ("left", "right")):
+            machine = lab.router(kind, delay=DELAY).host()
+            daemon = machine.daemon(folder / f"{side}-{kind}", *self._bootstrap())
+            self.nodes[kind, side] = stack.enter_context(daemon)
+
+    def _bootstrap(self):
+        return ["--bootstrap", self.public[0].address] if self.public else []
+
+
+def knows_where_it_stands(daemon):
+    """Whether a node has found out if others reach it, and if not, has a relay that does."""
+    status = daemon.ask("status")
+    state = status["reachability"]["state"]
+    return state == "public" or (state == "private" and status["relay"]["held"]["reservations"])
+
+
+def ways_to(daemon, other):
+    """How a node is connected to another one, the best way last."""
+    ways = [each["way"] for each in daemon.ask("peers") if each["peer_id"] == other.peer_id]
+    return {each.partition(",")[0] for each in ways}
+
+
+def reaches(daemon, other):
+    with contextlib.suppress(P2PNodeError):
+        return daemon.ask("ping", other.peer_id)["seconds"]
+    return None
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, eventually):
+    with Lab(seed=1) as lab, contextlib.ExitStack() as stack:
+        world = World(lab, tmp_path_factory.mktemp("matrix"), stack)
+        for daemon in world.nodes.values():
+            eventually(lambda daemon=daemon: knows_where_it_stands(daemon), timeout=60)
+        yield world
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS, ids=[f"{a}_x_{b}" for a, b in PAIRS])
+def test_nat(world, eventually, one, other):
+    left, right = world.nodes[one, "left"], world.nodes[other, "right"]
+    eventually(lambda: reaches(left, right))
+    eventually(lambda: ways_to(left, right) & expected(one, other))
+    assert reaches(left, right)
+    assert reaches(right, left)
