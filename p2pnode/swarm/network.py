@@ -29,6 +29,7 @@ from p2pnode.protocols.ping.service import PingService
 from p2pnode.protocols.relay.client import RelayClient
 from p2pnode.protocols.relay.server import RelayServer
 from p2pnode.protocols.relay.transport import RelayTransport
+from p2pnode.security.tls import TlsIdentity
 from p2pnode.security.tokens import verify_token
 from p2pnode.swarm.index import EntryCache, IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
@@ -73,7 +74,7 @@ class Network:
         self._settings = settings
         self.host = NetworkHost(
             key,
-            transports=_transports(settings, events) if transports is None else transports,
+            transports=_transports(key, settings, events) if transports is None else transports,
             settings=settings.network,
             limits=settings.limits,
             rng=rng,
@@ -236,9 +237,15 @@ def build_dht(
     return dht, ExpertDirectory(host, dht, index, settings.swarm)
 
 
-def _transports(settings: Settings, events: EventBus) -> list[Transport]:
+def _transports(key: PrivateKey, settings: Settings, events: EventBus) -> list[Transport]:
     network = settings.network
-    return [TcpTransport(network), WebSocketTransport(network, events=events)]
+    found = [TcpTransport(network), WebSocketTransport(network, events=events)]
+    if network.quic:
+        # Its library takes a tenth of a second to import, which others need not wait for.
+        from p2pnode.transport.quic import QuicTransport  # noqa: PLC0415
+
+        found.append(QuicTransport(TlsIdentity(key), network))
+    return found
 
 
 def _verify_host(token: bytes, run_id: str, peer_id: PeerId, now: float) -> float:

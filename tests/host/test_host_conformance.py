@@ -5,10 +5,12 @@ import trio
 
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
+from p2pnode.security.tls import TlsIdentity
 from p2pnode.testing.conformance.hosts import HostConformance
 from p2pnode.testing.hosts import full_hosts
 from p2pnode.testing.light import light_hosts
 from p2pnode.testing.network import Fixed, VirtualNetwork
+from p2pnode.transport.quic import QuicTransport
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.transport.websocket import WebSocketTransport
 from p2pnode.wire.addresses import parse_address
@@ -45,14 +47,20 @@ class RealHostConformance(HostConformance):
         async with trio.open_nursery() as nursery:
             hosts = []
             for _ in range(2):
-                transports = [TcpTransport(), WebSocketTransport()]
-                host = NetworkHost(PrivateKey.generate(), transports=transports)
+                key = PrivateKey.generate()
+                transports = [TcpTransport(), WebSocketTransport(), QuicTransport(TlsIdentity(key))]
+                host = NetworkHost(key, transports=transports)
                 await nursery.start(host.run)
                 await nursery.start(IdentifyService(host).run)
                 await host.listen(parse_address(self.address))
                 hosts.append(host)
             yield hosts
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.real
+class TestNetworkHostOverQuic(RealHostConformance):
+    address = "/ip4/127.0.0.1/udp/0/quic-v1"
 
 
 @pytest.mark.real

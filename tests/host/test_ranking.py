@@ -51,17 +51,18 @@ def test_families_take_turns_and_ip6_begins():
     ]
 
 
-def test_tcp_goes_before_ws_before_wss_before_what_is_unknown():
+def test_tcp_goes_before_quic_before_ws_before_wss_before_what_is_unknown():
     expected = [
         "/ip4/8.0.0.1/tcp/4",
+        "/ip4/8.0.0.1/udp/1/quic-v1",
         "/ip4/8.0.0.1/tcp/3/ws",
         "/ip4/8.0.0.1/tcp/2/wss",
         "/ip4/8.0.0.1/tcp/5/tls/ws",
         "/ip4/8.0.0.1/tcp/6/tls/sni/node.example/ws",
-        "/ip4/8.0.0.1/udp/1/quic-v1",
+        "/ip4/8.0.0.1/udp/1/quic",
     ]
     assert ranked(*expected) == expected
-    assert ranked(*reversed(expected))[:2] == expected[:2]
+    assert ranked(*reversed(expected))[:3] == expected[:3]
     assert ranked(*reversed(expected))[-1] == expected[-1]
 
 
