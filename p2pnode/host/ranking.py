@@ -8,10 +8,10 @@
 5. Relayed ones: a relay is slower, and is somebody else's gift.
 
 Within each, plain TCP goes first. QUIC follows: it needs fewer round trips and gets through more
-NATs, but moves bulk more slowly here (docs/performance.md), and a connection stays for its peer's
-whole visit. Then come WebSocket and WebSocket over TLS, which need more round trips. Of each of these, IPv6 and IPv4 take turns, so that a family that is broken here costs one head
-start and not many (RFC 8305, section 4). Otherwise the given order stays. go-libp2p's dial ranker
-cuts the groups alike.
+NATs, but moves bulk more slowly here (docs/performance.md). Then come WebSocket and WebSocket over
+TLS, which need more round trips. Of each of these, IPv6 and IPv4 take turns, so that a family that
+is broken here costs one head start and not many (RFC 8305, section 4). Otherwise the given order
+stays. go-libp2p's dial ranker cuts the groups alike.
 """
 
 import ipaddress
