@@ -11,7 +11,8 @@ class DcutrSettings:
 
     enabled: bool = True
     private_addresses: bool = False  # offer and dial them, too: for networks that are no internet
-    direct_timeout: float = 2.0  # for dialling the peer's addresses before holes are punched
+    direct_timeout: float = 2.0  # for dialling the peer's addresses before holes are punched,
+    direct_least: float = 0.5  # or less, down to this, if the round trip over the relay is short
     exchange_timeout: float = 10.0  # for one exchange over the relay, as in go-libp2p
     attempt_timeout: float = 5.0  # for one attempt's dials and handshakes, as in go-libp2p
     attempt_pause: float = 0.2  # before an address that refused is dialled again in one attempt

@@ -109,6 +109,22 @@ class Plan:
     dial_at: float
 
 
+def dial_patience(round_trip: float | None, settings: DcutrSettings) -> float:
+    """Return the seconds for dialling the peer by itself, before holes are punched.
+
+    A dial and its handshakes take four round trips, and over the relay one takes longer than
+    directly. What has not come about in twice that time is hardly going to, unless a packet was
+    lost; and then punching helps as well.
+
+    Args:
+        round_trip: over the relay, if it is known.
+        settings: the limits.
+    """
+    if round_trip is None:
+        return settings.direct_timeout
+    return min(max(8 * round_trip, settings.direct_least), settings.direct_timeout)
+
+
 def plays_client(*, is_opener: bool, attempt: int) -> bool:
     """Tell whether this side begins the handshakes.
 

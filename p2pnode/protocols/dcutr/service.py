@@ -35,6 +35,7 @@ from p2pnode.protocols.dcutr.core import (
     Opener,
     Plan,
     Retries,
+    dial_patience,
     worth_dialling,
 )
 from p2pnode.wire import varint
@@ -130,7 +131,7 @@ class DcutrService:
         """Dial the peer, and then punch, attempt after attempt."""
         peer_id = relayed.peer_id
         relayed.note = "a direct connection is being tried"
-        if (direct := await self._dial(peer_id)) is not None:
+        if (direct := await self._dial(relayed)) is not None:
             self._succeed(relayed, direct, attempts=0)
             return
         opener = Opener(self._own_addresses(), self._host.can_punch, self._settings)
@@ -161,16 +162,16 @@ class DcutrService:
             )
         )
 
-    async def _dial(self, peer_id: PeerId) -> NetworkConnection | None:
+    async def _dial(self, relayed: NetworkConnection) -> NetworkConnection | None:
         """Dial the peer's public addresses: perhaps it is only we who cannot be dialled."""
+        peer_id = relayed.peer_id
         known = self._host.addresses_of(peer_id)
         public = worth_dialling(known, lambda each: not is_relayed(each), self._settings)
         if not public:
             return None
+        timeout = dial_patience(relayed.info().rtt, self._settings)
         try:
-            return await self._host.connect(
-                peer_id, public, direct=True, timeout=self._settings.direct_timeout
-            )
+            return await self._host.connect(peer_id, public, direct=True, timeout=timeout)
         except (DialError, ProtocolError, ResourceLimitError):
             return None
 

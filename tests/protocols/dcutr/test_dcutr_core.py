@@ -14,6 +14,7 @@ from p2pnode.protocols.dcutr.core import (
     Opener,
     Plan,
     Retries,
+    dial_patience,
     plays_client,
     worth_dialling,
 )
@@ -64,6 +65,13 @@ def test_the_answerer_is_the_client_until_roles_are_swapped_for_older_peers(
 ):
     assert plays_client(is_opener=False, attempt=attempt) is answerer_is_client
     assert plays_client(is_opener=True, attempt=attempt) is not answerer_is_client
+
+
+@pytest.mark.parametrize(
+    ("round_trip", "seconds"), [(None, 2.0), (0.0, 0.5), (0.1, 0.8), (0.2, 1.6), (3.0, 2.0)]
+)
+def test_a_peer_is_dialled_for_as_long_as_that_may_well_take(round_trip, seconds):
+    assert dial_patience(round_trip, SETTINGS) == pytest.approx(seconds)
 
 
 def test_there_are_three_attempts():
