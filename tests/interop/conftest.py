@@ -17,9 +17,17 @@ from pathlib import Path
 import pytest
 import trio
 
+from p2pnode.config import RelaySettings
 from p2pnode.host import ConnectionOpened
+from p2pnode.host.node import NetworkHost
+from p2pnode.protocols.identify.service import IdentifyService
+from p2pnode.protocols.ping.service import PingService
+from p2pnode.protocols.relay.client import RelayClient
+from p2pnode.protocols.relay.server import RelayServer
+from p2pnode.protocols.relay.transport import RelayTransport
 from p2pnode.testing.peer.checks.target import Target
-from p2pnode.testing.peer.node import Peer
+from p2pnode.testing.peer.node import ECHO, Peer, echo
+from p2pnode.transport.tcp import TcpTransport
 from p2pnode.wire.addresses import parse_address, with_p2p
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
@@ -220,7 +228,7 @@ async def ours(nursery):
     return peer
 
 
-@pytest.fixture(params=["tcp", "ws"])
+@pytest.fixture(params=["tcp", "ws", "quic"])
 def transport(request):
     """Over which transport the two are connected."""
     return request.param
@@ -245,3 +253,41 @@ def target(request, transport, ours, js):
                     await opened.get()
 
     return Target(peer=ours, peer_id=js.peer_id, address=address, connect=connect)
+
+
+class RelayingHost:
+    """A host of ours with an echo; it relays, or is reached through relays, or only dials."""
+
+    def __init__(self, settings):
+        self.host = NetworkHost(PrivateKey.generate(), transports=[TcpTransport()])
+        self.transport = RelayTransport(self.host, settings)
+        self.host.add_transport(self.transport)
+        self.server = RelayServer(self.host, settings)
+        self.client = RelayClient(self.host, self.transport, settings)
+
+    async def run(self, *, task_status):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.host.run)
+            await nursery.start(IdentifyService(self.host).run)
+            await nursery.start(PingService(self.host).run)
+            await self.host.listen(parse_address("/ip4/127.0.0.1/tcp/0"))
+            self.host.set_handler(ECHO, echo)
+            await nursery.start(self.server.run)
+            await nursery.start(self.client.run)
+            task_status.started()
+
+    @property
+    def address(self):
+        return str(with_p2p(self.host.listening[0], self.host.peer_id))
+
+
+@pytest.fixture
+async def start(nursery):
+    """Start a host of ours with an echo, which uses relays as told by settings of [relay]."""
+
+    async def start(**settings):
+        ours = RelayingHost(RelaySettings(**({"server": "never", "client": "auto"} | settings)))
+        await nursery.start(ours.run)
+        return ours
+
+    return start

@@ -5,55 +5,13 @@ import contextlib
 import pytest
 import trio
 
-from p2pnode.config import RelaySettings
-from p2pnode.host.node import NetworkHost
-from p2pnode.protocols.identify.service import IdentifyService
-from p2pnode.protocols.relay.client import RelayClient, RelayReserved
-from p2pnode.protocols.relay.server import RelayServer
-from p2pnode.protocols.relay.transport import RelayTransport
-from p2pnode.testing.peer.node import ECHO, echo
-from p2pnode.transport.tcp import TcpTransport
+from p2pnode.protocols.relay.client import RelayReserved
+from p2pnode.testing.peer.node import ECHO
 from p2pnode.wire.addresses import parse_address, with_p2p
-from p2pnode.wire.keys import PrivateKey
 
 pytestmark = [pytest.mark.real, pytest.mark.interop]
 
 WITHIN = 30
-
-
-class Ours:
-    """A host of ours with an echo; it relays, or is reached through relays, or only dials."""
-
-    def __init__(self, settings):
-        self.host = NetworkHost(PrivateKey.generate(), transports=[TcpTransport()])
-        self.transport = RelayTransport(self.host, settings)
-        self.host.add_transport(self.transport)
-        self.server = RelayServer(self.host, settings)
-        self.client = RelayClient(self.host, self.transport, settings)
-
-    async def run(self, *, task_status):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self.host.run)
-            await nursery.start(IdentifyService(self.host).run)
-            await self.host.listen(parse_address("/ip4/127.0.0.1/tcp/0"))
-            self.host.set_handler(ECHO, echo)
-            await nursery.start(self.server.run)
-            await nursery.start(self.client.run)
-            task_status.started()
-
-    @property
-    def address(self):
-        return str(with_p2p(self.host.listening[0], self.host.peer_id))
-
-
-@pytest.fixture
-async def start(nursery):
-    async def start(**settings):
-        ours = Ours(RelaySettings(**({"server": "never", "client": "auto"} | settings)))
-        await nursery.start(ours.run)
-        return ours
-
-    return start
 
 
 @pytest.fixture
