@@ -1,0 +1,91 @@
+"""Daemons behind real NATs of each kind, which meet over a relay."""
+
+import contextlib
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from p2pnode.daemon.control.client import call_daemon
+from p2pnode.daemon.data_dir import DataDir
+from p2pnode.testing.nat_lab import Lab
+from p2pnode.testing.network import Nat
+
+pytestmark = pytest.mark.real
+
+ONE_WAY = 0.0125  # from each machine to the middle of the internet: 50 ms for a round trip
+LOOKS_AT_PORTS = {Nat.PORT_RESTRICTED, Nat.SYMMETRIC}
+COMMON = ["portmap.mode=off", "dcutr.attempt_timeout=2"]
+RELAY = ["relay.server=always", "relay.circuit_bytes=0", "relay.circuit_seconds=0"]
+
+
+def can_be_punched(one, other):
+    """Whether either side knows from where the other's packets come, or need not know."""
+    return not (
+        (one is Nat.SYMMETRIC and other in LOOKS_AT_PORTS)
+        or (other is Nat.SYMMETRIC and one in LOOKS_AT_PORTS)
+    )
+
+
+def ask(daemon, method, **params):
+    """Do as `p2pnode <method>` does, without the process."""
+    return call_daemon(DataDir(daemon.data_dir).control_socket, method, **params)
+
+
+def connections(one, other):
+    return [each for each in ask(one, "peers") if each["peer_id"] == other.peer_id]
+
+
+def is_direct(one, other):
+    return {"direct", "punched"} & {each["way"] for each in connections(one, other)}
+
+
+def has_failed(one, other):
+    (connection,) = connections(one, other)
+    return connection["way"] == "relayed" and "no hole could be punched" in connection["note"]
+
+
+PAIRS = list(itertools.product(Nat, Nat))
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory, eventually):
+    """Two daemons behind each NAT; those in `callers` have called all those in `called`."""
+    folder = tmp_path_factory.mktemp("nodes")
+    with Lab() as lab, contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
+
+        def start(name, machine, *assignments):
+            chosen = [f"--set={each}" for each in (*COMMON, *assignments)]
+            return stack.enter_context(machine.daemon(folder / name, *chosen))
+
+        def start_private(machine, name):
+            at = f"relay.relays={relay.address}"
+            daemon = start(name, machine, "relay.server=never", "relay.client=always", at)
+            eventually(lambda: "p2p-circuit" in str(ask(daemon, "status")["addresses"]))
+            return daemon
+
+        def call(caller, daemon):
+            ask(caller, "ping", peer=f"{relay.address}/p2p-circuit/p2p/{daemon.peer_id}")
+
+        relay = start("relay", lab.host(delay=ONE_WAY), *RELAY)
+        machines = [lab.router(nat, delay=ONE_WAY).host() for nat in (*Nat, *Nat)]
+        names = [f"{side}-{nat.value}" for side in "ab" for nat in Nat]
+        daemons = list(pool.map(start_private, machines, names))
+        callers = dict(zip(Nat, daemons[: len(Nat)], strict=True))
+        called = dict(zip(Nat, daemons[len(Nat) :], strict=True))
+        list(pool.map(lambda pair: call(callers[pair[0]], called[pair[1]]), PAIRS))
+        yield callers, called
+
+
+@pytest.mark.parametrize(
+    ("nat_a", "nat_b"), PAIRS, ids=[f"{one.value}_x_{other.value}" for one, other in PAIRS]
+)
+def test_holes_are_punched_where_they_can_be(nodes, eventually, nat_a, nat_b):
+    callers, called = nodes
+    ours, theirs = callers[nat_a], called[nat_b]
+    if can_be_punched(nat_a, nat_b):
+        eventually(lambda: is_direct(ours, theirs))
+        eventually(lambda: is_direct(theirs, ours))
+    else:
+        eventually(lambda: has_failed(theirs, ours))
+    assert ask(ours, "ping", peer=theirs.peer_id)["seconds"]
