@@ -64,6 +64,7 @@ DECODERS = [
         "host/portmap/pcp.py",
         "mux/yamux/frames.py",
         "protocols/autonat/messages.py",
+        "protocols/dcutr/messages.py",
         "protocols/kad/messages.py",
         "protocols/pubsub/framing.py",
         "protocols/pubsub/messages.py",

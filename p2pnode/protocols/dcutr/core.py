@@ -16,7 +16,6 @@ go-libp2p before 0.41 has the roles the other way round. Newer ones, as B, swap 
 last attempt for the sake of these; here both parts do.
 """
 
-import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -297,11 +296,15 @@ class Retries:
     A NAT rarely changes its ways, and each try is some dozen packets to places that do not answer.
     The pauses are drawn from the upper half of the doubled time, so that those which failed
     together do not come back together.
+
+    Args:
+        settings: limits.
+        draw: draws from 0 to 1.
     """
 
-    def __init__(self, settings: DcutrSettings, rng: random.Random) -> None:
+    def __init__(self, settings: DcutrSettings, draw: Callable[[], float]) -> None:
         self._settings = settings
-        self._rng = rng
+        self._draw = draw
         self._failures: OrderedDict[PeerId, tuple[int, float]] = OrderedDict()  # count, until
 
     def __len__(self) -> int:
@@ -319,7 +322,7 @@ class Retries:
         longest = min(
             self._settings.retry_pause * 2.0 ** min(count, 62), self._settings.retry_pause_max
         )
-        pause = longest * self._rng.uniform(0.5, 1.0)
+        pause = longest * (1.0 + self._draw()) / 2
         self._failures[peer_id] = count + 1, now + pause
         if len(self._failures) > self._settings.max_peers:
             self._failures.popitem(last=False)

@@ -61,7 +61,7 @@ class DcutrService:
     ) -> None:
         self._host = host
         self._settings = settings = settings or DcutrSettings()
-        self._retries = Retries(settings, rng or random.Random())
+        self._retries = Retries(settings, (rng or random.Random()).random)
         self._attempts = Attempts(settings)
         rates = settings.tries_per_second, settings.tries_per_peer, settings.max_peers
         self._answered, self._tried = Rates(*rates), Rates(*rates)

@@ -167,7 +167,7 @@ def peers(count):
 
 def test_no_more_peers_are_remembered_than_the_settings_say():
     settings = DcutrSettings(max_peers=4)
-    attempts, retries = Attempts(settings), Retries(settings, random.Random(0))
+    attempts, retries = Attempts(settings), Retries(settings, random.Random(0).random)
     for peer in peers(9):
         attempts.count(peer, 0.0)
         retries.fail(peer, 0.0)
@@ -177,7 +177,7 @@ def test_no_more_peers_are_remembered_than_the_settings_say():
 
 
 def test_pauses_double_and_have_an_end():
-    retries = Retries(SETTINGS, random.Random(0))
+    retries = Retries(SETTINGS, random.Random(0).random)
     now, pauses = 0.0, []
     for _ in range(12):
         assert retries.remaining(PEER, now) == 0.0
@@ -191,7 +191,7 @@ def test_pauses_double_and_have_an_end():
 
 
 def test_a_success_or_a_long_time_without_a_failure_forgets_the_pauses():
-    retries = Retries(SETTINGS, random.Random(0))
+    retries = Retries(SETTINGS, random.Random(0).random)
     for _ in range(5):
         retries.fail(PEER, 0.0)
     retries.succeed(PEER)
