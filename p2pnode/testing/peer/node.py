@@ -21,7 +21,7 @@ PONG: Final = b"pong:"
 
 
 class Peer:
-    """A node that serves identify, ping, perf, a DHT, pub/sub and an echo, while `run` runs.
+    """A node that serves identify, ping, perf, a DHT, pub/sub, a relay and an echo.
 
     Args:
         key: its identity.
@@ -32,6 +32,7 @@ class Peer:
         self.settings = Settings().replace(
             dht={"protocol": kad},
             perf={"serve": True},
+            relay={"server": "always"},
             pubsub={"ip_colocation_factor_weight": 0.0},  # who tests has all peers on one machine
         )
         self.network = Network(key, self.settings)
