@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from p2pnode.testing.nat_lab import Lab, why_not
 
 PROBE = [sys.executable, "-m", "p2pnode.testing.nat_lab.probe"]
 HELPER_PORT = 3478
+IS_FULL = os.environ.get("NAT_MATRIX") == "full"
 NATS = ["none", "full-cone", "restricted", "port-restricted", "symmetric"]
 
 
@@ -84,6 +86,13 @@ def wait_until(condition, timeout=30.0):
 @pytest.fixture(scope="session")
 def eventually():
     return wait_until
+
+
+@pytest.fixture
+def if_full():
+    """For stories that take long."""
+    if not IS_FULL:
+        pytest.skip("it takes long; NAT_MATRIX=full runs it")
 
 
 class Igd:

@@ -40,6 +40,20 @@ for number in range(int(sys.argv[2])):
 print(json.dumps(times))
 """
 
+LOOK = """
+import json, socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("", 4001))
+s.settimeout(2)
+for number in range(5):
+    s.sendto(b"look", (sys.argv[1], 3478))
+    try:
+        print(*json.loads(s.recv(100)))
+        break
+    except TimeoutError:
+        pass
+"""
+
 
 def namespaces():
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
@@ -77,18 +91,21 @@ def test_two_machines_behind_one_router_meet_in_their_home_and_share_its_address
     one, other = router.host(), router.host()
     assert one.ip != other.ip
     assert run_python(one, CONNECT, other.ip, 4001) == "ECONNREFUSED"  # it is there, and says no
-    first, second = helper.ask(one, port=4001), helper.ask(other, port=4001)
-    assert first["public_port"] == 4001
-    assert second["public_port"] not in {None, 4001}
+    first, second = (run_python(each, LOOK, helper.ips[0]).split() for each in (one, other))
+    assert first == [str(router.public_ip), "4001"]
+    assert second[0] == str(router.public_ip)
+    assert second[1] != "4001"
 
 
 def test_a_router_that_reboots_forgets_its_mappings(lab, helper):
     router = lab.router("symmetric")
     machine = router.host()
-    before = helper.ask(machine)["public_port"]
-    assert helper.ask(machine)["public_port"] == before
+    before = run_python(machine, LOOK, helper.ips[0])
+    assert run_python(machine, LOOK, helper.ips[0]) == before
     router.reboot()
-    assert helper.ask(machine)["public_port"] != before
+    after = run_python(machine, LOOK, helper.ips[0])
+    assert after.split()[0] == before.split()[0]
+    assert after != before
 
 
 def test_a_router_that_moves_has_another_address_and_lets_its_machines_out_as_before(lab, helper):
@@ -97,17 +114,17 @@ def test_a_router_that_moves_has_another_address_and_lets_its_machines_out_as_be
     before = router.public_ip
     router.move()
     assert router.public_ip != before
-    assert helper.ask(machine)["filtering"] == APD
+    assert run_python(machine, LOOK, helper.ips[0]).split()[0] == str(router.public_ip)
 
 
 def test_a_wire_delays_and_loses_what_it_is_told_to(lab, helper):
     slow = lab.router("none", delay=0.05).host()
     lossy = lab.router("none", delay=0.001, loss=0.3).host()
-    times = json.loads(run_python(slow, ECHO, helper.ips[0], 5))
-    assert len(times) == 5
+    times = json.loads(run_python(slow, ECHO, helper.ips[0], 3))
+    assert len(times) == 3
     assert min(times) >= 0.1
-    arrived = len(json.loads(run_python(lossy, ECHO, helper.ips[0], 30)))
-    assert 5 <= arrived <= 25  # of 30, of which the seed lets about half come through
+    arrived = len(json.loads(run_python(lossy, ECHO, helper.ips[0], 15)))
+    assert 2 <= arrived <= 13  # of 15; about half come there and back
 
 
 def test_nothing_is_left_of_a_laboratory_nor_of_its_programs():
