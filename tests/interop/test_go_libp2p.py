@@ -24,7 +24,11 @@ pytestmark = [
     pytest.mark.skipif(BINARY is None, reason="P2PNODE_INTEROP_P2PD does not name a p2pd"),
 ]
 
-ADDRESSES = {"tcp": "/ip4/127.0.0.1/tcp/0", "ws": "/ip4/127.0.0.1/tcp/0/ws"}
+ADDRESSES = {
+    "tcp": "/ip4/127.0.0.1/tcp/0",
+    "ws": "/ip4/127.0.0.1/tcp/0/ws",
+    "quic": "/ip4/127.0.0.1/udp/0/quic-v1",
+}
 CHECKED = {
     "connect",
     "identify",
@@ -49,7 +53,6 @@ def p2pd(transport, tmp_path):
             f"-listen=/unix{tmp_path}/control.sock",
             f"-hostAddrs={ADDRESSES[transport]}",
             "-dhtServer",
-            "-quic=false",
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -325,6 +325,7 @@ class QuicCore:
             if (stream := self._find(event.stream_id, now)) is not None:
                 reason = f"the peer stopped reading ({stream_reason(event.error_code)})"
                 stream.failure = stream.failure or StreamResetError(reason)
+                stream.unwanted = True
                 self._tell(EventKind.WRITABLE, stream)
                 self._forget_if_over(stream)
         elif isinstance(event, events.PingAcknowledged):

@@ -32,6 +32,7 @@ class StreamState:
     # --- sending
     finish_wanted: bool = False
     failure: P2PNodeError | None = None  # nothing can be sent any more
+    unwanted: bool = False  # since the peer has stopped reading, which need not be a failure
     # --- receiving
     received: deque[Buffer] = field(default_factory=deque)
     received_bytes: int = 0

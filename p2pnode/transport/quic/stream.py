@@ -99,11 +99,14 @@ class QuicStream(MuxedStream):
     async def send_eof(self) -> None:
         """Finish our direction, behind all that was sent; the peer's stays open.
 
-        Raises as `send_all` does, but finishing twice is allowed.
+        Raises as `send_all` does, but finishing twice is allowed, and so is it when the peer has
+        stopped reading.
         """
         async with self._send_lock:
             if self._closed:
                 raise trio.ClosedResourceError("the stream is closed")
+            if self._state.unwanted and self._state.receive_failure is None:
+                return  # as go-libp2p says goodbye; the peer has all that it wants
             if self._state.failure is not None:
                 raise _again(self._state.failure)
             self._session.dispatch(self._core.finish(self._state))

@@ -24,6 +24,8 @@ const { identify, identifyPush } = await import('@libp2p/identify')
 const { ping } = await import('@libp2p/ping')
 const { tcp } = await import('@libp2p/tcp')
 const { webSockets } = await import('@libp2p/websockets')
+// A native module, which not every machine has.
+const { quic } = await import('@chainsafe/libp2p-quic').catch(() => ({}))
 const { gossipsub } = await import('@libp2p/gossipsub')
 const { kadDHT, passthroughMapper } = await import('@libp2p/kad-dht')
 const { publicKeyToProtobuf } = await import('@libp2p/crypto/keys')
@@ -37,8 +39,8 @@ const TOPIC = 'interop'
 
 const shunned = new Set()
 const node = await createLibp2p({
-  addresses: { listen: ['/ip4/127.0.0.1/tcp/0', '/ip4/127.0.0.1/tcp/0/ws'] },
-  transports: [tcp(), webSockets()],
+  addresses: { listen: ['/ip4/127.0.0.1/tcp/0', '/ip4/127.0.0.1/tcp/0/ws', ...(quic ? ['/ip4/127.0.0.1/udp/0/quic-v1'] : [])] },
+  transports: [tcp(), webSockets(), ...(quic ? [quic()] : [])],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   services: {
