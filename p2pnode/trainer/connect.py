@@ -4,6 +4,7 @@ import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -22,6 +23,8 @@ from p2pnode.trainer.stats import Stats
 from p2pnode.wire.addresses import peer_address
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
+
+_ONE_PORT: Final = "/ip4/0.0.0.0/tcp/0"  # whichever is free
 
 
 class Trainer:
@@ -177,12 +180,23 @@ async def _serve(
     *,
     task_status: trio.TaskStatus[ExpertCaller],
 ) -> None:
-    """Run the network of a trainer: in nobody's routing table, and dialled by nobody."""
+    """Run the network of a trainer: in nobody's routing table, and with no wish to be dialled.
+
+    It listens all the same, so that all its dials leave from one port: hosts behind NATs have to
+    know where a trainer's packets come from to let them in.
+    """
     rng = random.Random()
-    alone = settings.replace(dht={"mode": "client"}, relay={"client": "never", "server": "never"})
+    alone = settings.replace(
+        dht={"mode": "client"},
+        relay={"client": "never", "server": "never"},
+        reachability={"mode": "private"},
+        portmap={"mode": "off"},
+    )
     network = Network(key, alone, rng=rng)
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)
+        if settings.dcutr.enabled:
+            await network.listen([_ONE_PORT])
         await network.join(bootstrap)
         caller = ExpertCaller(
             network.host,
