@@ -1,6 +1,6 @@
 """A node's way into the swarm: host, DHT and directory of experts, put together.
 
-A daemon listens and serves the DHT; a trainer does neither, and only asks.
+A daemon serves the DHT; a trainer only asks.
 """
 
 import random

@@ -121,8 +121,8 @@ def connect(
 ) -> Iterator[Trainer]:
     """Connect to the experts of a run, for the time of a `with` block.
 
-    The network runs in a background thread that ends with the block. Nothing is hosted and no
-    port is opened.
+    The network runs in a background thread that ends with the block. Nothing is hosted. One port
+    is opened, from which all connections leave, so that hosts behind NATs can let them in.
 
     Args:
         bootstrap: addresses of nodes to join through, each ending in `/p2p/` and the peer's id;
