@@ -279,7 +279,13 @@ class Node:
         ]
 
     async def _doctor(self, _params: Mapping[str, Any]) -> Any:
-        facts = await examine(self.network, self.settings, self._data_dir.path, self._rng)
+        facts = await examine(
+            self.network,
+            self.settings,
+            self._data_dir.path,
+            self._rng,
+            experts=len(self.hosted()),
+        )
         findings = [
             dataclasses.asdict(each) | {"level": each.level.name.lower()}
             for each in diagnose(facts)

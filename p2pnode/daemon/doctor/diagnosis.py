@@ -7,6 +7,7 @@ from typing import Final
 from p2pnode.config.units import GIB, MIB
 from p2pnode.daemon.doctor.facts import (
     ClockFacts,
+    DeviceFacts,
     DhtFacts,
     DiskFacts,
     Facts,
@@ -24,6 +25,8 @@ _FULL: Final = 256 * MIB  # free bytes below which a checkpoint may not fit any 
 _TIGHT: Final = 2 * GIB
 _COPIES: Final = 3  # of what is there, that a round of checkpoints may need for a while
 _SLOW_LOOKUP: Final = 10.0  # seconds
+_SHORT: Final = 256 * MIB  # of memory, below which the system may end programs
+_BUSY: Final = 2.0  # tasks for each core, from which on calls wait
 
 
 def diagnose(facts: Facts) -> list[Finding]:
@@ -37,6 +40,7 @@ def diagnose(facts: Facts) -> list[Finding]:
         _dht(facts.dht),
         _clock(facts.clock),
         _disk(facts.disk),
+        _device(facts.device),
     ]
     return sorted(found, key=lambda each: -each.level)
 
@@ -227,6 +231,21 @@ def _disk(disk: DiskFacts) -> Finding:
         )
     level = Level.NOTE if disk.free < _TIGHT else Level.GOOD
     return Finding(level=level, subject="disk", says=f"{free}.")
+
+
+def _device(device: DeviceFacts) -> Finding:
+    says = f"{_count(device.experts, 'expert')} on {device.name}; load {device.load:.1f} of"
+    says += f" {_count(device.cores, 'core')}"
+    if device.free_memory is not None:
+        says += f", {_size(device.free_memory)} of memory free"
+    short = device.free_memory is not None and device.free_memory < _SHORT
+    busy = device.load > _BUSY * device.cores
+    return Finding(
+        level=Level.WARNING if short else Level.NOTE if busy else Level.GOOD,
+        subject="device",
+        says=f"{says}.",
+        advice="Close other programs, or host fewer experts." if short else "",
+    )
 
 
 def _count(number: int, what: str) -> str:

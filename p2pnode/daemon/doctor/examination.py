@@ -11,8 +11,10 @@ import trio
 from multiaddr import Multiaddr
 
 from p2pnode.config import Settings
+from p2pnode.config.units import KIB
 from p2pnode.daemon.doctor.facts import (
     ClockFacts,
+    DeviceFacts,
     DhtFacts,
     DiskFacts,
     Facts,
@@ -35,13 +37,22 @@ from p2pnode.wire.peer_id import PeerId
 CLOCKS_ASKED: Final = 9  # peers; enough for a majority of honest ones
 LOOKUP_KEY_BYTES: Final = 32
 PROBES_TOLD: Final = 5  # of those that tell whether others reach this node
+_MEMORY: Final = Path("/proc/meminfo")
 MAX_FILES: Final = 100_000  # whose sizes are added up
 
 
 async def examine(
-    network: Network, settings: Settings, data_dir: Path, rng: random.Random
+    network: Network, settings: Settings, data_dir: Path, rng: random.Random, *, experts: int = 0
 ) -> Facts:
-    """Gather what `diagnose` judges; takes as long as a look-up does."""
+    """Gather what `diagnose` judges; takes as long as a look-up does.
+
+    Args:
+        network: the running node's.
+        settings: the node's.
+        data_dir: where it keeps what must last.
+        rng: chance.
+        experts: how many it hosts.
+    """
     clock, dht, disk = ClockFacts(), None, None
 
     async def ask_clocks() -> None:
@@ -78,6 +89,13 @@ async def examine(
         clock=clock,
         dht=dht,
         disk=disk,
+        device=DeviceFacts(
+            name=settings.hosting.device,
+            experts=experts,
+            cores=os.cpu_count() or 1,
+            load=os.getloadavg()[0],
+            free_memory=_free_memory(),
+        ),
     )
 
 
@@ -163,6 +181,18 @@ async def _look_up(network: Network, rng: random.Random) -> DhtFacts:
         return DhtFacts(mode=mode, peers=len(dht.peers), error=str(error))
     seconds = trio.current_time() - started
     return DhtFacts(mode=mode, peers=len(dht.peers), lookup_seconds=seconds, answered=len(found))
+
+
+def _free_memory() -> int | None:
+    try:
+        lines = _MEMORY.read_text("ascii").splitlines()
+    except OSError:  # not Linux
+        return None
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * KIB
+    return None
 
 
 def _look_at_disk(path: Path) -> DiskFacts:

@@ -141,6 +141,25 @@ class DiskFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What this node computes with.
+
+    Attributes:
+        name: as the settings call it, such as `cpu` or `cuda:0`.
+        experts: how many it hosts there.
+        cores: of this machine.
+        load: tasks that want one of them, over the last minute.
+        free_memory: bytes that programs can still have, or None where the system does not tell.
+    """
+
+    name: str = "cpu"
+    experts: int = 0
+    cores: int = 1
+    load: float = 0.0
+    free_memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """One node, looked at once.
 
@@ -157,6 +176,7 @@ class Facts:
         clock: how its clock compares.
         dht: how the DHT does.
         disk: where it keeps what must last.
+        device: what it computes with.
     """
 
     bootstrap: tuple[str, ...] = ()
@@ -171,6 +191,7 @@ class Facts:
     clock: ClockFacts = field(default_factory=ClockFacts)
     dht: DhtFacts
     disk: DiskFacts
+    device: DeviceFacts = field(default_factory=DeviceFacts)
 
 
 def as_plain(facts: Facts) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from p2pnode.config.units import GIB, MIB
 from p2pnode.daemon.doctor.diagnosis import diagnose
 from p2pnode.daemon.doctor.facts import (
     ClockFacts,
+    DeviceFacts,
     DhtFacts,
     DiskFacts,
     Facts,
@@ -42,6 +43,10 @@ def _but(**changes):
 
 def _disk(**changes):
     return _but(disk=dataclasses.replace(HEALTHY.disk, **changes))
+
+
+def _device(**facts):
+    return _but(device=DeviceFacts(**facts))
 
 
 def _private(**changes):
@@ -123,6 +128,9 @@ def test_a_healthy_node_needs_nothing():
         (_disk(free=10 * MIB), Level.PROBLEM, "disk", "10 MiB free"),
         (_disk(used_by_node=40 * GIB), Level.WARNING, "disk", "40.0 GiB are this node's"),
         (_disk(free=GIB), Level.NOTE, "disk", "1.0 GiB free"),
+        (_device(free_memory=99 * MIB), Level.WARNING, "device", "99 MiB of memory free"),
+        (_device(cores=2, load=5.0), Level.NOTE, "device", "load 5.0 of 2 cores"),
+        (_device(name="cuda:0", experts=3), Level.GOOD, "device", "3 experts on cuda:0"),
     ],
 )
 def test_what_is_wrong_is_said_first_and_with_advice(facts, level, subject, words):

@@ -55,6 +55,9 @@ async def test_it_sees_peers_the_dht_the_time_and_the_disk(nodes):
     assert facts.disk.total == disk.total
     assert facts.disk.used_by_node > 0
     assert facts.disk.is_writable
+    assert facts.device.name == "cpu"
+    assert facts.device.cores >= 1
+    assert facts.device.free_memory is None or facts.device.free_memory > 0
     assert facts.listening == tuple(map(str, nodes[2].network.host.listening))
     assert facts.bootstrap == tuple(nodes[0].network.full_addresses())
 
