@@ -62,12 +62,16 @@ class Leases:
     Args:
         settings: pauses and the like.
         draw: chance, from 0 to below 1: so that the nodes of a home do not renew in step.
+
+    Attributes:
+        has_ever_held: whether the router has granted anything yet.
     """
 
     def __init__(self, settings: PortmapSettings, draw: Callable[[], float]) -> None:
         self._settings = settings
         self._draw = draw
         self._leases: dict[Port, _Lease] = {}
+        self.has_ever_held = False
 
     def want(self, ports: Iterable[Port], now: float) -> list[Mapping]:
         """Say which ports are to be reached, the first `max_ports` of them.
@@ -108,6 +112,7 @@ class Leases:
 
     def receive_mapped(self, mapping: Mapping, now: float) -> None:
         """Note what the router granted."""
+        self.has_ever_held = True
         lease = self._leases[mapping.port]
         lease.mapping = mapping
         lease.failures = 0

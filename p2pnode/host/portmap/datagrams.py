@@ -7,7 +7,7 @@ his node to be reachable.
 """
 
 import contextlib
-import random
+import hmac
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -85,7 +85,8 @@ class PcpMapper(PortMapper):
     Args:
         gateway: the router.
         settings: how long to wait.
-        rng: for the nonces that keep others from changing our mappings.
+        secret: what the nonces are made from that keep others from changing our mappings. Who keeps
+            it over a restart may renew what it had before: routers refuse that to anybody else.
         port: where the router listens.
     """
 
@@ -95,15 +96,14 @@ class PcpMapper(PortMapper):
         self,
         gateway: Gateway,
         settings: PortmapSettings,
-        rng: random.Random,
+        secret: bytes,
         *,
         port: int = natpmp.PORT,
     ) -> None:
         self._gateway = gateway
-        self._rng = rng
+        self._secret = secret
         self._asker = _Asker(gateway, settings.request_timeout, port)
         self._epoch = Epoch(drift=1 / 16, may_run_ahead=False)
-        self._nonces: dict[Port, bytes] = {}
         self._forgot = False
 
     async def find(self) -> None:
@@ -125,7 +125,6 @@ class PcpMapper(PortMapper):
     async def unmap(self, mapping: Mapping) -> None:
         """See `PortMapper`."""
         await self._map(mapping.port, 0, 0)
-        self._nonces.pop(mapping.port, None)
 
     async def check(self, held: Sequence[Mapping]) -> bool:
         """See `PortMapper`.
@@ -153,7 +152,8 @@ class PcpMapper(PortMapper):
         self._note(answer.epoch)
 
     async def _map(self, port: Port, external_port: int, lifetime: int) -> pcp.Mapped:
-        nonce = self._nonces.setdefault(port, self._rng.randbytes(pcp.NONCE_BYTES))
+        name = f"{port.kind}/{port.number}".encode()
+        nonce = hmac.digest(self._secret, name, "sha256")[: pcp.NONCE_BYTES]
 
         def read(data: bytes) -> pcp.Mapped | None:
             answer = pcp.read(data)

@@ -9,10 +9,13 @@ lead nowhere: that is said, and no address told.
 """
 
 import contextlib
+import hashlib
 import random
+from collections import abc
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import Final
 
 import trio
 
@@ -28,7 +31,8 @@ from p2pnode.host.portmap.interfaces import Kind, Mapping, Port, PortMapper
 from p2pnode.host.portmap.route import Gateway, find_gateway
 from p2pnode.host.portmap.upnp import UpnpMapper
 
-_KINDS: dict[str, Kind] = {"tcp": "tcp", "udp": "udp"}
+_KINDS: Final[dict[str, Kind]] = {"tcp": "tcp", "udp": "udp"}
+_SECRET: Final = b"p2pnode: nonces of port mappings"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,13 +100,15 @@ class PortMappingService:
         self._find = find
         self._ways = ways or self._all_ways
         self._announcements = announcements
+        # The same after a restart, and known to nobody else: signatures of Ed25519 are no chance.
+        self._secret = hashlib.sha256(host.key.sign(_SECRET)).digest()
         self._threads = trio.CapacityLimiter(1)
         self._wake = trio.Event()
         self._stirred = False
 
     def _all_ways(self, gateway: Gateway) -> list[PortMapper]:
         return [
-            PcpMapper(gateway, self._settings, self._rng),
+            PcpMapper(gateway, self._settings, self._secret),
             NatPmpMapper(gateway, self._settings),
             UpnpMapper(gateway, self._settings, self._rng, self._threads),
         ]
@@ -113,17 +119,22 @@ class PortMappingService:
         try:
             task_status.started()
             failures = 0
+            refusals: dict[str, str] = {}  # ways that work, but got us nothing, and why
             while True:
                 self._wake = trio.Event()
                 gateway = self._find()
                 pause = self._settings.check_interval
                 if gateway is None or not self._ports(gateway):
                     failures, self.failure = 0, ""
-                elif (mapper := await self._choose(gateway)) is not None:
-                    failures = 0
-                    await self._keep(gateway, mapper)
+                elif (mapper := await self._choose(gateway, refusals)) is not None:
+                    refusal = await self._keep(gateway, mapper)
+                    if refusal:
+                        refusals[mapper.name] = refusal
+                    else:
+                        failures = 0
                     continue
                 else:
+                    refusals.clear()
                     pause = self._settings.retry_interval * 2 ** min(failures, 32)
                     pause = min(pause, self._settings.max_retry_interval)
                     failures += 1
@@ -157,10 +168,13 @@ class PortMappingService:
             if place.ip == gateway.own
         ]
 
-    async def _choose(self, gateway: Gateway) -> PortMapper | None:
-        """Ask in all ways at once; return the best that works, as soon as that is known."""
+    async def _choose(self, gateway: Gateway, refusals: abc.Mapping[str, str]) -> PortMapper | None:
+        """Ask in all ways at once; return the best that works, as soon as that is known.
+
+        Those that got us a refusal have had their turn.
+        """
         ways = self._ways(gateway)
-        reasons: dict[int, str] = {}
+        reasons = {i: refusals[way.name] for i, way in enumerate(ways) if way.name in refusals}
         works: set[int] = set()
 
         async def try_one(place: int) -> None:
@@ -175,7 +189,8 @@ class PortMappingService:
         with trio.move_on_after(self._settings.find_timeout):
             async with trio.open_nursery() as nursery:
                 for place in range(len(ways)):
-                    nursery.start_soon(try_one, place)
+                    if place not in reasons:
+                        nursery.start_soon(try_one, place)
         if works:
             return ways[min(works)]
         told = [f"{way.name}: {reasons.get(i, 'no answer')}" for i, way in enumerate(ways)]
@@ -184,14 +199,18 @@ class PortMappingService:
 
     # --- keeping them -----------------------------------------------------------------------------
 
-    async def _keep(self, gateway: Gateway, mapper: PortMapper) -> None:
-        """Keep the mappings at one router, until it is silent or another one is in its place."""
+    async def _keep(self, gateway: Gateway, mapper: PortMapper) -> str:
+        """Keep the mappings at one router, until it is silent or another one is in its place.
+
+        Returns:
+            Why it granted nothing at all, or nothing.
+        """
         leases = Leases(self._settings, self._rng.random)
         self.protocol = mapper.name
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hear, gateway)
-                await self._renew_while_there(gateway, mapper, leases)
+                refusal = await self._renew_while_there(gateway, mapper, leases)
                 nursery.cancel_scope.cancel()
         finally:
             self.protocol = None
@@ -202,17 +221,20 @@ class PortMappingService:
                         for each in leases.held(trio.current_time()):
                             closing.start_soon(_give_back, mapper, each)
             self._tell(gateway, mapper, [])
+        return refusal
 
-    async def _renew_while_there(
-        self, gateway: Gateway, mapper: PortMapper, leases: Leases
-    ) -> None:
+    async def _renew_while_there(self, gateway: Gateway, mapper: PortMapper, leases: Leases) -> str:
         check_at = trio.current_time() + self._settings.check_interval
         silences = 0
         while silences < self._settings.max_failed_checks and self._find() == gateway:
             self._wake = trio.Event()
             for each in leases.want(self._ports(gateway), trio.current_time()):
                 await _give_back(mapper, each)
-            await self._renew(gateway, mapper, leases)
+            refusal = await self._renew(mapper, leases)
+            if refusal and not leases.has_ever_held:
+                return refusal  # another way may get us more
+            if refusal:
+                self._fail(gateway, refusal)
             self._tell(gateway, mapper, leases.held(trio.current_time()))
             with trio.move_on_at(min(leases.next_deadline(trio.current_time()), check_at)):
                 await self._wake.wait()
@@ -229,16 +251,20 @@ class PortMappingService:
                         silences, self.failure = 0, ""
                     if not is_well:
                         leases.lose_all(trio.current_time())
+        return ""
 
-    async def _renew(self, gateway: Gateway, mapper: PortMapper, leases: Leases) -> None:
+    async def _renew(self, mapper: PortMapper, leases: Leases) -> str:
+        """Ask for all that is due; returns the last refusal, if there was one."""
+        refusal = ""
         while (port := leases.next_due(trio.current_time())) is not None:
             try:
                 mapping = await mapper.map(port, leases.wish_for(port), self._settings.lease)
             except PortMappingError as error:
                 leases.receive_refused(port, trio.current_time())
-                self._fail(gateway, str(error))
+                refusal = str(error)
             else:
                 leases.receive_mapped(mapping, trio.current_time())
+        return refusal
 
     async def _hear(self, gateway: Gateway) -> None:
         """Look at once whether all is well, whenever the router says something unasked."""

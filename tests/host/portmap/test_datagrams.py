@@ -1,4 +1,3 @@
-import random
 import socket
 from ipaddress import IPv4Address
 
@@ -73,7 +72,7 @@ async def router(nursery):
 def mapper(request, router):
     settings = PortmapSettings(request_timeout=2.0)
     if request.param == "PCP":
-        return PcpMapper(HERE, settings, random.Random(1), port=router.port)
+        return PcpMapper(HERE, settings, b"secret", port=router.port)
     return NatPmpMapper(HERE, settings, port=router.port)
 
 
@@ -145,6 +144,6 @@ async def test_where_nobody_listens_that_is_said_at_once():
 
 async def test_a_router_with_nat_pmp_alone_says_so_to_pcp(router):
     router.pcp = lambda _data: bytes.fromhex("0080 0001 00000010")
-    mapper = PcpMapper(HERE, PortmapSettings(), random.Random(1), port=router.port)
+    mapper = PcpMapper(HERE, PortmapSettings(), b"secret", port=router.port)
     with pytest.raises(PortMappingError, match="NAT-PMP"):
         await mapper.find()

@@ -11,6 +11,7 @@ from p2pnode.events import EventBus
 from p2pnode.host.interfaces import LocalPeerChanged
 from p2pnode.host.portmap import Mapping, Port, PortMappingFailed, PortMappingService, PortsMapped
 from p2pnode.host.portmap.route import Gateway
+from p2pnode.wire.keys import PrivateKey
 
 PUBLIC = IPv4Address("52.0.1.2")
 HOME = Gateway(IPv4Address("192.168.1.1"), IPv4Address("192.168.1.10"))
@@ -23,6 +24,7 @@ class FakeHost:
 
     def __init__(self, *listening):
         self.events = EventBus()
+        self.key = PrivateKey.generate()
         self.mapped = []
         self.listen(*listening)
 
@@ -309,11 +311,40 @@ async def test_a_refusal_is_told_and_asked_again_later(autojump_clock, run):
     place = Place(host, mapper)
     await run(place)
     await trio.sleep(100)
-    assert place.service.failure == "no room"
+    assert place.service.failure == "fake: no room"
     assert [round(at) for at, *_ in mapper.asked] == [0, 60]
     mapper.refuses = False
     await trio.sleep(200)
     assert host.mapped[0] == "/ip4/52.0.1.2/tcp/4001"
+    assert place.service.failure == ""
+
+
+async def test_where_one_way_gets_a_refusal_the_next_one_is_tried(autojump_clock, run):
+    host, refusing, other = FakeHost(*LISTENING), FakeMapper("one"), FakeMapper("two")
+    refusing.refuses = True
+    place = Place(host, refusing, other)
+    await run(place)
+    await trio.sleep(10)
+    assert place.service.protocol == "two"
+    assert host.mapped[0] == "/ip4/52.0.1.2/tcp/4001"
+    assert place.service.failure == ""
+
+
+async def test_a_port_that_is_refused_beside_one_that_is_granted_is_told_and_asked_again(
+    autojump_clock, run
+):
+    host, mapper = FakeHost(*LISTENING), FakeMapper()
+    place = Place(host, mapper)
+    await run(place)
+    await trio.sleep(10)
+    mapper.refuses = True
+    host.listen(*LISTENING, "/ip4/192.168.1.10/udp/4001/quic-v1")
+    await trio.sleep(10)
+    assert place.service.failure == "no room"
+    assert host.mapped[0] == "/ip4/52.0.1.2/tcp/4001"
+    mapper.refuses = False
+    await trio.sleep(100)
+    assert "/ip4/52.0.1.2/udp/4001/quic-v1" in host.mapped
     assert place.service.failure == ""
 
 
