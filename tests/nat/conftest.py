@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import json
 import os
@@ -8,6 +9,9 @@ import time
 
 import pytest
 
+from p2pnode.daemon.control.client import call_daemon
+from p2pnode.daemon.data_dir import DataDir
+from p2pnode.errors import P2PNodeError
 from p2pnode.testing.nat_lab import Lab, why_not
 
 PROBE = [sys.executable, "-m", "p2pnode.testing.nat_lab.probe"]
@@ -81,6 +85,28 @@ def wait_until(condition, timeout=30.0):
         assert time.monotonic() < until, f"this did not come true within {timeout:g} s"
         time.sleep(0.1)
     return found
+
+
+def call(daemon, method, **params):
+    """Do as `p2pnode <method>` does, without a process."""
+    return call_daemon(DataDir(daemon.data_dir).control_socket, method, **params)
+
+
+def call_ping(daemon, other):
+    """The seconds that a ping took, by whatever way there is, or None."""
+    with contextlib.suppress(P2PNodeError):
+        return call(daemon, "ping", peer=other.peer_id)["seconds"]
+    return None
+
+
+@pytest.fixture(scope="session")
+def ask():
+    return call
+
+
+@pytest.fixture(scope="session")
+def ping():
+    return call_ping
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ import contextlib
 
 import pytest
 
-from p2pnode.errors import P2PNodeError
-
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 # So that the loss of a connection is noticed within seconds, and nobody needs to be asked whether a
@@ -14,19 +12,14 @@ ALERT = ["--set", "network.keepalive_interval=1", "--set", "network.keepalive_ti
 HIDDEN = [*ALERT, "--set", "reachability.mode=private"]
 
 
-def ping(daemon, other):
-    with contextlib.suppress(P2PNodeError):
-        return daemon.ask("ping", other.peer_id)["seconds"]
-    return None
-
-
-def relays_of(daemon):
-    return [each["relay"] for each in daemon.ask("status")["relay"]["held"]["reservations"]]
-
-
+@pytest.mark.usefixtures("if_full")
 def test_a_relayed_node_is_reached_again_when_its_router_reboots_its_address_moves_and_a_relay_dies(
-    if_full, lab, eventually, tmp_path
+    lab, eventually, ask, ping, tmp_path
 ):
+    def relays_of(daemon):
+        held = ask(daemon, "status")["relay"]["held"]
+        return [each["relay"] for each in held["reservations"]]
+
     homes = [lab.router("symmetric", delay=0.01) for _ in range(2)]
     with contextlib.ExitStack() as stack:
         relays = {}
