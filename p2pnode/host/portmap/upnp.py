@@ -102,6 +102,7 @@ class UpnpMapper(PortMapper):
         return router
 
     def _add(self, port: Port, external_port: int, lifetime: float) -> IPv4Address:
+        external_ip = self._external_ip()
         self._router.addportmapping(
             external_port,
             port.kind.upper(),
@@ -111,7 +112,7 @@ class UpnpMapper(PortMapper):
             "",
             0 if self._for_ever else int(lifetime),
         )
-        return self._external_ip()
+        return external_ip
 
     def _has(self, held: Sequence[Mapping]) -> bool:
         external_ip = self._external_ip()
