@@ -48,6 +48,13 @@ class Stream(trio.abc.HalfCloseableStream):
     def reset(self, code: int = 0) -> None:
         """Abort both directions at once; what has not been read or sent is lost. Never blocks."""
 
+    async def receive_available(self, most: int) -> bytes:
+        """Receive as `receive_some` does, but all that has come, up to `most` bytes.
+
+        For who passes bytes on: fewer and larger pieces cost less.
+        """
+        return bytes(await self.receive_some(most))
+
     async def receive_exactly(self, size: int) -> bytes:
         """Read exactly `size` bytes.
 

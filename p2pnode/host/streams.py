@@ -112,6 +112,21 @@ class NetworkStream(Stream):
             await self._settle()
         return await self._muxed.receive_some(max_bytes)
 
+    async def receive_available(self, most: int) -> bytes:
+        """See `Stream`."""
+        first = await self.receive_some(most)
+        size = len(first)
+        if not first or size == most:
+            return first
+        pieces = [first]
+        while size < most and (piece := self._muxed.receive_nowait()):
+            if size + len(piece) > most:
+                self._muxed.unread(piece[most - size :])
+                piece = piece[: most - size]
+            pieces.append(piece)
+            size += len(piece)
+        return first if len(pieces) == 1 else b"".join(pieces)
+
     async def receive_into(self, buffer: memoryview) -> None:
         """See `Stream`; bytes are decrypted straight to their place, where the peer lets them."""
         filled = 0

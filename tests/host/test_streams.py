@@ -38,6 +38,15 @@ class Muxed:
     def unread(self, data):
         self._rest = data + self._rest
 
+    def receive_nowait(self):
+        if not self._rest:
+            try:
+                return self._receive.receive_nowait()
+            except trio.WouldBlock:
+                return b""
+        taken, self._rest = self._rest, b""
+        return taken
+
     def receive_into_nowait(self, buffer):
         size = min(len(buffer), len(self._rest))
         buffer[:size], self._rest = self._rest[:size], self._rest[size:]
@@ -182,3 +191,17 @@ async def test_wide_items_are_sent_as_bytes(muxed):
     stream = NetworkStream(muxed, None, PROTOCOL)
     await stream.send_all(memoryview(bytearray(16)).cast("d"))
     assert muxed.sent == [bytes(16)]
+
+
+async def test_all_that_has_come_is_received_at_once(stream, muxed):
+    muxed.answer(PROPOSAL)
+    for piece in (b"one", b"two", b"three"):
+        muxed.answer(piece)
+    assert await stream.receive_available(100) == b"onetwothree"
+    for piece in (b"one", b"two", b"three"):
+        muxed.answer(piece)
+    assert await stream.receive_available(4) == b"onet"
+    assert await stream.receive_available(2) == b"wo"
+    assert await stream.receive_available(100) == b"three"
+    muxed.answer(b"")
+    assert await stream.receive_available(100) == b""

@@ -6,17 +6,14 @@ besides what the windows of its two streams have promised.
 """
 
 import math
-from typing import Final
 
 import trio
 
 from p2pnode.errors import P2PNodeError
 from p2pnode.host import Stream
 from p2pnode.protocols.relay.core import Circuit, Pace
-from p2pnode.protocols.relay.exchanges import send_hop
+from p2pnode.protocols.relay.exchanges import CHUNK, send_hop
 from p2pnode.protocols.relay.messages import HopMessage
-
-CHUNK: Final = 64 * 1024  # bytes copied at once
 
 
 class Carriage:
@@ -82,7 +79,7 @@ class Carriage:
     async def _copy(self, way: int) -> None:
         source, target = self._ends[way], self._ends[1 - way]
         try:
-            while data := await source.receive_some(self._most(way)):
+            while data := await source.receive_available(self._most(way)):
                 if not self._circuit.room(way, 1):
                     self._end("it has carried all that it may")
                     return

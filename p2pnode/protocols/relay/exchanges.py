@@ -1,5 +1,7 @@
 """One request to a relay, or of a relay, and its answer; and the byte stream that comes of it."""
 
+from typing import Final
+
 import trio
 
 from p2pnode.errors import P2PNodeError, ProtocolError
@@ -14,6 +16,9 @@ from p2pnode.protocols.relay.messages import (
     encode_stop,
 )
 from p2pnode.wire import varint
+
+# Bytes passed on at once, if so many have come: whole Noise frames, so that none is cut in two.
+CHUNK: Final = 4 * 65_519
 
 
 async def ask_hop(stream: Stream, message: HopMessage) -> HopMessage:
@@ -84,7 +89,9 @@ class CircuitStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """See `trio.abc.ReceiveStream`."""
         try:
-            return await self._stream.receive_some(max_bytes)
+            if max_bytes is None:
+                return await self._stream.receive_some()
+            return await self._stream.receive_available(min(max_bytes, CHUNK))
         except P2PNodeError as error:
             raise trio.BrokenResourceError(str(error)) from error
 
