@@ -28,7 +28,7 @@ class ReachabilitySettings:
     refresh_interval: float = 900.0  # between probes of what is settled
     shun_time: float = 120.0  # of a server that did not help, doubled at each further time
     max_shun_time: float = 3600.0
-    max_servers: int = 256  # known ones
+    max_servers: int = 32  # known ones; of a network that sends many, fewer
     max_addresses: int = 16  # of our own that are probed
     max_dial_data: int = 100_000  # bytes we send for one probe; the specification's upper bound
     evidence_kept: int = 32  # probes and what came of them, for `node status` and the doctor

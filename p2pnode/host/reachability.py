@@ -33,7 +33,7 @@ that cost no vote). Both count answers; votes by network, as for observed addres
 import ipaddress
 import math
 import random
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -299,8 +299,8 @@ class ReachabilityTracker:
         takes_none: bool,
         guesses: Sequence[Multiaddr],
         now: float,
-    ) -> None:
-        """Note a connected peer that serves AutoNAT.
+    ) -> bool:
+        """Note a connected peer that serves AutoNAT; returns whether that was news.
 
         Args:
             peer_id: who.
@@ -310,22 +310,34 @@ class ReachabilityTracker:
             guesses: where we might be dialled, by what it sees of us.
             now: trio's clock.
         """
-        server = self._servers.pop(peer_id, None)
+        server = known = self._servers.pop(peer_id, None)
         network = network_of(ip)
         if server is None or server.network != network:
             server = _Server(peer_id, network, ip.version, takes_others, takes_none)
             if not self._servers:  # others will come, too
                 self._settled_at = max(self._settled_at, now + self._settings.settle_delay)
+        before = server.takes_others, server.takes_none, server.guesses
         server.takes_others, server.takes_none = takes_others, takes_none
         server.guesses = tuple(
             each
             for each in guesses
             if _version(each) == ip.version and is_probeable(each, self._settings)
         )
+        is_new = server is not known
         self._servers[peer_id] = server
         if len(self._servers) > self._settings.max_servers:
-            self._servers.popitem(last=False)
-        self._review_places(ip.version, now)
+            self._forget_one_of_a_crowd()
+        if is_new or (takes_others, takes_none, server.guesses) != before:
+            self._review_places(ip.version, now)
+            return True
+        return False
+
+    def _forget_one_of_a_crowd(self) -> None:
+        """Make room: nobody drives the others out by coming with many from one network."""
+        crowds = Counter(each.network for each in self._servers.values())
+        most = max(crowds.values())
+        oldest = next(each for each in self._servers.values() if crowds[each.network] == most)
+        del self._servers[oldest.peer_id]
 
     def receive_disconnected(self, peer_id: PeerId) -> None:
         """Note that a peer sees us no more; it can still be asked, over a new connection."""

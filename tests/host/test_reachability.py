@@ -131,6 +131,25 @@ def test_many_peers_in_one_network_are_one_voice(story):
     assert story.tracker.finding_of(4).failed == 1
 
 
+def test_a_crowd_from_one_network_drives_no_other_server_out():
+    story = Story(ReachabilitySettings(max_servers=5))
+    story.meet(0, 1, 2)
+    story.meet(*range(3, 30), network=99)
+    story.listen(OURS)
+    story.all_say(Result.USELESS)
+    story.run(5)
+    assert story.tracker.servers == 5
+    assert {0, 1, 2} <= set(story.asked)
+
+
+def test_what_is_known_of_a_server_is_no_news(story):
+    server = {"takes_others": True, "takes_none": True, "guesses": [OURS], "now": story.now}
+    ip = ipaddress.ip_address("50.0.0.1")
+    assert story.tracker.receive_server(PEERS[0], ip, **server)
+    assert not story.tracker.receive_server(PEERS[0], ip, **server)
+    assert story.tracker.receive_server(PEERS[0], ip, **(server | {"guesses": [MOVED]}))
+
+
 def test_a_server_that_does_not_help_says_nothing_and_is_left_alone_ever_longer(story):
     story.all_say(Result.USELESS)
     story.listen(OURS)

@@ -178,7 +178,7 @@ class ReachabilityService:
         guesses: Sequence[Multiaddr] = ()
         if event.observed_address is not None:
             guesses = self._guess(connection.local_address, event.observed_address)
-        self._tracker.receive_server(
+        is_news = self._tracker.receive_server(
             peer_id,
             ip,
             takes_others=DIAL_REQUEST in protocols,
@@ -186,7 +186,8 @@ class ReachabilityService:
             guesses=guesses,
             now=trio.current_time(),
         )
-        self._take_in_addresses()  # a first connection may have made a NAT let others in
+        if is_news:
+            self._take_in_addresses()  # a first connection may have made a NAT let others in
 
     def _guess(self, local: Multiaddr, observed: Multiaddr) -> list[Multiaddr]:
         """Return where we might be dialled, given where a peer sees a connection come from.
