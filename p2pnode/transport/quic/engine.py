@@ -1,7 +1,7 @@
 """One QUIC connection (RFC 9000), by aioquic, with what libp2p and a reader's pace ask of it.
 
 aioquic keeps the protocol: packets, keys, acknowledgements, loss, congestion, paths. It differs
-from what is needed here in four points, all of which are settled in this module by names that
+from what is needed here in five points, all of which are settled in this module by names that
 aioquic does not promise to keep. So its minor version is pinned (pyproject.toml), and the tests of
 this module fail where a new one has moved them.
 
@@ -11,6 +11,8 @@ this module fail where a new one has moved them.
 - It keeps the pieces of a stream that came out of order in a list, which it walks for each new
   piece, and which a peer makes long by sending every other byte: `_handle_stream_frame`,
   `_handle_crypto_frame`.
+- It looks at each stream for each packet, in case it has something to send: `_write_application`
+  shows it those that have.
 - It does not tell how much of a stream is still to be acknowledged, which certificates came, how
   many streams the peer takes, nor that the peer has closed before the draining time is over.
 """
@@ -25,6 +27,7 @@ from aioquic.quic.connection import (
     QuicConnection,
     QuicConnectionError,
     QuicConnectionState,
+    QuicNetworkPath,
     QuicReceiveContext,
 )
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
@@ -184,6 +187,17 @@ class Engine(QuicConnection):
         super()._initialize(peer_cid)
         self.tls._request_client_certificate = True  # noqa: SLF001  # see the module
 
+    def _write_application(
+        self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float
+    ) -> None:
+        everything = self._streams_queue
+        self._streams_queue = [each for each in everything if _has_work(each)]
+        idle = [each for each in everything if not _has_work(each)]
+        try:
+            super()._write_application(builder, network_path, now)
+        finally:
+            self._streams_queue += idle
+
     def _write_stream_limits(
         self,
         builder: QuicPacketBuilder,
@@ -240,6 +254,16 @@ class Engine(QuicConnection):
     ) -> None:
         super()._handle_crypto_frame(context, frame_type, buf)
         _check_gaps(self._crypto_streams[context.epoch], MAX_CRYPTO_GAPS, frame_type)
+
+
+def _has_work(stream: QuicStream) -> bool:
+    sender = stream.sender
+    return (
+        not sender.buffer_is_empty
+        or sender.reset_pending
+        or stream.receiver.stop_pending
+        or stream.is_finished
+    )
 
 
 def _check_gaps(stream: QuicStream, limit: int, frame_type: int) -> None:

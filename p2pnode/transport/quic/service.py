@@ -5,9 +5,9 @@ there, so that every NAT on the way shows a peer the endpoint at which this node
 Dials that have no such socket share one of their own for each kind of IP. A socket is closed when
 nobody listens on it and its last connection has ended.
 
-Each socket has two tasks: one takes the datagrams as they come, a batch at a time, the other keeps
-the time. Sending waits for nobody: what a full socket does not take is queued, and beyond that
-lost, as it might be on any wire.
+Each socket has a task that takes the datagrams as they come, a batch at a time, and others that
+send and keep the time. Sending waits for nobody: what a full socket does not take is queued, and
+beyond that lost, as it might be on any wire.
 """
 
 import ipaddress
@@ -284,6 +284,8 @@ class _Carrier:
         self._to_take: deque[QuicSession] = deque()
         self._queue: deque[Datagram] = deque()
         self._queued = Signal()
+        self._changed: dict[QuicSession, None] = {}  # may have something to send
+        self._change = Signal()
         self._alarm = trio.CancelScope()
         self._scope = trio.CancelScope()
         self._forget = forget
@@ -298,6 +300,7 @@ class _Carrier:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read)
                     nursery.start_soon(self._write)
+                    nursery.start_soon(self._flush)
                     nursery.start_soon(self._keep_time)
         finally:
             self._close()
@@ -318,7 +321,7 @@ class _Carrier:
                 if session is not None:
                     touched[session] = None
             for session in touched:
-                self.transmit(session)
+                self._transmit(session)
             for core in self.core.given_up():
                 self._dispatch(self._sessions[core])
             await trio.lowlevel.checkpoint()
@@ -351,7 +354,7 @@ class _Carrier:
             for core, events in self.core.due(now):
                 session = self._sessions[core]
                 session.dispatch(events)
-                self.transmit(session)
+                self._transmit(session)
             deadline = self.core.next_deadline()
             if self.core.is_pacing and deadline - now < _TIMER_GRAIN:
                 await trio.lowlevel.checkpoint()  # while data flows, no timer is fine enough
@@ -359,11 +362,30 @@ class _Carrier:
             with trio.CancelScope(deadline=deadline) as self._alarm:
                 await trio.sleep_forever()
 
+    async def _flush(self) -> None:
+        """Send what sessions have to send, once for all that changed them in one turn.
+
+        To look for what could be sent costs as much as a session has streams.
+        """
+        while not self._is_closed:
+            while not self._changed:
+                await self._change.wait()
+            changed, self._changed = self._changed, {}
+            for session in changed:
+                self._transmit(session)
+            await trio.lowlevel.checkpoint()
+
     # --- for sessions ---------------------------------------------------------------------------
 
     def transmit(self, session: QuicSession) -> None:
-        """See `p2pnode.transport.quic.session.Carrier`."""
+        """See `p2pnode.transport.quic.session.Carrier`; it is done within this turn or the next."""
+        if not self._is_closed:
+            self._changed[session] = None
+            self._change.set()
+
+    def _transmit(self, session: QuicSession) -> None:
         core = session.core
+        self._changed.pop(session, None)
         self.send(self.core.datagrams_to_send(core, trio.current_time()))
         if session in self._new and session.established.is_set():
             del self._new[session]
@@ -387,7 +409,7 @@ class _Carrier:
 
     def _dispatch(self, session: QuicSession) -> None:
         session.dispatch(())
-        self.transmit(session)
+        self._transmit(session)
 
     # --- for the transport ----------------------------------------------------------------------
 
@@ -395,7 +417,7 @@ class _Carrier:
         """Begin a connection; it is established, or fails, in time."""
         core = self.core.connect(_address_of(target), trio.current_time())
         session = self._sessions[core] = QuicSession(core, self, self._settings)
-        self.transmit(session)
+        self._transmit(session)
         return session
 
     def take(self) -> QuicSession | None:
