@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from p2pnode.host.reachability import Evidence, Finding
+from p2pnode.host.reachability import Evidence
+from p2pnode.host.votes import Finding
 from p2pnode.protocols.autonat.service import ReachabilityInfo
 
 

@@ -30,7 +30,6 @@ addresses for autonatv2 (the window, the two levels of confidence, three hours o
 that cost no vote). Both count answers; votes by network, as for observed addresses, are ours.
 """
 
-import ipaddress
 import math
 import random
 from collections import Counter, OrderedDict, deque
@@ -45,13 +44,11 @@ from p2pnode.config import ReachabilitySettings
 from p2pnode.host.budgets.rates import plain_ip
 from p2pnode.host.interfaces import Reachability
 from p2pnode.host.ranking import is_relayed
+from p2pnode.host.votes import Finding, Network, Subject, network_of
 from p2pnode.wire.addresses import IpAddress
 from p2pnode.wire.peer_id import PeerId
 
-_NETWORK_BITS: Final = {4: 24, 6: 48}
 FAMILIES: Final = (4, 6)
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Result(Enum):
@@ -104,120 +101,12 @@ class Evidence:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What is known of one address or family.
-
-    Attributes:
-        state: the verdict.
-        reached: how many networks say that they reached it.
-        failed: how many say that they could not.
-        since: when the verdict became what it is, by trio's clock.
-    """
-
-    state: Reachability
-    reached: int
-    failed: int
-    since: float
-
-
-def network_of(ip: IpAddress) -> Network:
-    """Return the network whose members are one voice, and share one allowance."""
-    return ipaddress.ip_network((ip, _NETWORK_BITS[ip.version]), strict=False)
-
-
 def is_probeable(address: Multiaddr, settings: ReachabilitySettings) -> bool:
     """Tell whether it can be found out, and matters, if others reach `address`."""
     ip = plain_ip(address)
     if ip is None or is_relayed(address) or ip.is_unspecified or ip.is_multicast:
         return False
     return ip.is_global or not settings.public_only
-
-
-class _Subject:
-    """The votes on one address, or one family, and their verdict."""
-
-    def __init__(self, address: Multiaddr | None, settings: ReachabilitySettings) -> None:
-        self.address = address
-        self.state = Reachability.UNKNOWN
-        self.since = 0.0
-        self.checked_at = -math.inf
-        self.pause = settings.retry_interval
-        self.must_recheck = False  # something has changed since the last vote
-        self.in_flight: dict[PeerId, Network] = {}
-        self._settings = settings
-        self._votes: OrderedDict[Network, tuple[bool, float]] = OrderedDict()  # the newest last
-
-    def vote(self, network: Network, now: float, *, reached: bool) -> None:
-        self._votes.pop(network, None)
-        self._votes[network] = reached, now
-        while len(self._votes) > self._settings.window:
-            self._votes.popitem(last=False)
-        self.checked_at = now
-        self.must_recheck = False
-
-    def expire(self, now: float) -> None:
-        limit = now - self._settings.verdict_ttl
-        for network in [each for each, (_, at) in self._votes.items() if at <= limit]:
-            del self._votes[network]
-
-    def clear(self, now: float) -> None:
-        self._votes.clear()
-        self.checked_at = -math.inf
-        self.pause = self._settings.retry_interval
-        self._become(Reachability.UNKNOWN, now)
-
-    @property
-    def networks(self) -> Iterable[Network]:
-        return self._votes.keys()
-
-    def voted_at(self, network: Network) -> float:
-        vote = self._votes.get(network)
-        return -math.inf if vote is None else vote[1]
-
-    def said_yes(self, network: Network) -> bool:
-        vote = self._votes.get(network)
-        return vote is not None and vote[0]
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """How many say that they reached it, and how many deny it."""
-        yes = sum(reached for reached, _ in self._votes.values())
-        return yes, len(self._votes) - yes
-
-    def judge(self, needed: int, now: float) -> None:
-        """Let the verdict follow the votes.
-
-        Args:
-            needed: by how many one side must lead.
-            now: trio's clock.
-        """
-        yes, no = self.counts
-        if yes - no >= needed:
-            self._become(Reachability.PUBLIC, now)
-        elif no - yes >= needed:
-            self._become(Reachability.PRIVATE, now)
-        elif not self._votes:
-            self._become(Reachability.UNKNOWN, now)
-        if self.is_settled(needed):
-            self.pause = self._settings.retry_interval
-
-    def _become(self, state: Reachability, now: float) -> None:
-        if self.state is not state:
-            self.state, self.since = state, now
-
-    def is_settled(self, needed: int) -> bool:
-        """Whether nobody needs to be asked but to see if it is still so."""
-        if self.must_recheck or self.state is Reachability.UNKNOWN or not self._votes:
-            return False
-        yes, no = self.counts
-        newest = next(reversed(self._votes.values()))[0]
-        agrees = newest is (self.state is Reachability.PUBLIC)
-        return agrees and abs(yes - no) >= needed
-
-    def finding(self) -> Finding:
-        yes, no = self.counts
-        return Finding(state=self.state, reached=yes, failed=no, since=self.since)
 
 
 @dataclass(slots=True)
@@ -234,11 +123,11 @@ class _Server:
 
 @dataclass(slots=True)
 class _Family:
-    whole: _Subject
+    whole: Subject
     state: Reachability = Reachability.UNKNOWN
     since: float = 0.0
-    given: dict[Multiaddr, _Subject] = field(default_factory=dict)
-    found: dict[Multiaddr, _Subject] = field(default_factory=dict)  # that servers have guessed
+    given: dict[Multiaddr, Subject] = field(default_factory=dict)
+    found: dict[Multiaddr, Subject] = field(default_factory=dict)  # that servers have guessed
     places: frozenset[IpAddress] = frozenset()  # where we are, when last known
 
 
@@ -259,7 +148,7 @@ class ReachabilityTracker:
         self.listening: frozenset[int | None] = frozenset()
         self._settings = settings
         self._rng = rng
-        self._families = {each: _Family(_Subject(None, settings)) for each in FAMILIES}
+        self._families = {each: _Family(Subject(None, settings)) for each in FAMILIES}
         self._servers: OrderedDict[PeerId, _Server] = OrderedDict()
         self._settled_at = -math.inf  # no probes before our addresses have settled
 
@@ -279,7 +168,7 @@ class ReachabilityTracker:
             changed = True
             before = family.given | family.found
             family.given = {
-                each: before.get(each) or _Subject(each, self._settings) for each in mine
+                each: before.get(each) or Subject(each, self._settings) for each in mine
             }
             family.found = {
                 each: one for each, one in family.found.items() if each not in family.given
@@ -423,11 +312,11 @@ class ReachabilityTracker:
         places = self._families[probe.family].places
         return address in probe.addresses or plain_ip(address) in places
 
-    def _find(self, family: _Family, address: Multiaddr) -> _Subject | None:
+    def _find(self, family: _Family, address: Multiaddr) -> Subject | None:
         """Take up an address that nobody but a server knew; None if there is no room for it."""
         if len(family.found) >= self._settings.max_addresses:
             return None
-        subject = family.found[address] = _Subject(address, self._settings)
+        subject = family.found[address] = Subject(address, self._settings)
         return subject
 
     def _rest(self, peer_id: PeerId, now: float, *, helped: bool) -> None:
@@ -458,7 +347,7 @@ class ReachabilityTracker:
         if state is not family.state:
             family.state, family.since = state, now
 
-    def _needed(self, number: int, subject: _Subject) -> int:
+    def _needed(self, number: int, subject: Subject) -> int:
         """By how many networks one side must lead: all of them, if they are few."""
         heard = {each.network for each in self._able(number)} | set(subject.networks)
         return max(1, min(self._settings.confidence, len(heard)))
@@ -497,22 +386,22 @@ class ReachabilityTracker:
                 subject.pause = min(2 * subject.pause, self._settings.refresh_interval)
         return probes
 
-    def _subjects(self) -> list[tuple[int, _Subject]]:
+    def _subjects(self) -> list[tuple[int, Subject]]:
         """What there is to find out."""
-        found: list[tuple[int, _Subject]] = []
+        found: list[tuple[int, Subject]] = []
         for number, family in self._families.items():
             addresses = [*family.given.values(), *family.found.values()]
             if number in self.listening:
                 found += [(number, each) for each in addresses or [family.whole]]
         return found
 
-    def _urgency(self, number: int, subject: _Subject) -> tuple[bool, int]:
+    def _urgency(self, number: int, subject: Subject) -> tuple[bool, int]:
         return self._is_settled(number, subject), sum(subject.counts)
 
-    def _is_settled(self, number: int, subject: _Subject) -> bool:
+    def _is_settled(self, number: int, subject: Subject) -> bool:
         return subject.is_settled(self._needed(number, subject))
 
-    def _has_room(self, subject: _Subject, *, settled: bool) -> bool:
+    def _has_room(self, subject: Subject, *, settled: bool) -> bool:
         return len(subject.in_flight) < (1 if settled else self._settings.probes_at_once)
 
     def _busy(self) -> set[PeerId]:
@@ -526,7 +415,7 @@ class ReachabilityTracker:
             return same
         return [each for each in self._servers.values() if each.takes_others]
 
-    def _due(self, subject: _Subject, server: _Server, now: float, *, settled: bool) -> float:
+    def _due(self, subject: Subject, server: _Server, now: float, *, settled: bool) -> float:
         """Return when a server that is not busy may be asked about something."""
         if server.network in subject.in_flight.values():
             return math.inf
@@ -539,7 +428,7 @@ class ReachabilityTracker:
         return max(again, server.free_at, now)
 
     def _choose(
-        self, number: int, subject: _Subject, now: float, *, settled: bool
+        self, number: int, subject: Subject, now: float, *, settled: bool
     ) -> _Server | None:
         busy = self._busy()
         able = [
@@ -554,7 +443,7 @@ class ReachabilityTracker:
             [each for each in able if subject.voted_at(each.network) == heard_first]
         )
 
-    def _probe(self, number: int, subject: _Subject, server: _Server) -> Probe:
+    def _probe(self, number: int, subject: Subject, server: _Server) -> Probe:
         subject.in_flight[server.peer_id] = server.network
         if subject.address is None:
             addresses = server.guesses

@@ -26,12 +26,12 @@ from p2pnode.host.budgets.rates import plain_ip
 from p2pnode.host.reachability import (
     FAMILIES,
     Evidence,
-    Finding,
     Probe,
     ReachabilityTracker,
     Result,
     is_probeable,
 )
+from p2pnode.host.votes import Finding
 from p2pnode.protocols.autonat.client import Answer, AutonatClient
 from p2pnode.protocols.autonat.messages import DIAL_REQUEST, PROTOCOL_V1
 from p2pnode.protocols.autonat.server import AutonatServer
