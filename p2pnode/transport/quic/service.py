@@ -321,7 +321,7 @@ class _Carrier:
                 if session is not None:
                     touched[session] = None
             for session in touched:
-                self._transmit(session)
+                self.transmit_now(session)
             for core in self.core.given_up():
                 self._dispatch(self._sessions[core])
             await trio.lowlevel.checkpoint()
@@ -354,7 +354,7 @@ class _Carrier:
             for core, events in self.core.due(now):
                 session = self._sessions[core]
                 session.dispatch(events)
-                self._transmit(session)
+                self.transmit_now(session)
             deadline = self.core.next_deadline()
             if self.core.is_pacing and deadline - now < _TIMER_GRAIN:
                 await trio.lowlevel.checkpoint()  # while data flows, no timer is fine enough
@@ -372,7 +372,7 @@ class _Carrier:
                 await self._change.wait()
             changed, self._changed = self._changed, {}
             for session in changed:
-                self._transmit(session)
+                self.transmit_now(session)
             await trio.lowlevel.checkpoint()
 
     # --- for sessions ---------------------------------------------------------------------------
@@ -383,7 +383,8 @@ class _Carrier:
             self._changed[session] = None
             self._change.set()
 
-    def _transmit(self, session: QuicSession) -> None:
+    def transmit_now(self, session: QuicSession) -> None:
+        """See `p2pnode.transport.quic.session.Carrier`."""
         core = session.core
         self._changed.pop(session, None)
         self.send(self.core.datagrams_to_send(core, trio.current_time()))
@@ -409,7 +410,7 @@ class _Carrier:
 
     def _dispatch(self, session: QuicSession) -> None:
         session.dispatch(())
-        self._transmit(session)
+        self.transmit_now(session)
 
     # --- for the transport ----------------------------------------------------------------------
 
@@ -417,7 +418,7 @@ class _Carrier:
         """Begin a connection; it is established, or fails, in time."""
         core = self.core.connect(_address_of(target), trio.current_time())
         session = self._sessions[core] = QuicSession(core, self, self._settings)
-        self._transmit(session)
+        self.transmit_now(session)
         return session
 
     def take(self) -> QuicSession | None:

@@ -22,7 +22,10 @@ class Carrier(Protocol):
     """What moves a session's datagrams: `p2pnode.transport.quic.service`."""
 
     def transmit(self, session: "QuicSession", /) -> None:
-        """Send what the session has to send, and set its timer."""
+        """Send what the session has to send within a turn, and set its timer."""
+
+    def transmit_now(self, session: "QuicSession", /) -> None:
+        """Send what the session has to send at once, and set its timer."""
 
     def rearm(self, session: "QuicSession", /) -> None:
         """Set its timer."""
@@ -182,6 +185,7 @@ class QuicSession(MuxedSession):
 
     async def aclose(self) -> None:
         """See `MuxedSession`; what was sent is confirmed, unless that takes too long."""
+        self._carrier.transmit_now(self)
         try:
             with trio.move_on_after(self._settings.close_timeout):
                 while self.core.failure is None and not self.core.is_flushed:
@@ -193,5 +197,6 @@ class QuicSession(MuxedSession):
     def _close(self, error: P2PNodeError, code: int = ConnectionCode.NONE) -> None:
         if self.core.failure is None:
             self._closes = True
+            self._carrier.transmit_now(self)  # what a reset, or an end, has left
             self.dispatch(self.core.close(error, code))
-            self.kick()
+            self._carrier.transmit_now(self)
