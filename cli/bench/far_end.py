@@ -22,8 +22,10 @@ from cli.output import print_event
 from p2pnode.config import LimitSettings
 from p2pnode.host import Stream
 from p2pnode.host.node import NetworkHost
+from p2pnode.security.tls import TlsIdentity
+from p2pnode.transport.quic import QuicTransport
 from p2pnode.transport.tcp import TcpTransport
-from p2pnode.wire.addresses import tcp_address, with_p2p
+from p2pnode.wire.addresses import quic_address, tcp_address, with_p2p
 from p2pnode.wire.keys import PrivateKey
 
 ECHO: Final = "/p2pnode/bench/echo/1.0.0"
@@ -87,7 +89,9 @@ async def _serve(max_connections: int) -> None:
         max_inbound_connections=max_connections,
         max_connections_per_peer=max_connections,
     )
-    host = NetworkHost(PrivateKey.generate(), transports=[TcpTransport()], limits=limits)
+    key = PrivateKey.generate()
+    transports = [TcpTransport(), QuicTransport(TlsIdentity(key))]
+    host = NetworkHost(key, transports=transports, limits=limits)
     host.set_handler(ECHO, echo)
     host.set_handler(SINK, sink)
     facts: dict[str, Any] = {}
@@ -106,6 +110,7 @@ async def _serve(max_connections: int) -> None:
             )
             facts[name] = listeners[0].socket.getsockname()[1]
         (address,) = await host.listen(tcp_address(HOST, 0))
+        (facts["quic"],) = map(str, await host.listen(quic_address(HOST, 0)))
         print_event("ready", address=str(with_p2p(address, host.peer_id)), **facts)
 
 

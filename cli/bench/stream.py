@@ -23,14 +23,17 @@ from p2pnode.errors import LocalError
 from p2pnode.host import Connection
 from p2pnode.host.node import NetworkHost
 from p2pnode.host.upgrader import Upgrader
+from p2pnode.security.tls import TlsIdentity
+from p2pnode.transport.quic import QuicTransport
 from p2pnode.transport.tcp import TcpTransport
-from p2pnode.wire.addresses import peer_address
+from p2pnode.wire.addresses import parse_address, peer_address
 from p2pnode.wire.keys import PrivateKey
 
 _MEGA: Final = 1e6
 _MICRO: Final = 1e-6
 _WARM_UP_CONNECTIONS: Final = 20  # before memory is counted: caches and arenas fill once
 _SETTLE_TIME: Final = 0.2  # for the other process to finish what a measurement left behind
+_QUIC_SHARE: Final = 16  # so much less is sent over QUIC, which takes longer for it
 _SPARE_CONNECTIONS: Final = 64
 
 
@@ -72,6 +75,7 @@ class _FarEnd:
         self._ports = facts
         self._control = control
         self.peer_id, self.address = peer_address(facts["address"])
+        self.quic_address = parse_address(facts["quic"])
 
     async def connect(self, name: str) -> trio.SocketStream:
         """Connect to one of its bare services."""
@@ -99,12 +103,14 @@ async def measure_stream(plan: Plan) -> list[Figure]:
     async with _far_end(plan.connections + _SPARE_CONNECTIONS) as there:
         async with (
             _own_host() as host,
+            _quic_host() as quic_host,
             await there.connect("raw") as raw,
             await there.connect("sealed") as sealed,
             await there.connect("echo") as echo,
         ):
             connection = await host.connect(there.peer_id, [there.address])
-            rates = _Rates(plan.size, raw, sealed, connection)
+            quic = await quic_host.connect(there.peer_id, [there.quic_address])
+            rates = _Rates(plan.size, raw, sealed, connection, quic)
             delays = _Delays(plan, there, connection, echo)
             contests = [*rates.contests(), *delays.contests()]
             figures = [await _run(each, plan.rounds) for each in contests]
@@ -145,6 +151,16 @@ async def _own_host() -> AsyncIterator[NetworkHost]:
         nursery.cancel_scope.cancel()
 
 
+@contextlib.asynccontextmanager
+async def _quic_host() -> AsyncIterator[NetworkHost]:
+    async with trio.open_nursery() as nursery:
+        key = PrivateKey.generate()
+        host = NetworkHost(key, transports=[QuicTransport(TlsIdentity(key))])
+        await nursery.start(host.run)
+        yield host
+        nursery.cancel_scope.cancel()
+
+
 async def _run(contest: _Contest, rounds: int) -> Figure:
     values: list[float] = []
     baselines: list[float] = []
@@ -172,6 +188,7 @@ class _Rates:
     raw: trio.SocketStream
     sealed: trio.SocketStream
     connection: Connection
+    quic: Connection
 
     def contests(self) -> list[_Contest]:
         found = [
@@ -202,6 +219,15 @@ class _Rates:
                     goal=Goal(bound=bound, at_least=True),
                 )
             )
+        found.append(
+            _Contest(
+                name="quic_1024k_1",
+                title="one stream over QUIC, against one over TCP",
+                unit="MB/s",
+                ours=self._over_quic,
+                bare=functools.partial(self._ours, 1, MIB),
+            )
+        )
         return found
 
     async def _raw(self) -> float:
@@ -222,10 +248,16 @@ class _Rates:
 
         return await self._timed(send_on_each)
 
-    async def _send(self, size: int, write: int) -> None:
+    async def _over_quic(self) -> float:
+        size = max(MIB, self.size // _QUIC_SHARE)
+        began = trio.current_time()
+        await self._send(size, MIB, self.quic)
+        return size / (trio.current_time() - began) / _MEGA
+
+    async def _send(self, size: int, write: int, connection: Connection | None = None) -> None:
         data = bytes(write)
         writes = -(-size // write)
-        async with await self.connection.open_stream([far_end.SINK]) as stream:
+        async with await (connection or self.connection).open_stream([far_end.SINK]) as stream:
             await stream.send_all((writes * write).to_bytes(far_end.COUNT_BYTES, "big"))
             for _ in range(writes):
                 await stream.send_all(data)

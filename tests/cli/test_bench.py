@@ -16,6 +16,7 @@ NAMES = [
     "throughput_1024k_1",
     "throughput_64k_1",
     "throughput_64k_8",
+    "quic_1024k_1",
     "ping",
     "open_stream",
     "dial",
