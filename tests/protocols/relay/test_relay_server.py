@@ -99,7 +99,7 @@ async def test_a_reservation_says_until_when_where_and_for_whom(place, autojump_
     assert await stream.receive_some() == b""
 
 
-async def test_a_circuit_tells_both_ends_its_limit_and_the_target_who_asks(trio_of):
+async def test_a_circuit_tells_both_ends_its_limit_and_the_target_who_asks(trio_of, autojump_clock):
     relay, source, end = await trio_of(circuit_bytes=1000, circuit_seconds=60.0)
     answer, _ = await ask(source, relay, connect_to(end.host))
     limit = Limit(duration=60, data=1000)
@@ -107,7 +107,7 @@ async def test_a_circuit_tells_both_ends_its_limit_and_the_target_who_asks(trio_
     assert end.requests == [StopMessage(type=StopType.CONNECT, peer=source.peer_id, limit=limit)]
 
 
-async def test_bytes_and_ends_go_both_ways(trio_of, place):
+async def test_bytes_and_ends_go_both_ways(trio_of, place, autojump_clock):
     relay, source, end = await trio_of()
     with relay.events.subscribe(CircuitEnded) as ended:
         near, far = await circuit(relay, source, end)
@@ -125,7 +125,7 @@ async def test_bytes_and_ends_go_both_ways(trio_of, place):
     assert place.server(relay).info().circuits == 0
 
 
-async def test_a_reset_at_one_end_is_one_at_the_other(trio_of):
+async def test_a_reset_at_one_end_is_one_at_the_other(trio_of, autojump_clock):
     relay, source, end = await trio_of()
     near, far = await circuit(relay, source, end)
     near.reset()
@@ -134,7 +134,9 @@ async def test_a_reset_at_one_end_is_one_at_the_other(trio_of):
 
 
 @pytest.mark.parametrize("way", [0, 1])
-async def test_a_circuit_carries_what_it_may_to_the_last_byte_and_is_cut_off_then(trio_of, way):
+async def test_a_circuit_carries_what_it_may_to_the_last_byte_and_is_cut_off_then(
+    trio_of, way, autojump_clock
+):
     relay, source, end = await trio_of(circuit_bytes=100_000)
     ends = await circuit(relay, source, end)
     sender, receiver = ends[way], ends[1 - way]
