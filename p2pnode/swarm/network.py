@@ -110,6 +110,7 @@ class Network:
             else None
         )
         self.dht, self.directory = build_dht(self.host, settings, rng, table_file=table_file)
+        self._listens = trio.Event()
         self.agents: dict[PeerId, str] = {}  # what connected peers say they run
         self.host.events.on(PeerIdentified, self._receive_identified)
         self.host.events.on(ConnectionEnded, self._receive_ended)
@@ -132,7 +133,7 @@ class Network:
             if self.relay_server is not None:
                 await nursery.start(self.relay_server.run)
             if self.relay_client is not None:
-                await nursery.start(self.relay_client.run)
+                nursery.start_soon(self._use_relays, self.relay_client)
             if self.dcutr is not None:
                 await nursery.start(self.dcutr.run)
             await nursery.start(self.reachability.run)
@@ -141,6 +142,15 @@ class Network:
             if self.portmap is not None:
                 await nursery.start(self.portmap.run)
             task_status.started()
+
+    async def _use_relays(self, client: RelayClient) -> None:
+        """Ask relays once this node listens.
+
+        The connections to them are to leave from the port that it listens on, for them to see
+        where holes can be punched to it.
+        """
+        await self._listens.wait()
+        await client.run()
 
     def _receive_identified(self, event: PeerIdentified) -> None:
         if self.host.connection_to(event.peer_id) is not None:
@@ -159,6 +169,7 @@ class Network:
         """
         for address in [parse_address(each) for each in addresses]:
             await self.host.listen(address)
+        self._listens.set()
 
     async def join(self, bootstrap: Sequence[str]) -> None:
         """Join the swarm by any of the addresses given; by none, this node is the first.

@@ -134,9 +134,13 @@ class DcutrService:
         if (direct := await self._dial(relayed)) is not None:
             self._succeed(relayed, direct, attempts=0)
             return
-        opener = Opener(self._own_addresses(), self._host.can_punch, self._settings)
-        failure = HolePunchError(f"{peer_id} does not know how to punch holes", {})
-        if PROTOCOL in self._host.protocols_of(peer_id):
+        own = self._own_addresses()
+        opener = Opener(own, self._host.can_punch, self._settings)
+        if not own:
+            failure = HolePunchError("nobody has told this node yet where it can be dialled", {})
+        elif PROTOCOL not in self._host.protocols_of(peer_id):
+            failure = HolePunchError(f"{peer_id} does not know how to punch holes", {})
+        else:
             while opener.may_go_on:
                 try:
                     plan = await self._exchange(relayed, opener)
