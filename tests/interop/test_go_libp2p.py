@@ -11,10 +11,16 @@ import subprocess
 import pytest
 import trio
 
+from p2pnode.config import ReachabilitySettings
+from p2pnode.host import PeerIdentified
+from p2pnode.host.reachability import Probe, Result
+from p2pnode.host.votes import network_of
+from p2pnode.protocols.autonat.client import AutonatClient
+from p2pnode.protocols.autonat.messages import PROTOCOL_V1
 from p2pnode.testing.peer.checks.table import run_checks, table
 from p2pnode.testing.peer.checks.target import Target
 from p2pnode.testing.peer.node import KAD
-from p2pnode.wire.addresses import parse_address
+from p2pnode.wire.addresses import ip_of, parse_address
 from p2pnode.wire.peer_id import PeerId
 
 BINARY = os.environ.get("P2PNODE_INTEROP_P2PD")
@@ -45,14 +51,15 @@ WITHIN = 60
 
 
 @pytest.fixture
-def p2pd(transport, tmp_path):
-    """A running daemon's peer id and address."""
+def p2pd(request, transport, tmp_path):
+    """A running daemon's peer id and address; the parameter is more options, if there is one."""
     process = subprocess.Popen(
         [
             BINARY,
             f"-listen=/unix{tmp_path}/control.sock",
             f"-hostAddrs={ADDRESSES[transport]}",
             "-dhtServer",
+            *getattr(request, "param", ()),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -88,3 +95,25 @@ async def test_go_libp2p_passes_the_checks(ours, p2pd):
     assert {each.check for each in outcomes if each.ok} == CHECKED
     assert outcomes[1].facts["agent"].startswith("p2pd/")
     assert outcomes[1].facts["missing"] == ["protocolVersion"]
+
+
+@pytest.mark.parametrize(
+    "p2pd", [("-autonat", "-forceReachabilityPublic")], indirect=True, ids=["autonat"]
+)
+async def test_it_dials_nobody_back_on_loopback_and_says_so(ours, p2pd):
+    peer_id, address = p2pd
+    host = ours.network.host
+    probe = Probe(
+        peer_id=peer_id,
+        network=network_of(ip_of(address)),
+        family=4,
+        subject=host.addresses[0],
+        addresses=tuple(host.addresses),
+    )
+    with trio.fail_after(WITHIN), host.events.subscribe(PeerIdentified) as identified:
+        await host.connect(peer_id, [address])
+        while PROTOCOL_V1 not in (await identified.get()).protocols:
+            pass
+        answer = await AutonatClient(host, ReachabilitySettings()).ask(probe)
+    assert answer.result is Result.USELESS
+    assert answer.text.startswith("E_DIAL_REFUSED: ")
