@@ -65,6 +65,11 @@ class DialBackoff:
         while len(self._failures) > self._settings.dial_backoff_addresses:
             self.succeed(*next(iter(self._failures)))
 
+    def failures(self, peer_id: PeerId, address: Multiaddr) -> int:
+        """How often `address` has failed in a row, as far as that is remembered."""
+        found = self._failures.get((peer_id, address))
+        return 0 if found is None else found.count
+
     def succeed(self, peer_id: PeerId, address: Multiaddr) -> None:
         """Note that `address` works."""
         if self._failures.pop((peer_id, address), None) is not None:

@@ -273,8 +273,13 @@ class Dial:
             self._changed.set()
 
     async def _reach(self, address: Multiaddr) -> Upgraded:
+        # A router that runs Linux remembers for two minutes a SYN that was not answered, such as
+        # the peer's to us, and takes ours between the same two ports for the answer: the peer's
+        # listener replies by another sequence number, and the router drops that. So every second
+        # dial comes from a port that nobody has sent to.
+        reuse_port = self._tools.backoff.failures(self.peer_id, address) % 2 == 0
         try:
-            return await self._connect(address)
+            return await self._connect(address, reuse_port=reuse_port)
         except SimultaneousOpenError:
             if self._tools.own_id < self.peer_id:
                 return await self._connect(address, reuse_port=False)

@@ -381,6 +381,18 @@ async def test_an_address_that_failed_is_left_alone_and_then_tried_again(autojum
     assert [each for _, each in script.started] == [address(1), address(2), address(1)]
 
 
+async def test_every_second_dial_of_an_address_that_fails_comes_from_another_port(autojump_clock):
+    backoff = DialBackoff(NetworkSettings(), random.Random(0))
+    script = Script({address(1): (0.0, REFUSED)})
+    for _ in range(4):
+        await run(script, [address(1)], backoff=backoff, insist=True)
+    assert script.ports == [True, False, True, False]
+    script.outcomes[address(1)] = (0.0, None)
+    await run(script, [address(1)], backoff=backoff, insist=True)
+    await run(script, [address(1)], backoff=backoff, insist=True)
+    assert script.ports[4:] == [True, True]
+
+
 async def test_who_insists_dials_it_all_the_same_and_success_clears_it(autojump_clock):
     backoff = DialBackoff(NetworkSettings(dial_backoff=4.0), random.Random(0))
     script = Script({address(1): (0.0, REFUSED)})
