@@ -12,7 +12,7 @@ this module fail where a new one has moved them.
   piece, and which a peer makes long by sending every other byte: `_handle_stream_frame`,
   `_handle_crypto_frame`.
 - It looks at each stream for each packet, in case it has something to send: `_write_application`
-  shows it those that have.
+  shows it those that have, a few at a time.
 - It does not tell how much of a stream is still to be acknowledged, which certificates came, how
   many streams the peer takes, nor that the peer has closed before the draining time is over.
 """
@@ -37,6 +37,8 @@ from aioquic.quic.stream import QuicStream
 from cryptography import x509
 
 MAX_GAPS: Final = 1024  # in a stream; at a tenth of all packets lost, 8 MiB have 700
+_AT_ONCE: Final = 16  # streams looked at for each packet
+_LITTLE: Final = 64  # bytes, in which hardly a frame finds room
 MAX_CRYPTO_GAPS: Final = 32  # in a handshake, which takes a handful of packets
 
 
@@ -191,12 +193,19 @@ class Engine(QuicConnection):
         self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float
     ) -> None:
         everything = self._streams_queue
-        self._streams_queue = [each for each in everything if _has_work(each)]
-        idle = [each for each in everything if not _has_work(each)]
+        waiting = [each for each in everything if _has_work(each)]
+        done = [each for each in everything if not _has_work(each)]
+        self._streams_queue = []
         try:
-            super()._write_application(builder, network_path, now)
-        finally:
-            self._streams_queue += idle
+            while True:  # once at least, for what belongs to no stream
+                self._streams_queue, waiting = waiting[:_AT_ONCE], waiting[_AT_ONCE:]
+                super()._write_application(builder, network_path, now)
+                if not waiting or self.is_paced or builder.remaining_flight_space < _LITTLE:
+                    return
+                done += self._streams_queue
+                self._streams_queue = []
+        finally:  # those that had no turn go first next time
+            self._streams_queue = waiting + self._streams_queue + done
 
     def _write_stream_limits(
         self,

@@ -443,3 +443,45 @@ def test_whatever_the_pieces_the_reads_and_the_losses_the_bytes_are_the_same(
 
     assert wire.run(until=is_read)
     assert found == b"first" + b"".join(pieces)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+def test_many_streams_at_once_all_arrive_and_none_waits_for_all_others(make_wire, loss):
+    wire = make_wire(seed=5)
+    ours, theirs = wire.pair()
+    wire.loss = loss
+    streams = [ours.open_stream(wire.now) for _ in range(60)]
+    for stream in streams:
+        ours.send(stream, stream.stream_id.to_bytes(2, "big") * 5000)
+        ours.finish(stream)
+    wire.flush(ours)
+    found = {stream.stream_id: b"" for stream in streams}
+    begun, ended = [], []
+
+    def all_read():
+        for number, stream in list(theirs.streams.items()):
+            if stream.received:
+                if number not in begun:
+                    begun.append(number)
+                found[number] += theirs.take(stream, None, wire.now)
+            if stream.remote_finished:
+                theirs.finish(stream)
+                ended.append((number, len(begun)))
+        for core in (theirs, ours):
+            wire.flush(core)
+        return len(ended) == len(streams)
+
+    assert wire.run(until=all_read)
+    assert found == {number: number.to_bytes(2, "big") * 5000 for number in found}
+    assert ended[0][1] > 10  # when the first one was through, many others were on their way
+
+
+def test_a_peer_that_stopped_reading_a_stream_does_not_mind_its_end(wire):
+    ours, theirs = wire.pair()
+    mine, its = opened(wire, ours, theirs)
+    ours.engine.stop_stream(mine.stream_id, 0)
+    wire.flush(ours)
+    assert wire.run(until=lambda: its.unwanted, seconds=5)
+    assert theirs.finish(its) == []
+    assert theirs.unconfirmed(its) == 0
+    assert theirs.failure is None
