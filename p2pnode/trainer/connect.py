@@ -189,7 +189,7 @@ async def _serve(
     alone = settings.replace(
         dht={"mode": "client"},
         relay={"client": "never", "server": "never"},
-        reachability={"mode": "private"},
+        reachability={"mode": "private", "serve": False},
         portmap={"mode": "off"},
     )
     network = Network(key, alone, rng=rng)
