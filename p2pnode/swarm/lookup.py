@@ -18,6 +18,7 @@ from p2pnode.clock import wall_time
 from p2pnode.config import SwarmSettings
 from p2pnode.errors import NotFoundError, P2PNodeError
 from p2pnode.host import Host
+from p2pnode.host.ranking import is_relayed
 from p2pnode.protocols.kad.bans import Bans
 from p2pnode.protocols.kad.search import Search
 from p2pnode.protocols.kad.service import KadDht
@@ -35,12 +36,21 @@ MIN_REFRESH: Final = 0.2  # of the refresh interval
 
 @dataclass(frozen=True, slots=True)
 class HostEntry:
-    """A peer that hosts an expert; `expiry` is on the wall clock."""
+    """A peer that hosts an expert.
+
+    Attributes:
+        peer_id: who it is.
+        addresses: where it can be dialled.
+        load: how many calls it had queued.
+        expiry: on the wall clock.
+        has_relays: whether it is reached through relays, as nobody can dial it.
+    """
 
     peer_id: PeerId
     addresses: tuple[Multiaddr, ...]
     load: int
     expiry: float
+    has_relays: bool = False
 
 
 Listing = Mapping[int, Sequence[HostEntry]]
@@ -165,6 +175,11 @@ class ExpertDirectory:
             self._failing.receive_success(peer_id)
             self._failing_changes += 1
 
+    def needs_relay(self, host: HostEntry) -> bool:
+        """Whether calls to a host go through a relay, or will, as far as is known now."""
+        connection = self._host.connection_to(host.peer_id)
+        return host.has_relays if connection is None else connection.is_relayed
+
     async def _look_up(self, place: Place) -> Listing:
         if (shown := self._at_once(place)) is not None:
             await trio.lowlevel.checkpoint()
@@ -277,7 +292,13 @@ class ExpertDirectory:
                 until = wall + self._failing.banned_until(entry.peer_id) - now
                 record.valid_until = min(record.valid_until, until)
                 continue
-            host = HostEntry(entry.peer_id, entry.addresses, entry.load, entry.expiry)
+            host = HostEntry(
+                entry.peer_id,
+                entry.addresses,
+                entry.load,
+                entry.expiry,
+                has_relays=any(map(is_relayed, entry.addresses)),
+            )
             for bit in bits_of(places & entry.served):
                 hosts = listing.setdefault(place.first + bit, [])
                 if place.kind is Kind.HOSTS:

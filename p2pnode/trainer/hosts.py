@@ -1,4 +1,4 @@
-"""Which host of an expert to call: the fastest that has not failed lately.
+"""Which host of an expert to call: the fastest that has not failed lately, direct ones first.
 
 A host that is lost, silent or refuses connections is reported to the directory, which leaves it
 out for a time that doubles with each further failure. An error of one expert (it computes
@@ -136,8 +136,10 @@ class HostBook:
         error.__cause__ = reason
         return error
 
-    def _expected_wait(self, entry: HostEntry) -> tuple[bool, float, float]:
-        # A host that was never called comes first, so that its latency becomes known.
+    def _expected_wait(self, entry: HostEntry) -> tuple[bool, bool, float, float]:
+        # A relay carries for all its peers, and is somebody's gift: whom one reaches directly goes
+        # first. Of those alike, a host that was never called does, so that its latency is known.
+        relayed = self._directory.needs_relay(entry)
         latency = self.recorder.latency_of(entry.peer_id)
         known = latency is not None
-        return known, (latency or 0.0) * (1 + entry.load), self._rng.random()
+        return relayed, known, (latency or 0.0) * (1 + entry.load), self._rng.random()

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import trio
@@ -108,6 +109,9 @@ async def test_a_host_whose_addresses_change_says_so_at_once_and_relayed_ones_fi
         trainer = await net.start([host], server=False)
         (found,) = await trainer.directory.hosts(Uid(RUN, "blocks.1"))
         assert list(found.addresses) == [relayed, *announced[:-1]]
+        assert found.has_relays
+        assert not trainer.directory.needs_relay(found)  # since they are connected directly
+        assert trainer.directory.needs_relay(replace(found, peer_id=relay))
 
 
 @pytest.mark.parametrize(("period", "lifetime"), [(0.5, 3.0), (5.0, 10.0)])

@@ -438,6 +438,25 @@ async def test_the_faster_of_two_hosts_is_preferred(autojump_clock, open_swarm):
         assert latencies[str(fast.host.peer_id)].latency < 0.1
 
 
+async def test_a_host_behind_a_relay_is_called_when_no_other_one_is_left(
+    autojump_clock, open_swarm
+):
+    async def slow(_kind, _uid, answer):
+        await trio.sleep(0.5)
+        return answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        relayed = await swarm.serve(NAME)
+        direct, _ = await serve_scripted(swarm, slow)
+        caller = await swarm.session()
+        caller.book._directory.needs_relay = lambda host: host.peer_id == relayed.host.peer_id
+        answers = [(await caller.forward(call(), POLICY)).by for _ in range(5)]
+        assert answers == [direct.host.peer_id] * 5
+        direct.crash()
+        assert (await caller.forward(call(), POLICY)).by == relayed.host.peer_id
+
+
 async def test_a_host_that_refuses_what_its_own_schema_takes_has_failed(autojump_clock, open_swarm):
     async def script(_kind, _uid, _answer):
         await trio.lowlevel.checkpoint()

@@ -10,6 +10,7 @@ Source: libp2p/specs, relay/circuit-v2.
    small and its large subnet), and for the peer; a peer may use up its own and no others.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -132,7 +133,8 @@ class RelayCore:
         self._settings = settings
         self._acl = acl or Everybody()
         self._log = log
-        self.limit = Limit(duration=int(settings.circuit_seconds), data=settings.circuit_bytes)
+        seconds = math.ceil(settings.circuit_seconds)  # never 0, which would be no limit
+        self.limit = Limit(duration=seconds, data=settings.circuit_bytes)
         self.refused: Counter[Status] = Counter()
         self.carried = 0
         self._places: dict[PeerId, Place] = {}
