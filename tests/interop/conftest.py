@@ -149,18 +149,19 @@ class JsPeer:
 
 
 @contextlib.contextmanager
-def running(nodejs, log_file, *script):
+def running(nodejs, log_file, *script, within=()):
     """Start a js-libp2p node that ends with the block; yields its process and first line.
 
     Args:
         nodejs: path of Node.js.
         log_file: where its standard error goes.
         script: which of the rig's scripts, and its arguments; `peer.mjs` by default.
+        within: a command that runs another one elsewhere, such as `ip netns exec`.
     """
     name, *arguments = script or ("peer.mjs",)
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [nodejs, "--experimental-websocket", str(RIG / name), *arguments],
+            [*within, nodejs, "--experimental-websocket", str(RIG / name), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -224,8 +225,8 @@ def start_js(nodejs, tmp_path, nursery):
     """Start a js-libp2p node of another script, for the length of a block."""
 
     @contextlib.asynccontextmanager
-    async def start_js(*script):
-        with running(nodejs, tmp_path / "js-libp2p.log", *script) as started:
+    async def start_js(*script, within=()):
+        with running(nodejs, tmp_path / "js-libp2p.log", *script, within=within) as started:
             async with talking_to(started, nursery) as peer:
                 yield peer
 

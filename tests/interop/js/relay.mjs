@@ -1,5 +1,5 @@
-// A js-libp2p node that uses circuit relays, and is one if its argument is `relay`; commands as in
-// peer.mjs.
+// A js-libp2p node that uses circuit relays; commands as in peer.mjs. Arguments: `relay` makes it
+// a relay, `punch` has it speak DCUtR, and an address is where it listens.
 
 import { createInterface } from 'node:readline'
 
@@ -15,21 +15,28 @@ const { yamux } = await import('@libp2p/yamux')
 const { identify, identifyPush } = await import('@libp2p/identify')
 const { tcp } = await import('@libp2p/tcp')
 const { circuitRelayServer, circuitRelayTransport } = await import('@libp2p/circuit-relay-v2')
+const { dcutr } = await import('@libp2p/dcutr')
 const { multiaddr } = await import('@multiformats/multiaddr')
 const { peerIdFromString } = await import('@libp2p/peer-id')
 
 const ECHO = '/echo/1.0.0'
-const isRelay = process.argv[2] === 'relay'
+const isRelay = process.argv.includes('relay')
+const punches = process.argv.includes('punch')
+const listen = process.argv.slice(2).filter(each => each.startsWith('/'))
 
 const node = await createLibp2p({
-  addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
+  addresses: {
+    listen: listen.length > 0 ? listen : ['/ip4/127.0.0.1/tcp/0'],
+    announce: listen // else it tells of no public address before others have dialled it there
+  },
   transports: [tcp(), circuitRelayTransport()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   services: {
     identify: identify({ runOnLimitedConnection: true }),
     identifyPush: identifyPush({ runOnLimitedConnection: true }),
-    ...(isRelay ? { relay: circuitRelayServer() } : {})
+    ...(isRelay ? { relay: circuitRelayServer() } : {}),
+    ...(punches ? { dcutr: dcutr() } : {})
   },
   connectionGater: { denyDialMultiaddr: () => false },
   connectionMonitor: { enabled: false }
@@ -77,6 +84,11 @@ const commands = {
     stream.send(Buffer.from(text))
     await stream.close()
     return (await answer).toString()
+  },
+
+  // The far ends of the connections to a peer.
+  async connections ({ peer }) {
+    return node.getConnections(peerIdFromString(peer)).map(each => each.remoteAddr.toString())
   },
 
   // How many peers hold a reservation here.
