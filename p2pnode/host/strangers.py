@@ -5,6 +5,9 @@ port that this node does not listen on, and under an identity made for it alone,
 take the connection for one of those between the two. It serves no protocols and counts nowhere
 but in the budgets; both sides forget it when it ends. (libp2p/specs, autonat v2: a server should
 not reuse its listening port, and may have another peer id.)
+
+QUIC proves identities within its own handshake, and with the node's own key: there only the port
+is a stranger's.
 """
 
 import contextlib
