@@ -19,7 +19,6 @@ from simulations.probes import Probes, mean, percentile
 from simulations.truth import begins_with, closest_to
 from simulations.values import Values
 
-
 # Hops grow as log N, told from a few hundred look-ups: their means err by some per cent.
 _MOST_GROWTH: Final = 1.05
 
