@@ -281,6 +281,8 @@ class ReachabilityTracker:
         for subject in (family.whole, *family.given.values(), *family.found.values()):
             if subject.address == probe.subject:
                 subject.in_flight.pop(probe.peer_id, None)
+                if probe.subject is not None and probe.subject not in about:
+                    subject.pass_over(probe.network, now)
         self.evidence.append(
             Evidence(
                 at=now,
@@ -380,7 +382,7 @@ class ReachabilityTracker:
                 server = self._choose(number, subject, now, settled=settled)
                 if server is None:
                     break
-                heard = heard or subject.voted_at(server.network) > -math.inf
+                heard = heard or subject.asked_at(server.network) > -math.inf
                 probes.append(self._probe(number, subject, server))
             if heard:
                 subject.pause = min(2 * subject.pause, self._settings.refresh_interval)
@@ -424,7 +426,7 @@ class ReachabilityTracker:
         if settled:
             again = subject.checked_at + self._settings.refresh_interval
         else:
-            again = subject.voted_at(server.network) + subject.pause
+            again = subject.asked_at(server.network) + subject.pause
         return max(again, server.free_at, now)
 
     def _choose(
@@ -438,9 +440,9 @@ class ReachabilityTracker:
         ]
         if not able:
             return None
-        heard_first = min(subject.voted_at(each.network) for each in able)
+        heard_first = min(subject.asked_at(each.network) for each in able)
         return self._rng.choice(
-            [each for each in able if subject.voted_at(each.network) == heard_first]
+            [each for each in able if subject.asked_at(each.network) == heard_first]
         )
 
     def _probe(self, number: int, subject: Subject, server: _Server) -> Probe:

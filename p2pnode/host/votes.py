@@ -71,6 +71,7 @@ class Subject:
         self.must_recheck = False
         self.in_flight: dict[PeerId, Network] = {}
         self._settings = settings
+        self._passed_over: dict[Network, float] = {}  # those that tried something else instead
         self._votes: OrderedDict[Network, tuple[bool, float]] = OrderedDict()  # the newest last
 
     def vote(self, network: Network, now: float, *, reached: bool) -> None:
@@ -82,15 +83,22 @@ class Subject:
         self.checked_at = now
         self.must_recheck = False
 
+    def pass_over(self, network: Network, now: float) -> None:
+        """Note that a network, when asked, tried another address: it may lack the transport."""
+        self._passed_over[network] = now
+
     def expire(self, now: float) -> None:
         """Drop the votes that are too old."""
         limit = now - self._settings.verdict_ttl
+        for network in [each for each, at in self._passed_over.items() if at <= limit]:
+            del self._passed_over[network]
         for network in [each for each, (_, at) in self._votes.items() if at <= limit]:
             del self._votes[network]
 
     def clear(self, now: float) -> None:
         """Forget everything."""
         self._votes.clear()
+        self._passed_over.clear()
         self.checked_at = -math.inf
         self.pause = self._settings.retry_interval
         self._become(Reachability.UNKNOWN, now)
@@ -104,6 +112,10 @@ class Subject:
         """When a network voted; minus infinity if it has not."""
         vote = self._votes.get(network)
         return -math.inf if vote is None else vote[1]
+
+    def asked_at(self, network: Network) -> float:
+        """When a network last answered anything; minus infinity if it has not."""
+        return max(self.voted_at(network), self._passed_over.get(network, -math.inf))
 
     def said_yes(self, network: Network) -> bool:
         """Whether a network says that it reached it."""

@@ -33,6 +33,7 @@ class Story:
         self.tracker = ReachabilityTracker(settings, random.Random(seed))
         self.settings = settings
         self.says = {}  # by server; REACHED by default
+        self.tries = lambda probe: probe.addresses[:1]
         self.asked = []
 
     def listen(self, *addresses):
@@ -57,7 +58,7 @@ class Story:
         result = self.says.get(number, Result.REACHED)
         if callable(result):
             result = result(probe)
-        about = probe.addresses[:1]
+        about = self.tries(probe)
         self.tracker.receive_result(probe, result, "", self.now, about=about)
 
     def run(self, seconds):
@@ -209,6 +210,19 @@ def test_each_address_has_its_own_verdict(story):
     assert story.tracker.addresses_that_are(PUBLIC) == [OURS]
     assert story.tracker.addresses_that_are(PRIVATE) == [OURS_WS]
     assert story.state is PUBLIC
+
+
+def test_an_address_that_no_server_can_dial_is_asked_about_ever_more_seldom(story):
+    quic = parse_address("/ip4/8.8.8.8/udp/4001/quic-v1")
+    story.tries = lambda probe: [each for each in probe.addresses if each != quic][:1]
+    story.listen(quic, OURS)
+    story.meet(*range(4))
+    story.run(60)
+    assert story.tracker.addresses_that_are(PUBLIC) == [OURS]
+    story.run(3600)
+    del story.asked[:]
+    story.run(6 * SETTINGS.refresh_interval)
+    assert len(story.asked) <= 6 * (4 + 1)  # the pause has grown to the refresh interval
 
 
 def test_families_are_judged_apart(story):
