@@ -115,6 +115,29 @@ def test_three_networks_that_do_not_make_us_private(story):
     assert story.tracker.addresses_that_are(PRIVATE) == [OURS]
 
 
+def test_two_against_one_is_no_verdict(story):
+    story.says[0] = Result.FAILED
+    story.listen(OURS)
+    story.meet(0, 1, 2)
+    story.run(5)
+    assert story.state is UNKNOWN
+    story.meet(3, 4)
+    story.run(60)
+    assert story.state is PUBLIC
+
+
+def test_even_a_bare_majority_cannot_turn_a_verdict_around(story):
+    story.listen(OURS)
+    story.meet(*range(9))
+    story.run(3600)
+    story.all_say(Result.FAILED, range(5))
+    story.run(6 * 3600)
+    assert (story.state, story.tracker.finding_of(4).failed) == (PUBLIC, 5)
+    story.all_say(Result.FAILED, range(6))
+    story.run(6 * 3600)
+    assert story.state is PRIVATE
+
+
 def test_a_single_server_is_believed_while_there_is_no_other(story):
     story.listen(OURS)
     story.meet(0)
