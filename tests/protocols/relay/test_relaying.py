@@ -56,3 +56,15 @@ async def test_a_limited_connection_carries_only_what_allows_it(place, autojump_
         await connection.open_stream([ECHO])
     async with await connection.open_stream([ECHO], allow_limited=True) as stream:
         assert await exchange(stream, b"hello") == b"hello"
+
+
+async def test_a_node_is_reachable_within_a_second_of_its_start(place, autojump_clock):
+    """At a round trip of 50 ms: the relay dialled, the handshakes, and one question."""
+    relay = await place.add_relay()
+    began = trio.current_time()
+    host = await place.add_private(relay)
+    assert trio.current_time() - began < 0.5
+    other = await place.add_private(relay)
+    began = trio.current_time()
+    await other.connect(host.peer_id, host.relayed)
+    assert trio.current_time() - began < 0.5
