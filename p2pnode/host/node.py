@@ -464,7 +464,7 @@ class NetworkHost(Host):
             is_client=is_client,
             patience=settings.role_patience,
         )
-        punch = Punch([*self._transports], upgrade, settings)
+        punch = Punch([*self._transports], upgrade, settings, is_client=is_client)
         upgraded = None
         with trio.move_on_after(settings.attempt_timeout) as scope:
             undo = self.events.on(

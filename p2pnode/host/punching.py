@@ -16,9 +16,9 @@ from multiaddr import Multiaddr
 from p2pnode.config import DcutrSettings
 from p2pnode.errors import DialError, P2PNodeError
 from p2pnode.host.upgrader import Upgraded
-from p2pnode.transport.base import RawConnection, Transport
+from p2pnode.transport.base import FreshConnection, RawConnection, Transport
 
-Upgrade = Callable[[RawConnection], Awaitable[Upgraded]]
+Upgrade = Callable[[FreshConnection], Awaitable[Upgraded]]
 
 
 class Punch:
@@ -28,18 +28,25 @@ class Punch:
         transports: the first that can punch an address is used.
         upgrade: runs the handshakes, in the role that is ours.
         settings: times.
+        is_client: whether that role begins the handshakes.
 
     Attributes:
         reasons: what became of each address, as far as it failed.
     """
 
     def __init__(
-        self, transports: Sequence[Transport], upgrade: Upgrade, settings: DcutrSettings
+        self,
+        transports: Sequence[Transport],
+        upgrade: Upgrade,
+        settings: DcutrSettings,
+        *,
+        is_client: bool,
     ) -> None:
         self.reasons: dict[Multiaddr, str] = {}
         self._transports = transports
         self._upgrade = upgrade
         self._settings = settings
+        self._is_client = is_client
         self._winner: Upgraded | None = None
 
     async def run(self, addresses: Sequence[Multiaddr]) -> Upgraded | None:
@@ -69,17 +76,17 @@ class Punch:
             await raw.cut()
             return
         self._winner = upgraded
-        if raw.settle is not None:
+        if isinstance(raw, RawConnection) and raw.settle is not None:
             raw.settle()
         all_tries.cancel()
 
-    async def _connect(self, address: Multiaddr) -> RawConnection:
+    async def _connect(self, address: Multiaddr) -> FreshConnection:
         transport = next((each for each in self._transports if each.can_punch(address)), None)
         if transport is None:
             raise DialError("no transport of this node punches holes to it")
         while True:
             try:
-                return await transport.punch(address)
+                return await transport.punch(address, is_client=self._is_client)
             except DialError as error:
                 self.reasons[address] = str(error)
             await trio.sleep(self._settings.attempt_pause)

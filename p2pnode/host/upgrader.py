@@ -86,7 +86,7 @@ class Upgrader:
         return await self._upgrade(raw, agree, raw.peer_id)
 
     async def punched(
-        self, raw: RawConnection, expected: PeerId, *, is_client: bool, patience: float
+        self, raw: FreshConnection, expected: PeerId, *, is_client: bool, patience: float
     ) -> Upgraded:
         """Upgrade a connection that both ends dialled; as `outbound`, in a role agreed on before.
 
@@ -97,6 +97,9 @@ class Upgrader:
             patience: seconds to wait for the peer to begin them. Where its listener took the
                 connection, before it could dial itself, it never will; then this side begins.
         """
+        if isinstance(raw, SecuredConnection):
+            upgraded = await self._take(raw, expected, is_client=is_client)
+            return dataclasses.replace(upgraded, is_punched=True)
 
         async def agree() -> bool:
             if not is_client:

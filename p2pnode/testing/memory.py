@@ -322,7 +322,7 @@ class MemoryTransport(Transport):
         """See `Transport`."""
         return self.can_dial(address)
 
-    async def punch(self, address: Multiaddr) -> RawConnection:
+    async def punch(self, address: Multiaddr, *, is_client: bool) -> RawConnection:  # noqa: ARG002  # both sides dial
         """See `Transport`; a pair of endpoints carries one connection at a time, as in TCP."""
         target = _endpoint_of(address)
         port = self._listening_port

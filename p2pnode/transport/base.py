@@ -112,12 +112,18 @@ class Transport(ABC):
         """Tell whether `punch` knows how to reach `address`."""
         return False
 
-    async def punch(self, address: Multiaddr) -> RawConnection:
+    async def punch(self, address: Multiaddr, *, is_client: bool) -> FreshConnection:  # noqa: ARG002  # of those that can
         """Connect to an address from which this node is dialled at the same moment.
 
         It is dialled from the port listened on, from which alone the other end expects it. Until
         the connection's `settle` is called it is reset, not closed, when it turns out to be of no
         use: else the system would bar the pair of endpoints from the next attempt for a minute.
+
+        Args:
+            address: where to.
+            is_client: whether this side begins the handshakes. Where only one side dials, the other
+                one prepares its NAT for that until it is cancelled, and its listener has the
+                connection.
 
         Raises:
             DialError: it was refused; another try a moment later may well succeed.

@@ -82,7 +82,7 @@ class TcpTransport(Transport):
         """See `Transport`."""
         return endpoint_of(address) is not None
 
-    async def punch(self, address: Multiaddr) -> RawConnection:
+    async def punch(self, address: Multiaddr, *, is_client: bool) -> RawConnection:  # noqa: ARG002  # both sides dial
         """See `Transport`; by a simultaneous open, as RFC 9293 has it in section 3.5."""
         target = endpoint_of(address)
         if target is None or target.ip.is_unspecified:

@@ -41,6 +41,8 @@ from p2pnode.wire.keys import PublicKey
 _IPS: Final = frozenset({"ip4", "ip6"})
 _HOSTS: Final = _IPS | {"dns", "dns4", "dns6"}
 _BATCH: Final = 64  # datagrams taken between two turns of other tasks
+_NOISE_BYTES: Final = 64
+_NOISE_INTERVAL: Final = 0.1  # seconds; the specification has 10 to 200 ms
 _MAX_DATAGRAM: Final = 65_535
 _TIMER_GRAIN: Final = 0.001  # seconds; what the system's own timers round up to
 # Linux, ip(7): never fragment, and leave the path's size to us (RFC 9000, section 14).
@@ -154,16 +156,26 @@ class QuicTransport(Transport):
             raise listen_error(address, error) from error
         return QuicListener(carrier)
 
-    async def punch_out(self, address: Multiaddr) -> None:
-        """Send a datagram of noise from the port listened on, which prepares the NATs on the way.
+    def can_punch(self, address: Multiaddr) -> bool:
+        """See `Transport`."""
+        return endpoint_of(address) is not None
 
-        Whoever is about to dial us from `address` gets through then. (libp2p/specs, DCUtR.)
+    async def punch(self, address: Multiaddr, *, is_client: bool) -> SecuredConnection:
+        """See `Transport`; the client dials, the other side sends datagrams of noise.
+
+        They make its NAT expect the client's. (libp2p/specs, DCUtR.)
         """
+        if is_client:
+            return await self.dial(address)
         target = endpoint_of(address)
-        await trio.lowlevel.checkpoint()
         carrier = None if target is None else self._listening_carrier(target)
-        if carrier is not None and target is not None:
-            carrier.send([(os.urandom(ID_BYTES), _address_of(target))])
+        if carrier is None or target is None:
+            raise DialError(
+                f"no hole can be punched to {address}: this node does not listen on UDP"
+            )
+        while True:
+            carrier.send([(os.urandom(_NOISE_BYTES), _address_of(target))])
+            await trio.sleep(_NOISE_INTERVAL)
 
     def _listening_carrier(self, target: Endpoint) -> "_Carrier | None":
         listening = {each.endpoint: each for each in self._carriers if each.core.is_listening}

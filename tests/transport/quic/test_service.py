@@ -1,6 +1,7 @@
 import contextlib
 import math
 import socket
+from functools import partial
 
 import pytest
 import trio
@@ -289,10 +290,30 @@ async def test_a_punch_reaches_the_other_side_from_the_port_listened_on(pair):
         other.bind(("127.0.0.1", 0))
         other.settimeout(5)
         port = other.getsockname()[1]
-        await dialer.punch_out(parse_address(f"/ip4/127.0.0.1/udp/{port}/quic-v1"))
+        address = parse_address(f"/ip4/127.0.0.1/udp/{port}/quic-v1")
+        with trio.move_on_after(0.15):
+            await dialer.punch(address, is_client=False)
         data, source = other.recvfrom(100)
     assert data
     assert source[1] == int(here.addresses[0].value_for_protocol("udp"))
+
+
+@pytest.mark.real
+async def test_the_client_of_two_that_punch_gets_the_connection_the_others_listener_has(pair):
+    one, other, there = pair
+    here = await one.listen(LOOPBACK)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(other.punch, here.addresses[0], is_client=False))
+        ours = await one.punch(there.addresses[0], is_client=True)
+        theirs = await there.accept()
+        nursery.cancel_scope.cancel()
+    assert ours.local_address == theirs.remote_address == here.addresses[0]
+
+
+@pytest.mark.real
+async def test_a_node_that_does_not_listen_on_udp_punches_no_holes(pair):
+    with pytest.raises(DialError, match="does not listen on UDP"):
+        await pair[0].punch(pair[2].addresses[0], is_client=False)
 
 
 @pytest.mark.real
