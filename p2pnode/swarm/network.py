@@ -150,7 +150,7 @@ class Network:
         where holes can be punched to it.
         """
         await self._listens.wait()
-        await client.run()
+        await client.run(lambda: self.reachability.state)
 
     def _receive_identified(self, event: PeerIdentified) -> None:
         if self.host.connection_to(event.peer_id) is not None:

@@ -32,12 +32,12 @@ def start(nursery, autojump_clock):
     network = VirtualNetwork(latency=Fixed(0.025))
     seeds = iter(range(1, 100))
 
-    async def start(*bootstrap, nat=Nat.NONE, **relay):
+    async def start(*bootstrap, nat=Nat.NONE, reachability="auto", **relay):
         seed = next(seeds)
         transport = MemoryTransport(network, network.add_machine(nat=nat))
         node = Network(
             PrivateKey.from_seed(bytes([seed]) * 32),
-            Settings().replace(relay=relay),
+            Settings().replace(relay=relay, reachability={"mode": reachability}),
             transports=[transport],
             rng=random.Random(seed),
         )
@@ -72,6 +72,15 @@ async def test_public_nodes_relay_and_private_ones_are_reached_through_them(star
     learn(public, Reachability.PRIVATE)
     await trio.sleep(1)
     assert HOP_PROTOCOL not in public.host.protocols
+
+
+async def test_who_is_told_that_nobody_can_dial_it_asks_relays_as_soon_as_it_listens(
+    start, autojump_clock
+):
+    relay = await start(server="always")
+    node = await start(*relay.full_addresses(), nat=Nat.SYMMETRIC, reachability="private")
+    await trio.sleep(5)
+    assert node.host.relayed
 
 
 async def test_who_wants_no_part_in_relaying_offers_none_and_still_dials_through_relays(

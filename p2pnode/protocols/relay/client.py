@@ -5,7 +5,7 @@ must know, the addresses through the relays, the host tells them by identify.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -159,8 +159,18 @@ class RelayClient:
             peer, address = peer_address(text)
             self.core.receive_configured(peer, [address])
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep reservations until cancelled."""
+    async def run(
+        self,
+        reachability: Callable[[], Reachability] = lambda: Reachability.UNKNOWN,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Keep reservations until cancelled.
+
+        Args:
+            reachability: what is known of it at the start; later, events tell.
+            task_status: told when others can be asked.
+        """
         await self._host.listen(CIRCUIT)
         listener = self._transport.listener
         assert listener is not None  # the host listens by the transport
@@ -174,7 +184,7 @@ class RelayClient:
         try:
             for connection in self._host.connections():
                 self._consider(connection.peer_id, self._host.protocols_of(connection.peer_id))
-            self._switch(Reachability.UNKNOWN)
+            self._switch(reachability())
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 await self._keep_up(nursery)
