@@ -94,6 +94,9 @@ class QuicCore:
         self._credit = settings.quic_base_window  # of the connection, when last granted
         self._growth = 0  # of all windows beyond the initial one
         self._is_abandoned = False
+        self._goodbye: list[tuple[bytes, Address]] = []
+        self._heard_since = 0  # how many datagrams, since we said it
+        self._repeats = False  # it with the next ones
         self._began_at = self._heard_at = now
         self._flush_at = math.inf  # when what waits for company leaves without
         self._ping_sent = False
@@ -105,6 +108,9 @@ class QuicCore:
         if self._is_abandoned:
             return []
         self._heard_at = now
+        if self.failure is not None:  # it may have missed our goodbye (RFC 9000, 10.2.1)
+            self._heard_since += 1
+            self._repeats = self._heard_since.bit_count() == 1  # the 1st, 2nd, 4th, …
         try:
             self.engine.receive_datagram(data, address, now)
         except Exception as error:  # noqa: BLE001  # a bug of the library ends one connection only
@@ -136,6 +142,11 @@ class QuicCore:
             return []
         self._flush_at = math.inf
         datagrams: list[tuple[bytes, Address]] = self.engine.datagrams_to_send(now)
+        if self.failure is not None and datagrams:
+            self._goodbye = datagrams
+        elif self._repeats:
+            datagrams = self._goodbye
+        self._repeats = False
         return datagrams
 
     def next_deadline(self) -> float:

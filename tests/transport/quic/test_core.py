@@ -485,3 +485,21 @@ def test_a_peer_that_stopped_reading_a_stream_does_not_mind_its_end(wire):
     assert theirs.finish(its) == []
     assert theirs.unconfirmed(its) == 0
     assert theirs.failure is None
+
+
+def test_a_goodbye_that_is_lost_is_said_again_to_a_peer_that_goes_on_but_not_each_time(wire):
+    ours, theirs = wire.pair()
+    stream = theirs.open_stream(wire.now)
+    ours.close(ConnectionClosedError("done"), ConnectionCode.NONE)
+    wire.drops = lambda *_: True
+    wire.flush(ours)
+    wire.drops = None
+    theirs.send(stream, DATA)
+    wire.flush(theirs)
+    assert wire.run(until=lambda: theirs.failure is not None, seconds=1)
+    assert str(theirs.failure) == "the peer closed the connection"
+    said = 0
+    for _ in range(64):
+        ours.receive_datagram(b"more", ("192.0.2.2", 2000), wire.now)
+        said += len(ours.datagrams_to_send(wire.now))
+    assert 5 <= said <= 7
