@@ -502,4 +502,4 @@ def test_a_goodbye_that_is_lost_is_said_again_to_a_peer_that_goes_on_but_not_eac
     for _ in range(64):
         ours.receive_datagram(b"more", ("192.0.2.2", 2000), wire.now)
         said += len(ours.datagrams_to_send(wire.now))
-    assert 5 <= said <= 7
+    assert 2 <= said <= 6  # at each doubling
