@@ -295,7 +295,7 @@ async def test_a_punch_leaves_from_the_listening_port_and_is_reset_until_it_has_
     ours, theirs = await transport.listen(LOOPBACK), await other.listen(LOOPBACK)
     assert transport.can_punch(theirs.addresses[0])
     for settled in (False, True):
-        made = await transport.punch(theirs.addresses[0])
+        made = await transport.punch(theirs.addresses[0], is_client=True)
         accepted = await theirs.accept()
         assert [made.local_address] == ours.addresses
         assert lingers(made)
@@ -317,7 +317,7 @@ async def test_a_punch_leaves_from_the_listening_port_and_is_reset_until_it_has_
 async def test_a_punch_needs_no_listener_of_its_own():
     other = TcpTransport()
     theirs = await other.listen(LOOPBACK)
-    made = await TcpTransport().punch(theirs.addresses[0])
+    made = await TcpTransport().punch(theirs.addresses[0], is_client=False)
     await made.cut()
     made.settle()  # has no effect any more, and does no harm
     await theirs.aclose()
@@ -330,10 +330,10 @@ async def test_only_an_ip_and_a_tcp_port_can_be_punched(address):
     transport = TcpTransport()
     assert not transport.can_punch(parse_address(address))
     with pytest.raises(DialError, match="no hole can be punched"):
-        await transport.punch(parse_address(address))
+        await transport.punch(parse_address(address), is_client=True)
 
 
 @pytest.mark.real
 async def test_a_refused_punch_is_an_error_to_try_again_after():
     with pytest.raises(DialError, match="refused"):
-        await TcpTransport().punch(parse_address("/ip4/127.0.0.1/tcp/1"))
+        await TcpTransport().punch(parse_address("/ip4/127.0.0.1/tcp/1"), is_client=True)
