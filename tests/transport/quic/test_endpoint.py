@@ -1,5 +1,6 @@
 from aioquic.buffer import Buffer
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
+from aioquic.tls import Epoch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -204,3 +205,13 @@ def test_connections_do_not_leave_timers_behind(wire):
         for _ in range(20):
             wire.client.set_timer(ours)
     assert len(wire.client._timers) <= 64 + 4 * len(wire.client)
+
+
+def test_a_handshake_full_of_holes_is_given_up(wire):
+    core = wire.client.connect(SERVER, wire.now)
+    pending = core.engine._crypto_streams[Epoch.INITIAL].sender._pending
+    for offset in range(1, 200, 2):
+        pending.subtract(offset, offset + 1)
+    wire.flush(core)
+    assert wire.run(until=lambda: wire.inbound and wire.inbound[0].failure, seconds=9)
+    assert "gaps" in str(wire.inbound[0].failure)
