@@ -15,6 +15,7 @@ from p2pnode.errors import ConfigError
 # All other numbers are limits and times, of which 0 would stop the node or let it spin.
 _MAY_BE_ZERO: Final = frozenset(
     {
+        "dcutr.tcp_head_start",
         "dht.absence_reuse",
         "dht.lookup_reuse",
         "hosting.batch_window",

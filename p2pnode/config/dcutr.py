@@ -16,6 +16,7 @@ class DcutrSettings:
     exchange_timeout: float = 10.0  # for one exchange over the relay, as in go-libp2p
     attempt_timeout: float = 5.0  # for one attempt's dials and handshakes, as in go-libp2p
     attempt_pause: float = 0.2  # before an address that refused is dialled again in one attempt
+    tcp_head_start: float = 0.5  # over UDP, where there are addresses of both: it carries more
     role_patience: float = 0.5  # for a peer to begin the handshake, before this side does
     retry_pause: float = 60.0  # after all attempts failed, doubled at each further failure
     retry_pause_max: float = 3600.0

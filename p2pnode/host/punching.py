@@ -1,8 +1,10 @@
 """Dialling a peer that dials us at the same moment, through the NATs of both.
 
 All addresses are dialled at once, from the port listened on, and each again and again: a router
-may refuse the first packet that no packet of ours has prepared it for. The roles in the handshakes
-are agreed on beforehand (`p2pnode.protocols.dcutr`), since nobody is the one that was dialled.
+may refuse the first packet that no packet of ours has prepared it for. Where there are addresses
+of both, TCP has a head start over UDP, on both sides alike: it carries more. The roles in the
+handshakes are agreed on beforehand (`p2pnode.protocols.dcutr`), since nobody is the one that was
+dialled.
 
 The connection may also come in by the listener: the peer's packets were let in before ours went
 out. So whoever waits for the outcome watches out for any direct connection to the peer.
@@ -55,17 +57,20 @@ class Punch:
         Not more than one connection is left, and none when it is cancelled.
         """
         self.reasons = dict.fromkeys(addresses, "no answer in time")
+        pause = self._settings.tcp_head_start if any(map(_is_tcp, addresses)) else 0.0
         try:
             async with trio.open_nursery() as nursery:
                 for each in addresses:
-                    nursery.start_soon(self._try, each, nursery.cancel_scope)
+                    wait = 0.0 if _is_tcp(each) else pause  # the peer waits as long
+                    nursery.start_soon(self._try, each, wait, nursery.cancel_scope)
         except BaseException:
             if self._winner is not None:
                 await self._winner.raw.cut()
             raise
         return self._winner
 
-    async def _try(self, address: Multiaddr, all_tries: trio.CancelScope) -> None:
+    async def _try(self, address: Multiaddr, wait: float, all_tries: trio.CancelScope) -> None:
+        await trio.sleep(wait)
         try:
             raw = await self._connect(address)
             upgraded = await self._upgrade(raw)
@@ -90,3 +95,7 @@ class Punch:
             except DialError as error:
                 self.reasons[address] = str(error)
             await trio.sleep(self._settings.attempt_pause)
+
+
+def _is_tcp(address: Multiaddr) -> bool:
+    return any(each.name == "tcp" for each in address.protocols())

@@ -41,7 +41,9 @@ from p2pnode.protocols.dcutr.core import (
 from p2pnode.wire import varint
 from p2pnode.wire.peer_id import PeerId
 
-_MAX_UNSURE: Final = 3  # addresses offered that too few peers have seen this node at to believe
+# Addresses offered that too few peers have seen this node at to believe, of TCP and of UDP each.
+_MAX_UNSURE: Final = 3
+_TAILS: Final = {"tcp": b"", "udp": Multiaddr("/quic-v1").to_bytes()}
 
 
 class DcutrService:
@@ -247,9 +249,12 @@ class DcutrService:
         """
         seen = self._host.sightings()[::-1]  # the newest first,
         seen.sort(key=lambda each: -each[2])  # among those that as many agree on
-        unsure = [place.followed_by(b"") for _, place, _ in seen if place.kind == "tcp"]
-        known = self._host.addresses
-        unsure = [each for each in dict.fromkeys(unsure) if each not in known][:_MAX_UNSURE]
+        known = self._host.candidate_addresses
+        unsure: list[Multiaddr] = []
+        for kind, tail in _TAILS.items():
+            places = [place.followed_by(tail) for _, place, _ in seen if place.kind == kind]
+            fresh = [each for each in dict.fromkeys(places) if each not in known]
+            unsure += fresh[:_MAX_UNSURE]
         return worth_dialling([*known, *unsure], self._host.can_punch, self._settings)
 
     async def _punch(self, peer_id: PeerId, plan: Plan) -> NetworkConnection:
