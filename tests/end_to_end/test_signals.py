@@ -43,17 +43,20 @@ def silent_address(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_start_is_given_up_at_once(number, tmp_path, silent_address):
     address, silent = silent_address
-    process = subprocess.Popen(
-        [
-            *(*COMMAND, "join", "--json", "--data-dir", tmp_path / "node"),
-            *("--listen", LOOPBACK, "--bootstrap", address),
-            *("--set", "node.bootstrap_timeout=600", "--set", "network.dial_timeout=600"),
-            *("--set", "network.handshake_timeout=600", "--set", "dht.lookup_timeout=600"),
-            *("--set", "dht.query_timeout=600"),  # or on a busy machine this is over first
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
+    try:
+        process = subprocess.Popen(
+            [
+                *(*COMMAND, "join", "--json", "--data-dir", tmp_path / "node"),
+                *("--listen", LOOPBACK, "--bootstrap", address),
+                *("--set", "node.bootstrap_timeout=600", "--set", "network.dial_timeout=600"),
+                *("--set", "network.handshake_timeout=600"),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, previous)
     with process:
         dialled, _ = silent.accept()
         with dialled:
