@@ -1,11 +1,14 @@
 """The daemon's log: one line for each event, for people or for machines.
 
 What a stranger can cause, it can cause often. Of each kind of event so many lines are written in
-so many seconds, and one that says that others were left out.
+so many seconds, and one that says that others were left out. And whoever reads the log may stop:
+what the pipe does not take then is lost, and counted, so that the daemon never stands still.
 """
 
 import dataclasses
 import re
+import select
+import sys
 import time
 from typing import Any, Final
 
@@ -38,6 +41,7 @@ class EventLog:
         self._as_json = as_json
         self._held: list[dict[str, Any]] | None = [] if as_json else None
         self._quotas: dict[str, _Quota] = {}
+        self._lost = 0  # lines that nobody took
 
     def write(self, event: Event) -> None:
         """Write one event."""
@@ -69,6 +73,12 @@ class EventLog:
         return quota.lines - 1
 
     def _put(self, name: str, level: str, facts: dict[str, Any]) -> None:
+        if self._held is None and not self._has_room():
+            self._lost += 1
+            return
+        if lost := self._lost:
+            self._lost = 0
+            self._put("lost", "warning", {"lines": lost})
         now = wall_time()
         if self._as_json:
             line = {"event": name, "time": now, "level": level, **facts}
@@ -80,6 +90,14 @@ class EventLog:
         clock = time.strftime("%H:%M:%S", time.localtime(now))
         described = "  ".join(f"{key}={value}" for key, value in facts.items() if value is not None)
         print_note(as_one_line(f"{clock} {level:7} {name.replace('_', ' ')}  {described}"))
+
+    def _has_room(self) -> bool:
+        """Tell whether a line (below 4 KiB) can be written without waiting for who reads them."""
+        try:
+            file = (sys.stdout if self._as_json else sys.stderr).fileno()
+            return bool(select.select([], [file], [], 0)[1])
+        except (OSError, ValueError):  # it is no file of the system's, or one that cannot be asked
+            return True
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -81,3 +82,20 @@ async def test_people_are_not_told_what_is_unknown(capsys):
     shown = capsys.readouterr().err
     assert "reason=x" in shown
     assert "None" not in shown
+
+
+async def test_a_reader_that_stops_reading_does_not_stop_the_daemon(monkeypatch):
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as read, os.fdopen(writer, "w") as written:
+        monkeypatch.setattr("sys.stdout", written)
+        log = EventLog("info", as_json=True)
+        log.release()
+        for number in range(MAX_LINES):
+            log.write(DiskFull(reason=f"{number} {'.' * 2000}"))  # more than a pipe holds
+        found = os.read(reader, 2**20).splitlines()
+        assert 8 < len(found) < MAX_LINES
+        log.write(misbehaved("late"))
+        told = [json.loads(line) for line in os.read(reader, 2**20).splitlines()]
+        assert [each["event"] for each in told] == ["lost", "peer_misbehaved"]
+        assert told[0]["lines"] == MAX_LINES - len(found)
+        assert read.fileno() == reader
