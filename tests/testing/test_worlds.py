@@ -204,12 +204,13 @@ async def test_dials_through_a_partition_time_out_until_it_heals(world_on, autoj
 async def test_callers_share_one_dial_and_its_failure(world_on, autojump_clock):
     async with world_on(VirtualNetwork(latency=Fixed(WAY))) as world:
         ours, theirs = await world.add_host(), await world.add_host()
+        addresses = theirs.addresses
         world.crash(theirs)
         failed = []
 
         async def attempt(timeout):
             with pytest.raises(DialError):
-                await ours.connect(theirs.peer_id, theirs.addresses, timeout=timeout)
+                await ours.connect(theirs.peer_id, addresses, timeout=timeout)
             failed.append(round(trio.current_time(), 3))
 
         async with trio.open_nursery() as nursery:
