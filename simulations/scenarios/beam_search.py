@@ -165,13 +165,14 @@ def _report(
     report, last = sim.report, {name: values[-1] for name, values in lines.items()}
     single = last["one look-up, median"]
     calm = not ended and not sim.parameters["network.loss"]
-    report.figure(
-        "experts found",
-        last["experts found"],
-        "%",
-        goal=at_least(100 if calm else 99.9),
-        detail="of those whose hosts are up, by newcomers that look for all of them",
-    )
+    if sim.parameters["censuses"]:
+        report.figure(
+            "experts found",
+            last["experts found"],
+            "%",
+            goal=at_least(100 if calm else 99.9),
+            detail="of those whose hosts are up, by newcomers that look for all of them",
+        )
     report.figure("experts", last["experts"])
     report.figure(
         "best experts found",
