@@ -99,13 +99,14 @@ def _reachability(facts: Facts) -> Finding:
             says=f"It is not known whether others can dial this node: {asked}.",
         )
     served = relays.held > relays.limited
+    hidden = any(each.mapping.is_dependent for each in facts.nats)  # few holes lead there
     says = f"Others cannot dial this node{word}"
     says += f"; {_count(found.failed, 'network')} tried in vain." if found.failed else "."
     if relays.held:
         says += f" They reach it through {_count(relays.held, 'relay')}"
         says += "." if served else ", which carry too little for training unless a hole is punched."
     return Finding(
-        level=Level.NOTE if relays.held else Level.WARNING,
+        level=Level.NOTE if relays.held and (served or not hidden) else Level.WARNING,
         subject="reachability",
         says=says,
         advice=_how_to_be_reached(facts),

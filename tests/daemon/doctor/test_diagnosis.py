@@ -90,6 +90,15 @@ def test_a_healthy_node_needs_nothing():
             "2 peers answered",
         ),
         (_private(), Level.WARNING, "reachability", "Forward TCP port 4001"),
+        (
+            _private(
+                relays=RelayFacts(wanted=2, held=2, limited=2, known=4),
+                nats=_nat(Mapping.DEPENDENT).nats,
+            ),
+            Level.WARNING,
+            "reachability",
+            "too little for training",
+        ),
         (_but(reachability=ReachabilityFacts()), Level.NOTE, "reachability", "no peer"),
         (
             _but(reachability=ReachabilityFacts(servers=2)),
