@@ -78,7 +78,10 @@ class EventLog:
             return
         if lost := self._lost:
             self._lost = 0
-            self._put("lost", "warning", {"lines": lost})
+            self._say("lost", "warning", {"lines": lost})
+        self._say(name, level, facts)
+
+    def _say(self, name: str, level: str, facts: dict[str, Any]) -> None:
         now = wall_time()
         if self._as_json:
             line = {"event": name, "time": now, "level": level, **facts}

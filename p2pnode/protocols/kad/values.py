@@ -148,12 +148,15 @@ class Values:
         if self._serves() and self._core.is_near(key, closest[:copies], copies):
             stored = int(self._core.keep(record, wall_time()))
         message = Message(type=MessageType.PUT_VALUE, key=key, record=record)
+        count = copies - stored
         while closest and stored < copies:
-            chosen, closest = closest[: copies - stored], closest[copies - stored :]
+            chosen, closest = closest[:count], closest[count:]
             answers = await self._queries.ask_all(chosen, message, requests, hurried=stored > 0)
             stored += len(answers)
             if len(answers) < len(chosen):  # the next ones take their place
                 self._neighbours.forget(key)
+            # A few at once: where many are gone, each round takes all of its patience.
+            count = max(copies - stored, self._settings.resiliency)
         if not stored:
             raise NoPeersError("no peer of the DHT could store the value")
         return stored
