@@ -50,7 +50,7 @@ def _peers(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             level=Level.GOOD,
             subject="peers",
-            says=f"Connected to {_count(len(facts.ways), 'peer')}{_by_way(facts.ways)}.",
+            says=f"Connected to {_by_way(facts.ways)}.",
         )
     elif facts.bootstrap:
         yield Finding(
@@ -71,10 +71,16 @@ def _peers(facts: Facts) -> Iterator[Finding]:
 
 
 def _by_way(ways: Iterable[WayFacts]) -> str:
-    counts = Counter(each.way for each in ways)
+    """Count peers; of one with several connections the best counts, as it is used."""
+    order = list(Way)
+    best: dict[str, Way] = {}
+    for each in ways:
+        best[each.peer_id] = min(best.get(each.peer_id, each.way), each.way, key=order.index)
+    counts = Counter(best.values())
+    total = _count(len(best), "peer")
     if set(counts) == {Way.DIRECT}:
-        return ""
-    return ": " + ", ".join(f"{number} {way}" for way, number in counts.most_common())
+        return total
+    return f"{total}: " + ", ".join(f"{number} {way}" for way, number in counts.most_common())
 
 
 def _reachability(facts: Facts) -> Finding:

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Any
 
 from p2pnode.host import Reachability
+from p2pnode.host.connections import Way
 from p2pnode.host.nat_behaviour import Mapping
 from p2pnode.protocols.clock.core import Offset
 
@@ -86,13 +87,13 @@ class WayFacts:
 
     Attributes:
         peer_id: who.
-        way: direct, punched or relayed.
+        way: which way it goes.
         note: why, in words, if there is something to say.
         age: seconds since.
     """
 
     peer_id: str
-    way: str
+    way: Way
     note: str
     age: float
 

@@ -28,7 +28,9 @@ HEALTHY = Facts(
     told=("/ip4/203.0.113.7/tcp/4001/p2p/12D3",),
     ports=(4001,),
     reachability=ReachabilityFacts(state=Reachability.PUBLIC, servers=5, reached=4),
-    ways=(WayFacts(peer_id="12D3", way=Way.DIRECT, note="", age=9.0),) * 12,
+    ways=tuple(
+        WayFacts(peer_id=f"12D3{number}", way=Way.DIRECT, note="", age=9.0) for number in range(12)
+    ),
     clock=ClockFacts(asked=5, offset=Offset(0.02, 0.05)),
     dht=DhtFacts(mode="server", peers=90, lookup_seconds=0.8, answered=20),
     disk=DiskFacts(
@@ -159,7 +161,8 @@ def test_one_peer_is_no_peers():
 
 
 def test_peers_are_counted_by_the_way_they_are_connected():
-    ways = (*HEALTHY.ways[:2], WayFacts(peer_id="12D4", way=Way.PUNCHED, note="", age=1.0))
+    later = [WayFacts(peer_id="12D4", way=way, note="", age=1.0) for way in reversed(Way)][:-1]
+    ways = (*HEALTHY.ways[:2], *later)  # what was relayed at first, and then punched
     found = _about("peers", diagnose(_but(ways=ways)))
     assert found.says == "Connected to 3 peers: 2 direct, 1 punched."
 
