@@ -58,6 +58,10 @@ class CheckpointError(LocalError):
     """A checkpoint cannot be read or written; what is on disk is left as it is."""
 
 
+class ModelError(LocalError):
+    """A model's directory cannot be read, or holds a model that cannot be hosted."""
+
+
 class InvalidUidError(LocalError, ValueError):
     """An expert uid or pattern cannot be read."""
 
@@ -68,6 +72,10 @@ class InvalidTokenError(LocalError, ValueError):
 
 class MessageTooLargeError(LocalError, ValueError):
     """A message is larger than pub/sub carries; publish a digest, and serve the rest on request."""
+
+
+class MemoryLimitError(LocalError):
+    """What is to be hosted does not fit the memory that the machine's owner lets the node have."""
 
 
 class NonFiniteError(LocalError, ValueError):
@@ -280,6 +288,12 @@ class OverloadedError(CallError):
     """The host's queue or the caller's budget is full; try again later or elsewhere."""
 
     code = 503
+
+
+class PausedError(CallError):
+    """The host is paused by its owner; go elsewhere."""
+
+    code = 423
 
 
 class DeadlineExceededError(CallError, TimeoutError):

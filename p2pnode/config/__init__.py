@@ -9,6 +9,7 @@ the file, and a dataclass in one of these modules:
 | `node` | `[node]`, `[mdns]` |
 | `network` | `[network]`, `[perf]` |
 | `limits` | `[limits]` |
+| `owner` | `[owner]`, `[metrics]` |
 | `portmap` | `[portmap]` |
 | `dcutr` | `[dcutr]` |
 | `dht` | `[dht]` |
@@ -26,6 +27,7 @@ from p2pnode.config.experts import HostingSettings, RpcSettings, SwarmSettings, 
 from p2pnode.config.limits import LimitSettings
 from p2pnode.config.network import NetworkSettings, PerfSettings
 from p2pnode.config.node import MdnsSettings, NodeSettings
+from p2pnode.config.owner import MetricsSettings, OwnerSettings
 from p2pnode.config.portmap import PortmapSettings
 from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
@@ -41,8 +43,10 @@ __all__ = [
     "HostingSettings",
     "LimitSettings",
     "MdnsSettings",
+    "MetricsSettings",
     "NetworkSettings",
     "NodeSettings",
+    "OwnerSettings",
     "PerfSettings",
     "PortmapSettings",
     "PubSubSettings",

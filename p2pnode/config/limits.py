@@ -25,6 +25,8 @@ class LimitSettings:
     max_inbound_streams: int = 4096
     max_outbound_streams: int = 4096
     max_bytes: int = 2048 * MIB
+    max_upload: int = 0  # bytes a second that all streams together send; 0: without limit
+    max_download: int = 0  # bytes a second that they take
 
     # Trimming keeps the node well below the hard limit: above the high mark it closes connections
     # down to the low one, sparing those that are new, protected or busy with a call. A high mark

@@ -14,6 +14,7 @@ from p2pnode.config.experts import HostingSettings, RpcSettings, SwarmSettings, 
 from p2pnode.config.limits import LimitSettings
 from p2pnode.config.network import NetworkSettings, PerfSettings
 from p2pnode.config.node import MdnsSettings, NodeSettings
+from p2pnode.config.owner import MetricsSettings, OwnerSettings
 from p2pnode.config.portmap import PortmapSettings
 from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
@@ -41,6 +42,8 @@ class Settings:
     hosting: HostingSettings = field(default_factory=HostingSettings)
     swarm: SwarmSettings = field(default_factory=SwarmSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    owner: OwnerSettings = field(default_factory=OwnerSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     @classmethod
     def load(

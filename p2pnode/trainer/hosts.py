@@ -1,7 +1,7 @@
 """Which host of an expert to call: the fastest that has not failed lately, direct ones first.
 
-A host that is lost, silent or refuses connections is reported to the directory, which leaves it
-out for a time that doubles with each further failure. An error of one expert (it computes
+A host that is lost, silent, paused or refuses connections is reported to the directory, which
+leaves it out for a time that doubles with each further failure. An error of one expert (it computes
 nonsense, its queue is full, it is not served any more) bans that expert on that host alone. A
 straggler, cut off because others had answered, counts as failed when it happens again and again.
 """
@@ -23,6 +23,7 @@ from p2pnode.errors import (
     NoLiveExpertError,
     NotAMemberError,
     P2PNodeError,
+    PausedError,
     ResourceLimitError,
 )
 from p2pnode.protocols.kad.bans import Bans
@@ -36,6 +37,7 @@ _HOST_FAILURES: Final = (
     DeadlineExceededError,
     DialError,
     HostLostError,
+    PausedError,
     ResourceLimitError,
 )
 _MAX_REASONS: Final = 1024  # experts whose latest failure is kept, for the error message
