@@ -1,0 +1,1 @@
+"""Consecutive blocks of a model as one torch module, each block on whichever host is best."""
