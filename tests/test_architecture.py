@@ -71,6 +71,8 @@ DECODERS = [
         "protocols/relay/addresses.py",
         "protocols/relay/messages.py",
         "protocols/relay/vouchers.py",
+        "rpc/codecs/names.py",
+        "rpc/codecs/transform.py",
         "rpc/messages.py",
         "rpc/schema.py",
         "security/noise/frames.py",

@@ -1,9 +1,13 @@
 """How experts are hosted, found and called."""
 
 from dataclasses import dataclass
+from typing import Final, Literal, get_args
 
 from p2pnode.config.units import KIB, MIB
 from p2pnode.errors import ConfigError
+
+Codec = Literal["none", "float16", "bfloat16", "blockwise-int8"]  # of tensors on the wire
+CODECS: Final[tuple[Codec, ...]] = get_args(Codec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""How tensors travel: as they are, or smaller and less exact. `names` says which ways there are."""
