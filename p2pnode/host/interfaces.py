@@ -48,6 +48,22 @@ class Stream(trio.abc.HalfCloseableStream):
     def reset(self, code: int = 0) -> None:
         """Abort both directions at once; what has not been read or sent is lost. Never blocks."""
 
+    async def send_last(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data` and end our direction, in one packet where it fits one.
+
+        For protocols whose readers do not mind that the end comes before their handler is called.
+        """
+        await self.send_all(data)
+        await self.send_eof()
+
+    @abstractmethod
+    def cancel_when_lost(self, scope: trio.CancelScope | None) -> None:
+        """Cancel `scope` when the peer resets the stream or its connection ends, or if it has.
+
+        So whoever works for the peer stops when that is for nothing, without a task that watches.
+        There is one scope at a time; None lets go of it.
+        """
+
     async def receive_available(self, most: int) -> bytes:
         """Receive as `receive_some` does, but all that has come, up to `most` bytes.
 

@@ -101,6 +101,24 @@ class NetworkStream(Stream):
                 raise
             await self._muxed.send_all(view[len(early) :])
 
+    async def send_last(self, data: Buffer) -> None:
+        """See `Stream`."""
+        if self._unsettled is None and self._failure is None:
+            await self._muxed.send_last(data)
+            return
+        view = memoryview(data).cast("B")
+        if len(view) + len(self._proposal) > self._allowance:
+            await super().send_last(view)
+            return
+        self._check()
+        await trio.lowlevel.checkpoint_if_cancelled()  # or the proposal would be lost
+        proposal, self._proposal, self._allowance = self._proposal, b"", 0
+        await self._muxed.send_last(b"".join((proposal, view)))
+
+    def cancel_when_lost(self, scope: trio.CancelScope | None) -> None:
+        """See `Stream`."""
+        self._muxed.cancel_when_lost(scope)
+
     async def wait_send_all_might_not_block(self) -> None:
         """See `trio.abc.SendStream`."""
         self._check()

@@ -72,6 +72,15 @@ class MuxedStream(trio.abc.HalfCloseableStream):
     def account(self) -> StreamAccount:
         """What it is charged to."""
 
+    async def send_last(self, data: Buffer) -> None:
+        """Send `data` and finish our direction, in one piece where that is possible."""
+        await self.send_all(data)
+        await self.send_eof()
+
+    @abstractmethod
+    def cancel_when_lost(self, scope: trio.CancelScope | None) -> None:
+        """Cancel `scope` when the stream fails, or if it has; None lets go of the last one."""
+
     @abstractmethod
     def send_later(self, data: Buffer) -> None:
         """Queue a few bytes to go with what is sent next, or within a moment.

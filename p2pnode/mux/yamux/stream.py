@@ -33,6 +33,7 @@ class YamuxStream(MuxedStream):
         self._send_lock = trio.StrictFIFOLock()
         self._receiving = False
         self._closed = False
+        self._dependent: trio.CancelScope | None = None
 
     @property
     def stream_id(self) -> int:
@@ -47,6 +48,14 @@ class YamuxStream(MuxedStream):
     def wake(self, kind: EventKind) -> None:
         """Tell those who wait that something changed."""
         (self._readable if kind is EventKind.READABLE else self._writable).set()
+        if self._dependent is not None and self._state.failure is not None:
+            self._dependent.cancel()
+
+    def cancel_when_lost(self, scope: trio.CancelScope | None) -> None:
+        """See `MuxedStream`."""
+        self._dependent = scope
+        if scope is not None and self._state.failure is not None:
+            scope.cancel()
 
     async def send_all(self, data: Buffer) -> None:
         """Send `data`, which may change as soon as this returns.
@@ -59,6 +68,13 @@ class YamuxStream(MuxedStream):
             ConnectionClosedError: the session ended.
             trio.ClosedResourceError: this side has finished or closed the stream.
         """
+        await self._send(data)
+
+    async def send_last(self, data: Buffer) -> None:
+        """Send as `send_all` does, with the end of our direction right behind."""
+        await self._send(data, is_last=True)
+
+    async def _send(self, data: Buffer, *, is_last: bool = False) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._send_lock.locked():
             await self._send_lock.acquire()
@@ -72,7 +88,9 @@ class YamuxStream(MuxedStream):
                 view, mutable = memoryview(bytes(view)), False
             if view:
                 self._core.send(self._state, view)
-                self._connection.kick()
+            if is_last:
+                self._core.finish(self._state)
+            self._connection.kick()
             await self._wait_until_unwritten(0 if mutable else self._connection.send_buffer)
         finally:
             self._send_lock.release()

@@ -275,6 +275,69 @@ class HostConformance(ABC):
             await done.wait()
             assert len(seen) == 1
 
+    async def test_the_last_data_brings_the_end_along(self, clock: Clock | None) -> None:
+        async with self._connected() as (_, _, connection):
+            for size in (0, 10, 300_000):
+                stream = await connection.open_stream([ECHO])
+                data = bytes(size)
+
+                async def send(stream: Stream = stream, data: bytes = data) -> None:
+                    await stream.send_last(data)
+                    with pytest.raises(trio.ClosedResourceError):
+                        await stream.send_all(b"more")
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(send)
+                    assert await stream.receive_exactly(size) == data
+                    assert await stream.receive_some() == b""
+                await stream.aclose()
+
+    @pytest.mark.parametrize("by", ["reset", "the end of the connection"])
+    async def test_work_for_a_lost_stream_is_cancelled(self, clock: Clock | None, by: str) -> None:
+        async with self._connected() as (_, theirs, connection):
+            started, ended = trio.Event(), trio.Event()
+
+            async def handler(stream: Stream) -> None:
+                await stream.receive_exactly(1)
+                with trio.CancelScope() as work:
+                    stream.cancel_when_lost(work)
+                    started.set()
+                    await trio.sleep_forever()
+                with trio.CancelScope() as late:
+                    stream.cancel_when_lost(late)
+                assert late.cancel_called
+                ended.set()
+
+            theirs.set_handler("/test/work", handler)
+            stream = await connection.open_stream(["/test/work"])
+            await stream.send_last(b"x")
+            await started.wait()
+            if by == "reset":
+                stream.reset()
+            else:
+                await connection.aclose()
+            await ended.wait()
+
+    async def test_a_scope_that_was_let_go_outlives_the_stream(self, clock: Clock | None) -> None:
+        async with self._connected() as (_, theirs, connection):
+            scope, started, done = trio.CancelScope(), trio.Event(), trio.Event()
+
+            async def handler(stream: Stream) -> None:
+                stream.cancel_when_lost(scope)
+                stream.cancel_when_lost(None)
+                started.set()
+                with contextlib.suppress(StreamResetError):
+                    await stream.receive_exactly(2)
+                done.set()
+
+            theirs.set_handler("/test/work", handler)
+            stream = await connection.open_stream(["/test/work"])
+            await stream.send_all(b"x")
+            await started.wait()
+            stream.reset()
+            await done.wait()
+            assert not scope.cancel_called
+
     async def test_a_failing_handler_ends_its_own_stream_alone(self, clock: Clock | None) -> None:
         async with self._connected() as (_, theirs, connection):
 

@@ -210,8 +210,10 @@ class LightStream(Stream):
 
     __slots__ = (
         "__weakref__",
+        "_dependent",
         "_incoming",
         "_is_closed",
+        "_is_lost",
         "_outgoing",
         "connection",
         "far",
@@ -229,6 +231,8 @@ class LightStream(Stream):
         self._outgoing = outgoing
         self._incoming = incoming
         self._is_closed = False
+        self._dependent: trio.CancelScope | None = None
+        self._is_lost = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `Stream`."""
@@ -298,6 +302,15 @@ class LightStream(Stream):
         """End both directions of this end."""
         self._outgoing.fail_sender(failure)
         self._incoming.fail_reader(failure)
+        self._is_lost = True
+        if self._dependent is not None:
+            self._dependent.cancel()
+
+    def cancel_when_lost(self, scope: trio.CancelScope | None) -> None:
+        """See `Stream`."""
+        self._dependent = scope
+        if scope is not None and self._is_lost:
+            scope.cancel()
 
     def hold(self, now: float) -> None:
         """Hold what this end has sent and what is under way; the far end does the same."""

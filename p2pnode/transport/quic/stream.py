@@ -29,6 +29,7 @@ class QuicStream(MuxedStream):
         self._send_lock = trio.StrictFIFOLock()
         self._receiving = False
         self._closed = False
+        self._dependent: trio.CancelScope | None = None
 
     @property
     def stream_id(self) -> int:
@@ -43,6 +44,14 @@ class QuicStream(MuxedStream):
     def wake(self, kind: EventKind) -> None:
         """Tell those who wait that something changed."""
         (self._readable if kind is EventKind.READABLE else self._writable).set()
+        if self._dependent is not None and self._state.failure is not None:
+            self._dependent.cancel()
+
+    def cancel_when_lost(self, scope: trio.CancelScope | None) -> None:
+        """See `MuxedStream`."""
+        self._dependent = scope
+        if scope is not None and self._state.failure is not None:
+            scope.cancel()
 
     # --- sending --------------------------------------------------------------------------------
 
