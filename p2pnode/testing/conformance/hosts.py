@@ -303,8 +303,8 @@ class HostConformance(ABC):
                     stream.cancel_when_lost(work)
                     started.set()
                     await trio.sleep_forever()
-                with trio.CancelScope() as late:
-                    stream.cancel_when_lost(late)
+                late = trio.CancelScope()
+                stream.cancel_when_lost(late)
                 assert late.cancel_called
                 ended.set()
 
