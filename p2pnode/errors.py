@@ -62,6 +62,10 @@ class ModelError(LocalError):
     """A model's directory cannot be read, or holds a model that cannot be hosted."""
 
 
+class StorageError(LocalError):
+    """The disk does not take an expert's state, or does not give it back; make room on it."""
+
+
 class InvalidUidError(LocalError, ValueError):
     """An expert uid or pattern cannot be read."""
 
@@ -316,6 +320,10 @@ class ExpertFailedError(CallError):
 
 class HostLostError(CallError):
     """The host died or became unreachable during the call."""
+
+
+class TransferError(RemoteError):
+    """A state could not be fetched: no holder is left that gives the rest of it."""
 
 
 class NoLiveExpertError(RemoteError):

@@ -17,6 +17,8 @@ the file, and a dataclass in one of these modules:
 | `reachability` | `[reachability]` |
 | `relay` | `[relay]` |
 | `experts` | `[rpc]`, `[hosting]`, `[swarm]`, `[trainer]` |
+| `sequential` | `[sequential]` |
+| `weights` | `[weights]` |
 
 Sizes are bytes and durations seconds, unless a name says otherwise.
 """
@@ -32,8 +34,10 @@ from p2pnode.config.portmap import PortmapSettings
 from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
 from p2pnode.config.relay import RelaySettings
+from p2pnode.config.sequential import SequentialSettings
 from p2pnode.config.settings import Settings
 from p2pnode.config.units import KIB, MIB
+from p2pnode.config.weights import WeightsSettings
 
 __all__ = [
     "KIB",
@@ -53,7 +57,9 @@ __all__ = [
     "ReachabilitySettings",
     "RelaySettings",
     "RpcSettings",
+    "SequentialSettings",
     "Settings",
     "SwarmSettings",
     "TrainerSettings",
+    "WeightsSettings",
 ]

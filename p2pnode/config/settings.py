@@ -19,7 +19,9 @@ from p2pnode.config.portmap import PortmapSettings
 from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
 from p2pnode.config.relay import RelaySettings
+from p2pnode.config.sequential import SequentialSettings
 from p2pnode.config.sources import from_environ, from_texts, read_file
+from p2pnode.config.weights import WeightsSettings
 from p2pnode.errors import ConfigError
 
 
@@ -42,6 +44,8 @@ class Settings:
     hosting: HostingSettings = field(default_factory=HostingSettings)
     swarm: SwarmSettings = field(default_factory=SwarmSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    sequential: SequentialSettings = field(default_factory=SequentialSettings)
+    weights: WeightsSettings = field(default_factory=WeightsSettings)
     owner: OwnerSettings = field(default_factory=OwnerSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
 

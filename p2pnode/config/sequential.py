@@ -1,0 +1,29 @@
+"""How a trainer runs through a stack of blocks."""
+
+from dataclasses import dataclass
+
+from p2pnode.config.units import MIB
+from p2pnode.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequentialSettings:
+    """Routes, replay and pipelining of a trainer's `RemoteSequential` modules."""
+
+    micro_batches_at_once: int = 8  # of one pass, in flight through the stages
+    kept_bytes: int = 512 * MIB  # stages' inputs kept for replay, per module; older are recomputed
+    relay_penalty: float = 1.0  # seconds that using a relay must save on each hop to be worth it
+    reroute_gain: float = 0.25  # of a route's expected cost, that another one must save
+    hosts_considered: int = 64  # of one chain; in larger swarms, those that host most of it
+    probe_timeout: float = 2.0  # for a host that was never called to show its round trip
+    patience: float = 5.0  # how long a block may be without a live host before a call fails
+    retry_interval: float = 0.25  # between looks for a block's hosts meanwhile
+
+    def __post_init__(self) -> None:
+        """Check what a single value does not show.
+
+        Raises:
+            ConfigError: a part is more than the whole.
+        """
+        if self.reroute_gain >= 1:
+            raise ConfigError("sequential.reroute_gain must be below 1")

@@ -1,0 +1,145 @@
+"""Which chunk to ask of whom, while one state is fetched from several holders: pure.
+
+Rules:
+
+1. A chunk is asked of a holder that has it, of one only at a time, the rarest among the holders
+   first, and among equally rare ones in an order drawn for this download: peers that fetch the
+   same state at the same time so come to have different parts, and serve each other.
+2. Chunks of equal content are one: asked for once, and written wherever they belong.
+3. What a holder has not delivered when it is dropped is asked of the others.
+4. When nothing is left to ask for, a holder that would be idle is asked once more for the chunk
+   that has been outstanding longest, if that is overdue: longer than `LATE` times what this holder
+   takes for one. So one slow holder does not hold up the end, and little is sent twice.
+
+Inputs are `receive_*`, the choice is `next_chunk`. Indices are those of the manifest.
+"""
+
+import random
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+H = TypeVar("H", bound=Hashable)
+
+LATE: Final = 3.0
+MAX_REQUESTERS: Final = 2  # of one chunk at a time, in the end
+SMOOTHING: Final = 0.3  # weight of the newest chunk in a holder's average time
+
+
+@dataclass(slots=True)
+class _Holder:
+    chunks: int = 0  # a set: bit i stands for chunk i
+    asked: dict[int, float] = field(default_factory=dict)  # outstanding chunks, since when
+    seconds: float = 0.0  # for one chunk, averaged; 0 before the first
+    last: float = 0.0  # when a chunk last came
+
+
+class Download(Generic[H]):
+    """One state being fetched.
+
+    Args:
+        chunks: the hash of each.
+        have: the set of chunks that are there already, as an integer: bit i stands for chunk i.
+        rng: draws the order of equally rare chunks.
+    """
+
+    def __init__(self, chunks: Sequence[bytes], have: int, rng: random.Random) -> None:
+        self._places: dict[bytes, list[int]] = {}
+        for index, digest in enumerate(chunks):
+            self._places.setdefault(digest, []).append(index)
+        self._chunks = chunks
+        self._first = {each[0]: each for each in self._places.values()}
+        self._holders: dict[H, _Holder] = {}
+        self._missing = {
+            first: rng.random()
+            for first, places in self._first.items()
+            if any(not have >> place & 1 for place in places)
+        }
+        self._order: list[int] | None = None  # of those not asked of anybody, the rarest last
+        self.have = have
+        self.duplicates = 0  # chunks that came although they were there already
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing any more."""
+        return not self._missing
+
+    @property
+    def holders(self) -> list[H]:
+        """Those that chunks are asked of."""
+        return list(self._holders)
+
+    def outstanding(self, holder: H) -> int:
+        """Count the chunks that a holder has been asked for and has not sent."""
+        return len(self._holders[holder].asked)
+
+    def receive_have(self, holder: H, chunks: int) -> None:
+        """Take in what a holder has, a new one or one known."""
+        self._holders.setdefault(holder, _Holder()).chunks = chunks
+        self._order = None
+
+    def receive_loss(self, holder: H) -> None:
+        """Take in that a holder is not to be asked any more."""
+        self._holders.pop(holder, None)
+        self._order = None
+
+    def next_chunk(self, holder: H, now: float) -> int | None:
+        """Choose what to ask a holder for, if there is anything; counts as asked then."""
+        state = self._holders[holder]
+        index = self._next_unasked(state)
+        if index is None:
+            index = self._next_overdue(state, now)
+        if index is not None:
+            state.asked[index] = now
+        return index
+
+    def places(self, index: int) -> list[int]:
+        """Return where a chunk is still to be written to; it may be in several places."""
+        return [each for each in self._first[index] if not self.have >> each & 1]
+
+    def receive_chunk(self, holder: H, index: int, now: float) -> None:
+        """Take in that a chunk a holder has sent is what it should be, and is in its places."""
+        state = self._holders[holder]
+        took = now - max(state.asked.pop(index), state.last)
+        state.last = now
+        state.seconds += (took - state.seconds) * (SMOOTHING if state.seconds else 1.0)
+        if self._missing.pop(index, None) is None:
+            self.duplicates += 1
+            return
+        for place in self._first[index]:
+            self.have |= 1 << place
+
+    def _next_unasked(self, state: _Holder) -> int | None:
+        if self._order is None:
+            self._order = self._sorted()
+        for at in range(len(self._order) - 1, -1, -1):
+            index = self._order[at]
+            if state.chunks >> index & 1:
+                del self._order[at]
+                return index
+        return None
+
+    def _sorted(self) -> list[int]:
+        asked = {index for each in self._holders.values() for index in each.asked}
+        free = [index for index in self._missing if index not in asked]
+        copies = {
+            index: sum(each.chunks >> index & 1 for each in self._holders.values())
+            for index in free
+        }
+        return sorted(free, key=lambda index: (-copies[index], self._missing[index]))
+
+    def _next_overdue(self, state: _Holder, now: float) -> int | None:
+        if state.asked or not state.seconds:
+            return None  # it is not idle, or has not shown how fast it is
+        late: tuple[float, int] | None = None
+        askers: dict[int, list[float]] = {}
+        for holder in self._holders.values():
+            for index, since in holder.asked.items():
+                askers.setdefault(index, []).append(since)
+        for index, times in askers.items():
+            since = min(times)
+            if index not in self._missing or len(times) >= MAX_REQUESTERS:
+                continue
+            if state.chunks >> index & 1 and now - since > LATE * state.seconds:
+                late = min(late or (since, index), (since, index))
+        return None if late is None else late[1]

@@ -1,0 +1,305 @@
+"""The messages of `/p2pnode/weights/1.0.0`: bytes to values and back, pure.
+
+Each message is a msgpack map behind its uvarint length. Whoever opens a stream says first who he
+is, then asks one thing after the other, without waiting for answers; they come in the same order:
+
+    {v: 1, run: run id, as: "host" | "train", token?: biscuit}              first, not answered
+
+    {op: "head", name, all: bool, follow?: ms}   -> {head: [name, steps, bytes], peers: [peer id…]}
+    {op: "manifest", of: name}                   -> {bytes: n} and n bytes
+    {op: "have", of: name}                       -> {have: bits}
+    {op: "chunk", of: name, index}               -> {bytes: n} and n bytes
+
+`head` asks which version of an expert is the newest, with the optimiser's state or without; `name`
+is the expert's without its run. Who says to `follow` is told who else does: these are the expert's
+replicas, and each asks again within so many milliseconds. Of the bits of `have`, bit i of byte k
+stands for chunk 8 k + i; a holder that still fetches a state already gives what it has.
+
+Instead of any answer there may be `{error: [code, sentence]}`, and the stream goes on. States
+without the optimiser's are given to members with either scope, since whoever trains a run's
+weights may also take them home. The complete ones are for those who may host: the applied calls
+are nobody else's business.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+from p2pnode.errors import (
+    BadRequestError,
+    CallError,
+    InvalidKeyError,
+    InvalidUidError,
+    P2PNodeError,
+    ProtocolError,
+    from_code,
+)
+from p2pnode.security.tokens import MAX_TOKEN_BYTES, SCOPES, Operation
+from p2pnode.swarm.weights.manifest import HASH_BYTES, MAX_CHUNK_BYTES, MAX_MANIFEST_BYTES
+from p2pnode.wire import varint
+from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.uids import MAX_UID_CHARS, Uid, check_run
+
+PROTOCOL: Final = "/p2pnode/weights/1.0.0"
+VERSION: Final = 1
+MAX_MESSAGE_BYTES: Final = 16 * 1024  # bits for 16 GiB in chunks of 1 MiB take 2 KiB of it
+MAX_CHUNKS: Final = MAX_MANIFEST_BYTES // HASH_BYTES
+MAX_PEERS: Final = 64  # replicas of one expert that are told of
+MAX_FOLLOW: Final = 86_400_000  # milliseconds
+_MAX_SENTENCE: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """Who asks, and as what."""
+
+    run_id: str
+    scope: Operation
+    token: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadRequest:
+    """Which version is the newest?"""
+
+    uid: Uid
+    complete: bool
+    follow: float | None = None  # seconds until the asker, a replica, asks again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestRequest:
+    """What is a state made of?"""
+
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaveRequest:
+    """Which of its chunks do you have?"""
+
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRequest:
+    """Give me one of them."""
+
+    name: bytes
+    index: int
+
+
+WeightsRequest = HeadRequest | ManifestRequest | HaveRequest | ChunkRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The newest version of an expert, and who its replicas are."""
+
+    name: bytes
+    steps: int
+    size: int  # of the state, in bytes
+    followers: tuple[PeerId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payload:
+    """So many bytes follow: a manifest or a chunk."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Have:
+    """A set of chunks: bit i stands for chunk i."""
+
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why there is no answer."""
+
+    error: P2PNodeError
+
+
+WeightsReply = Head | Payload | Have | Refusal
+
+
+def encode_hello(hello: Hello) -> bytes:
+    """Return the message that a stream begins with."""
+    message: dict[str, Any] = {"v": VERSION, "run": hello.run_id, "as": hello.scope}
+    if hello.token is not None:
+        message["token"] = hello.token
+    return _framed(message)
+
+
+def decode_hello(data: bytes) -> Hello:
+    """Read the message that a stream begins with, without its length.
+
+    Raises:
+        ProtocolError: it is malformed, or of another version.
+    """
+    message = _unpack(data)
+    if message.get("v") != VERSION:
+        raise ProtocolError(f"another version than {VERSION}; update the older of the two nodes")
+    run_id, scope, token = message.get("run"), message.get("as"), message.get("token")
+    if not isinstance(run_id, str) or scope not in SCOPES:
+        raise ProtocolError("a greeting must name a run and a scope")
+    if token is not None and not (isinstance(token, bytes) and len(token) <= MAX_TOKEN_BYTES):
+        raise ProtocolError("the token of a greeting is malformed")
+    try:
+        return Hello(run_id=check_run(run_id), scope=scope, token=token)
+    except InvalidUidError as error:
+        raise ProtocolError(str(error)) from error
+
+
+def encode_request(request: WeightsRequest) -> bytes:
+    """Return a request behind its length."""
+    match request:
+        case HeadRequest():
+            message: dict[str, Any] = {
+                "op": "head",
+                "name": request.uid.name,
+                "all": request.complete,
+            }
+            if request.follow is not None:
+                message["follow"] = min(max(1, round(request.follow * 1000)), MAX_FOLLOW)
+        case ManifestRequest():
+            message = {"op": "manifest", "of": request.name}
+        case HaveRequest():
+            message = {"op": "have", "of": request.name}
+        case ChunkRequest():
+            message = {"op": "chunk", "of": request.name, "index": request.index}
+    return _framed(message)
+
+
+def decode_request(data: bytes, run_id: str) -> WeightsRequest:
+    """Read a request, without its length.
+
+    Args:
+        data: the message.
+        run_id: of the stream, as its greeting said.
+
+    Raises:
+        ProtocolError: it is malformed.
+    """
+    message = _unpack(data)
+    match message.get("op"):
+        case "head":
+            return _read_head_request(message, run_id)
+        case "manifest":
+            return ManifestRequest(name=_name(message.get("of")))
+        case "have":
+            return HaveRequest(name=_name(message.get("of")))
+        case "chunk":
+            index = _count(message.get("index"), MAX_CHUNKS - 1)
+            return ChunkRequest(name=_name(message.get("of")), index=index)
+    raise ProtocolError("a request asks for nothing known here")
+
+
+def encode_reply(reply: WeightsReply) -> bytes:
+    """Return a reply behind its length."""
+    match reply:
+        case Head():
+            message: dict[str, Any] = {
+                "head": [reply.name, reply.steps, reply.size],
+                "peers": [bytes(each) for each in reply.followers[:MAX_PEERS]],
+            }
+        case Payload():
+            message = {"bytes": reply.size}
+        case Have():
+            size = -(-reply.chunks.bit_length() // 8)
+            message = {"have": reply.chunks.to_bytes(size, "little")}
+        case Refusal():
+            code = BadRequestError.code if reply.error.code is None else reply.error.code
+            message = {"error": [code, str(reply.error)[:_MAX_SENTENCE]]}
+    return _framed(message)
+
+
+def decode_reply(data: bytes) -> WeightsReply:
+    """Read a reply, without its length.
+
+    Raises:
+        ProtocolError: it is malformed.
+    """
+    message = _unpack(data)
+    if "error" in message:
+        return Refusal(error=_read_error(message["error"]))
+    if "bytes" in message:
+        return Payload(size=_count(message["bytes"], max(MAX_CHUNK_BYTES, MAX_MANIFEST_BYTES)))
+    if "have" in message:
+        have = message["have"]
+        if not isinstance(have, bytes) or len(have) > MAX_CHUNKS // 8:
+            raise ProtocolError("a set of chunks is malformed")
+        return Have(chunks=int.from_bytes(have, "little"))
+    head, peers = message.get("head"), message.get("peers")
+    if not isinstance(head, list) or len(head) != 3:
+        raise ProtocolError("a reply answers nothing")
+    if not isinstance(peers, list) or len(peers) > MAX_PEERS:
+        raise ProtocolError(f"replicas must be a list of at most {MAX_PEERS} peers")
+    return Head(
+        name=_name(head[0]),
+        steps=_count(head[1]),
+        size=_count(head[2]),
+        followers=tuple(map(_read_peer, peers)),
+    )
+
+
+def _read_head_request(message: dict[Any, Any], run_id: str) -> HeadRequest:
+    name, complete, follow = message.get("name"), message.get("all"), message.get("follow")
+    if not isinstance(name, str) or len(name) > MAX_UID_CHARS or type(complete) is not bool:
+        raise ProtocolError("a question for the newest version must name an expert")
+    try:
+        uid = Uid(run_id, name)
+    except InvalidUidError as error:
+        raise ProtocolError(str(error)) from error
+    seconds = None if follow is None else _count(follow, MAX_FOLLOW) / 1000
+    return HeadRequest(uid=uid, complete=complete, follow=seconds)
+
+
+def _read_error(error: Any) -> P2PNodeError:
+    if not (isinstance(error, list) and len(error) == 2):
+        raise ProtocolError("an error must be a code and a sentence")
+    code, sentence = error
+    if type(code) is not int or not isinstance(sentence, str):
+        raise ProtocolError("an error must be a code and a sentence")
+    # The sentence may end on a terminal: nothing in it may move the cursor.
+    shown = "".join(c if c.isprintable() else " " for c in sentence[:_MAX_SENTENCE])
+    found = from_code(code, shown)
+    return found if isinstance(found, CallError) else CallError(shown)
+
+
+def _read_peer(data: Any) -> PeerId:
+    try:
+        return PeerId(data if isinstance(data, bytes) else b"")
+    except InvalidKeyError as error:
+        raise ProtocolError("a replica's peer id is malformed") from error
+
+
+def _name(value: Any) -> bytes:
+    if not isinstance(value, bytes) or len(value) != HASH_BYTES:
+        raise ProtocolError(f"a state's name has {HASH_BYTES} bytes")
+    return value
+
+
+def _count(value: Any, most: int = 2**53) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ProtocolError("a number is out of range")
+    return value
+
+
+def _framed(message: dict[str, Any]) -> bytes:
+    packed: bytes = msgpack.packb(message)
+    return varint.encode(len(packed)) + packed
+
+
+def _unpack(data: bytes) -> dict[Any, Any]:
+    try:
+        message = msgpack.unpackb(data)
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise ProtocolError("a message is not msgpack") from error
+    if not isinstance(message, dict):
+        raise ProtocolError("a message must be a map")
+    return message
