@@ -55,6 +55,9 @@ _MAY_BE_ZERO: Final = frozenset(
         "relay.circuit_bytes",
         "relay.circuit_seconds",
         "relay.max_rate",
+        "sequential.kept_bytes",
+        "sequential.relay_penalty",
+        "sequential.reroute_gain",
         "trainer.straggles_tolerated",
         "trainer.timeout_after_k_min",
     }

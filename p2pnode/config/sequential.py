@@ -15,8 +15,8 @@ class SequentialSettings:
     relay_penalty: float = 1.0  # seconds that using a relay must save on each hop to be worth it
     reroute_gain: float = 0.25  # of a route's expected cost, that another one must save
     hosts_considered: int = 64  # of one chain; in larger swarms, those that host most of it
-    probe_timeout: float = 2.0  # for a host that was never called to show its round trip
-    patience: float = 5.0  # how long a block may be without a live host before a call fails
+    probe_timeout: float = 5.0  # for a host that was never called to show its round trip
+    patience: float = 10.0  # how long a block may be without a live host before a call fails
     retry_interval: float = 0.25  # between looks for a block's hosts meanwhile
 
     def __post_init__(self) -> None:
