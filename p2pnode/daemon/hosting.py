@@ -138,4 +138,4 @@ class Hosting:
         return Proof(membership.token, membership.expires_at)
 
     def _load(self) -> int:
-        return sum(status.queued for status in self._experts.status())
+        return self._experts.queued

@@ -8,6 +8,7 @@ runs in the device thread.
 import contextlib
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,10 +24,18 @@ from p2pnode.rpc.tensors import TensorSpec, dtype_of, meta_of
 from p2pnode.wire.uids import Uid
 
 _PROBE_ROWS: Final = 3  # of the batch that shows what a module puts out
-_OPTIMIZERS: Final[dict[str, Callable[..., torch.optim.Optimizer]]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
+
+
+@dataclass(frozen=True, slots=True)
+class _Optimizer:
+    build: Callable[..., torch.optim.Optimizer]
+    state: tuple[str, ...]  # what it keeps for each parameter once it has stepped
+
+
+_OPTIMIZERS: Final = {
+    "adam": _Optimizer(torch.optim.Adam, ("step", "exp_avg", "exp_avg_sq")),
+    "adamw": _Optimizer(torch.optim.AdamW, ("step", "exp_avg", "exp_avg_sq")),
+    "sgd": _Optimizer(torch.optim.SGD, ()),
 }
 _MODULE: Final = "module."
 _OPTIMIZER: Final = "optimizer."
@@ -75,67 +84,23 @@ class ExpertBackend:
         self.steps = 0
         self.rows = 0
         self._settings = settings
-        self._device = next(
+        self.device = next(
             (each.device for each in module.parameters()), torch.device(settings.device)
         )
         self._parameters = [each for each in module.parameters() if each.requires_grad]
         self._optimizer = _build_optimizer(self._parameters, settings)
-        self._broken = ""
+        self.broken = ""  # why, when an optimiser step was left half done
         self.outputs = outputs or self._infer_outputs()
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Run the module without autograd.
-
-        Raises:
-            ExpertFailedError: the module failed, or its output does not fit its schema.
-        """
-        self._check_usable()
-        with torch.no_grad(), _failures(self.uid, "forward"):
-            outputs = self._run([each.to(self._device) for each in inputs])
-            return [each.cpu() for each in outputs]
+        """Run the module without autograd, see `forward_through`."""
+        return forward_through([self], inputs)
 
     def backward(
         self, inputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Run the module again under autograd, step its optimiser, and give input gradients.
-
-        Args:
-            inputs: as for `forward`.
-            gradients: of the outputs; the step minimises their inner product with the outputs.
-
-        Returns:
-            For each input a tensor of its shape and dtype; zeros where there is no gradient.
-
-        Raises:
-            ExpertFailedError: something failed or was not finite; no step was taken.
-        """
-        self._check_usable()
-        with torch.enable_grad(), _failures(self.uid, "backward"):
-            leaves = [each.to(self._device).detach() for each in inputs]
-            for leaf in leaves:
-                leaf.requires_grad_(leaf.is_floating_point())
-            outputs = self._run(leaves)
-            wanted = [
-                (output, gradient.to(self._device))
-                for output, gradient in zip(outputs, gradients, strict=True)
-                if output.requires_grad
-            ]
-            try:
-                if wanted:
-                    torch.autograd.backward(
-                        [output for output, _ in wanted], [gradient for _, gradient in wanted]
-                    )
-                answer = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
-                if not all_finite(answer):
-                    raise ExpertFailedError(
-                        f"{self.uid.name} has input gradients that are not finite"
-                    )
-                self._clip()
-                self._step(len(inputs[0]))
-            finally:
-                for parameter in self._parameters:
-                    parameter.grad = None
-            return [each.cpu() for each in answer]
+        """Run the module again under autograd and step its optimiser, see `backward_through`."""
+        return backward_through([self], inputs, gradients)
 
     def state(self) -> ExpertState:
         """Copy module and optimiser.
@@ -143,7 +108,7 @@ class ExpertBackend:
         Raises:
             ExpertFailedError: they are not in a state worth keeping.
         """
-        self._check_usable()
+        self.check_usable()
         tensors = {_MODULE + name: each for name, each in self.module.state_dict().items()}
         if self._optimizer is not None:
             for number, values in self._optimizer.state_dict()["state"].items():
@@ -188,17 +153,41 @@ class ExpertBackend:
                 f"the checkpoint of {self.uid.name} has tensors of other names or shapes; use the"
                 " hidden_dim it was saved with, or move the checkpoint away"
             )
+        if not all_finite(state.tensors.values()):
+            raise CheckpointError(
+                f"the checkpoint of {self.uid.name} has weights that are not finite; bring back"
+                " another copy"
+            )
+        moments = self._check_moments(_optimizer_state(state.tensors))
         self.module.load_state_dict(weights)
         if self._optimizer is not None:
             self._optimizer.load_state_dict(
-                {
-                    "state": _optimizer_state(state.tensors),
-                    "param_groups": self._optimizer.state_dict()["param_groups"],
-                }
+                {"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]}
             )
         self.steps, self.rows = state.steps, state.rows
+        self.broken = ""
 
-    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _check_moments(
+        self, moments: dict[int, dict[str, torch.Tensor]]
+    ) -> dict[int, dict[str, torch.Tensor]]:
+        names = set(_OPTIMIZERS[self._settings.optimizer].state)
+        for number, values in moments.items():
+            fits = number < len(self._parameters) and set(values) == names
+            shape = self._parameters[number].shape if fits else torch.Size()
+            if not fits or any(value.shape not in {shape, ()} for value in values.values()):
+                raise CheckpointError(
+                    f"the checkpoint of {self.uid.name} has an optimiser state that does not fit"
+                    " its weights; bring back another copy"
+                )
+        return moments
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Call the module on tensors of its device, with or without autograd as it is set.
+
+        Raises:
+            ExpertFailedError: it does not put out one row for each it takes.
+        """
+        inputs = [each.to(self.device) for each in inputs]
         positional = len(inputs) - len(self.layer.keywords)
         keywords = dict(zip(self.layer.keywords, inputs[positional:], strict=True))
         result = self.module(*inputs[:positional], **keywords)
@@ -211,20 +200,24 @@ class ExpertBackend:
     def _infer_outputs(self) -> tuple[TensorSpec, ...]:
         probe = [
             torch.zeros(
-                spec.with_rows(_PROBE_ROWS).shape, dtype=dtype_of(spec.dtype), device=self._device
+                spec.with_rows(_PROBE_ROWS).shape, dtype=dtype_of(spec.dtype), device=self.device
             )
             for spec in self.inputs
         ]
         try:
             with torch.no_grad():
-                return tuple(TensorSpec.of(meta_of(output)) for output in self._run(probe))
+                return tuple(TensorSpec.of(meta_of(output)) for output in self.run(probe))
         except Exception as error:
             raise ConfigError(
                 f"the layer {self.layer.name} fails on its own inputs: {error}"
             ) from error
 
-    def _clip(self) -> None:
-        """Check the parameters' gradients, and scale them down to the configured norm."""
+    def clip(self) -> None:
+        """Check the parameters' gradients, and scale them down to the configured norm.
+
+        Raises:
+            ExpertFailedError: they are not finite.
+        """
         gradients = [each.grad for each in self._parameters if each.grad is not None]
         if not gradients:
             return
@@ -237,26 +230,121 @@ class ExpertBackend:
             for gradient in gradients:
                 gradient.mul_(limit / norm)
 
-    def _step(self, rows: int) -> None:
+    def step(self, rows: int) -> None:
+        """Step the optimiser with the gradients that are there."""
         if self._optimizer is not None:
-            try:
-                self._optimizer.step()
-            except BaseException:
-                # Some parameters are stepped, some are not: neither to be used nor to be saved.
-                self._broken = f"{self.uid.name} failed in the middle of an optimiser step"
-                raise
+            self._optimizer.step()
         self.steps += 1
         self.rows += rows
 
-    def _check_usable(self) -> None:
-        if self._broken:
+    def forget_gradients(self) -> None:
+        """Free the parameters' gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def check_usable(self) -> None:
+        """Return if the expert was never left in the middle of a step.
+
+        Raises:
+            ExpertFailedError: it was.
+        """
+        if self.broken:
             raise ExpertFailedError(
-                f"{self._broken}; restart its host, which restores its last checkpoint"
+                f"{self.broken}; restart its host, which restores its last checkpoint"
             )
 
 
+def forward_through(
+    chain: Sequence[ExpertBackend], inputs: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Run experts one after the other without autograd, each on the outputs of the one before.
+
+    Raises:
+        ExpertFailedError: one of them failed, or its output does not fit its schema.
+    """
+    with torch.no_grad(), _failures(chain, "forward"):
+        return [each.cpu() for each in _run_through(chain, inputs)]
+
+
+def backward_through(
+    chain: Sequence[ExpertBackend],
+    inputs: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """Run experts again under autograd, step each one's optimiser, and give input gradients.
+
+    One graph reaches through all of them. Everything is checked before the first steps, so that a
+    failure leaves none of them stepped.
+
+    Args:
+        chain: the experts, each of which takes the outputs of the one before.
+        inputs: of the first.
+        gradients: of the outputs of the last; the steps minimise their inner product with them.
+
+    Returns:
+        For each input a tensor of its shape and dtype; zeros where there is no gradient.
+
+    Raises:
+        ExpertFailedError: something failed or was not finite. No step was taken, or else the
+            experts it was taken in are broken until they are restored.
+    """
+    with torch.enable_grad(), _failures(chain, "backward"):
+        leaves = [each.to(chain[0].device).detach() for each in inputs]
+        for leaf in leaves:
+            leaf.requires_grad_(leaf.is_floating_point())
+        outputs = _run_through(chain, leaves)
+        wanted = [
+            (output, gradient.to(output.device))
+            for output, gradient in zip(outputs, gradients, strict=True)
+            if output.requires_grad
+        ]
+        try:
+            if wanted:
+                torch.autograd.backward(
+                    [output for output, _ in wanted], [gradient for _, gradient in wanted]
+                )
+            answer = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
+            if not all_finite(answer):
+                raise ExpertFailedError(f"{_named(chain)} has input gradients that are not finite")
+            for expert in chain:
+                expert.clip()
+            _step_through(chain, len(inputs[0]))
+        finally:
+            for expert in chain:
+                expert.forget_gradients()
+        return [each.cpu() for each in answer]
+
+
+def _run_through(
+    chain: Sequence[ExpertBackend], tensors: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    for expert in chain:
+        expert.check_usable()
+    for expert in chain:
+        tensors = expert.run(tensors)
+    return list(tensors)
+
+
+def _step_through(chain: Sequence[ExpertBackend], rows: int) -> None:
+    begun: list[ExpertBackend] = []
+    try:
+        for expert in chain:
+            begun.append(expert)
+            expert.step(rows)
+    except BaseException:
+        # Some parameters are stepped, some are not: neither to be used nor to be saved.
+        for expert in begun:
+            expert.broken = f"{begun[-1].uid.name} failed in the middle of an optimiser step"
+        raise
+
+
+def _named(chain: Sequence[ExpertBackend]) -> str:
+    first, last = chain[0].uid.name, chain[-1].uid.name
+    return first if len(chain) == 1 else f"{first} to {last}"
+
+
 @contextlib.contextmanager
-def _failures(uid: Uid, what: str) -> Iterator[None]:
+def _failures(chain: Sequence[ExpertBackend], what: str) -> Iterator[None]:
     """Turn whatever a module raises into an `ExpertFailedError`."""
     try:
         yield
@@ -264,7 +352,7 @@ def _failures(uid: Uid, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ExpertFailedError(
-            f"{uid.name} failed in {what}: {type(error).__name__}: {error}"
+            f"{_named(chain)} failed in {what}: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -316,15 +404,15 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
 def _build_optimizer(
     parameters: Sequence[nn.Parameter], settings: HostingSettings
 ) -> torch.optim.Optimizer | None:
-    build = _OPTIMIZERS.get(settings.optimizer)
-    if build is None:
+    optimizer = _OPTIMIZERS.get(settings.optimizer)
+    if optimizer is None:
         raise ConfigError(
             f"unknown optimizer {settings.optimizer!r}; use one of {', '.join(_OPTIMIZERS)}"
         )
     if not parameters:
         return None
     # One fused kernel for all parameters: for small experts ten times faster than the loop.
-    return build(parameters, lr=settings.learning_rate, fused=True)
+    return optimizer.build(parameters, lr=settings.learning_rate, fused=True)
 
 
 def _optimizer_state(tensors: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
@@ -332,5 +420,5 @@ def _optimizer_state(tensors: dict[str, torch.Tensor]) -> dict[int, dict[str, to
     for key, value in tensors.items():
         if key.startswith(_OPTIMIZER):
             number, _, name = key.removeprefix(_OPTIMIZER).partition(".")
-            found.setdefault(int(number), {})[name] = value
+            found.setdefault(int(number) if number.isdecimal() else sys.maxsize, {})[name] = value
     return found

@@ -9,29 +9,35 @@ from collections.abc import Sequence
 import torch
 
 from p2pnode.errors import ExpertFailedError
-from p2pnode.experts.backend import ExpertBackend, all_finite
+from p2pnode.experts.backend import ExpertBackend, all_finite, backward_through, forward_through
 from p2pnode.experts.pool import Call
 
 Outcome = list[torch.Tensor] | ExpertFailedError
 
 
-def compute_batch(backend: ExpertBackend, calls: Sequence[Call]) -> list[Outcome]:
-    """Compute calls of one kind; gives an answer or a failure for each, in their order."""
+def compute_batch(chain: Sequence[ExpertBackend], calls: Sequence[Call]) -> list[Outcome]:
+    """Compute calls of one kind, that all run through one chain of experts.
+
+    Returns:
+        An answer or a failure for each, in their order.
+    """
     try:
-        joined = _compute_joined(backend, calls)
+        joined = _compute_joined(chain, calls)
     except ExpertFailedError as error:
         if len(calls) == 1:
             return [error]
-        return [outcome for call in calls for outcome in compute_batch(backend, [call])]
-    return [_checked(backend, call, answer) for call, answer in zip(calls, joined, strict=True)]
+        return [outcome for call in calls for outcome in compute_batch(chain, [call])]
+    return [_checked(call, answer) for call, answer in zip(calls, joined, strict=True)]
 
 
-def _compute_joined(backend: ExpertBackend, calls: Sequence[Call]) -> list[list[torch.Tensor]]:
+def _compute_joined(
+    chain: Sequence[ExpertBackend], calls: Sequence[Call]
+) -> list[list[torch.Tensor]]:
     inputs = _join([call.inputs for call in calls])
     if calls[0].kind == "forward":
-        answer = backend.forward(inputs)
+        answer = forward_through(chain, inputs)
     else:
-        answer = backend.backward(inputs, _join([call.gradients for call in calls]))
+        answer = backward_through(chain, inputs, _join([call.gradients for call in calls]))
     if len(calls) == 1:
         return [answer]
     rows = [call.rows for call in calls]
@@ -49,7 +55,7 @@ def _join(columns: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
         raise ExpertFailedError(f"the calls of a batch do not fit together: {error}") from error
 
 
-def _checked(backend: ExpertBackend, call: Call, answer: list[torch.Tensor]) -> Outcome:
+def _checked(call: Call, answer: list[torch.Tensor]) -> Outcome:
     if call.kind == "forward" and not all_finite(answer):
-        return ExpertFailedError(f"{backend.uid.name} has outputs that are not finite")
+        return ExpertFailedError(f"{call.name} has outputs that are not finite")
     return answer

@@ -1,6 +1,7 @@
 """Calls waiting for the device, and which of them make the next batch: pure.
 
-Each expert has a forward and a backward queue. Among the queues that are ready, the one whose
+Calls that are computed together share a queue: those of one kind, of one expert or one span of
+layers. Among the queues that are ready, the one whose
 oldest call is oldest goes next (as in hivemind; serving the newest, as Learning@home's paper code
 did, starves). A batch takes calls of one queue in order of arrival up to a number of rows.
 
@@ -8,11 +9,13 @@ Inputs: `push`, `discard`. Outputs: `next_batch`, `next_time`. Time is an argume
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from p2pnode.errors import OverloadedError
+from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
 Kind = Literal["forward", "backward"]
@@ -20,10 +23,11 @@ Kind = Literal["forward", "backward"]
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Call:
-    """One call of an expert, from its arrival until it is settled."""
+    """One call of an expert, or of a span of layers, from its arrival until it is settled."""
 
-    uid: Uid
+    uids: tuple[Uid, ...]  # what it runs through, one after the other
     kind: Kind
+    caller: PeerId
     rows: int
     inputs: Sequence[Any]
     gradients: Sequence[Any] = ()
@@ -32,6 +36,12 @@ class Call:
     deadline: float
     dropped: bool = False  # taken back before it was computed
     outcome: Any = None  # the answer, or the exception that is its failure
+
+    @property
+    def name(self) -> str:
+        """What is called, for messages."""
+        first, last = self.uids[0].name, self.uids[-1].name
+        return first if len(self.uids) == 1 else f"{first} to {last}"
 
     @property
     def settled(self) -> bool:
@@ -48,7 +58,7 @@ class Call:
 class Batch:
     """Calls of one queue to be computed together, and those found too late to be computed."""
 
-    uid: Uid
+    uids: tuple[Uid, ...]
     kind: Kind
     calls: list[Call]
     late: list[Call]
@@ -59,19 +69,13 @@ class _Queue:
     calls: dict[int, Call] = field(default_factory=dict)  # by identity, in order of arrival
     rows: int = 0
 
-    def remove(self, call: Call) -> bool:
-        if self.calls.pop(id(call), None) is None:
-            return False
-        self.rows -= call.rows
-        return True
-
 
 class BatchPool:
     """The queues of all experts on one device.
 
     Args:
         max_rows: of one batch; a single call may not have more.
-        max_calls: queued for one expert, forward and backward together.
+        max_calls: queued for one expert, of all kinds and spans together.
         window: how long a batch waits for more calls before it is ready, in seconds.
     """
 
@@ -79,7 +83,8 @@ class BatchPool:
         self._max_rows = max_rows
         self._max_calls = max_calls
         self._window = window
-        self._queues: dict[tuple[Uid, Kind], _Queue] = {}  # those that are not empty
+        self._queues: dict[tuple[tuple[Uid, ...], Kind], _Queue] = {}  # those not empty
+        self._queued: Counter[Uid] = Counter()  # calls that run through each expert
 
     def __len__(self) -> int:
         """Return how many calls are queued."""
@@ -87,9 +92,19 @@ class BatchPool:
 
     def queued(self, uid: Uid) -> int:
         """Return how many calls of an expert are queued."""
-        kinds: tuple[Kind, Kind] = ("forward", "backward")
-        found = (self._queues.get((uid, kind)) for kind in kinds)
-        return sum(len(queue.calls) for queue in found if queue is not None)
+        return self._queued[uid]
+
+    def check(self, uids: Iterable[Uid]) -> None:
+        """Return if one more call of these experts may be queued.
+
+        Raises:
+            OverloadedError: the queues of one of them are full.
+        """
+        for uid in uids:
+            if self._queued[uid] >= self._max_calls:
+                raise OverloadedError(
+                    f"{self._max_calls} calls of {uid.name} are queued here already; go elsewhere"
+                )
 
     def push(self, call: Call) -> None:
         """Queue a call.
@@ -97,21 +112,16 @@ class BatchPool:
         Raises:
             OverloadedError: the expert's queues are full.
         """
-        if self.queued(call.uid) >= self._max_calls:
-            raise OverloadedError(
-                f"{self._max_calls} calls of {call.uid.name} are queued here already; go elsewhere"
-            )
-        queue = self._queues.setdefault((call.uid, call.kind), _Queue())
+        self.check(call.uids)
+        queue = self._queues.setdefault((call.uids, call.kind), _Queue())
         queue.calls[id(call)] = call
         queue.rows += call.rows
+        self._queued.update(call.uids)
 
     def discard(self, call: Call) -> bool:
         """Drop a call if it is still queued; tells whether it was."""
-        queue = self._queues.get((call.uid, call.kind))
-        if queue is None or not queue.remove(call):
+        if not self._remove(call):
             return False
-        if not queue.calls:
-            del self._queues[call.uid, call.kind]
         call.dropped = True
         return True
 
@@ -130,7 +140,7 @@ class BatchPool:
             return None
         key = min(ready, key=lambda entry: entry[0])[1]
         queue = self._queues[key]
-        batch = Batch(uid=key[0], kind=key[1], calls=[], late=[])
+        batch = Batch(uids=key[0], kind=key[1], calls=[], late=[])
         rows = 0
         for call in tuple(queue.calls.values()):
             if call.deadline <= now:
@@ -140,10 +150,22 @@ class BatchPool:
             else:
                 batch.calls.append(call)
                 rows += call.rows
-            queue.remove(call)
+            self._remove(call)
+        return batch
+
+    def _remove(self, call: Call) -> bool:
+        key = (call.uids, call.kind)
+        queue = self._queues.get(key)
+        if queue is None or queue.calls.pop(id(call), None) is None:
+            return False
+        queue.rows -= call.rows
         if not queue.calls:
             del self._queues[key]
-        return batch
+        for uid in call.uids:
+            self._queued[uid] -= 1
+            if not self._queued[uid]:
+                del self._queued[uid]
+        return True
 
     def _ready_at(self, queue: _Queue) -> float:
         oldest = next(iter(queue.calls.values())).arrived

@@ -8,7 +8,7 @@ answers share a number of bytes, and the oldest answers go first. An id whose an
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from p2pnode.errors import AlreadyAppliedError
@@ -38,25 +38,31 @@ class ReplayLog:
         self._answers: OrderedDict[tuple[Uid, bytes], tuple[Any, int]] = OrderedDict()
         self.bytes = 0
 
-    def find(self, uid: Uid, key: bytes) -> Any:
+    def find(self, uids: Sequence[Uid], key: bytes) -> Any:
         """Return the stored answer of a call, or None if it was not applied.
 
+        An answer is the gradient of what the first expert took, whatever the span it came from.
+
         Raises:
-            AlreadyAppliedError: it was applied, but its answer is no longer kept.
+            AlreadyAppliedError: it was applied, to some of the experts at least, but there is no
+                answer for all of them.
         """
-        if key not in self._applied.get(uid, ()):
+        applied = [uid for uid in uids if key in self._applied.get(uid, ())]
+        if not applied:
             return None
-        found = self._answers.get((uid, key))
-        if found is None:
+        found = self._answers.get((uids[0], key))
+        if found is None or len(applied) < len(uids):
             raise AlreadyAppliedError(
-                f"this backward call of {uid.name} was applied already, and its answer is no"
-                " longer kept; go on with the next step"
+                f"this backward call of {applied[0].name} was applied already, and its answer is"
+                " not kept here; go on with the next step"
             )
         return found[0]
 
-    def record(self, uid: Uid, key: bytes, answer: Any, size: int) -> None:
-        """Remember that a call was applied, and its answer of `size` bytes."""
-        self._remember(uid, key)
+    def record(self, uids: Sequence[Uid], key: bytes, answer: Any, size: int) -> None:
+        """Remember that a call was applied to all of `uids`, and its answer of `size` bytes."""
+        uid = uids[0]
+        for each in uids:
+            self._remember(each, key)
         if size > self._max_bytes:
             return  # keeping it would push out all others, and then itself
         self._answers[uid, key] = (answer, size)
@@ -69,15 +75,25 @@ class ReplayLog:
         """Return the remembered calls of an expert, the oldest first."""
         return list(self._applied.get(uid, ()))
 
-    def restore(self, uid: Uid, keys: Iterable[bytes]) -> None:
-        """Remember calls that a checkpoint contains; their answers are not kept."""
+    def replace(self, uid: Uid, keys: Iterable[bytes]) -> None:
+        """Remember the calls that an expert's new state contains, and no others.
+
+        The answers of those that were remembered already are kept.
+        """
+        earlier = self._applied.pop(uid, OrderedDict())
         for key in keys:
             self._remember(uid, key)
+        for key in earlier:
+            if key not in self._applied.get(uid, ()):
+                self._drop_answer(uid, key)
 
     def _remember(self, uid: Uid, key: bytes) -> None:
         applied = self._applied.setdefault(uid, OrderedDict())
         applied[key] = None
         while len(applied) > self._max_calls:
             forgotten, _ = applied.popitem(last=False)
-            _, freed = self._answers.pop((uid, forgotten), (None, 0))
-            self.bytes -= freed
+            self._drop_answer(uid, forgotten)
+
+    def _drop_answer(self, uid: Uid, key: bytes) -> None:
+        _, freed = self._answers.pop((uid, key), (None, 0))
+        self.bytes -= freed

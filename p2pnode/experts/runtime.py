@@ -5,8 +5,8 @@ Whatever touches an expert's weights runs through `Runtime`, one piece at a time
 before the next piece starts, so such a copy always matches what has been answered.
 """
 
-import math
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -73,7 +73,7 @@ class Runtime:
     def __init__(
         self,
         pool: BatchPool,
-        execute: Callable[[Uid, Sequence[Call]], list[Outcome]],
+        execute: Callable[[Sequence[Uid], Sequence[Call]], list[Outcome]],
         on_settled: Callable[[Batch, float], None],
         compute: Compute,
     ) -> None:
@@ -83,8 +83,8 @@ class Runtime:
         self._compute = compute
         self._turn = trio.StrictFIFOLock()
         self._arrival = trio.Event()
-        self._idle = trio.Event()
-        self._idle.set()
+        self._progress = trio.Event()  # of the next call that is settled or dropped
+        self._computing: Batch | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Compute batches until cancelled."""
@@ -107,8 +107,6 @@ class Runtime:
         """
         self._pool.push(call)
         self._arrival.set()
-        if self._idle.is_set():
-            self._idle = trio.Event()
 
     async def result(self, call: WaitedCall) -> list[torch.Tensor]:
         """Wait for a call's answer; a queued call whose last waiter is cancelled is dropped.
@@ -123,6 +121,7 @@ class Runtime:
             call.waiters -= 1
             if not call.waiters and self._pool.discard(call):
                 call.inputs = call.gradients = ()
+                self._tell_progress()
         outcome: list[torch.Tensor] | P2PNodeError = call.outcome
         if isinstance(outcome, P2PNodeError):
             raise type(outcome)(*outcome.args) from outcome  # one for each who waits
@@ -130,37 +129,63 @@ class Runtime:
 
     async def exclusive(self, work: Callable[[], T]) -> T:
         """Run `work` in the worker, between two batches."""
-        async with self._turn:
-            return await self._compute(work)
+        async with self.between_batches() as compute:
+            return await compute(work)
 
-    async def wait_idle(self) -> None:
-        """Wait until nothing is queued or being computed."""
-        await self._idle.wait()
+    @contextlib.asynccontextmanager
+    async def between_batches(self) -> AsyncIterator[Compute]:
+        """Keep the next batch from starting, and give the worker meanwhile."""
+        async with self._turn:
+            yield self._compute
+
+    async def wait_idle(self, uids: Iterable[Uid] | None = None) -> None:
+        """Wait until no call, or none of these experts, is queued or being computed."""
+        await trio.lowlevel.checkpoint()
+        wanted = None if uids is None else tuple(uids)
+        while self._is_busy(wanted):
+            await self._progress.wait()
+
+    def withdraw(self, call: Call, error: P2PNodeError) -> None:
+        """Fail a call if it is still queued."""
+        if self._pool.discard(call):
+            call.settle(error)
+            self._tell_progress()
+
+    def _is_busy(self, uids: Sequence[Uid] | None) -> bool:
+        computing = () if self._computing is None else self._computing.uids
+        if uids is None:
+            return bool(computing) or len(self._pool) > 0
+        return any(self._pool.queued(uid) or uid in computing for uid in uids)
+
+    def _tell_progress(self) -> None:
+        self._progress.set()
+        self._progress = trio.Event()
 
     async def _wait_for_calls(self, ready_at: float) -> None:
-        if ready_at == math.inf:
-            self._idle.set()
         self._arrival = trio.Event()
         with trio.move_on_at(ready_at):
             await self._arrival.wait()
 
     async def _compute_batch(self, batch: Batch) -> None:
+        self._computing = batch
         for call in batch.late:
             call.settle(
                 DeadlineExceededError(
-                    f"the deadline of a {call.kind} call of {call.uid.name} passed while it was"
-                    " queued; allow more time or call another host"
+                    f"the deadline of a {call.kind} call of {call.name} passed while it was queued;"
+                    " allow more time or call another host"
                 )
             )
         began = trio.current_time()
         try:
             outcomes: list[Outcome] = []
             if batch.calls:
-                outcomes = await self._compute(lambda: self._execute(batch.uid, batch.calls))
+                outcomes = await self._compute(lambda: self._execute(batch.uids, batch.calls))
             for call, outcome in zip(batch.calls, outcomes, strict=True):
                 call.settle(outcome)
         finally:
             for call in batch.calls:
                 if not call.settled:  # cancelled before the worker began
                     call.settle(OverloadedError("the host is shutting down; call another"))
+            self._computing = None
             self._on_settled(batch, trio.current_time() - began)
+            self._tell_progress()

@@ -1,7 +1,7 @@
 """Hosting: the experts of a node, served from one device and kept on disk."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +11,8 @@ import trio
 from p2pnode.clock import wall_time
 from p2pnode.config import HostingSettings, RpcSettings
 from p2pnode.errors import (
+    AlreadyAppliedError,
+    CallError,
     CheckpointError,
     ConfigError,
     ExpertFailedError,
@@ -18,11 +20,22 @@ from p2pnode.errors import (
     P2PNodeError,
     UnknownExpertError,
 )
-from p2pnode.events import Event, EventBus
+from p2pnode.events import EventBus
 from p2pnode.experts.backend import ExpertBackend, build_backend
 from p2pnode.experts.batches import Outcome, compute_batch
 from p2pnode.experts.checkpoints import Checkpoint, CheckpointStore, Restored
-from p2pnode.experts.pool import Batch, BatchPool, Call, Kind
+from p2pnode.experts.events import (
+    BatchComputed,
+    CheckpointFailed,
+    CheckpointSaved,
+    CheckpointSkipped,
+    ExpertAdded,
+    ExpertAdopted,
+    ExpertFailed,
+    ExpertRemoved,
+)
+from p2pnode.experts.hosted import ExpertStatus, Hosted, info_of
+from p2pnode.experts.pool import Batch, BatchPool, Call
 from p2pnode.experts.replay import ReplayLog, replay_key
 from p2pnode.experts.runtime import Compute, Runtime, WaitedCall, WorkerThread
 from p2pnode.rpc.schema import ExpertInfo, TensorSpec
@@ -31,93 +44,6 @@ from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
 _LISTED_FAILURES: Final = 3  # in one sentence; each has an event of its own
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertAdded(Event):
-    """An expert is hosted from now on; `restored` is the checkpoint it goes on from."""
-
-    uid: Uid
-    layer: str
-    steps: int
-    restored: Path | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchComputed(Event):
-    """The device computed calls of one expert together."""
-
-    uid: Uid
-    kind: str
-    calls: int
-    rows: int
-    failed: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertFailed(Event):
-    """A call failed inside its expert."""
-
-    level = "warning"
-
-    uid: Uid
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointSaved(Event):
-    """An expert was saved."""
-
-    level = "info"
-
-    uid: Uid
-    path: Path
-    steps: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointSkipped(Event):
-    """A checkpoint was not used, because it is damaged; an earlier one was, and it is kept."""
-
-    level = "warning"
-
-    uid: Uid
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointFailed(Event):
-    """An expert could not be saved; it goes on being served."""
-
-    level = "warning"
-
-    uid: Uid
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertStatus:
-    """What `p2pnode experts` shows of an expert."""
-
-    uid: Uid
-    layer: str
-    steps: int  # optimiser steps, restored ones included
-    rows: int  # trained on, restored ones included
-    queued: int  # calls waiting
-    saved_at: float | None  # wall-clock seconds of the last save by this process
-    restored: bool
-
-
-@dataclass(slots=True)
-class _Hosted:
-    backend: ExpertBackend
-    info: ExpertInfo
-    restored: bool
-    saved_steps: int | None  # None before there is a checkpoint
-    saved_at: float | None = None
-    pending: dict[bytes, WaitedCall] = field(default_factory=dict)  # backward calls not yet settled
 
 
 class ExpertHost(CallHandler):
@@ -153,7 +79,7 @@ class ExpertHost(CallHandler):
         )
         self._events = events
         self._max_bytes = (rpc or RpcSettings()).max_call_bytes
-        self._experts: dict[Uid, _Hosted] = {}
+        self._experts: dict[Uid, Hosted] = {}
         self._pool = BatchPool(
             max_rows=settings.max_batch_rows,
             max_calls=settings.max_queued_calls,
@@ -172,9 +98,10 @@ class ExpertHost(CallHandler):
         """The experts hosted now."""
         return list(self._experts)
 
-    def load(self, uid: Uid) -> int:
-        """Return how many calls of an expert are queued, to be announced."""
-        return self._pool.queued(uid)
+    @property
+    def queued(self) -> int:
+        """How many calls wait for the device."""
+        return len(self._pool)
 
     def status(self) -> list[ExpertStatus]:
         """Describe all experts."""
@@ -233,7 +160,7 @@ class ExpertHost(CallHandler):
                     f"{len(wanted) + len(self._experts)} experts exceed hosting.max_experts,"
                     f" which is {self._settings.max_experts}"
                 )
-            built: list[tuple[_Hosted, Restored | None]] = []
+            built: list[tuple[Hosted, Restored | None]] = []
             outputs: tuple[TensorSpec, ...] | None = None
             for uid in wanted:
                 restored = await self._read(uid)
@@ -243,6 +170,70 @@ class ExpertHost(CallHandler):
             for hosted, restored in built:
                 self._admit(hosted, restored)
         return [status for status in self.status() if status.uid in set(wanted)]
+
+    async def remove(self, uids: Iterable[Uid]) -> None:
+        """Stop hosting some experts, once their queued calls are answered and they are saved.
+
+        New calls are refused from the beginning on. When cancelled, all of them stay.
+
+        Raises:
+            UnknownExpertError: one is not hosted; nothing has changed.
+            CheckpointError: one could not be saved; all of them stay.
+        """
+        leaving = [hosted for uid in dict.fromkeys(uids) for hosted in self._find(uid)]
+        for hosted in leaving:
+            hosted.leaving = True
+        try:
+            await self._runtime.wait_idle(hosted.uid for hosted in leaving)
+            async with self._changing:
+                if self._store is not None:
+                    for hosted in leaving:
+                        if hosted.changed:
+                            await self._save_or_tell(self._store, hosted)
+                for hosted in leaving:
+                    del self._experts[hosted.uid]
+                    self._replay.replace(hosted.uid, ())
+                    self._events.emit(ExpertRemoved(uid=hosted.uid, steps=hosted.backend.steps))
+        finally:
+            for hosted in leaving:
+                hosted.leaving = False
+
+    async def snapshot(self, uid: Uid) -> Checkpoint:
+        """Copy an expert between two batches, with the ids of the calls applied to it.
+
+        Raises:
+            UnknownExpertError: it is not hosted.
+            ExpertFailedError: it is not in a state worth keeping.
+        """
+        (hosted,) = self._find(uid)
+        return await self._copy(hosted)
+
+    async def adopt(self, uid: Uid, checkpoint: Checkpoint) -> None:
+        """Let a hosted expert go on from another state, from the next batch on.
+
+        The calls that the state contains count as applied, and no others: a call that is queued
+        here, and was applied there, is not applied again.
+
+        Raises:
+            UnknownExpertError: it is not hosted.
+            CheckpointError: the state is of another kind of expert; nothing has changed.
+        """
+        async with self._changing, self._runtime.between_batches() as compute:
+            (hosted,) = self._find(uid)
+            before = hosted.backend.steps
+            await compute(lambda: hosted.backend.load(checkpoint.state))
+            # No await from here on: weights and ids belong together.
+            hosted.saved_steps = None
+            self._replay.replace(uid, checkpoint.applied)
+            for key in set(hosted.pending).intersection(checkpoint.applied):
+                self._runtime.withdraw(
+                    hosted.pending[key],
+                    AlreadyAppliedError(
+                        f"this backward call of {uid.name} was applied at another host, and its"
+                        " answer is not kept here; go on with the next step"
+                    ),
+                )
+        self._events.emit(ExpertAdopted(uid=uid, steps_before=before, steps=hosted.backend.steps))
 
     async def save_all(self) -> None:
         """Save every expert that has changed since it was last saved.
@@ -254,14 +245,13 @@ class ExpertHost(CallHandler):
             return
         failures: list[str] = []
         async with self._changing:
-            for uid, hosted in self._experts.items():
-                if hosted.saved_steps == hosted.backend.steps:
+            for hosted in self._experts.values():
+                if not hosted.changed:
                     continue
                 try:
-                    await self._save(self._store, uid, hosted)
-                except (CheckpointError, ExpertFailedError) as error:
+                    await self._save_or_tell(self._store, hosted)
+                except CheckpointError as error:
                     failures.append(str(error))
-                    self._events.emit(CheckpointFailed(uid=uid, reason=str(error)))
         if failures:
             listed = "; ".join(failures[:_LISTED_FAILURES])
             raise CheckpointError(f"{len(failures)} experts could not be saved: {listed}")
@@ -274,12 +264,22 @@ class ExpertHost(CallHandler):
             except CheckpointError:
                 continue  # each expert had its event; the next round tries again
 
-    async def _save(self, store: CheckpointStore, uid: Uid, hosted: _Hosted) -> None:
+    async def _copy(self, hosted: Hosted) -> Checkpoint:
         def copy() -> Checkpoint:
             # Between two batches: the steps taken and the ids recorded are the same ones.
-            return Checkpoint(state=hosted.backend.state(), applied=self._replay.keys(uid))
+            return Checkpoint(state=hosted.backend.state(), applied=self._replay.keys(hosted.uid))
 
-        checkpoint = await self._runtime.exclusive(copy)
+        return await self._runtime.exclusive(copy)
+
+    async def _save_or_tell(self, store: CheckpointStore, hosted: Hosted) -> None:
+        try:
+            await self._save(store, hosted)
+        except (CheckpointError, ExpertFailedError) as error:
+            self._events.emit(CheckpointFailed(uid=hosted.uid, reason=str(error)))
+            raise CheckpointError(str(error)) from error
+
+    async def _save(self, store: CheckpointStore, hosted: Hosted) -> None:
+        uid, checkpoint = hosted.uid, await self._copy(hosted)
         path = await self._disk(lambda: store.save(uid, checkpoint))
         hosted.saved_steps = checkpoint.state.steps
         hosted.saved_at = wall_time()
@@ -295,7 +295,7 @@ class ExpertHost(CallHandler):
         settings: HostingSettings,
         outputs: tuple[TensorSpec, ...] | None,
         restored: Restored | None,
-    ) -> _Hosted:
+    ) -> Hosted:
         def build() -> ExpertBackend:
             if self._settings.threads:
                 torch.set_num_threads(self._settings.threads)
@@ -305,7 +305,7 @@ class ExpertHost(CallHandler):
             return backend
 
         backend = await self._runtime.exclusive(build)
-        return _Hosted(
+        return Hosted(
             backend=backend,
             info=ExpertInfo(
                 layer=backend.layer.name,
@@ -319,11 +319,11 @@ class ExpertHost(CallHandler):
             saved_steps=None if restored is None else backend.steps,
         )
 
-    def _admit(self, hosted: _Hosted, restored: Restored | None) -> None:
+    def _admit(self, hosted: Hosted, restored: Restored | None) -> None:
         uid = hosted.backend.uid
         for path, reason in () if restored is None else restored.skipped:
             self._events.emit(CheckpointSkipped(uid=uid, path=path, reason=reason))
-        self._replay.restore(uid, () if restored is None else restored.checkpoint.applied)
+        self._replay.replace(uid, () if restored is None else restored.checkpoint.applied)
         self._experts[uid] = hosted
         self._events.emit(
             ExpertAdded(
@@ -336,16 +336,40 @@ class ExpertHost(CallHandler):
 
     # --- calls ----------------------------------------------------------------------------------
 
-    def info(self, uid: Uid) -> ExpertInfo:
+    def info(self, uid: Uid, span: int = 1) -> ExpertInfo:
         """See `CallHandler`."""
-        return self._find(uid).info
+        return info_of(self._find(uid, span))
+
+    def check(self, uid: Uid, span: int = 1, *, caller: PeerId) -> None:  # noqa: ARG002  # all alike
+        """See `CallHandler`."""
+        found = self._find(uid, span)
+        if self._draining:
+            raise OverloadedError("the host is shutting down; call another")
+        for hosted in found:
+            if hosted.leaving:
+                raise self._unknown(hosted.uid)
+        self._pool.check(hosted.uid for hosted in found)
 
     async def forward(
-        self, uid: Uid, inputs: Sequence[torch.Tensor], *, deadline: float
+        self,
+        uid: Uid,
+        inputs: Sequence[torch.Tensor],
+        *,
+        span: int = 1,
+        caller: PeerId,
+        deadline: float,
     ) -> list[torch.Tensor]:
         """See `CallHandler`."""
-        self._find(uid)
-        call = self._new_call(uid, "forward", inputs, deadline=deadline)
+        self.check(uid, span, caller=caller)
+        call = WaitedCall(
+            uids=uid.span(span),
+            kind="forward",
+            caller=caller,
+            rows=len(inputs[0]),
+            inputs=inputs,
+            arrived=trio.current_time(),
+            deadline=deadline,
+        )
         self._runtime.submit(call)
         return await self._runtime.result(call)
 
@@ -355,81 +379,89 @@ class ExpertHost(CallHandler):
         inputs: Sequence[torch.Tensor],
         gradients: Sequence[torch.Tensor],
         *,
+        span: int = 1,
         caller: PeerId,
         call_id: bytes,
         deadline: float,
     ) -> list[torch.Tensor]:
         """See `CallHandler`."""
-        pending = self._find(uid).pending
+        uids = uid.span(span)
         key = replay_key(caller, call_id)
-        answer: list[torch.Tensor] | None = self._replay.find(uid, key)
-        if answer is not None:
-            await trio.lowlevel.checkpoint()
-            return answer
-        call = pending.get(key)
-        if call is None:
-            call = self._new_call(
-                uid, "backward", inputs, deadline=deadline, gradients=gradients, key=key
+        while True:
+            found = self._find(uid, span)
+            answer: list[torch.Tensor] | None = self._replay.find(uids, key)
+            if answer is not None:
+                await trio.lowlevel.checkpoint()
+                return answer
+            earlier = next((each.pending[key] for each in found if key in each.pending), None)
+            if earlier is None or earlier.uids == uids:
+                break
+            with contextlib.suppress(CallError):  # of a span that overlaps with this one
+                await self._runtime.result(earlier)
+        if earlier is None:
+            self.check(uid, span, caller=caller)
+            call = WaitedCall(
+                uids=uids,
+                kind="backward",
+                caller=caller,
+                rows=len(inputs[0]),
+                inputs=inputs,
+                gradients=gradients,
+                key=key,
+                arrived=trio.current_time(),
+                deadline=deadline,
             )
             self._runtime.submit(call)
-            pending[key] = call
+            for hosted in found:
+                hosted.pending[key] = call
         else:  # a repetition has come while the first is under way: both wait for it
+            call = earlier
             call.deadline = max(call.deadline, deadline)
         try:
             return await self._runtime.result(call)
         finally:
             if call.dropped:
-                pending.pop(key, None)
+                self._forget_pending(call)
 
-    def _find(self, uid: Uid) -> _Hosted:
-        hosted = self._experts.get(uid)
-        if hosted is None:
-            raise UnknownExpertError(
-                f"this host does not serve {uid.name}; look up who does, its record may be old"
-            )
-        return hosted
+    def _find(self, uid: Uid, span: int = 1) -> list[Hosted]:
+        found = []
+        for each in uid.span(span):
+            hosted = self._experts.get(each)
+            if hosted is None:
+                raise self._unknown(each)
+            found.append(hosted)
+        return found
 
-    def _new_call(
-        self,
-        uid: Uid,
-        kind: Kind,
-        inputs: Sequence[torch.Tensor],
-        *,
-        deadline: float,
-        gradients: Sequence[torch.Tensor] = (),
-        key: bytes = b"",
-    ) -> WaitedCall:
-        if self._draining:
-            raise OverloadedError("the host is shutting down; call another")
-        return WaitedCall(
-            uid=uid,
-            kind=kind,
-            rows=len(inputs[0]),
-            inputs=inputs,
-            gradients=gradients,
-            key=key,
-            arrived=trio.current_time(),
-            deadline=deadline,
+    def _unknown(self, uid: Uid) -> UnknownExpertError:
+        return UnknownExpertError(
+            f"this host does not serve {uid.name}; look up who does, its record may be old"
         )
 
-    def _execute(self, uid: Uid, calls: Sequence[Call]) -> list[Outcome]:
-        return compute_batch(self._experts[uid].backend, calls)
+    def _forget_pending(self, call: Call) -> None:
+        for uid in call.uids:
+            hosted = self._experts.get(uid)
+            if hosted is not None and hosted.pending.get(call.key) is call:
+                del hosted.pending[call.key]
+
+    def _execute(self, uids: Sequence[Uid], calls: Sequence[Call]) -> list[Outcome]:
+        return compute_batch([self._experts[uid].backend for uid in uids], calls)
 
     def _settled(self, batch: Batch, seconds: float) -> None:
-        hosted = self._experts[batch.uid]
+        uid = batch.uids[0]
         failed = 0
         for call in (*batch.late, *batch.calls):
-            hosted.pending.pop(call.key, None)
+            self._forget_pending(call)
             if isinstance(call.outcome, ExpertFailedError):
                 failed += 1
-                self._events.emit(ExpertFailed(uid=batch.uid, reason=str(call.outcome)))
+                self._events.emit(ExpertFailed(uid=uid, reason=str(call.outcome)))
             elif call.kind == "backward" and not isinstance(call.outcome, P2PNodeError):
                 size = sum(tensor.nbytes for tensor in call.outcome)
-                self._replay.record(batch.uid, call.key, call.outcome, size)
+                self._replay.record(batch.uids, call.key, call.outcome, size)
         if batch.calls:
             self._events.emit(
                 BatchComputed(
-                    uid=batch.uid,
+                    uid=uid,
+                    span=len(batch.uids),
                     kind=batch.kind,
                     calls=len(batch.calls),
                     rows=sum(call.rows for call in batch.calls),

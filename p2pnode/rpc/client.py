@@ -75,9 +75,11 @@ class TensorClient:
         # By connection, the tokens its peer has accepted; they are not sent again.
         self._accepted: WeakKeyDictionary[Connection, set[bytes]] = WeakKeyDictionary()
 
-    async def info(self, peer_id: PeerId, uid: Uid, *, timeout: float | None = None) -> ExpertInfo:
-        """Ask what the expert takes and gives."""
-        reply, _ = await self._call(peer_id, "info", uid, timeout=timeout, expected=())
+    async def info(
+        self, peer_id: PeerId, uid: Uid, *, span: int = 1, timeout: float | None = None
+    ) -> ExpertInfo:
+        """Ask what the expert takes and gives; of a span, what its first takes and last gives."""
+        reply, _ = await self._call(peer_id, "info", uid, span=span, timeout=timeout, expected=())
         if reply.info is None:
             raise ExpertFailedError(f"{peer_id} did not describe {uid}")
         return reply.info
@@ -88,6 +90,7 @@ class TensorClient:
         uid: Uid,
         inputs: Sequence[torch.Tensor],
         *,
+        span: int = 1,
         timeout: float | None = None,
         info: ExpertInfo | None = None,
     ) -> list[torch.Tensor]:
@@ -97,6 +100,7 @@ class TensorClient:
             peer_id: a host of the expert.
             uid: the expert.
             inputs: its tensors, positional ones first, then the keywords' in the schema's order.
+            span: run through so many consecutive layers, of which `uid` is the first.
             timeout: seconds, or None for the configured default.
             info: the schema, to check both what is sent and what comes back.
 
@@ -107,7 +111,7 @@ class TensorClient:
         metas = metas_of(inputs)
         expected = None if info is None else tuple(info.outputs_of(info.check_inputs(metas)))
         _, outputs = await self._call(
-            peer_id, "forward", uid, inputs, metas, timeout=timeout, expected=expected
+            peer_id, "forward", uid, inputs, metas, span=span, timeout=timeout, expected=expected
         )
         return outputs
 
@@ -119,6 +123,7 @@ class TensorClient:
         gradients: Sequence[torch.Tensor],
         *,
         call_id: bytes,
+        span: int = 1,
         timeout: float | None = None,
         info: ExpertInfo | None = None,
     ) -> list[torch.Tensor]:
@@ -131,6 +136,8 @@ class TensorClient:
             gradients: of its outputs, in their order.
             call_id: 16 bytes that no other backward call of this peer has; a call repeated with
                 the same id, after a lost reply, does not step the optimiser again.
+            span: run through so many consecutive layers, of which `uid` is the first; all of
+                them are stepped, or none.
             timeout: seconds, or None for the configured default.
             info: the schema, to check what is sent.
 
@@ -148,6 +155,7 @@ class TensorClient:
             uid,
             (*inputs, *gradients),
             (*metas, *gradient_metas),
+            span=span,
             timeout=timeout,
             expected=metas,
             gradients=len(gradient_metas),
@@ -163,6 +171,7 @@ class TensorClient:
         tensors: Sequence[torch.Tensor] = (),
         metas: tuple[TensorMeta, ...] = (),
         *,
+        span: int,
         timeout: float | None,
         expected: tuple[TensorMeta, ...] | None = None,
         gradients: int = 0,
@@ -191,6 +200,7 @@ class TensorClient:
                 request = Request(
                     operation=operation,
                     uid=uid.in_run(membership.run_id),
+                    span=span,
                     milliseconds=int(max(0.0, remaining) * 1000),
                     tensors=metas,
                     gradients=gradients,

@@ -5,8 +5,9 @@ A call is one stream. Each side sends one message:
     u32 big-endian length of the header | header: a msgpack map | the tensors' raw elements
 
 Request:  {v: 1, op: "info" | "forward" | "backward", uid: "<run id>/<block.i.j>", ms: deadline in
-          milliseconds from now, token?: biscuit, id?: 16 bytes (backward), grads?: how many of the
-          tensors, at the end, are gradients of outputs, tensors: [[dtype, shape, codec, bytes]…]}
+          milliseconds from now, span?: so many consecutive layers from `uid` on are one call (1),
+          token?: biscuit, id?: 16 bytes (backward), grads?: how many of the tensors, at the end,
+          are gradients of outputs, tensors: [[dtype, shape, codec, bytes]…]}
 Reply:    {v: 1, tensors: […]} | {v: 1, info: {…}} | {v: 1, error: [code, sentence]}
 
 Elements are little-endian in row-major order, tensor after tensor without padding. The only codec
@@ -37,6 +38,7 @@ VERSION: Final = 1
 PREFIX_BYTES: Final = 4
 CALL_ID_BYTES: Final = 16
 CODEC: Final = "none"
+MAX_SPAN: Final = 256  # layers of one call: twice those of the deepest language models
 
 _MAX_SENTENCE: Final = 500  # characters of an error message, sent or received
 _MAX_MILLISECONDS: Final = 2**40
@@ -52,6 +54,7 @@ class Request:
     operation: Operation
     uid: Uid
     milliseconds: int  # until the caller gives up
+    span: int = 1  # the call runs through so many layers, `uid` and those after it
     tensors: tuple[TensorMeta, ...] = ()
     gradients: int = 0  # so many of `tensors`, the last ones, are gradients of outputs
     call_id: bytes = b""
@@ -75,6 +78,8 @@ def encode_request(request: Request) -> bytes:
         "uid": str(request.uid),
         "ms": request.milliseconds,
     }
+    if request.span != 1:
+        header["span"] = request.span
     if request.token is not None:
         header["token"] = request.token
     if request.operation == "backward":
@@ -113,10 +118,16 @@ def decode_request(data: bytes) -> Request:
         uid = header.get("uid")
         if not isinstance(uid, str):
             raise BadRequestError("the uid must be a text")
+        span = header.get("span", 1)
+        if type(span) is not int or not 1 <= span <= MAX_SPAN:
+            raise BadRequestError(f"a call runs through 1 to {MAX_SPAN} layers")
+        first = Uid.parse(uid)
+        first.span(span)  # all of them must be uids
         return Request(
             operation=operation,
-            uid=Uid.parse(uid),
+            uid=first,
             milliseconds=milliseconds,
+            span=span,
             tensors=tensors,
             gradients=gradients if operation == "backward" else 0,
             call_id=call_id if operation == "backward" else b"",

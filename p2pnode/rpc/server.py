@@ -59,22 +59,39 @@ class CallHandler(ABC):
     """What a `TensorServer` serves; uids have the run's id, not its name."""
 
     @abstractmethod
-    def info(self, uid: Uid) -> ExpertInfo:
-        """Describe an expert.
+    def info(self, uid: Uid, span: int = 1) -> ExpertInfo:
+        """Describe an expert, or what a span of layers takes at its start and gives at its end.
 
         Raises:
-            UnknownExpertError: it is not hosted here.
+            UnknownExpertError: it, or a layer of the span, is not hosted here.
+            SchemaError: the layers of the span do not fit each other.
+        """
+
+    @abstractmethod
+    def check(self, uid: Uid, span: int = 1, *, caller: PeerId) -> None:
+        """Refuse a call for which there is no room, before its tensors are received.
+
+        Raises:
+            OverloadedError: the queues are full, or the caller's share of them.
         """
 
     @abstractmethod
     async def forward(
-        self, uid: Uid, inputs: Sequence[torch.Tensor], *, deadline: float
+        self,
+        uid: Uid,
+        inputs: Sequence[torch.Tensor],
+        *,
+        span: int = 1,
+        caller: PeerId,
+        deadline: float,
     ) -> list[torch.Tensor]:
         """Compute an expert's outputs; cancelling gives the work up.
 
         Args:
-            uid: the expert.
+            uid: the expert, or the first layer of the span.
             inputs: tensors that fit its schema.
+            span: run through so many consecutive layers, as one piece of work.
+            caller: who calls.
             deadline: on trio's clock; work that cannot start before is dropped.
 
         Raises:
@@ -88,6 +105,7 @@ class CallHandler(ABC):
         inputs: Sequence[torch.Tensor],
         gradients: Sequence[torch.Tensor],
         *,
+        span: int = 1,
         caller: PeerId,
         call_id: bytes,
         deadline: float,
@@ -95,9 +113,10 @@ class CallHandler(ABC):
         """Step an expert's optimiser, once per caller and `call_id`; cancelling gives up.
 
         Args:
-            uid: the expert.
+            uid: the expert, or the first layer of the span.
             inputs: tensors that fit its schema.
             gradients: of the outputs for these inputs.
+            span: run through so many consecutive layers, and step all of them or none.
             caller: who calls.
             call_id: what the caller numbers its calls with; a replay has the same.
             deadline: on trio's clock; work that cannot start before is dropped.
@@ -156,7 +175,7 @@ class TensorServer:
         self._authority.authorise(
             call.stream.peer_id, request.uid.run, request.token, "train", wall_time()
         )
-        info = self._handler.info(request.uid)
+        info = self._handler.info(request.uid, request.span)
         remaining = min(request.milliseconds / 1000, self._settings.max_deadline)
         with trio.move_on_after(remaining) as scope:
             if request.operation == "info":
@@ -192,6 +211,7 @@ class TensorServer:
                 f"{size} bytes of tensors in one call; this host takes at most"
                 f" {self._settings.max_call_bytes}, so send fewer rows at once"
             )
+        self._handler.check(request.uid, request.span, caller=call.stream.peer_id)
         charge.add(size + sum(meta.nbytes for meta in answer))
         tensors = await call.incoming.tensors(
             request.tensors, patience=self._settings.payload_patience
@@ -199,7 +219,13 @@ class TensorServer:
         inputs, gradients = tensors[:count], tensors[count:]
         if request.operation == "forward":
             outputs = await call.watched(
-                lambda: self._handler.forward(request.uid, inputs, deadline=deadline)
+                lambda: self._handler.forward(
+                    request.uid,
+                    inputs,
+                    span=request.span,
+                    caller=call.stream.peer_id,
+                    deadline=deadline,
+                )
             )
         else:
             outputs = await call.watched(
@@ -207,6 +233,7 @@ class TensorServer:
                     request.uid,
                     inputs,
                     gradients,
+                    span=request.span,
                     caller=call.stream.peer_id,
                     call_id=request.call_id,
                     deadline=deadline,

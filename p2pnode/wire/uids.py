@@ -9,6 +9,7 @@ The run is the name people use, or the run's id where it has been resolved; this
 tell them apart.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -84,6 +85,14 @@ class Uid:
             prefix = f"{prefix}.{coordinate}"
         return tuple(found)
 
+    def span(self, length: int) -> tuple["Uid", ...]:
+        """Return this uid and the ones after it in the last coordinate, `length` in all.
+
+        Raises:
+            InvalidUidError: `length` is not positive, or there are no coordinates that high.
+        """
+        return (self,) if length == 1 else _span(self, length)
+
     def in_run(self, run: str) -> Self:
         """Return the uid of the same name in another run, or under the run's id."""
         return replace(self, run=run)
@@ -91,6 +100,17 @@ class Uid:
     def __str__(self) -> str:
         """Return `run/name`."""
         return f"{self.run}/{self.name}"
+
+
+@functools.lru_cache(maxsize=1024)  # a stack of layers is called by the same few spans all the time
+def _span(first: Uid, length: int) -> tuple[Uid, ...]:
+    start = first.coordinate
+    if length < 1 or start + length - 1 > MAX_COORDINATE:
+        raise InvalidUidError(f"there are no {length} uids from {first.name} on")
+    return tuple(
+        Uid(first.run, f"{first.prefix}.{coordinate}")
+        for coordinate in range(start, start + length)
+    )
 
 
 def check_run(text: str) -> str:

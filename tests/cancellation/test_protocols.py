@@ -47,17 +47,20 @@ class Anything(Validator):
 
 
 class Negate(CallHandler):
-    def info(self, uid):
+    def info(self, uid, span=1):
         return ExpertInfo(
             layer="negate", inputs=(SPEC,), outputs=(SPEC,), max_rows=64, max_bytes=2**24
         )
 
-    async def forward(self, uid, inputs, *, deadline):
+    def check(self, uid, span=1, *, caller):
+        pass
+
+    async def forward(self, uid, inputs, **_):
         await trio.sleep(0.01)
         return [-each for each in inputs]
 
     async def backward(self, uid, inputs, gradients, **_):
-        return await self.forward(uid, gradients, deadline=0.0)
+        return await self.forward(uid, gradients)
 
 
 @contextlib.asynccontextmanager

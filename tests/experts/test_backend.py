@@ -6,13 +6,21 @@ from torch import nn
 
 from p2pnode.errors import CheckpointError, ConfigError, ExpertFailedError
 from p2pnode.experts import layers
-from p2pnode.experts.backend import ExpertBackend, all_finite, build_backend
+from p2pnode.experts.backend import (
+    ExpertBackend,
+    all_finite,
+    backward_through,
+    build_backend,
+    forward_through,
+)
 from p2pnode.experts.batches import compute_batch
 from p2pnode.experts.layers import Layer
 from p2pnode.experts.pool import Call
 from p2pnode.rpc.schema import TensorSpec
+from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
 
+ALICE = PrivateKey.from_seed(b"a" * 32).peer_id
 UID = Uid("open:r", "ffn.1.2")
 ROWS = TensorSpec("float32", (None, 8))
 
@@ -59,8 +67,9 @@ def unchanged(backend, before):
 
 def call(kind, *inputs, gradients=()):
     return Call(
-        uid=UID,
+        uids=(UID,),
         kind=kind,
+        caller=ALICE,
         rows=len(inputs[0]),
         inputs=inputs,
         gradients=gradients,
@@ -265,7 +274,7 @@ def test_finite_means_every_element(dtype):
 def test_joined_calls_get_their_own_rows_back(settings):
     backend = build_backend(UID, settings)
     xs = [torch.randn(rows, 8) for rows in (1, 3, 2)]
-    outcomes = compute_batch(backend, [call("forward", x) for x in xs])
+    outcomes = compute_batch([backend], [call("forward", x) for x in xs])
     for x, (y,) in zip(xs, outcomes, strict=True):
         torch.testing.assert_close(y, backend.forward([x])[0])
         assert y.untyped_storage().nbytes() == y.nbytes  # no call keeps the others' memory
@@ -276,7 +285,7 @@ def test_joined_backward_calls_are_one_step_of_their_sum(settings):
     xs = [torch.randn(rows, 8) for rows in (1, 3)]
     gs = [torch.randn(rows, 8) for rows in (1, 3)]
     outcomes = compute_batch(
-        joined, [call("backward", x, gradients=(g,)) for x, g in zip(xs, gs, strict=True)]
+        [joined], [call("backward", x, gradients=(g,)) for x, g in zip(xs, gs, strict=True)]
     )
     (expected,) = local.backward([torch.cat(xs)], [torch.cat(gs)])
     torch.testing.assert_close(torch.cat([outcome[0] for outcome in outcomes]), expected)
@@ -291,7 +300,7 @@ def test_one_bad_call_does_not_fail_those_it_is_joined_with(settings):
         gradients = () if kind == "forward" else (torch.ones(2, 8),)
         one = () if kind == "forward" else (torch.ones(1, 8),)
         outcomes = compute_batch(
-            backend,
+            [backend],
             [
                 call(kind, good, gradients=gradients),
                 call(kind, unlucky, gradients=one),
@@ -307,7 +316,7 @@ def test_one_bad_call_does_not_fail_those_it_is_joined_with(settings):
 def test_a_nan_in_one_row_fails_that_rows_call_alone(settings):
     backend = picky(settings)
     good, bad = torch.ones(2, 8), torch.full((1, 8), torch.nan)
-    outcomes = compute_batch(backend, [call("forward", good), call("forward", bad)])
+    outcomes = compute_batch([backend], [call("forward", good), call("forward", bad)])
     assert torch.equal(outcomes[0][0], good)
     assert isinstance(outcomes[1], ExpertFailedError)
 
@@ -315,7 +324,7 @@ def test_a_nan_in_one_row_fails_that_rows_call_alone(settings):
 def test_calls_that_do_not_fit_together_are_computed_alone(settings):
     backend = picky(settings)
     odd, good = torch.ones(1, 9), torch.ones(1, 8)
-    outcomes = compute_batch(backend, [call("forward", odd), call("forward", good)])
+    outcomes = compute_batch([backend], [call("forward", odd), call("forward", good)])
     assert isinstance(outcomes[0], ExpertFailedError)
     assert torch.equal(outcomes[1][0], good)
 
@@ -370,3 +379,81 @@ def test_a_state_of_another_kind_of_expert_is_refused(settings, changes, sentenc
     with pytest.raises(CheckpointError, match=sentence):
         other.load(state)
     assert unchanged(other, before)
+
+
+# --- spans ----------------------------------------------------------------------------------------
+
+
+def chain_of(settings, count=3, **changes):
+    settings = dataclasses.replace(settings, **changes)
+    return [build_backend(uid, settings) for uid in UID.span(count)]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_span_trains_as_the_same_layers_called_one_by_one(settings, optimizer):
+    changes = {"optimizer": optimizer, "clip_grad_norm": 0.1}
+    span, single = chain_of(settings, **changes), chain_of(settings, **changes)
+    for _ in range(3):
+        x, g = torch.randn(4, 8), torch.randn(4, 8)
+        sent = [[x]]
+        for backend in single:
+            sent.append(backend.forward(sent[-1]))
+        torch.testing.assert_close(forward_through(span, [x]), sent[-1])
+        expected = [g]
+        for backend, inputs in zip(reversed(single), reversed(sent[:-1]), strict=True):
+            expected = backend.backward(inputs, expected)
+        torch.testing.assert_close(backward_through(span, [x], [g]), expected)
+    for one, other in zip(span, single, strict=True):
+        torch.testing.assert_close(weights(one), weights(other), rtol=1e-4, atol=1e-5)
+        assert (one.steps, one.rows) == (3, 12)
+
+
+def test_a_span_whose_gradients_are_not_finite_anywhere_has_stepped_nowhere(settings):
+    span = chain_of(settings, optimizer="sgd", layer="linear")
+    with torch.no_grad():
+        for parameter in (*span[1].module.parameters(), *span[2].module.parameters()):
+            parameter.zero_()  # the other two and the inputs have gradients of zero
+    before = [weights(each) for each in span]
+    with pytest.raises(ExpertFailedError, match=r"ffn\.1\.4 has gradients that are not finite"):
+        backward_through(span, [torch.ones(1, 8)], [torch.full((1, 8), 3e38)])
+    assert all(unchanged(each, kept) for each, kept in zip(span, before, strict=True))
+    assert [each.steps for each in span] == [0, 0, 0]
+
+
+def test_a_span_broken_in_a_step_is_broken_in_all_that_may_have_stepped(settings, monkeypatch):
+    span = chain_of(settings)
+
+    def half_a_step(*_):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(span[1]._optimizer, "step", half_a_step)
+    x = torch.ones(1, 8)
+    with pytest.raises(ExpertFailedError, match="the device is gone"):
+        backward_through(span, [x], [x])
+    for broken in span[:2]:
+        with pytest.raises(ExpertFailedError, match=r"ffn\.1\.3 failed in the middle"):
+            broken.forward([x])
+    span[2].forward([x])
+    span[0].load(build_backend(span[0].uid, settings).state())
+    span[0].forward([x])  # a restored one is whole again
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("optimizer.99.step", torch.tensor(1.0), "does not fit its weights"),
+        ("optimizer.0.momentum", torch.tensor(1.0), "does not fit its weights"),
+        ("optimizer.x.step", torch.tensor(1.0), "does not fit its weights"),
+        ("optimizer.0.exp_avg", torch.ones(3, 3), "does not fit its weights"),
+        ("optimizer.0.exp_avg", torch.full((32, 8), torch.nan), "not finite"),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(settings, name, value, sentence):
+    backend, other = (build_backend(UID, settings) for _ in range(2))
+    other.backward([torch.ones(1, 8)], [torch.ones(1, 8)])
+    state = other.state()
+    before = weights(backend)
+    with pytest.raises(CheckpointError, match=sentence):
+        backend.load(dataclasses.replace(state, tensors={**state.tensors, name: value}))
+    assert unchanged(backend, before)
+    assert backend.steps == 0

@@ -9,13 +9,23 @@ from hypothesis import strategies as st
 import p2pnode.experts.pool
 from p2pnode.errors import OverloadedError
 from p2pnode.experts.pool import BatchPool, Call
+from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
 
+ALICE = PrivateKey.from_seed(b"a" * 32).peer_id
 A, B = Uid("open:r", "ffn.0"), Uid("open:r", "ffn.1")
 
 
 def call(uid=A, kind="forward", rows=1, arrived=0.0, deadline=100.0):
-    return Call(uid=uid, kind=kind, rows=rows, inputs=(), arrived=arrived, deadline=deadline)
+    return Call(
+        uids=(uid,),
+        kind=kind,
+        caller=ALICE,
+        rows=rows,
+        inputs=(),
+        arrived=arrived,
+        deadline=deadline,
+    )
 
 
 def pool(max_rows=10, max_calls=100, window=0.0):
@@ -50,7 +60,7 @@ def test_concurrent_calls_of_an_expert_are_one_batch_in_order_of_arrival():
     calls = [call(arrived=0.1 * number) for number in range(4)]
     it = filled(*calls)
     batch = it.next_batch(1.0)
-    assert (batch.uid, batch.kind, batch.calls, batch.late) == (A, "forward", calls, [])
+    assert (batch.uids, batch.kind, batch.calls, batch.late) == ((A,), "forward", calls, [])
     assert len(it) == 0
 
 
@@ -140,7 +150,7 @@ def test_every_call_comes_out_once_and_in_order(steps):
             try:
                 it.push(each)
             except OverloadedError:
-                assert sum(one.uid == uid for one in waiting) == 8
+                assert sum(one.uids == (uid,) for one in waiting) == 8
             else:
                 waiting.append(each)
         elif action == "discard" and waiting:
@@ -154,6 +164,24 @@ def test_every_call_comes_out_once_and_in_order(steps):
                 assert [one for one in taken if one in batch.calls] == batch.calls
                 assert sum(one.rows for one in batch.calls) <= 10 or len(batch.calls) == 1
                 assert all(one.deadline > now for one in batch.calls)
-                assert {(one.uid, one.kind) for one in taken} == {(batch.uid, batch.kind)}
+                assert {(one.uids, one.kind) for one in taken} == {(batch.uids, batch.kind)}
                 waiting = [one for one in waiting if one not in taken]
         assert len(it) == len(waiting)
+
+
+def test_calls_of_different_spans_are_never_joined_but_count_for_each_of_their_layers():
+    whole = Call(
+        uids=(A, B), kind="forward", caller=ALICE, rows=1, inputs=(), arrived=1, deadline=9
+    )
+    part = call(A, arrived=2)
+    it = filled(whole, part)
+    assert (it.queued(A), it.queued(B), len(it)) == (2, 1, 2)
+    assert [it.next_batch(3.0).calls for _ in range(2)] == [[whole], [part]]
+    assert (it.queued(A), it.queued(B), len(it)) == (0, 0, 0)
+
+
+def test_a_span_is_refused_when_one_of_its_layers_has_no_room():
+    it = filled(call(B), max_calls=1)
+    it.check([A])
+    with pytest.raises(OverloadedError, match=r"ffn\.1"):
+        it.check([A, B])

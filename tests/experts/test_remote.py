@@ -9,10 +9,11 @@ import torch
 import trio
 
 from p2pnode.config import HostingSettings, RpcSettings
-from p2pnode.errors import ExpertFailedError, HostLostError, SchemaError
-from p2pnode.experts.backend import build_backend
+from p2pnode.errors import ExpertFailedError, HostLostError, SchemaError, UnknownExpertError
+from p2pnode.experts.backend import backward_through, build_backend, forward_through
+from p2pnode.experts.events import BatchComputed
 from p2pnode.experts.runtime import compute_inline
-from p2pnode.experts.service import BatchComputed, ExpertHost
+from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.server import TensorServer
@@ -41,11 +42,13 @@ class Remote:
         invite = issue_invite(KEY, "digits", scopes=("host", "train"), expires_at=2**33)
         return Membership.accept(invite, host.peer_id)
 
-    async def forward(self, *inputs, uid=UID):
-        return await self.client.forward(self.far.peer_id, uid, inputs)
+    async def forward(self, *inputs, uid=UID, span=1):
+        return await self.client.forward(self.far.peer_id, uid, inputs, span=span)
 
-    async def backward(self, inputs, gradients, call_id, uid=UID):
-        return await self.client.backward(self.far.peer_id, uid, inputs, gradients, call_id=call_id)
+    async def backward(self, inputs, gradients, call_id, uid=UID, span=1):
+        return await self.client.backward(
+            self.far.peer_id, uid, inputs, gradients, call_id=call_id, span=span
+        )
 
 
 @contextlib.asynccontextmanager
@@ -135,10 +138,27 @@ async def test_a_cancelled_call_frees_its_place_in_the_queue(settings, autojump_
                 await it.forward(torch.zeros(1, 8))
             assert scope.cancelled_caught
             await trio.testing.wait_all_tasks_blocked()
-            assert it.experts.load(UID.in_run(KEY.run_id)) == 0
+            assert it.experts.queued == 0
 
 
 async def test_each_settings_default_serves(autojump_clock):
     async with remote(HostingSettings()) as it:
         (y,) = await it.forward(torch.zeros(1, 64))
         assert y.shape == (1, 64)
+
+
+async def test_a_span_called_from_afar_equals_its_layers_called_here(settings, autojump_clock):
+    twin = [build_backend(uid, settings) for uid in UID.span(3)]
+    async with remote(settings, uids=UID.span(3)) as it:
+        x, g = torch.randn(2, 8), torch.randn(2, 8)
+        (y,) = await it.forward(x, span=3)
+        torch.testing.assert_close(y, forward_through(twin, [x])[0])
+        for _ in range(2):  # the second time it is answered, not applied
+            (gx,) = await it.backward([x], [g], numbered(1), span=3)
+            if not twin[0].steps:
+                expected = backward_through(twin, [x], [g])[0]
+            torch.testing.assert_close(gx, expected)
+        assert [status.steps for status in it.experts.status()] == [1, 1, 1]
+        assert await it.client.info(it.far.peer_id, UID, span=3)
+        with pytest.raises(UnknownExpertError, match=r"ffn\.1\.5"):
+            await it.forward(x, span=4)

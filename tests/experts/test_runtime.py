@@ -6,8 +6,10 @@ import trio
 from p2pnode.errors import DeadlineExceededError, OverloadedError
 from p2pnode.experts.pool import BatchPool
 from p2pnode.experts.runtime import Runtime, WaitedCall, WorkerThread, compute_inline
+from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
 
+ALICE = PrivateKey.from_seed(b"a" * 32).peer_id
 A, B = Uid("open:r", "ffn.0"), Uid("open:r", "ffn.1")
 
 
@@ -24,8 +26,8 @@ class Device:
             self.pool, self.execute, lambda batch, _: self.settled.append(batch), self.compute
         )
 
-    def execute(self, uid, calls):
-        self.log.append((uid.name, [call.key for call in calls]))
+    def execute(self, uids, calls):
+        self.log.append((uids[0].name, [call.key for call in calls]))
         return [[call.key] for call in calls]
 
     async def compute(self, work):
@@ -40,8 +42,9 @@ class Device:
     async def call(self, key, uid=A, patience=100.0):
         now = trio.current_time()
         call = WaitedCall(
-            uid=uid,
+            uids=(uid,),
             kind="forward",
+            caller=ALICE,
             rows=1,
             inputs=(),
             key=key,
@@ -202,7 +205,9 @@ async def test_two_who_wait_for_one_call_each_get_their_own_error(nursery, autoj
     device.runtime._execute = device.execute
     await nursery.start(device.runtime.run)
     now = trio.current_time()
-    call = WaitedCall(uid=A, kind="forward", rows=1, inputs=(), arrived=now, deadline=now + 9)
+    call = WaitedCall(
+        uids=(A,), kind="forward", caller=ALICE, rows=1, inputs=(), arrived=now, deadline=now + 9
+    )
     device.runtime.submit(call)
     errors = []
 

@@ -15,22 +15,25 @@ from p2pnode.errors import (
     DeadlineExceededError,
     ExpertFailedError,
     OverloadedError,
+    SchemaError,
     UnknownExpertError,
 )
 from p2pnode.events import Event, EventBus
 from p2pnode.experts import layers
-from p2pnode.experts.backend import build_backend
+from p2pnode.experts.backend import backward_through, build_backend, forward_through
 from p2pnode.experts.checkpoints import read_checkpoint
-from p2pnode.experts.runtime import compute_inline
-from p2pnode.experts.service import (
+from p2pnode.experts.events import (
     BatchComputed,
     CheckpointFailed,
     CheckpointSaved,
     CheckpointSkipped,
     ExpertAdded,
+    ExpertAdopted,
     ExpertFailed,
-    ExpertHost,
+    ExpertRemoved,
 )
+from p2pnode.experts.runtime import compute_inline
+from p2pnode.experts.service import ExpertHost
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid, expand
 
@@ -56,6 +59,8 @@ class Clumsy(nn.Module):
 def _clumsy_layer(monkeypatch):
     layer = layers.Layer(name="clumsy", build=Clumsy, inputs=layers.hidden_rows)
     monkeypatch.setitem(layers._LAYERS, "clumsy", layer)
+    narrow = layers.Layer(name="narrow", build=lambda d: nn.Linear(d, 1), inputs=layers.hidden_rows)
+    monkeypatch.setitem(layers._LAYERS, "narrow", narrow)
 
 
 class Slow:
@@ -83,14 +88,16 @@ class Rig:
     def of(self, kind):
         return [event for event in self.seen if type(event) is kind]
 
-    async def forward(self, x=X, uid=A, patience=100.0):
-        return (await self.host.forward(uid, [x], deadline=trio.current_time() + patience))[0]
+    async def forward(self, x=X, uid=A, *, span=1, caller=ALICE, patience=100.0):
+        deadline = trio.current_time() + patience
+        return (await self.host.forward(uid, [x], span=span, caller=caller, deadline=deadline))[0]
 
-    async def backward(self, x=X, g=G, *, uid=A, caller=ALICE, call_id=ID, patience=100.0):
+    async def backward(self, x=X, g=G, *, uid=A, span=1, caller=ALICE, call_id=ID, patience=100.0):
         answer = await self.host.backward(
             uid,
             [x],
             [g],
+            span=span,
             caller=caller,
             call_id=call_id,
             deadline=trio.current_time() + patience,
@@ -220,7 +227,7 @@ async def test_a_full_queue_refuses_until_there_is_room(settings, nursery, autoj
     with trio.CancelScope() as scope:
         nursery.start_soon(rig.forward)
         await trio.sleep(0.1)
-        assert rig.host.load(A) == rig.host.status()[0].queued == 2
+        assert rig.host.queued == rig.host.status()[0].queued == 2
         with pytest.raises(OverloadedError):
             await rig.forward()
         with pytest.raises(OverloadedError):
@@ -390,6 +397,219 @@ async def test_an_applied_call_without_its_answer_is_told_so(settings, nursery, 
         await rig.backward(call_id=numbered(1))
     await rig.backward(call_id=numbered(2))
     assert rig.steps() == 2
+
+
+# --- spans ----------------------------------------------------------------------------------------
+
+
+def twin_of(settings, span):
+    return [build_backend(uid, settings) for uid in A.span(span)]
+
+
+async def test_a_span_is_one_batch_and_one_step_of_each_layer(settings, nursery, autojump_clock):
+    rig = Rig(settings)
+    await rig.host.add(A.span(3))
+    await nursery.start(rig.host.run)
+    twin = twin_of(settings, 3)
+    torch.testing.assert_close(await rig.forward(span=3), forward_through(twin, [X])[0])
+    mine = await rig.backward(span=3)
+    torch.testing.assert_close(mine, backward_through(twin, [X], [G])[0])
+    assert [rig.steps(uid) for uid in A.span(3)] == [1, 1, 1]
+    assert [(e.uid, e.span, e.kind) for e in rig.of(BatchComputed)] == [
+        (A, 3, "forward"),
+        (A, 3, "backward"),
+    ]
+    assert torch.equal(await rig.backward(span=3), mine)
+    with pytest.raises(AlreadyAppliedError):
+        await rig.backward(uid=B)
+    assert [rig.steps(uid) for uid in A.span(3)] == [1, 1, 1]
+
+
+async def test_a_span_takes_what_its_first_layer_takes_and_gives_what_its_last_gives(settings):
+    rig = Rig(settings)
+    await rig.host.add([A])
+    await rig.host.add([B], dataclasses.replace(settings, layer="torch.nn:Identity"))
+    await rig.host.add([A.span(3)[2]], dataclasses.replace(settings, layer="narrow"))
+    info = rig.host.info(A, 3)
+    assert (info.layer, info.inputs[0].shape, info.outputs[0].shape) == (
+        "ffn",
+        (None, 8),
+        (None, 1),
+    )
+    with pytest.raises(UnknownExpertError, match=r"ffn\.0\.3"):
+        rig.host.info(A, 4)
+    await rig.host.add([A.span(4)[3]])
+    with pytest.raises(SchemaError, match=r"ffn\.0\.3 does not take what ffn\.0\.2 gives"):
+        rig.host.info(A, 4)
+
+
+async def test_the_same_call_of_overlapping_spans_steps_each_layer_once(
+    settings, nursery, autojump_clock
+):
+    rig = Rig(settings, compute=Slow())
+    await rig.host.add(A.span(3))
+    await nursery.start(rig.host.run)
+    outcomes = {}
+
+    async def call(uid, span):
+        try:
+            outcomes[uid, span] = type(await rig.backward(uid=uid, span=span))
+        except AlreadyAppliedError as error:
+            outcomes[uid, span] = type(error)
+
+    async with trio.open_nursery() as callers:
+        for uid, span in [(A, 2), (B, 2), (A, 3), (B, 1)]:
+            callers.start_soon(call, uid, span)
+            await trio.sleep(0.1)
+    assert outcomes.pop((A, 2)) is torch.Tensor
+    assert list(outcomes.values()) == [AlreadyAppliedError] * 3
+    assert [rig.steps(uid) for uid in A.span(3)] == [1, 1, 0]
+    rig.assert_nothing_is_left()
+
+
+async def test_an_overlapping_call_goes_ahead_when_the_first_is_late(
+    settings, nursery, autojump_clock
+):
+    rig = Rig(settings, compute=Slow())
+    await rig.host.add(A.span(2))
+    await nursery.start(rig.host.run)
+    nursery.start_soon(rig.forward)
+    await trio.sleep(0.1)
+
+    async def late():
+        with pytest.raises(DeadlineExceededError):
+            await rig.backward(span=2, patience=0.5)
+
+    async with trio.open_nursery() as callers:
+        callers.start_soon(late)
+        await trio.sleep(0.1)
+        await rig.backward(uid=B)
+    assert (rig.steps(A), rig.steps(B)) == (0, 1)
+    rig.assert_nothing_is_left()
+
+
+# --- leaving and taking over ----------------------------------------------------------------------
+
+
+async def test_an_expert_is_removed_when_its_calls_are_answered_and_its_state_is_saved(
+    settings, tmp_path, nursery, autojump_clock
+):
+    rig = Rig(settings, tmp_path, compute=Slow())
+    await rig.host.add(A.span(3))
+    await nursery.start(rig.host.run)
+    answers = []
+
+    async def call(uid, span, number):
+        answers.append(await rig.backward(uid=uid, span=span, call_id=numbered(number)))
+
+    async with trio.open_nursery() as callers:
+        callers.start_soon(call, A, 2, 0)
+        await trio.sleep(0.1)
+        callers.start_soon(call, B, 2, 1)
+        await trio.sleep(0.1)
+        callers.start_soon(rig.host.remove, [A, B])
+        await trio.sleep(0.1)
+        with pytest.raises(UnknownExpertError, match=r"ffn\.0\.1"):
+            await rig.forward(uid=B, span=2)
+        nursery.start_soon(call, A.span(3)[2], 1, 2)  # the third stays
+    assert rig.host.uids == [A.span(3)[2]]
+    assert [event.steps for event in rig.of(ExpertRemoved)] == [1, 2]
+    assert {event.uid: event.steps for event in rig.of(CheckpointSaved)} == {A: 1, B: 2}
+    with pytest.raises(UnknownExpertError):
+        rig.host.info(A)
+    await trio.sleep(9)
+    assert len(answers) == 3
+
+    await rig.host.add([B])
+    assert rig.steps(B) == 2
+    with pytest.raises(AlreadyAppliedError):  # answers are gone, ids are not
+        await rig.backward(uid=B, call_id=numbered(0))
+
+
+async def test_an_expert_that_cannot_be_saved_is_not_removed(settings, tmp_path, autojump_clock):
+    rig = Rig(settings, tmp_path)
+    await rig.host.add([A])
+    (tmp_path / "open@digits").write_text("a file")
+    with pytest.raises(CheckpointError):
+        await rig.host.remove([A])
+    assert rig.host.uids == [A]
+    rig.host.check(A, caller=ALICE)  # and takes calls again
+    with pytest.raises(UnknownExpertError):
+        await rig.host.remove([A, B])
+    rig.host.check(A, caller=ALICE)
+
+
+async def test_a_removal_given_up_leaves_the_expert_in_service(settings, nursery, autojump_clock):
+    rig = Rig(settings, compute=Slow())
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    nursery.start_soon(rig.forward)
+    await trio.sleep(0.1)
+    with trio.move_on_after(0.5) as scope:
+        await rig.host.remove([A])
+    assert scope.cancelled_caught
+    await rig.forward()
+
+
+async def test_a_state_moves_to_another_host_with_the_calls_it_contains(
+    settings, nursery, autojump_clock
+):
+    one, two = Rig(settings), Rig(settings)
+    for rig in (one, two):
+        await rig.host.add([A])
+        await nursery.start(rig.host.run)
+    await one.backward(call_id=numbered(1))
+    await two.backward(call_id=numbered(2))  # lost when the other's state is adopted
+    await two.host.adopt(A, await one.host.snapshot(A))
+    assert torch.equal(await one.forward(), await two.forward())
+    with pytest.raises(AlreadyAppliedError):
+        await two.backward(call_id=numbered(1))
+    await two.backward(call_id=numbered(2))
+    assert (one.steps(), two.steps()) == (1, 2)
+    assert [(e.steps_before, e.steps) for e in two.of(ExpertAdopted)] == [(1, 1)]
+
+
+async def test_a_queued_call_that_the_adopted_state_contains_is_not_applied_again(
+    settings, nursery, autojump_clock
+):
+    one, two = Rig(settings), Rig(settings, compute=Slow())
+    for rig in (one, two):
+        await rig.host.add([A])
+        await nursery.start(rig.host.run)
+    await one.backward(call_id=numbered(1))
+    state = await one.host.snapshot(A)
+    nursery.start_soon(two.forward)
+    await trio.sleep(0.1)
+    nursery.start_soon(two.host.adopt, A, state)
+    await trio.sleep(0.1)
+    with pytest.raises(AlreadyAppliedError, match="at another host"):
+        await two.backward(call_id=numbered(1))
+    assert two.steps() == 1
+    two.assert_nothing_is_left()
+
+
+async def test_an_adopted_state_is_saved_though_its_step_count_is_the_old_one(settings, tmp_path):
+    one, two = Rig(settings), Rig(settings, tmp_path)
+    for rig, seed in ((one, 7), (two, 3)):
+        await rig.host.add([A], dataclasses.replace(settings, seed=seed))
+    await two.host.save_all()
+    await two.host.adopt(A, await one.host.snapshot(A))
+    await two.host.save_all()
+    other = Rig(settings, tmp_path)
+    await other.host.add([A])
+    mine = await other.host.snapshot(A)
+    torch.testing.assert_close(mine.state.tensors, (await one.host.snapshot(A)).state.tensors)
+
+
+async def test_a_state_that_does_not_fit_is_not_adopted(settings, autojump_clock):
+    one, two = Rig(settings), Rig(dataclasses.replace(settings, layer="linear"))
+    for rig in (one, two):
+        await rig.host.add([A])
+    with pytest.raises(CheckpointError, match="is of a linear"):
+        await one.host.adopt(A, await two.host.snapshot(A))
+    assert one.of(ExpertAdopted) == []
+    with pytest.raises(UnknownExpertError):
+        await one.host.adopt(B, await two.host.snapshot(A))
 
 
 # --- checkpoints ----------------------------------------------------------------------------------

@@ -75,20 +75,25 @@ class Doubler(CallHandler):
         self.began = self.ended = 0
         self.cancelled = 0
         self.hangs = False
+        self.full = False
         self.failure = None
         self.seen = []
 
-    def info(self, uid):
+    def info(self, uid, span=1):
         infos = {UID.name: INFO, WIDE.name: WIDE_INFO}
         if uid.name not in infos:
             raise UnknownExpertError(f"no {uid.name} here")
         return infos[uid.name]
 
-    async def forward(self, uid, inputs, *, deadline):
+    def check(self, uid, span=1, *, caller):
+        if self.full:
+            raise OverloadedError("no room")
+
+    async def forward(self, uid, inputs, *, span=1, caller, deadline):
         self.seen.append(("forward", uid, deadline))
         return [2 * each for each in await self._work(inputs)]
 
-    async def backward(self, uid, inputs, gradients, *, caller, call_id, deadline):
+    async def backward(self, uid, inputs, gradients, *, span=1, caller, call_id, deadline):
         self.seen.append(("backward", uid, caller, call_id))
         return [2 * each for each in await self._work(gradients)]
 
@@ -401,6 +406,15 @@ async def test_an_oversized_call_is_refused_here_and_there(allocated, autojump_c
         generous = TensorClient(it.near, RpcSettings(), it.memberships)
         with pytest.raises(TensorTooLargeError, match="takes at most 1000"):
             await generous.forward(it.far.peer_id, UID, [torch.zeros(100, 4)])
+        assert allocated == []
+
+
+async def test_nothing_is_allocated_for_a_call_that_there_is_no_room_for(allocated, autojump_clock):
+    async with rig() as it:
+        it.handler.full = True
+        for use in (it.forward, it.backward):
+            with pytest.raises(OverloadedError, match="no room"):
+                await use(X)
         assert allocated == []
 
 

@@ -13,6 +13,7 @@ from p2pnode.errors import (
 )
 from p2pnode.rpc.messages import (
     CALL_ID_BYTES,
+    MAX_SPAN,
     PREFIX_BYTES,
     Reply,
     Request,
@@ -73,6 +74,7 @@ requests = st.builds(
     operation=st.sampled_from(["info", "forward"]),
     uid=st.just(UID),
     milliseconds=st.integers(0, 2**40),
+    span=st.integers(1, MAX_SPAN),
     tensors=st.lists(metas, max_size=4).map(tuple),
     token=st.none() | st.binary(max_size=600),
 ) | st.builds(
@@ -224,3 +226,16 @@ def test_a_deeply_nested_header_is_malformed_like_any_other(place, depth):
             packed.append(bomb if key == place else packer.pack(value))
     with pytest.raises(BadRequestError):
         decode_request(b"".join(packed))
+
+
+@pytest.mark.parametrize(
+    ("uid", "span"),
+    [
+        *((UID, span) for span in (0, -1, MAX_SPAN + 1, 1.0, True, "2", None)),
+        (Uid("open:digits", f"ffn0.{2**31 - 2}"), 3),
+    ],
+)
+def test_a_span_that_is_none_is_refused(uid, span):
+    header = {"v": 1, "op": "info", "uid": str(uid), "ms": 1, "span": span}
+    with pytest.raises(BadRequestError):
+        decode_request(msgpack.packb(header))

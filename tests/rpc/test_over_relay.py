@@ -24,17 +24,20 @@ MEMBERSHIPS = {"test": Membership.open("test")}
 
 
 class Negate(CallHandler):
-    def info(self, uid):
+    def info(self, uid, span=1):
         return ExpertInfo(
             layer="negate", inputs=(SPEC,), outputs=(SPEC,), max_rows=4096, max_bytes=LIMIT
         )
 
-    async def forward(self, uid, inputs, *, deadline):
+    def check(self, uid, span=1, *, caller):
+        pass
+
+    async def forward(self, uid, inputs, **_):
         await trio.lowlevel.checkpoint()
         return [-each for each in inputs]
 
     async def backward(self, uid, inputs, gradients, **_):
-        return await self.forward(uid, gradients, deadline=0.0)
+        return await self.forward(uid, gradients)
 
 
 @pytest.fixture

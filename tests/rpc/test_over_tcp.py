@@ -33,14 +33,17 @@ class Negate(CallHandler):
         self.under_way = 0
         self.changed = trio.Event()
 
-    def info(self, uid):
+    def info(self, uid, span=1):
         if uid != UID:
             raise UnknownExpertError("not here")
         return ExpertInfo(
             layer="negate", inputs=(SPEC,), outputs=(SPEC,), max_rows=4096, max_bytes=LIMIT
         )
 
-    async def forward(self, uid, inputs, *, deadline):
+    def check(self, uid, span=1, *, caller):
+        pass
+
+    async def forward(self, uid, inputs, **_):
         self.count(1)
         try:
             if self.hangs:
@@ -51,7 +54,7 @@ class Negate(CallHandler):
             self.count(-1)
 
     async def backward(self, uid, inputs, gradients, **_):
-        return await self.forward(uid, gradients, deadline=0.0)
+        return await self.forward(uid, gradients)
 
     def count(self, change):
         self.under_way += change

@@ -33,18 +33,29 @@ class Scripted(CallHandler):
         self.script = script
         self.calls = []
 
-    def info(self, uid):
-        return self.experts.info(uid)
+    def info(self, uid, span=1):
+        return self.experts.info(uid, span)
 
-    async def forward(self, uid, inputs, *, deadline):
+    def check(self, uid, span=1, *, caller):
+        self.experts.check(uid, span, caller=caller)
+
+    async def forward(self, uid, inputs, *, span=1, caller, deadline):
         self.calls.append("forward")
-        answer = await self.experts.forward(uid, inputs, deadline=deadline)
+        answer = await self.experts.forward(
+            uid, inputs, span=span, caller=caller, deadline=deadline
+        )
         return await self.script("forward", uid, answer)
 
-    async def backward(self, uid, inputs, gradients, *, caller, call_id, deadline):
+    async def backward(self, uid, inputs, gradients, *, span=1, caller, call_id, deadline):
         self.calls.append(call_id)
         answer = await self.experts.backward(
-            uid, inputs, gradients, caller=caller, call_id=call_id, deadline=deadline
+            uid,
+            inputs,
+            gradients,
+            span=span,
+            caller=caller,
+            call_id=call_id,
+            deadline=deadline,
         )
         return await self.script("backward", uid, answer)
 

@@ -130,3 +130,16 @@ def test_prefixes_and_runs_are_checked():
     for bad in ("", "a/b", "-x", "é"):
         with pytest.raises(InvalidUidError):
             check_run(bad)
+
+
+def test_a_span_is_the_uids_that_follow_in_the_last_coordinate():
+    first = Uid("lm", "blocks.3.8")
+    names = ["blocks.3.8", "blocks.3.9", "blocks.3.10"]
+    assert first.span(3) == tuple(Uid("lm", name) for name in names)
+    assert first.span(1) == (first,)
+
+
+@pytest.mark.parametrize(("coordinate", "length"), [(0, 0), (0, -1), (MAX_COORDINATE, 2)])
+def test_a_span_of_uids_that_cannot_be_is_refused(coordinate, length):
+    with pytest.raises(InvalidUidError, match="from blocks"):
+        Uid("lm", f"blocks.{coordinate}").span(length)

@@ -1,0 +1,93 @@
+"""What a host of experts tells while it works."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pnode.events import Event
+from p2pnode.wire.uids import Uid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertAdded(Event):
+    """An expert is hosted from now on; `restored` is the checkpoint it goes on from."""
+
+    uid: Uid
+    layer: str
+    steps: int
+    restored: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertRemoved(Event):
+    """An expert is no longer hosted."""
+
+    level = "info"
+
+    uid: Uid
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertAdopted(Event):
+    """A hosted expert goes on from a state that another host made."""
+
+    level = "info"
+
+    uid: Uid
+    steps_before: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchComputed(Event):
+    """The device computed calls of one expert, or of one span of layers, together."""
+
+    uid: Uid  # the first
+    span: int
+    kind: str
+    calls: int
+    rows: int
+    failed: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertFailed(Event):
+    """A call failed inside its expert."""
+
+    level = "warning"
+
+    uid: Uid
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSaved(Event):
+    """An expert was saved."""
+
+    level = "info"
+
+    uid: Uid
+    path: Path
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSkipped(Event):
+    """A checkpoint was not used, because it is damaged; an earlier one was, and it is kept."""
+
+    level = "warning"
+
+    uid: Uid
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFailed(Event):
+    """An expert could not be saved; it goes on being served."""
+
+    level = "warning"
+
+    uid: Uid
+    reason: str
