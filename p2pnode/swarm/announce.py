@@ -76,6 +76,7 @@ class Announcer:
         settings: the update period.
         proof_of: this node's proof of membership, by run id.
         load: how many calls are queued on this node.
+        throughput: rows a second through each expert when all are in use; 0 when not known.
         rng: spreads the renewals.
     """
 
@@ -88,6 +89,7 @@ class Announcer:
         *,
         proof_of: Callable[[str], Proof] = lambda _run_id: Proof(),
         load: Callable[[], int] = lambda: 0,
+        throughput: Callable[[], float] = lambda: 0.0,
         rng: random.Random | None = None,
     ) -> None:
         self._host = host
@@ -97,6 +99,7 @@ class Announcer:
         self._lifetime = min(max(2 * self._period, MIN_LIFETIME), MAX_LIFETIME)
         self._proof_of = proof_of
         self._load = load
+        self._throughput = throughput
         self._rng = rng or random.Random()
         self._uids: dict[Uid, None] = {}
         self._announced: dict[Place, _Announced] = {}
@@ -266,6 +269,7 @@ class Announcer:
             issued=self._issued,
             lifetime=min(self._lifetime, proof.expires - self._issued - ROUNDING),
             load=self._load() if hosts else 0,
+            throughput=self._throughput() if hosts else 0.0,
             addresses=self._told if hosts else (),
             token=proof.token,
         )

@@ -2,18 +2,22 @@
 
 An entry is the msgpack list `[public key, body, signature]`. The body is the msgpack list
 
-    [served, withdrawn, issued, lifetime, load, addresses, token]
+    [served, withdrawn, issued, lifetime, load, throughput, addresses, token]
 
 with two sets of coordinates (little-endian bytes without zeros at the end), the wall-clock time
-and the lifetime in milliseconds, the calls queued at the host, binary multiaddrs, and the peer's
-proof of membership (empty in an open run). An entry in a record of branches has but coordinates
-served, times and token.
+and the lifetime in milliseconds, the calls queued at the host, how fast it is, binary multiaddrs,
+and the peer's proof of membership (empty in an open run). An entry in a record of branches has but
+coordinates served, times and token.
+
+A throughput of r rows a second is told as the whole number nearest to 16 log2(1 + 1000 r): to some
+2 %, and 0 where it is not known.
 
 The signature is that of a libp2p envelope (RFC 2) whose payload is the body and whose payload type
 is the DHT key. So an entry need not repeat run, prefix and peer, and stands nowhere else. About
 150 bytes in an open run and 750 in a closed one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,20 +37,35 @@ MAX_CLOSED_BYTES: Final = 1300  # and in a closed one: a token passed on twice h
 MAX_ADDRESSES: Final = 8
 MAX_LIFETIME: Final = 3600.0  # seconds; a host that dies must not be listed for ever
 MAX_LOAD: Final = 2**31 - 1
+MAX_THROUGHPUT_STEP: Final = 640  # some 1e9 rows a second
+_STEPS_PER_OCTAVE: Final = 16
 _MAX_MASK_BYTES: Final = SPAN // 8
 _MAX_MILLISECONDS: Final = 2**53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What one peer says in one record; `issued` is on the wall clock, in seconds."""
+    """What one peer says in one record.
+
+    Attributes:
+        peer_id: the peer.
+        served: a set of coordinates of the record's shard.
+        withdrawn: those that it served once, and does not any more.
+        issued: on the wall clock, in seconds.
+        lifetime: in seconds from then.
+        load: calls queued there.
+        throughput: rows a second through each expert when all are in use, as `told` gives it.
+        addresses: where it can be dialled.
+        token: its proof of membership.
+    """
 
     peer_id: PeerId
-    served: int  # a set of coordinates of the record's shard
-    withdrawn: int = 0  # served once, and not any more
+    served: int
+    withdrawn: int = 0
     issued: float
     lifetime: float
     load: int = 0
+    throughput: float = 0.0
     addresses: tuple[Multiaddr, ...] = ()
     token: bytes = b""
 
@@ -101,6 +120,11 @@ def open_entry(place: Place, sealed: bytes) -> Entry:
     return _read_body(place, public_key.peer_id, unpack(body))
 
 
+def told(throughput: float) -> float:
+    """Return what others read where an entry says `throughput`."""
+    return _from_step(_step(throughput))
+
+
 def unpack(data: bytes) -> Any:
     """Read msgpack.
 
@@ -121,6 +145,7 @@ def _seal(key: PrivateKey, place: Place, entry: Entry, addresses: Sequence[Multi
             round(entry.issued * 1000),
             round(entry.lifetime * 1000),
             min(entry.load, MAX_LOAD),
+            _step(entry.throughput),
             [address.to_bytes() for address in addresses],
             entry.token,
         ]
@@ -131,14 +156,15 @@ def _seal(key: PrivateKey, place: Place, entry: Entry, addresses: Sequence[Multi
 
 
 def _read_body(place: Place, peer_id: PeerId, fields: Any) -> Entry:
-    kinds = [bytes, bytes, int, int, int, list, bytes]
+    kinds = [bytes, bytes, int, int, int, int, list, bytes]
     if not isinstance(fields, list) or [type(each) for each in fields] != kinds:
         raise ProtocolError("an index entry does not have the fields it should")
-    served, withdrawn, issued, lifetime, load, addresses, token = fields
+    served, withdrawn, issued, lifetime, load, throughput, addresses, token = fields
     if not (
         0 <= issued < _MAX_MILLISECONDS
         and 0 < lifetime <= MAX_LIFETIME * 1000
         and 0 <= load <= MAX_LOAD
+        and 0 <= throughput <= MAX_THROUGHPUT_STEP
     ):
         raise ProtocolError("a field of an index entry is out of range")
     if len(addresses) > MAX_ADDRESSES or not all(isinstance(each, bytes) for each in addresses):
@@ -151,14 +177,23 @@ def _read_body(place: Place, peer_id: PeerId, fields: Any) -> Entry:
         issued=issued / 1000,
         lifetime=lifetime / 1000,
         load=load,
+        throughput=_from_step(throughput),
         addresses=tuple(address for address in readable if address is not None),
         token=token,
     )
     if entry.served & entry.withdrawn or not entry.served | entry.withdrawn:
         raise ProtocolError("an index entry contradicts itself, or says nothing")
-    if place.kind is Kind.BRANCHES and (withdrawn or addresses or load):
+    if place.kind is Kind.BRANCHES and (withdrawn or addresses or load or throughput):
         raise ProtocolError("an index entry of a branch says more than that it is alive")
     return entry
+
+
+def _step(throughput: float) -> int:
+    return min(round(_STEPS_PER_OCTAVE * math.log2(1 + 1000 * throughput)), MAX_THROUGHPUT_STEP)
+
+
+def _from_step(step: int) -> float:
+    return (math.exp2(step / _STEPS_PER_OCTAVE) - 1) / 1000
 
 
 def _mask_bytes(coordinates: int) -> bytes:

@@ -43,6 +43,7 @@ class HostEntry:
         addresses: where it can be dialled.
         load: how many calls it had queued.
         expiry: on the wall clock.
+        throughput: rows a second through each of its experts when all are in use; 0 if not known.
         has_relays: whether it is reached through relays, as nobody can dial it.
     """
 
@@ -50,6 +51,7 @@ class HostEntry:
     addresses: tuple[Multiaddr, ...]
     load: int
     expiry: float
+    throughput: float = 0.0
     has_relays: bool = False
 
 
@@ -297,6 +299,7 @@ class ExpertDirectory:
                 entry.addresses,
                 entry.load,
                 entry.expiry,
+                entry.throughput,
                 has_relays=any(map(is_relayed, entry.addresses)),
             )
             for bit in bits_of(places & entry.served):

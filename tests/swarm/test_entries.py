@@ -12,9 +12,11 @@ from p2pnode.swarm.entries import (
     MAX_CLOSED_BYTES,
     MAX_LIFETIME,
     MAX_OPEN_BYTES,
+    MAX_THROUGHPUT_STEP,
     Entry,
     open_entry,
     seal_entry,
+    told,
 )
 from p2pnode.swarm.places import NAMESPACE, SPAN, Kind, Place
 from p2pnode.wire.envelope import signed_bytes
@@ -33,9 +35,10 @@ ENTRY = Entry(
     issued=NOW + 0.123,
     lifetime=10.0,
     load=3,
+    throughput=told(100.0),
     addresses=(ADDRESS,),
 )
-BODY = [b"\x87", b"\x08", 1_700_000_000_123, 10_000, 3, [ADDRESS.to_bytes()], b""]
+BODY = [b"\x87", b"\x08", 1_700_000_000_123, 10_000, 3, 266, [ADDRESS.to_bytes()], b""]
 
 
 def _signed(body, place=PLACE, key=KEY):
@@ -50,7 +53,7 @@ def _changed(position, value):
 
 def test_an_entry_reads_back_as_it_was_sealed():
     assert open_entry(PLACE, seal_entry(KEY, PLACE, ENTRY)) == ENTRY
-    alive = replace(ENTRY, withdrawn=0, load=0, addresses=())
+    alive = replace(ENTRY, withdrawn=0, load=0, throughput=0.0, addresses=())
     assert open_entry(BRANCH, seal_entry(KEY, BRANCH, alive)) == alive
     member = replace(ENTRY, token=bytes(700))
     assert open_entry(CLOSED, seal_entry(KEY, CLOSED, member)) == member
@@ -64,10 +67,10 @@ def test_an_entry_has_the_bytes_it_always_had():
     assert sealed == _signed(BODY)
     assert sealed.hex() == (
         "93c424080112203b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29"
-        "c421"  # the body: served, withdrawn, issued, lifetime, load, addresses, token
-        "97c40187c40108cf0000018bcfe5687bcd27100391c408047f000001060fa1c400"
-        "c44031cc048e69a4c07a3a366fe778f9b3962c58cf482da6a692b9758faf2dab6893"
-        "9618cb70ff0e1f92cae4c2b391c7b748383b55840e164cf266e687aa84320c00"
+        # the body: served, withdrawn, issued, lifetime, load, throughput, addresses, token
+        "c42498c40187c40108cf0000018bcfe5687bcd271003cd010a91c408047f000001060fa1c400"
+        "c440184324731c630d494b4ec7d7ea02619048606e46a7b9017811e377fbbedacecc"
+        "fed0b0041eb59ea3eccec96e8c08fdd30ba087e328680183c448485e3ea09505"
     )
 
 
@@ -86,7 +89,20 @@ def test_every_set_of_coordinates_reads_back(served, withdrawn, lifetime):
 def test_an_entry_of_sixteen_experts_is_small():
     entry = replace(ENTRY, served=0xFFFF << 112, withdrawn=0)
     assert len(seal_entry(KEY, PLACE, entry)) <= 160
-    assert len(seal_entry(KEY, BRANCH, replace(entry, load=0, addresses=()))) <= 150
+    assert len(seal_entry(KEY, BRANCH, replace(entry, load=0, throughput=0.0, addresses=()))) <= 150
+
+
+@given(st.floats(0.1, 1e8))
+def test_a_throughput_is_told_to_some_two_per_cent(throughput):
+    entry = replace(ENTRY, throughput=throughput)
+    read = open_entry(PLACE, seal_entry(KEY, PLACE, entry)).throughput
+    assert read == told(throughput) == told(read)
+    assert read == pytest.approx(throughput, rel=0.025)
+
+
+def test_a_throughput_beyond_all_machines_is_cut_off_and_none_is_none():
+    assert told(1e300) == told(2.0**40) == pytest.approx(2**40 / 1000)
+    assert told(0.0) == 0.0
 
 
 def test_addresses_that_do_not_fit_are_left_out_the_last_ones_first():
@@ -121,10 +137,13 @@ def test_a_token_too_long_to_announce_says_what_to_do():
         _changed(3, int(MAX_LIFETIME * 1000) + 1),
         _changed(4, -1),
         _changed(4, 2**31),
-        _changed(5, [1]),
-        _changed(5, [b""] * (MAX_ADDRESSES + 1)),
-        _changed(6, None),
-        _changed(6, bytes(MAX_OPEN_BYTES)),
+        _changed(5, -1),
+        _changed(5, MAX_THROUGHPUT_STEP + 1),
+        _changed(5, 1.5),
+        _changed(6, [1]),
+        _changed(6, [b""] * (MAX_ADDRESSES + 1)),
+        _changed(7, None),
+        _changed(7, bytes(MAX_OPEN_BYTES)),
         _signed(BODY[:-1]),
         _signed([*BODY, 0]),
         _signed({}),
@@ -145,9 +164,12 @@ def test_a_malformed_entry_is_refused(sealed):
         open_entry(PLACE, sealed)
 
 
-@pytest.mark.parametrize("change", [{"load": 1}, {"addresses": (ADDRESS,)}, {"withdrawn": 8}])
+@pytest.mark.parametrize(
+    "change", [{"load": 1}, {"throughput": 1.0}, {"addresses": (ADDRESS,)}, {"withdrawn": 8}]
+)
 def test_a_branch_is_only_said_to_live(change):
-    entry = replace(ENTRY, **({"load": 0, "addresses": (), "withdrawn": 0} | change))
+    alive = {"load": 0, "throughput": 0.0, "addresses": (), "withdrawn": 0}
+    entry = replace(ENTRY, **(alive | change))
     with pytest.raises(ProtocolError, match="branch"):
         open_entry(BRANCH, seal_entry(KEY, BRANCH, entry))
 
