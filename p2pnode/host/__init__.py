@@ -1,6 +1,7 @@
 """The node's network side: who is connected, and how streams are opened and served."""
 
 from p2pnode.host.interfaces import (
+    PROGRESS_BYTES,
     Connection,
     ConnectionEnded,
     ConnectionOpened,
@@ -15,6 +16,7 @@ from p2pnode.host.interfaces import (
 )
 
 __all__ = [
+    "PROGRESS_BYTES",
     "Connection",
     "ConnectionEnded",
     "ConnectionOpened",

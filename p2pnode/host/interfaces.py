@@ -5,12 +5,13 @@ them over real transports, Noise and Yamux; `p2pnode.testing.light` implements t
 memory, so that the same services run by the thousand in a simulation.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Final, Literal
 
 import trio
 from multiaddr import Multiaddr
@@ -22,6 +23,8 @@ from p2pnode.wire.keys import PublicKey
 from p2pnode.wire.peer_id import PeerId
 
 Direction = Literal["inbound", "outbound"]
+
+PROGRESS_BYTES: Final = 256 * 1024  # what a sender must get through within a reader's patience
 
 
 class Stream(trio.abc.HalfCloseableStream):
@@ -81,19 +84,40 @@ class Stream(trio.abc.HalfCloseableStream):
         await self.receive_into(memoryview(buffer))
         return bytes(buffer)
 
-    async def receive_into(self, buffer: memoryview) -> None:
+    async def receive_into(self, buffer: memoryview, *, patience: float = math.inf) -> None:
         """Fill `buffer` with the stream's next bytes.
+
+        The whole buffer at once costs less than parts of it: what has a place is decrypted there.
+
+        Args:
+            buffer: is filled.
+            patience: seconds within which `PROGRESS_BYTES`, or the rest, must come each time.
 
         Raises:
             ProtocolError: the stream ended before.
+            trio.TooSlowError: fewer bytes came within `patience`.
         """
         filled = 0
         while filled < len(buffer):
-            data = await self.receive_some(len(buffer) - filled)
-            if not data:
+            until = trio.current_time() + patience
+            size = await self._fill(buffer[filled:], until)
+            filled += size
+            if filled < len(buffer) and size < PROGRESS_BYTES:
+                if trio.current_time() >= until:
+                    raise trio.TooSlowError
                 raise ProtocolError(f"the stream ended after {filled} of {len(buffer)} bytes")
-            buffer[filled : filled + len(data)] = data
-            filled += len(data)
+
+    async def _fill(self, buffer: memoryview, until: float) -> int:
+        """Fill `buffer`; returns how many bytes there were before the stream's end, or `until`."""
+        filled = 0
+        with trio.move_on_at(until):
+            while filled < len(buffer):
+                data = await self.receive_some(len(buffer) - filled)
+                if not data:
+                    break
+                buffer[filled : filled + len(data)] = data
+                filled += len(data)
+        return filled
 
     async def receive_prefixed(self, limit: int) -> bytes | None:
         """Read one message behind its uvarint length; None at the clean end of the stream.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import trio
 
-from p2pnode.errors import NegotiationError, P2PNodeError, ProtocolError, StreamResetError
+from p2pnode.errors import NegotiationError, P2PNodeError, StreamResetError
 from p2pnode.host.interfaces import Connection, Stream
 from p2pnode.mux.multistream import Dialer, Listener
 from p2pnode.transport.session import MuxedStream
@@ -145,16 +145,17 @@ class NetworkStream(Stream):
             size += len(piece)
         return first if len(pieces) == 1 else b"".join(pieces)
 
-    async def receive_into(self, buffer: memoryview) -> None:
-        """See `Stream`; bytes are decrypted straight to their place, where the peer lets them."""
+    async def _fill(self, buffer: memoryview, until: float) -> int:
         filled = 0
         if self._unsettled is not None or self._failure is not None:
-            await self._settle()
+            with trio.move_on_at(until) as scope:
+                await self._settle()
+            if scope.cancelled_caught:
+                return 0
             filled = self._muxed.receive_into_nowait(buffer)  # often it came with the answer
         if filled < len(buffer):
-            filled += await self._muxed.receive_into(buffer[filled:])
-        if filled < len(buffer):
-            raise ProtocolError(f"the stream ended after {filled} of {len(buffer)} bytes")
+            filled += await self._muxed.receive_into(buffer[filled:], until)
+        return filled
 
     async def send_eof(self) -> None:
         """See `Stream`; on an optimistic stream it waits for the answer first.

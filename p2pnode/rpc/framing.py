@@ -8,31 +8,30 @@ import torch
 import trio
 
 from p2pnode.errors import DeadlineExceededError, ProtocolError
-from p2pnode.host import Stream
+from p2pnode.host import PROGRESS_BYTES, Stream
 from p2pnode.rpc.messages import PREFIX_BYTES
 from p2pnode.rpc.schema import TensorMeta
 from p2pnode.rpc.tensors import empty
 
 # Below this, one copy is cheaper than another write; above it, tensors are sent from their memory.
 MAX_JOINED_BYTES: Final = 32 * 1024
-# What a sender must get through within its receiver's patience: memory is held for all it declared.
-PROGRESS_BYTES: Final = 256 * 1024
 _READ_AHEAD: Final = 4096  # holds most headers, and small calls whole; what is too much is copied
 
 
 async def send_message(stream: Stream, header: bytes, buffers: Sequence[memoryview]) -> None:
-    """Send a header, which has its length in front, and the tensors behind it.
+    """Send a header, which has its length in front, the tensors, and the end of our direction.
 
     Raises:
         StreamResetError, ConnectionClosedError: the receiver is gone.
     """
     if len(header) + sum(map(len, buffers)) <= MAX_JOINED_BYTES:
-        await stream.send_all(b"".join((header, *buffers)))
+        await stream.send_last(b"".join((header, *buffers)))
         return
     await stream.send_all(header)
-    for buffer in buffers:
-        if buffer:
-            await stream.send_all(buffer)
+    *others, last = buffers
+    for buffer in others:
+        await stream.send_all(buffer)
+    await stream.send_last(last)
 
 
 class IncomingMessage:
@@ -65,7 +64,7 @@ class IncomingMessage:
 
         Args:
             metas: of the tensors.
-            patience: seconds to wait for each `PROGRESS_BYTES` of them.
+            patience: seconds to wait for each `PROGRESS_BYTES` of them: memory is held for all.
 
         Raises:
             DeadlineExceededError: they come more slowly than that.
@@ -78,28 +77,15 @@ class IncomingMessage:
             known = min(len(self._ahead), len(buffer))
             buffer[:known] = self._ahead[:known]
             self._ahead = self._ahead[known:]
-            while known < len(buffer):
-                part = buffer[known : known + PROGRESS_BYTES]
-                with trio.move_on_after(patience) as scope:
-                    await self._stream.receive_into(part)
-                if scope.cancelled_caught:
-                    raise DeadlineExceededError(
-                        f"the tensors come too slowly: less than {len(part)} bytes within"
-                        f" {patience:g} s; send fewer rows at once"
-                    )
-                known += len(part)
+            try:
+                await self._stream.receive_into(buffer[known:], patience=patience)
+            except trio.TooSlowError:
+                raise DeadlineExceededError(
+                    f"the tensors come too slowly: less than {PROGRESS_BYTES} bytes within"
+                    f" {patience:g} s; send fewer rows at once"
+                ) from None
             tensors.append(tensor)
         return tensors
-
-    async def wait_end(self) -> None:
-        """Wait until the sender ends its side.
-
-        Raises:
-            ProtocolError: it sends more than its header declared.
-            StreamResetError, ConnectionClosedError: the sender is gone.
-        """
-        if self._ahead or await self._stream.receive_some(1):
-            raise ProtocolError("the message is longer than its header says")
 
     async def _read_ahead(self, size: int) -> None:
         while len(self._ahead) < size:

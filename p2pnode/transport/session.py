@@ -8,6 +8,7 @@ charged when the stream begins and when the window grows, and given back when th
 Nothing is asked while data moves.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import NoReturn, Protocol
@@ -108,8 +109,8 @@ class MuxedStream(trio.abc.HalfCloseableStream):
         """
 
     @abstractmethod
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Fill `buffer`; returns how many bytes there were for it before the end.
+    async def receive_into(self, buffer: memoryview, until: float = math.inf) -> int:
+        """Fill `buffer`; returns how many bytes there were for it before the end, or `until`.
 
         What has come when it is cancelled is lost. Raises as `receive_some` does.
         """

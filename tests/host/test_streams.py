@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from p2pnode.errors import NegotiationError, ProtocolNotSupportedError, StreamResetError
+from p2pnode.host import PROGRESS_BYTES
 from p2pnode.host.streams import NetworkStream
 from p2pnode.mux.multistream import Dialer
 from p2pnode.mux.multistream.core import HEADER, NOT_AVAILABLE, encode_line
@@ -52,12 +55,13 @@ class Muxed:
         buffer[:size], self._rest = self._rest[:size], self._rest[size:]
         return size
 
-    async def receive_into(self, buffer):
+    async def receive_into(self, buffer, until=math.inf):
         filled = 0
-        while filled < len(buffer):
-            data = await self.receive_some(len(buffer) - filled)
-            buffer[filled : filled + len(data)] = data
-            filled += len(data)
+        with trio.move_on_at(until):
+            while filled < len(buffer):
+                data = await self.receive_some(len(buffer) - filled)
+                buffer[filled : filled + len(data)] = data
+                filled += len(data)
         return filled
 
     async def send_eof(self):
@@ -205,3 +209,32 @@ async def test_all_that_has_come_is_received_at_once(stream, muxed):
     assert await stream.receive_available(100) == b"three"
     muxed.answer(b"")
     assert await stream.receive_available(100) == b""
+
+
+async def test_a_sender_may_be_slow_as_long_as_it_gets_on(autojump_clock, stream, muxed):
+    async def send():
+        muxed.answer(PROPOSAL)
+        for _ in range(4):
+            await trio.sleep(9)
+            muxed.answer(bytes([1]) * PROGRESS_BYTES)
+
+    buffer = bytearray(4 * PROGRESS_BYTES)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await stream.receive_into(memoryview(buffer), patience=10)
+    assert trio.current_time() == 36
+    assert all(buffer)
+
+
+@pytest.mark.parametrize(
+    ("answers", "waited"),
+    [([], 10), ([PROPOSAL, b"x"], 10), ([PROPOSAL, bytes(PROGRESS_BYTES), b"x"], 20)],
+)
+async def test_a_sender_that_is_too_slow_is_not_waited_for(
+    autojump_clock, stream, muxed, answers, waited
+):
+    for answer in answers:
+        muxed.answer(answer)
+    with pytest.raises(trio.TooSlowError):
+        await stream.receive_into(memoryview(bytearray(4 * PROGRESS_BYTES)), patience=10)
+    assert trio.current_time() == waited

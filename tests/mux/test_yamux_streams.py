@@ -859,6 +859,21 @@ async def test_a_buffer_larger_than_what_comes_is_filled_up_to_the_end(autojump_
         assert await theirs.receive_into(memoryview(buffer)) == 0
 
 
+async def test_a_buffer_is_filled_up_to_a_moment_and_nothing_of_what_came_is_lost(autojump_clock):
+    async with two_sessions() as (client, server):
+        ours, theirs = await pair_of_streams(client, server)
+        await ours.send_all(b"early")
+        buffer = bytearray(12)
+        view = memoryview(buffer)
+        began = trio.current_time()
+        assert await theirs.receive_into(view, began + 3) == 5
+        assert trio.current_time() == began + 3
+        await ours.send_all(b" and late")
+        assert await theirs.receive_into(view[5:], began + 9) == 7
+        assert buffer == b"early and la"
+        assert await theirs.receive_some() == b"te"
+
+
 @pytest.mark.parametrize("ends", ["reset", "close"])
 async def test_a_reader_that_waits_for_a_full_buffer_is_told_of_the_end(autojump_clock, ends):
     async with two_sessions() as (client, server):

@@ -15,6 +15,7 @@ from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.schema import ExpertInfo, TensorSpec
 from p2pnode.rpc.server import CallHandler, CallServed, TensorServer
+from p2pnode.security.noise.frames import FrameOpener
 from p2pnode.security.tokens import Membership
 from p2pnode.transport.tcp import TcpTransport
 from p2pnode.wire.keys import PrivateKey
@@ -111,6 +112,22 @@ async def test_small_and_large_tensors_come_back_whole():
         for rows in (1, 3, 100):  # up to 25 MiB each way
             x = torch.randn(rows, 65536)
             assert torch.equal(await it.forward(x), -x)
+
+
+async def test_large_tensors_are_decrypted_where_they_belong(monkeypatch):
+    placed = 0
+    real = FrameOpener.open_into
+
+    def open_into(self, buffer):
+        nonlocal placed
+        placed += len(buffer)
+        real(self, buffer)
+
+    monkeypatch.setattr(FrameOpener, "open_into", open_into)
+    async with rig() as it:
+        x = torch.randn(100, 65536)
+        assert torch.equal(await it.forward(x), -x)
+    assert placed > 0.9 * 2 * x.nbytes  # there and back; the rest came before it was wanted
 
 
 async def test_refusals_reach_a_caller_that_is_still_sending():

@@ -6,6 +6,7 @@ Small ones are copied, and up to a quarter MiB of them may wait for the session'
 A reader that knows how much it wants gives its buffer, and the channel decrypts straight into it.
 """
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -182,11 +183,8 @@ class YamuxStream(MuxedStream):
         self._connection.kick()  # there may be a window to grant
         return piece if isinstance(piece, bytes) else bytes(piece)
 
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Fill `buffer`; returns how many bytes there were for it before the end.
-
-        What has come when it is cancelled is lost. Raises as `receive_some` does.
-        """
+    async def receive_into(self, buffer: memoryview, until: float = math.inf) -> int:
+        """See `MuxedStream`."""
         state, core = self._state, self._core
         self._begin_receiving()
         try:
@@ -198,8 +196,9 @@ class YamuxStream(MuxedStream):
                 return len(buffer)
             core.expect(state, buffer[-missing:])
             try:
-                while state.destination and not self._is_at_end():
-                    await self._wait_readable()
+                with trio.move_on_at(until):
+                    while state.destination and not self._is_at_end():
+                        await self._wait_readable()
             finally:
                 missing = core.stop_expecting(state)
         finally:

@@ -4,6 +4,7 @@ What is sent is copied, and kept until the peer has confirmed it; a sender waits
 than `network.quic_send_buffer`.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import trio
@@ -146,14 +147,15 @@ class QuicStream(MuxedStream):
         await self._wait_for_data()
         return self._take(max_bytes) if self._state.received else b""
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, until: float = math.inf) -> int:
         """See `MuxedStream`."""
         filled = 0
-        while filled < len(buffer):
-            await self._wait_for_data()
-            if not (size := self.receive_into_nowait(buffer[filled:])):
-                break
-            filled += size
+        with trio.move_on_at(until):
+            while filled < len(buffer):
+                await self._wait_for_data()
+                if not (size := self.receive_into_nowait(buffer[filled:])):
+                    break
+                filled += size
         return filled
 
     def _take(self, max_bytes: int | None) -> bytes:
