@@ -60,6 +60,8 @@ _MAY_BE_ZERO: Final = frozenset(
         "sequential.reroute_gain",
         "trainer.straggles_tolerated",
         "trainer.timeout_after_k_min",
+        "weights.max_download_rate",
+        "weights.max_upload_rate",
     }
 )
 

@@ -16,6 +16,8 @@ class WeightsSettings:
     snapshot_interval: float = 1.0  # between two versions of one expert, whoever asks for them
     max_uploads: int = 8  # streams that chunks are sent on at once
     max_uploads_per_peer: int = 2
+    max_upload_rate: int = 0  # bytes of chunks a second; 0: all that limits.max_upload leaves
+    max_download_rate: int = 0
     max_sources: int = 8  # holders that one state is fetched from at once
     requests_ahead: int = 4  # chunks asked for on a stream before the first has come
     request_timeout: float = 30.0  # for an answer that is not a chunk; snapshots are part of it

@@ -30,8 +30,7 @@ SMOOTHING: Final = 0.3  # weight of the newest chunk in a holder's average time
 class _Holder:
     chunks: int = 0  # a set: bit i stands for chunk i
     asked: dict[int, float] = field(default_factory=dict)  # outstanding chunks, since when
-    seconds: float = 0.0  # for one chunk, averaged; 0 before the first
-    last: float = 0.0  # when a chunk last came
+    seconds: float = 0.0  # from asking to having a chunk, averaged; 0 before the first
 
 
 class Download(Generic[H]):
@@ -64,15 +63,6 @@ class Download(Generic[H]):
         """Whether nothing is missing any more."""
         return not self._missing
 
-    @property
-    def holders(self) -> list[H]:
-        """Those that chunks are asked of."""
-        return list(self._holders)
-
-    def outstanding(self, holder: H) -> int:
-        """Count the chunks that a holder has been asked for and has not sent."""
-        return len(self._holders[holder].asked)
-
     def receive_have(self, holder: H, chunks: int) -> None:
         """Take in what a holder has, a new one or one known."""
         self._holders.setdefault(holder, _Holder()).chunks = chunks
@@ -100,8 +90,7 @@ class Download(Generic[H]):
     def receive_chunk(self, holder: H, index: int, now: float) -> None:
         """Take in that a chunk a holder has sent is what it should be, and is in its places."""
         state = self._holders[holder]
-        took = now - max(state.asked.pop(index), state.last)
-        state.last = now
+        took = now - state.asked.pop(index)
         state.seconds += (took - state.seconds) * (SMOOTHING if state.seconds else 1.0)
         if self._missing.pop(index, None) is None:
             self.duplicates += 1

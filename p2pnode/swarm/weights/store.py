@@ -1,0 +1,233 @@
+"""The states that a node has on disk: those it gives, and those it fetches.
+
+Of each expert the last few versions are kept, and those that somebody is just reading or fetching;
+all others are deleted. A state that was not fetched to its end stays over a restart, and is gone on
+with. Chunks that an earlier version of the same expert has, too, are copied from there.
+
+`StateStore` belongs to the event loop; what blocks runs in the worker it is given.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pnode.config import WeightsSettings
+from p2pnode.errors import ProtocolError, StorageError
+from p2pnode.experts.checkpoints import Checkpoint
+from p2pnode.experts.runtime import Compute, WorkerThread
+from p2pnode.swarm.weights.files import MANIFEST_SUFFIX, StateFile
+from p2pnode.swarm.weights.manifest import Manifest, hash_of
+from p2pnode.swarm.weights.packing import read_state, write_state
+from p2pnode.wire.uids import Uid
+
+
+@dataclass(slots=True, kw_only=True)
+class StoredState:
+    """One state on disk, whole or in part; `have` is the set of its chunks that are there."""
+
+    file: StateFile
+    have: int
+    number: int  # rises with each state stored
+    users: int = 0
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the state is made of."""
+        return self.file.manifest
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no chunk is missing."""
+        return self.have == (1 << len(self.manifest.chunks)) - 1
+
+
+class StateStore:
+    """States below one directory, which is this store's alone.
+
+    Args:
+        directory: made when the first state is stored.
+        settings: how many versions are kept, and the chunk size.
+        disk: the worker, a thread by default.
+    """
+
+    def __init__(
+        self, directory: Path, settings: WeightsSettings, *, disk: Compute | None = None
+    ) -> None:
+        self.settings = settings
+        self._directory = directory
+        self._disk = disk or WorkerThread()
+        self._states: dict[bytes, StoredState] = {}
+        self._numbers = itertools.count(1)
+
+    async def open(self) -> None:
+        """Take over what an earlier process has not fetched to its end; delete the rest.
+
+        Raises:
+            StorageError: the directory cannot be read.
+        """
+        for manifest in await self._disk(self._scan):
+            self._add(StateFile(self._directory, manifest), have=0)
+
+    async def close(self) -> None:
+        """Delete what is whole, as it can be made again."""
+        for name, state in list(self._states.items()):
+            if state.is_whole:
+                del self._states[name]
+                await self._disk(state.file.delete)
+
+    def find(self, name: bytes) -> StoredState | None:
+        """Return a state by its name, if it is here."""
+        return self._states.get(name)
+
+    @contextlib.contextmanager
+    def using(self, state: StoredState) -> Iterator[None]:
+        """Keep a state while the block runs, whatever newer versions come."""
+        state.users += 1
+        try:
+            yield
+        finally:
+            state.users -= 1
+
+    async def publish(self, uid: Uid, checkpoint: Checkpoint, *, complete: bool) -> Manifest:
+        """Store an expert's state, to be given to others.
+
+        Raises:
+            StorageError: the disk fails or is full.
+        """
+        file = await self._disk(
+            lambda: write_state(
+                self._directory,
+                uid,
+                checkpoint,
+                complete=complete,
+                chunk_bytes=self.settings.chunk_bytes,
+            )
+        )
+        await self._admit(file, (1 << len(file.manifest.chunks)) - 1)
+        return file.manifest
+
+    async def begin(self, manifest: Manifest) -> StoredState:
+        """Make room for a state that is to be fetched, and fill in what is here already.
+
+        Raises:
+            StorageError: the disk fails or is full; nothing is left of the attempt.
+        """
+        found = self._states.get(manifest.name)
+        if found is not None and found.have:
+            return found
+        others = [each.file for each in self._states.values() if each.manifest.uid == manifest.uid]
+        file = StateFile(self._directory, manifest)
+        have = await self._disk(lambda: _fill_in(file, others))
+        return await self._admit(file, have)
+
+    async def read(self, state: StoredState, index: int) -> bytes:
+        """Return a chunk's bytes.
+
+        Raises:
+            StorageError: the disk fails.
+        """
+        return await self._disk(lambda: state.file.read(index))
+
+    async def check_and_write(
+        self, state: StoredState, index: int, places: list[int], data: memoryview
+    ) -> bool:
+        """Write a chunk to its places, if it is what it should be; tells whether it is.
+
+        Raises:
+            StorageError: the disk fails or is full.
+        """
+
+        def check_and_write() -> bool:
+            if hash_of(data) != state.manifest.chunks[index]:
+                return False
+            state.file.write(places, data)
+            return True
+
+        return await self._disk(check_and_write)
+
+    async def load(self, state: StoredState) -> Checkpoint:
+        """Read a whole, complete state.
+
+        Raises:
+            StorageError: the disk fails.
+            CheckpointError: it is not an expert's state.
+        """
+        return await self._disk(lambda: read_state(state.file))
+
+    async def forget(self, uid: Uid) -> None:
+        """Delete an expert's states, but those in use."""
+        await self._delete([each for each in self._states.values() if each.manifest.uid == uid])
+
+    async def drop(self, state: StoredState) -> None:
+        """Delete one state, unless it is in use."""
+        await self._delete([state])
+
+    async def _admit(self, file: StateFile, have: int) -> StoredState:
+        state = self._add(file, have)
+        manifest = file.manifest
+        versions = [
+            each
+            for each in self._states.values()
+            if (each.manifest.uid, each.manifest.complete) == (manifest.uid, manifest.complete)
+        ]
+        versions.sort(key=lambda each: each.number)
+        await self._delete(versions[: -self.settings.versions_kept])
+        return state
+
+    def _add(self, file: StateFile, have: int) -> StoredState:
+        state = StoredState(file=file, have=have, number=next(self._numbers))
+        self._states[file.manifest.name] = state
+        return state
+
+    async def _delete(self, states: list[StoredState]) -> None:
+        for state in states:
+            if not state.users and self._states.get(state.manifest.name) is state:
+                del self._states[state.manifest.name]
+                await self._disk(state.file.delete)
+
+    def _scan(self) -> list[Manifest]:
+        """Return the manifests of unfinished states; whole ones have none beside them."""
+        found: list[Manifest] = []
+        kept: set[Path] = set()
+        try:
+            for path in sorted(self._directory.glob(f"*{MANIFEST_SUFFIX}")):
+                with contextlib.suppress(ProtocolError):
+                    manifest = Manifest.decode(path.read_bytes())
+                    file = StateFile(self._directory, manifest)
+                    if file.manifest_path == path and file.path.exists():
+                        found.append(manifest)
+                        kept |= {file.path, path}
+            for path in self._directory.glob("*"):
+                if path not in kept:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"cannot read {self._directory} ({error.strerror}); give this user access to it"
+            ) from error
+        return found
+
+
+def _fill_in(file: StateFile, others: list[StateFile]) -> int:
+    """Take what the file itself holds, and what the other ones do; returns the set of chunks."""
+    is_left = file.path.exists()
+    file.allocate()
+    have = file.verify() if is_left else 0
+    places: dict[bytes, list[int]] = {}
+    for index, digest in enumerate(file.manifest.chunks):
+        if not have >> index & 1:
+            places.setdefault(digest, []).append(index)
+    for other in others:
+        if other.path == file.path:
+            continue
+        for index, digest in enumerate(other.manifest.chunks):
+            if digest not in places:
+                continue
+            with contextlib.suppress(StorageError):  # another one may have it, or it is fetched
+                data = other.read(index)
+                if hash_of(data) == digest:
+                    wanted = places.pop(digest)
+                    file.write(wanted, data)
+                    have |= sum(1 << place for place in wanted)
+    return have

@@ -1,0 +1,318 @@
+import contextlib
+import errno
+import os
+
+import pytest
+import trio
+
+from p2pnode.errors import (
+    NotAMemberError,
+    StorageError,
+    TransferError,
+    UnknownExpertError,
+)
+from p2pnode.host import PeerMisbehaved
+from p2pnode.security.tokens import Membership
+from p2pnode.swarm.weights.client import WeightsFetched
+from p2pnode.swarm.weights.files import StateFile
+from p2pnode.swarm.weights.server import WeightsGiven
+from p2pnode.wire.uids import Uid
+
+RUN = Membership.open("test")
+UID = Uid(RUN.run_id, "ffn.0")
+
+
+async def test_a_state_arrives_as_it_was_with_optimiser_and_applied_calls(
+    holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders() as net:
+        one, two = await net.add(), await net.add()
+        sent = make_checkpoint()
+        await one.has(sent)
+        with two.host.events.subscribe(WeightsFetched) as fetched:
+            head = await two.client.head(one.peer_id, UID)
+            state = await two.client.fetch(UID, head.name, [one.peer_id])
+            event = await fetched.get()
+        assert is_same(await two.store.load(state), sent)
+        assert (head.steps, event.steps, event.bytes, event.reused) == (3, 3, head.size, 0)
+        # Who has fetched it gives it, too.
+        three = await net.add()
+        again = await three.client.fetch(UID, head.name, [two.peer_id])
+        assert is_same(await three.store.load(again), sent)
+
+
+async def test_several_holders_each_give_a_part_and_nothing_comes_twice(
+    holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders(delay=(0.01, 0.05)) as net:
+        sources = [await net.add() for _ in range(3)]
+        for each in sources:
+            name = await each.has(make_checkpoint())
+        given = {each.peer_id: [] for each in sources}
+        for each in sources:
+            each.host.events.on(WeightsGiven, given[each.peer_id].append)
+        taker = await net.add()
+        state = await taker.client.fetch(UID, name, [each.peer_id for each in sources])
+        assert is_same(await taker.store.load(state), make_checkpoint())
+        await trio.sleep(1)
+        chunks = [sum(event.chunks for event in events) for events in given.values()]
+        assert sum(chunks) == len(state.manifest.chunks)
+        assert min(chunks) >= 5
+
+
+async def test_those_who_fetch_at_the_same_time_serve_each_other(
+    holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders(delay=(0.01, 0.05)) as net:
+        source = await net.add(max_upload_rate=20_000)
+        name = await source.has(make_checkpoint())
+        takers = [await net.add(busy_pause=0.1) for _ in range(4)]
+        given = []
+        source.host.events.on(WeightsGiven, given.append)
+        everybody = [source.peer_id, *(each.peer_id for each in takers)]
+
+        async def fetch(taker):
+            others = [peer_id for peer_id in everybody if peer_id != taker.peer_id]
+            with trio.fail_after(600):
+                while True:
+                    with contextlib.suppress(TransferError):
+                        state = await taker.client.fetch(UID, name, others)
+                        break
+                    await trio.sleep(0.1)
+            assert is_same(await taker.store.load(state), make_checkpoint())
+
+        async with trio.open_nursery() as nursery:
+            for each in takers:
+                nursery.start_soon(fetch, each)
+        await trio.sleep(40)
+        assert sum(event.bytes for event in given) < 2.5 * (20_000 * 2)
+
+
+async def test_only_changed_chunks_travel(holders, make_checkpoint, is_same, autojump_clock):
+    async with holders() as net:
+        one, two = await net.add(), await net.add()
+        name = await one.has(make_checkpoint())
+        await two.client.fetch(UID, name, [one.peer_id])
+        newer = make_checkpoint(steps=4)
+        newer.state.tensors["module.weight"][-1] += 1
+        name = await one.has(newer)
+        with two.host.events.subscribe(WeightsFetched) as fetched:
+            state = await two.client.fetch(UID, name, [one.peer_id])
+            event = await fetched.get()
+        assert is_same(await two.store.load(state), newer)
+        assert event.bytes <= 3 * 1024  # the weight, and the number of steps
+
+
+async def test_a_holder_of_wrong_chunks_is_reported_and_the_others_give_what_it_should(
+    holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders(delay=(0.01, 0.01)) as net:
+        good, bad, taker = await net.add(), await net.add(), await net.add()
+        for each in (good, bad):
+            name = await each.has(make_checkpoint())
+        path = next(bad.directory.glob("*.state"))
+        data = bytearray(path.read_bytes())
+        data[::1024] = bytes(byte ^ 1 for byte in data[::1024])
+        path.write_bytes(data)
+        with taker.host.events.subscribe(PeerMisbehaved) as reports:
+            state = await taker.client.fetch(UID, name, [bad.peer_id, good.peer_id])
+            report = await reports.get()
+        assert report.peer_id == bad.peer_id
+        assert "is not what its hash says" in report.reason
+        assert is_same(await taker.store.load(state), make_checkpoint())
+        with pytest.raises(TransferError, match="did not come whole"):
+            await (await net.add()).client.fetch(UID, name, [bad.peer_id])
+
+
+async def test_a_fetch_goes_on_where_its_holder_was_lost(
+    holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders(delay=(0.02, 0.02)) as net:
+        first, taker = await net.add(max_upload_rate=10_000), await net.add()
+        name = await first.has(make_checkpoint())
+        outcome = []
+
+        async def fetch():
+            with pytest.raises(TransferError) as raised:
+                await taker.client.fetch(UID, name, [first.peer_id])
+            outcome.append(raised.value)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch)
+            await trio.sleep(2)
+            net.world.kill(first.host)
+        assert str(first.peer_id) in str(outcome[0])
+        part = taker.store.find(name)
+        assert 0 < part.have.bit_count() < len(part.manifest.chunks)
+        second = await net.add()
+        await second.has(make_checkpoint())
+        with taker.host.events.subscribe(WeightsFetched) as fetched:
+            state = await taker.client.fetch(UID, name, [second.peer_id])
+            event = await fetched.get()
+        assert event.reused >= 15
+        assert event.bytes < state.manifest.size
+        assert is_same(await taker.store.load(state), make_checkpoint())
+
+
+async def test_a_cancelled_fetch_goes_on_in_the_next_process(
+    holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders(delay=(0.02, 0.02)) as net:
+        source, taker = await net.add(max_upload_rate=10_000), await net.add()
+        name = await source.has(make_checkpoint())
+        with trio.move_on_after(2) as scope:
+            await taker.client.fetch(UID, name, [source.peer_id])
+        assert scope.cancelled_caught
+        await taker.store.close()
+        again = await net.add()
+        for path in taker.directory.iterdir():
+            again.directory.mkdir(exist_ok=True)
+            (again.directory / path.name).write_bytes(path.read_bytes())
+        # What is on the disk is not believed: a damaged chunk comes anew.
+        path = next(again.directory.glob("*.state"))
+        (again.directory / "rubbish").touch()
+        await again.store.open()
+        assert not (again.directory / "rubbish").exists()
+        data = bytearray(path.read_bytes())
+        verified = [at for at in range(0, len(data), 1024) if any(data[at : at + 1024])]
+        data[verified[0]] ^= 1
+        path.write_bytes(data)
+        with again.host.events.subscribe(WeightsFetched) as fetched:
+            state = await again.client.fetch(UID, name, [source.peer_id])
+            event = await fetched.get()
+        assert 0 < event.reused == len(verified) - 1
+        assert is_same(await again.store.load(state), make_checkpoint())
+
+
+async def test_a_full_disk_is_told_before_anything_travels_and_leaves_nothing(
+    holders, make_checkpoint, autojump_clock, monkeypatch
+):
+    async with holders() as net:
+        source, taker = await net.add(), await net.add()
+        name = await source.has(make_checkpoint())
+
+        def full(*_arguments):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+        with pytest.raises(StorageError, match=r"No space left.*make room"):
+            await taker.client.fetch(UID, name, [source.peer_id])
+        assert list(taker.directory.iterdir()) == []
+
+
+async def test_a_disk_that_fails_in_the_middle_leaves_nothing(
+    holders, make_checkpoint, autojump_clock, monkeypatch
+):
+    async with holders() as net:
+        source, taker = await net.add(), await net.add()
+        name = await source.has(make_checkpoint())
+        write, left = StateFile.write, iter(range(3))
+
+        def fail(self, places, data):
+            if next(left, None) is None:
+                raise StorageError("the disk is full")
+            write(self, places, data)
+
+        monkeypatch.setattr(StateFile, "write", fail)
+        with pytest.raises(StorageError, match="the disk is full"):
+            await taker.client.fetch(UID, name, [source.peer_id])
+        assert taker.store.find(name) is None
+        assert list(taker.directory.iterdir()) == []
+
+
+async def test_versions_are_made_only_when_an_expert_has_stepped_and_not_too_often(
+    holders, make_checkpoint, autojump_clock
+):
+    async with holders() as net:
+        one, two = await net.add(snapshot_interval=1.0, versions_kept=2), await net.add()
+        one.experts.states[UID] = make_checkpoint(1)
+        assert (await two.client.head(one.peer_id, UID)).steps == 1
+        one.experts.states[UID] = make_checkpoint(2)
+        assert (await two.client.head(one.peer_id, UID)).steps == 1
+        await trio.sleep(1)
+        assert (await two.client.head(one.peer_id, UID)).steps == 2
+        await trio.sleep(5)
+        assert (await two.client.head(one.peer_id, UID)).steps == 2
+        assert one.experts.snapshots == 2
+        for steps in (3, 4, 5):
+            await one.has(make_checkpoint(steps))
+        assert len(list(one.directory.glob("*.state"))) == 2
+
+
+async def test_a_version_that_is_being_read_stays_whatever_newer_ones_come(
+    holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders() as net:
+        source, taker = await net.add(max_upload_rate=10_000, versions_kept=1), await net.add()
+        name = await source.has(make_checkpoint())
+
+        async def step():
+            for steps in range(4, 7):
+                await trio.sleep(0.5)
+                await source.has(make_checkpoint(steps, seed=steps))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(step)
+            state = await taker.client.fetch(UID, name, [source.peer_id])
+        assert is_same(await taker.store.load(state), make_checkpoint())
+
+
+async def test_more_uploads_than_allowed_are_refused_and_served_later(
+    holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders() as net:
+        source = await net.add(max_uploads=1, max_upload_rate=10_000)
+        name = await source.has(make_checkpoint())
+        takers = [await net.add() for _ in range(3)]
+        async with trio.open_nursery() as nursery:
+            for each in takers:
+                nursery.start_soon(each.client.fetch, UID, name, [source.peer_id])
+        for each in takers:
+            assert is_same(await each.store.load(each.store.find(name)), make_checkpoint())
+        impatient = await net.add(busy_tries=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon((await net.add()).client.fetch, UID, name, [source.peer_id])
+            await trio.sleep(0.5)
+            with pytest.raises(TransferError, match="sends enough states now"):
+                await impatient.client.fetch(UID, name, [source.peer_id])
+
+
+async def test_strangers_get_nothing(holders, make_checkpoint, autojump_clock):
+    async with holders() as net:
+        source = await net.add()
+        await source.has(make_checkpoint())
+        other = Membership.open("other")
+        stranger = await net.add({"other": other})
+        with pytest.raises(NotAMemberError):
+            await stranger.client.head(source.peer_id, UID)
+        with pytest.raises(NotAMemberError):
+            await stranger.client.head(source.peer_id, UID.in_run(other.run_id))
+        with pytest.raises(UnknownExpertError):
+            await (await net.add()).client.head(source.peer_id, Uid(RUN.run_id, "ffn.1"))
+
+
+async def test_a_peer_without_experts_is_not_accused(holders, make_checkpoint, autojump_clock):
+    async with holders() as net:
+        source, taker = await net.add(), await net.add()
+        name = await source.has(make_checkpoint())
+        source.server.close()
+        with taker.host.events.subscribe(PeerMisbehaved) as reports:
+            with pytest.raises(TransferError, match="hosts no experts"):
+                await taker.client.fetch(UID, name, [source.peer_id])
+            with trio.move_on_after(1):
+                pytest.fail(str(await reports.get()))
+
+
+async def test_replicas_learn_of_each_other_and_are_forgotten_when_they_are_silent(
+    holders, make_checkpoint, autojump_clock
+):
+    async with holders() as net:
+        source, one, two = [await net.add() for _ in range(3)]
+        await source.has(make_checkpoint())
+        assert (await one.client.head(source.peer_id, UID, follow=5)).followers == (one.peer_id,)
+        head = await two.client.head(source.peer_id, UID, follow=5)
+        assert set(head.followers) == {one.peer_id, two.peer_id}
+        await trio.sleep(14)
+        await two.client.head(source.peer_id, UID, follow=5)
+        await trio.sleep(2)
+        assert source.server.followers.of(UID, trio.current_time()) == [two.peer_id]
