@@ -40,6 +40,7 @@ from p2pnode.errors import (
     TokenExpiredError,
     WrongRunError,
 )
+from p2pnode.wire.keys import PrivateKey, PublicKey
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import check_run
 
@@ -109,6 +110,11 @@ class RunKey:
     def sign(self, block: biscuit_auth.BiscuitBuilder) -> bytes:
         """Return the token whose first block is `block`."""
         return bytes(block.build(self._pair.private_key).to_bytes())
+
+    @property
+    def signer(self) -> PrivateKey:
+        """The same key, for records; what it signs begins with a domain, as no token does."""
+        return PrivateKey.from_seed(self.to_bytes())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +219,21 @@ class Membership:
         shown = self.to_json()
         del shown["token"], shown["name"]
         return {"run": self.name, "open": self.is_open, **shown}
+
+
+def owner_key(run_id: str) -> PublicKey:
+    """Return the key that the id of a run with members stands for.
+
+    Raises:
+        NotAMemberError: the run is open, or this is no run's id.
+    """
+    try:
+        raw = base58.b58decode(run_id)
+        if base58.b58encode(raw).decode("ascii") == run_id:  # one key, one id
+            return PublicKey.from_ed25519(raw)
+    except (ValueError, InvalidKeyError):
+        pass
+    raise NotAMemberError(f"{run_id[:64]!r} is not the id of a run with members")
 
 
 def is_open(run_id: str) -> bool:

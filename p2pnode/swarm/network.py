@@ -31,6 +31,7 @@ from p2pnode.protocols.relay.server import RelayServer
 from p2pnode.protocols.relay.transport import RelayTransport
 from p2pnode.security.tls import TlsIdentity
 from p2pnode.security.tokens import verify_token
+from p2pnode.swarm import description
 from p2pnode.swarm.index import EntryCache, IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.swarm.places import NAMESPACE
@@ -242,7 +243,11 @@ def build_dht(
         host,
         settings.dht,
         rng,
-        {PublicKeyValidator.NAMESPACE: PublicKeyValidator(), NAMESPACE: index},
+        {
+            PublicKeyValidator.NAMESPACE: PublicKeyValidator(),
+            NAMESPACE: index,
+            description.NAMESPACE: description.DescriptionValidator(),
+        },
         table_file=table_file,
     )
     return dht, ExpertDirectory(host, dht, index, settings.swarm)

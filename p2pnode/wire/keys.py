@@ -38,6 +38,15 @@ class PublicKey:
         _load_public(protobuf)
         return cls(_canonical(protobuf))
 
+    @classmethod
+    def from_ed25519(cls, raw: bytes) -> Self:
+        """Read the 32 bytes of an Ed25519 key.
+
+        Raises:
+            InvalidKeyError: they are none.
+        """
+        return cls.from_bytes(_marshal_public(keys_pb2.Ed25519, raw))
+
     @property
     def kind(self) -> str:
         """The key's type by its libp2p name, such as `Ed25519`."""

@@ -1,0 +1,202 @@
+"""What a run consists of, and how it is trained: one record in the DHT, signed by its owner.
+
+A node that wants to help needs to know what there is to host. The run's owner says it once, and
+may say it anew; the record with the highest sequence number counts. It stands under
+`/p2pnode-run/<run id>` and is the msgpack list `[body, signature]`, whose body is the msgpack list
+
+    [sequence, kind, patterns, options]
+
+with the kind `layers` (of a pipeline, in the order in which it passes through them) or `experts`,
+the uids' patterns without the run, and the settings of the section `hosting` that all hosts are to
+use. The signature is that of a libp2p envelope (RFC 2) whose payload is the body and whose payload
+type is the DHT key. The run's id is the key that made it, so any node can check the record, and any
+node may store it again. An open run has no owner, and no description.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+import msgpack
+
+from p2pnode.errors import InvalidUidError, NotAMemberError, ProtocolError
+from p2pnode.protocols.kad.validators import Validator
+from p2pnode.security.tokens import RunKey, owner_key
+from p2pnode.wire.envelope import signed_bytes
+from p2pnode.wire.uids import Uid, check_run, expand_all
+
+NAMESPACE: Final = "p2pnode-run"
+MAX_BYTES: Final = 8192
+MAX_PATTERNS: Final = 64
+MAX_OPTIONS: Final = 64
+MAX_TEXT: Final = 256  # characters of a pattern, and of a text among the options
+_MAX_NUMBER: Final = 2**53
+_OPTION: Final = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
+
+Option = bool | int | float | str
+
+
+class Kind(StrEnum):
+    """What a run's units are."""
+
+    LAYERS = "layers"
+    EXPERTS = "experts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDescription:
+    """What a run consists of.
+
+    Attributes:
+        run_id: which run.
+        sequence: rises with every description; the owner's wall clock in ms is a good one.
+        kind: what the patterns stand for.
+        patterns: of uids without the run, such as `blocks.[0:12]`.
+        options: by name, values for the section `hosting` of every host's settings.
+    """
+
+    run_id: str
+    sequence: int
+    kind: Kind
+    patterns: tuple[str, ...]
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+    def units(self) -> list[Uid]:
+        """List the layers, in order, or the experts.
+
+        Raises:
+            InvalidUidError: a pattern is none, or they stand for too many.
+        """
+        units = expand_all(self.patterns, self.run_id)
+        if any(uid.run != self.run_id for uid in units):
+            raise InvalidUidError("the patterns of a run's description do not name a run")
+        if self.kind is Kind.LAYERS and any(len(uid.coordinates) != 1 for uid in units):
+            raise InvalidUidError("layers are numbered by one coordinate, as in blocks.[0:12]")
+        return units
+
+
+def key_of(run_id: str) -> bytes:
+    """Return the DHT key of a run's description."""
+    return f"/{NAMESPACE}/{run_id}".encode()
+
+
+def seal_description(key: RunKey, description: RunDescription) -> bytes:
+    """Sign a description.
+
+    Raises:
+        ValueError: the key is of another run.
+        InvalidUidError: a pattern does not fit.
+        ProtocolError: it is too large, or an option is none that can be sent.
+    """
+    if key.run_id != description.run_id:
+        raise ValueError("a run is described by its owner")
+    description.units()
+    body = msgpack.packb(
+        [
+            description.sequence,
+            str(description.kind),
+            list(description.patterns),
+            dict(sorted(description.options.items())),
+        ]
+    )
+    signature = key.signer.sign(signed_bytes(NAMESPACE, key_of(key.run_id), body))
+    sealed: bytes = msgpack.packb([body, signature])
+    open_description(key.run_id, sealed)
+    return sealed
+
+
+def open_description(run_id: str, sealed: bytes) -> RunDescription:
+    """Read a description, and verify that the run's owner signed it.
+
+    Raises:
+        ProtocolError: it is malformed, or was not.
+    """
+    if len(sealed) > MAX_BYTES:
+        raise ProtocolError(f"a run's description of {len(sealed)} bytes is too large")
+    parts = _unpack(sealed)
+    if not isinstance(parts, list) or [type(each) for each in parts] != [bytes] * 2:
+        raise ProtocolError("a run's description is not a body and a signature")
+    body, signature = parts
+    if msgpack.packb(parts) != sealed:
+        raise ProtocolError("a run's description is not in its shortest form")
+    try:
+        owner = owner_key(run_id)
+    except NotAMemberError as error:
+        raise ProtocolError("an open run has no owner who could describe it") from error
+    if not owner.verify(signed_bytes(NAMESPACE, key_of(run_id), body), signature):
+        raise ProtocolError("a run's description was not signed by its owner")
+    fields = _unpack(body)
+    if not isinstance(fields, list) or [type(each) for each in fields] != [int, str, list, dict]:
+        raise ProtocolError("a run's description does not have the fields it should")
+    sequence, kind, patterns, options = fields
+    if not 0 <= sequence < _MAX_NUMBER or kind not in set(Kind):
+        raise ProtocolError("a field of a run's description is out of range")
+    description = RunDescription(
+        run_id=run_id,
+        sequence=sequence,
+        kind=Kind(kind),
+        patterns=_read_patterns(patterns),
+        options=_read_options(options),
+    )
+    try:
+        description.units()
+    except InvalidUidError as error:
+        raise ProtocolError(f"a run's description has units that are none: {error}") from error
+    return description
+
+
+class DescriptionValidator(Validator):
+    """The rules of runs' descriptions: the owner's newest one counts."""
+
+    share = 0.1  # anybody can make keys of runs by the million
+
+    def validate(self, key: bytes, value: bytes, now: float) -> None:  # noqa: ARG002  # it lasts
+        """See `Validator`."""
+        open_description(_run_of(key), value)
+
+    def merge(self, key: bytes, values: Sequence[bytes], now: float) -> bytes:  # noqa: ARG002
+        """See `Validator`."""
+        run_id = _run_of(key)
+        return max(values, key=lambda each: (open_description(run_id, each).sequence, each))
+
+    def expires(self, key: bytes, value: bytes) -> float | None:  # noqa: ARG002  # the DHT decides
+        """See `Validator`."""
+        return None
+
+
+def _run_of(key: bytes) -> str:
+    try:
+        _, _, run_id = key.decode("ascii").split("/")
+        return check_run(run_id)
+    except (ValueError, InvalidUidError) as error:
+        raise ProtocolError(f"a key of a run's description is not /{NAMESPACE}/<run id>") from error
+
+
+def _read_patterns(patterns: list[Any]) -> tuple[str, ...]:
+    if not 0 < len(patterns) <= MAX_PATTERNS or not all(
+        isinstance(each, str) and len(each) <= MAX_TEXT for each in patterns
+    ):
+        raise ProtocolError("the patterns of a run's description are malformed")
+    return tuple(patterns)
+
+
+def _read_options(options: dict[Any, Any]) -> dict[str, Option]:
+    if len(options) > MAX_OPTIONS:
+        raise ProtocolError(f"a run's description has {len(options)} options, which are too many")
+    for name, value in options.items():
+        if not isinstance(name, str) or not _OPTION.fullmatch(name):
+            raise ProtocolError("an option of a run's description has no name")
+        is_text = isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable()
+        is_number = isinstance(value, int | float) and abs(value) < _MAX_NUMBER
+        if not is_text and not is_number:  # NaN is not below anything
+            raise ProtocolError(f"the option {name} of a run's description has no plain value")
+    return options
+
+
+def _unpack(data: bytes) -> Any:
+    try:
+        return msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ProtocolError("a run's description is not msgpack") from error

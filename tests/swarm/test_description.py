@@ -1,0 +1,168 @@
+import math
+from dataclasses import replace
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pnode.errors import InvalidUidError, ProtocolError
+from p2pnode.security.tokens import RunKey, open_run_id
+from p2pnode.swarm.description import (
+    MAX_BYTES,
+    MAX_OPTIONS,
+    MAX_PATTERNS,
+    NAMESPACE,
+    DescriptionValidator,
+    Kind,
+    RunDescription,
+    key_of,
+    open_description,
+    seal_description,
+)
+from p2pnode.wire.envelope import signed_bytes
+from p2pnode.wire.uids import Uid
+
+KEY = RunKey.from_bytes(bytes(range(32)))
+OTHER = RunKey.from_bytes(bytes(32))
+DESCRIPTION = RunDescription(
+    run_id=KEY.run_id,
+    sequence=1_700_000_000_000,
+    kind=Kind.LAYERS,
+    patterns=("blocks.[0:3]",),
+    options={"layer": "decoder", "learning_rate": 0.5, "clip_grad_norm": 1, "x": True},
+)
+BODY = [
+    1_700_000_000_000,
+    "layers",
+    ["blocks.[0:3]"],
+    {"clip_grad_norm": 1, "layer": "decoder", "learning_rate": 0.5, "x": True},
+]
+
+
+def _signed(body, key=KEY, run_id=KEY.run_id):
+    packed = msgpack.packb(body)
+    return msgpack.packb([packed, key.signer.sign(signed_bytes(NAMESPACE, key_of(run_id), packed))])
+
+
+def _changed(position, value):
+    return _signed([value if n == position else each for n, each in enumerate(BODY)])
+
+
+def test_a_description_reads_back_and_lists_its_units_in_order():
+    sealed = seal_description(KEY, DESCRIPTION)
+    assert sealed == _signed(BODY)
+    read = open_description(KEY.run_id, sealed)
+    assert read == DESCRIPTION
+    assert read.units() == [Uid(KEY.run_id, f"blocks.{n}") for n in range(3)]
+
+
+def test_a_description_has_the_bytes_it_always_had():
+    sealed = seal_description(KEY, replace(DESCRIPTION, options={"hidden_dim": 64}))
+    assert sealed.hex() == (
+        "92c42c"  # the body: sequence, kind, patterns, options
+        "94cf0000018bcfe56800a66c617965727391ac626c6f636b732e5b303a335d81aa68696464656e5f64696d40"
+        "c440af12b5f4d57ae8893f7f7ca94426e200e67052c797dcc6a4b16f12b0fc0c2c2d"
+        "052412ee4d43804cc52de110dcebba266a4ba43f6d8dbe77eabdccdb3e731c07"
+    )
+
+
+@given(
+    st.integers(0, 2**53 - 1),
+    st.sampled_from(Kind),
+    st.dictionaries(
+        st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True),
+        st.booleans()
+        | st.integers(-(2**52), 2**52)
+        | st.floats(-1e9, 1e9)
+        | st.text("abc /.-", max_size=40),
+        max_size=8,
+    ),
+)
+def test_every_description_reads_back(sequence, kind, options):
+    description = replace(DESCRIPTION, sequence=sequence, kind=kind, options=options)
+    assert open_description(KEY.run_id, seal_description(KEY, description)) == description
+
+
+@pytest.mark.parametrize(
+    "sealed",
+    [
+        _changed(0, -1),
+        _changed(0, 2**53),
+        _changed(0, 1.5),
+        _changed(0, True),
+        _changed(1, "things"),
+        _changed(2, []),
+        _changed(2, ["blocks.0"] * (MAX_PATTERNS + 1)),
+        _changed(2, [1]),
+        _changed(2, ["blocks"]),
+        _changed(2, ["blocks.[0:5000]"]),
+        _changed(2, ["blocks.0.0"]),  # two coordinates: no layer
+        _changed(2, ["other/blocks.0"]),
+        _changed(3, {"": 1}),
+        _changed(3, {1: 1}),
+        _changed(3, {"a": None}),
+        _changed(3, {"a": [1]}),
+        _changed(3, {"a": math.nan}),
+        _changed(3, {"a": math.inf}),
+        _changed(3, {"a": "\x1b[2J"}),
+        _changed(3, {"a": "x" * 257}),
+        _changed(3, {f"a{n}": 1 for n in range(MAX_OPTIONS + 1)}),
+        _changed(3, {f"a{n}": "x" * 200 for n in range(MAX_BYTES // 200)}),
+        _signed(BODY[:-1]),
+        _signed([*BODY, 0]),
+        _signed({}),
+        _signed(BODY, OTHER),
+        _signed(BODY, run_id=OTHER.run_id),
+        msgpack.packb([msgpack.packb(BODY), bytes(64)]),
+        msgpack.packb([msgpack.packb(BODY)]),
+        b"\xdc\x00\x02" + _signed(BODY)[1:],
+        b"\xc1",
+        b"",
+    ],
+)
+def test_a_malformed_description_is_refused(sealed):
+    with pytest.raises(ProtocolError):
+        open_description(KEY.run_id, sealed)
+
+
+@given(st.binary(max_size=200), st.integers(0, 300), st.integers(1, 255))
+def test_a_changed_description_is_never_taken_for_another(garbage, position, flip):
+    sealed = bytearray(seal_description(KEY, DESCRIPTION))
+    sealed[position % len(sealed)] ^= flip
+    for data in (bytes(sealed), seal_description(KEY, DESCRIPTION) + (garbage or b"\0"), garbage):
+        with pytest.raises(ProtocolError):
+            open_description(KEY.run_id, data)
+
+
+def test_only_the_owner_describes_and_only_what_there_can_be():
+    with pytest.raises(ValueError, match="owner"):
+        seal_description(OTHER, DESCRIPTION)
+    with pytest.raises(InvalidUidError, match="one coordinate"):
+        seal_description(KEY, replace(DESCRIPTION, patterns=("ffn.[0:2].[0:2]",)))
+    experts = replace(DESCRIPTION, kind=Kind.EXPERTS, patterns=("ffn.[0:2].[0:2]",))
+    assert len(experts.units()) == 4
+    assert open_description(KEY.run_id, seal_description(KEY, experts)) == experts
+
+
+def test_the_newest_description_counts_in_whatever_order_they_come():
+    validator, key = DescriptionValidator(), key_of(KEY.run_id)
+    values = [seal_description(KEY, replace(DESCRIPTION, sequence=number)) for number in (7, 9, 8)]
+    for value in values:
+        validator.validate(key, value, 0.0)
+    assert validator.merge(key, values, 0.0) == values[1]
+    assert validator.merge(key, values[::-1], 0.0) == values[1]
+    assert validator.expires(key, values[0]) is None
+
+
+@pytest.mark.parametrize(
+    "key", [b"/p2pnode-run/", b"/p2pnode-run/a/b", b"/p2pnode-run/\xff", key_of(OTHER.run_id)]
+)
+def test_a_description_stands_under_its_runs_key_only(key):
+    with pytest.raises(ProtocolError):
+        DescriptionValidator().validate(key, seal_description(KEY, DESCRIPTION), 0.0)
+
+
+def test_an_open_run_has_no_description():
+    with pytest.raises(ProtocolError, match="no owner"):
+        open_description(open_run_id("digits"), seal_description(KEY, DESCRIPTION))
