@@ -68,7 +68,7 @@ class IncomingMessage:
 
         Raises:
             DeadlineExceededError: they come more slowly than that.
-            ProtocolError: the stream ended before.
+            ProtocolError: the stream ended before, or more has come already.
             StreamResetError, ConnectionClosedError: the sender is gone.
         """
         tensors = []
@@ -85,6 +85,8 @@ class IncomingMessage:
                     f" {patience:g} s; send fewer rows at once"
                 ) from None
             tensors.append(tensor)
+        if self._ahead:
+            raise ProtocolError("the message is longer than its header says")
         return tensors
 
     async def _read_ahead(self, size: int) -> None:

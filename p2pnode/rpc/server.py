@@ -2,8 +2,8 @@
 
 Each step refuses as much as it can before the next one costs more: a free slot, the header, the
 caller's right, the expert, the schema, the budget; only then is memory allocated and the payload
-received. While the work is queued or runs, the stream is watched: a caller that resets it, or
-whose connection ends, cancels the work.
+received. While the work is queued or runs, a caller that resets the stream, or whose connection
+ends, cancels it.
 """
 
 from abc import ABC, abstractmethod
@@ -17,11 +17,9 @@ from p2pnode.clock import wall_time
 from p2pnode.config import RpcSettings
 from p2pnode.errors import (
     BadRequestError,
-    CallError,
     ConnectionClosedError,
     DeadlineExceededError,
     P2PNodeError,
-    ProtocolError,
     StreamResetError,
     TensorTooLargeError,
 )
@@ -270,29 +268,15 @@ class _Call:
         """Do the work, and give it up when the caller is gone.
 
         Raises:
-            StreamResetError, ConnectionClosedError, ProtocolError: the caller is gone, or broke
-                the protocol.
+            StreamResetError, ConnectionClosedError: the caller has given up, or is gone.
             CallError: the work failed.
         """
-        outcome: list[torch.Tensor] | P2PNodeError | None = None
-        async with trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                nonlocal outcome
-                try:
-                    await self.incoming.wait_end()
-                except (StreamResetError, ConnectionClosedError, ProtocolError) as error:
-                    outcome = error
-                    nursery.cancel_scope.cancel()
-
-            nursery.start_soon(watch)
+        with trio.CancelScope() as scope:
+            self.stream.cancel_when_lost(scope)
             try:
-                result: list[torch.Tensor] | CallError = await work()
-            except CallError as error:
-                result = error
-            outcome = outcome or result
-            nursery.cancel_scope.cancel()
-        assert outcome is not None
-        if isinstance(outcome, P2PNodeError):
-            raise outcome
-        return outcome
+                return await work()
+            finally:
+                self.stream.cancel_when_lost(None)
+        if self.stream.connection.is_closed:
+            raise ConnectionClosedError("the caller is gone")
+        raise StreamResetError("the caller has given the call up")

@@ -671,16 +671,12 @@ async def test_a_caller_that_has_ended_its_side_is_still_answered(autojump_clock
         await stream.aclose()
 
 
-@pytest.mark.parametrize("pause", [0.0, 1.0])
-async def test_bytes_behind_the_payload_end_the_call(pause, autojump_clock):
+async def test_a_request_with_bytes_behind_its_payload_is_refused(autojump_clock):
     async with rig() as it:
         it.handler.hangs = True
         stream = await it.raw()
-        await stream.send_all(it.request() + bytes(32))
-        await trio.sleep(pause)
-        await stream.send_all(b"more")
+        await stream.send_all(it.request() + bytes(32) + b"more")
         assert type((await reply_on(stream)).error) is BadRequestError
-        assert it.handler.cancelled == 1
         await stream.aclose()
 
 
@@ -755,8 +751,9 @@ async def test_a_host_that_never_answers_is_given_up(autojump_clock):
     async with rig() as it:
 
         async def hang(stream):
-            while True:
-                await stream.receive_some()
+            while await stream.receive_some():
+                pass
+            await trio.sleep_forever()
 
         it.far.set_handler(PROTOCOL, hang)
         for size in (2, 100_000):
