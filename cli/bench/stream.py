@@ -6,27 +6,23 @@ our stack take turns, and who goes first alternates, so that both meet the same 
 
 import contextlib
 import functools
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import trio
 
 from cli.bench import bare, far_end
 from cli.bench.figures import Figure, Goal
+from cli.bench.near_end import FarEnd, run_far_end
 from p2pnode.config import KIB, MIB, NetworkSettings
-from p2pnode.errors import LocalError
 from p2pnode.host import Connection
 from p2pnode.host.node import NetworkHost
 from p2pnode.host.upgrader import Upgrader
 from p2pnode.security.tls import TlsIdentity
 from p2pnode.transport.quic import QuicTransport
 from p2pnode.transport.tcp import TcpTransport
-from p2pnode.wire.addresses import parse_address, peer_address
 from p2pnode.wire.keys import PrivateKey
 
 _MEGA: Final = 1e6
@@ -68,39 +64,13 @@ class _Contest:
     goal: Goal | None = None
 
 
-class _FarEnd:
-    """The other process, and this one's ways to it."""
-
-    def __init__(self, facts: dict[str, Any], control: trio.SocketStream) -> None:
-        self._ports = facts
-        self._control = control
-        self.peer_id, self.address = peer_address(facts["address"])
-        self.quic_address = parse_address(facts["quic"])
-
-    async def connect(self, name: str) -> trio.SocketStream:
-        """Connect to one of its bare services."""
-        return await trio.open_tcp_stream(far_end.HOST, self._ports[name])
-
-    async def usage(self) -> dict[str, float]:
-        """Ask for its processor seconds and resident bytes."""
-        await self._control.send_all(b"?")
-        line = b""
-        while not line.endswith(b"\n"):
-            data = await self._control.receive_some()
-            if not data:
-                raise LocalError("the other process of the benchmark ended")
-            line += data
-        found: dict[str, float] = json.loads(line)
-        return found
-
-
 async def measure_stream(plan: Plan) -> list[Figure]:
     """Measure all figures.
 
     Raises:
         LocalError: the other process could not start.
     """
-    async with _far_end(plan.connections + _SPARE_CONNECTIONS) as there:
+    async with run_far_end(plan.connections + _SPARE_CONNECTIONS) as there:
         async with (
             _own_host() as host,
             _quic_host() as quic_host,
@@ -116,30 +86,6 @@ async def measure_stream(plan: Plan) -> list[Figure]:
             figures = [await _run(each, plan.rounds) for each in contests]
         figures.append(await _memory(plan, there))
     return figures
-
-
-@contextlib.asynccontextmanager
-async def _far_end(max_connections: int) -> AsyncIterator[_FarEnd]:
-    command = [sys.executable, "-P", "-m", "cli.bench.far_end", str(max_connections)]
-    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        line = b""
-        async with process.stdout as output:
-            with trio.move_on_after(far_end.START_TIMEOUT):
-                while not line.endswith(b"\n") and (data := await output.receive_some()):
-                    line += data
-        if not line.endswith(b"\n"):
-            raise LocalError("the other process of the benchmark did not start")
-        facts = json.loads(line)
-        async with await trio.open_tcp_stream(far_end.HOST, facts["control"]) as control:
-            yield _FarEnd(facts, control)
-    finally:
-        with trio.CancelScope(shield=True):
-            with trio.move_on_after(NetworkSettings().close_timeout * 2):
-                await process.wait()
-            process.kill()
-            await process.wait()
 
 
 @contextlib.asynccontextmanager
@@ -275,7 +221,7 @@ class _Delays:
     """Round trips and dials: the median of a round."""
 
     plan: Plan
-    there: _FarEnd
+    there: FarEnd
     connection: Connection
     echo: trio.SocketStream
 
@@ -356,7 +302,7 @@ async def _median(count: int, work: Callable[[], Awaitable[None]]) -> float:
     return statistics.median(taken)
 
 
-async def _memory(plan: Plan, there: _FarEnd) -> Figure:
+async def _memory(plan: Plan, there: FarEnd) -> Figure:
     """Open many connections and leave them alone; what each costs the process that accepted it."""
     async with trio.open_nursery() as nursery:
         for _ in range(_WARM_UP_CONNECTIONS):
@@ -378,7 +324,7 @@ async def _memory(plan: Plan, there: _FarEnd) -> Figure:
 
 
 async def _hold_idle(
-    there: _FarEnd, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    there: FarEnd, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     raw = await TcpTransport().dial(there.address)
     upgrader = Upgrader(PrivateKey.generate(), NetworkSettings())
