@@ -1,9 +1,9 @@
 """Calls waiting for the device, and which of them make the next batch: pure.
 
 Calls that are computed together share a queue: those of one kind, of one expert or one span of
-layers. Among the queues that are ready, the one whose
-oldest call is oldest goes next (as in hivemind; serving the newest, as Learning@home's paper code
-did, starves). A batch takes calls of one queue in order of arrival up to a number of rows.
+layers, with tensors of one form. Among the queues that are ready, the one whose oldest call is
+oldest goes next (as in hivemind; serving the newest, as Learning@home's paper code did, starves). A
+batch takes calls of one queue in order of arrival up to a number of rows.
 
 Inputs: `push`, `discard`. Outputs: `next_batch`, `next_time`. Time is an argument.
 """
@@ -19,6 +19,7 @@ from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
 Kind = Literal["forward", "backward"]
+_Key = tuple[tuple[Uid, ...], Kind, tuple[tuple[int, ...], ...]]
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class Call:
     kind: Kind
     caller: PeerId
     rows: int
+    positions: int = 1  # of each row: more than one where rows are sequences
+    form: tuple[tuple[int, ...], ...] = ()  # its inputs' shapes behind the rows
     inputs: Sequence[Any]
     gradients: Sequence[Any] = ()
     key: bytes = b""  # of a backward call, for replays
@@ -42,6 +45,11 @@ class Call:
         """What is called, for messages."""
         first, last = self.uids[0].name, self.uids[-1].name
         return first if len(self.uids) == 1 else f"{first} to {last}"
+
+    @property
+    def amount(self) -> int:
+        """What it counts against the size of a batch."""
+        return self.rows * self.positions
 
     @property
     def settled(self) -> bool:
@@ -67,14 +75,14 @@ class Batch:
 @dataclass(slots=True)
 class _Queue:
     calls: dict[int, Call] = field(default_factory=dict)  # by identity, in order of arrival
-    rows: int = 0
+    amount: int = 0
 
 
 class BatchPool:
     """The queues of all experts on one device.
 
     Args:
-        max_rows: of one batch; a single call may not have more.
+        max_rows: of one batch, counted as `Call.amount`; a single call may not have more.
         max_calls: queued for one expert, of all kinds and spans together.
         window: how long a batch waits for more calls before it is ready, in seconds.
     """
@@ -83,7 +91,7 @@ class BatchPool:
         self._max_rows = max_rows
         self._max_calls = max_calls
         self._window = window
-        self._queues: dict[tuple[tuple[Uid, ...], Kind], _Queue] = {}  # those not empty
+        self._queues: dict[_Key, _Queue] = {}  # those not empty
         self._queued: Counter[Uid] = Counter()  # calls that run through each expert
 
     def __len__(self) -> int:
@@ -113,9 +121,9 @@ class BatchPool:
             OverloadedError: the expert's queues are full.
         """
         self.check(call.uids)
-        queue = self._queues.setdefault((call.uids, call.kind), _Queue())
+        queue = self._queues.setdefault((call.uids, call.kind, call.form), _Queue())
         queue.calls[id(call)] = call
-        queue.rows += call.rows
+        queue.amount += call.amount
         self._queued.update(call.uids)
 
     def discard(self, call: Call) -> bool:
@@ -141,24 +149,24 @@ class BatchPool:
         key = min(ready, key=lambda entry: entry[0])[1]
         queue = self._queues[key]
         batch = Batch(uids=key[0], kind=key[1], calls=[], late=[])
-        rows = 0
+        amount = 0
         for call in tuple(queue.calls.values()):
             if call.deadline <= now:
                 batch.late.append(call)
-            elif batch.calls and rows + call.rows > self._max_rows:
+            elif batch.calls and amount + call.amount > self._max_rows:
                 break
             else:
                 batch.calls.append(call)
-                rows += call.rows
+                amount += call.amount
             self._remove(call)
         return batch
 
     def _remove(self, call: Call) -> bool:
-        key = (call.uids, call.kind)
+        key = (call.uids, call.kind, call.form)
         queue = self._queues.get(key)
         if queue is None or queue.calls.pop(id(call), None) is None:
             return False
-        queue.rows -= call.rows
+        queue.amount -= call.amount
         if not queue.calls:
             del self._queues[key]
         for uid in call.uids:
@@ -169,4 +177,4 @@ class BatchPool:
 
     def _ready_at(self, queue: _Queue) -> float:
         oldest = next(iter(queue.calls.values())).arrived
-        return oldest if queue.rows >= self._max_rows else oldest + self._window
+        return oldest if queue.amount >= self._max_rows else oldest + self._window

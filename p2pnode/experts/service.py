@@ -35,7 +35,7 @@ from p2pnode.experts.events import (
     ExpertRemoved,
 )
 from p2pnode.experts.hosted import ExpertStatus, Hosted, info_of
-from p2pnode.experts.pool import Batch, BatchPool, Call
+from p2pnode.experts.pool import Batch, BatchPool, Call, Kind
 from p2pnode.experts.replay import ReplayLog, replay_key
 from p2pnode.experts.runtime import Compute, Runtime, WaitedCall, WorkerThread
 from p2pnode.rpc.schema import ExpertInfo, TensorSpec
@@ -361,15 +361,7 @@ class ExpertHost(CallHandler):
     ) -> list[torch.Tensor]:
         """See `CallHandler`."""
         self.check(uid, span, caller=caller)
-        call = WaitedCall(
-            uids=uid.span(span),
-            kind="forward",
-            caller=caller,
-            rows=len(inputs[0]),
-            inputs=inputs,
-            arrived=trio.current_time(),
-            deadline=deadline,
-        )
+        call = self._new_call("forward", uid.span(span), caller, inputs, deadline=deadline)
         self._runtime.submit(call)
         return await self._runtime.result(call)
 
@@ -400,16 +392,8 @@ class ExpertHost(CallHandler):
                 await self._runtime.result(earlier)
         if earlier is None:
             self.check(uid, span, caller=caller)
-            call = WaitedCall(
-                uids=uids,
-                kind="backward",
-                caller=caller,
-                rows=len(inputs[0]),
-                inputs=inputs,
-                gradients=gradients,
-                key=key,
-                arrived=trio.current_time(),
-                deadline=deadline,
+            call = self._new_call(
+                "backward", uids, caller, inputs, deadline=deadline, gradients=gradients, key=key
             )
             self._runtime.submit(call)
             for hosted in found:
@@ -422,6 +406,32 @@ class ExpertHost(CallHandler):
         finally:
             if call.dropped:
                 self._forget_pending(call)
+
+    def _new_call(
+        self,
+        kind: Kind,
+        uids: tuple[Uid, ...],
+        caller: PeerId,
+        inputs: Sequence[torch.Tensor],
+        *,
+        deadline: float,
+        gradients: Sequence[torch.Tensor] = (),
+        key: bytes = b"",
+    ) -> WaitedCall:
+        shapes = [tuple(each.shape) for each in inputs]
+        return WaitedCall(
+            uids=uids,
+            kind=kind,
+            caller=caller,
+            rows=len(inputs[0]),
+            positions=self._experts[uids[0]].info.positions_of(shapes),
+            form=tuple(shape[1:] for shape in shapes),
+            inputs=inputs,
+            gradients=gradients,
+            key=key,
+            arrived=trio.current_time(),
+            deadline=deadline,
+        )
 
     def _find(self, uid: Uid, span: int = 1) -> list[Hosted]:
         found = []

@@ -109,7 +109,10 @@ class TensorClient:
                 is given.
         """
         metas = metas_of(inputs)
-        expected = None if info is None else tuple(info.outputs_of(info.check_inputs(metas)))
+        expected = None
+        if info is not None:
+            info.check_inputs(metas)
+            expected = tuple(info.outputs_of(metas))
         _, outputs = await self._call(
             peer_id, "forward", uid, inputs, metas, span=span, timeout=timeout, expected=expected
         )

@@ -199,7 +199,7 @@ class TensorServer:
         metas, gradient_metas = request.tensors[:count], request.tensors[count:]
         if request.operation == "forward":
             call.rows = info.check_inputs(metas)
-            answer = info.outputs_of(call.rows)
+            answer = info.outputs_of(metas)
         else:
             call.rows = info.check_gradients(metas, gradient_metas)
             answer = list(metas)

@@ -185,3 +185,18 @@ def test_a_span_is_refused_when_one_of_its_layers_has_no_room():
     it.check([A])
     with pytest.raises(OverloadedError, match=r"ffn\.1"):
         it.check([A, B])
+
+
+def test_calls_of_different_forms_are_never_joined():
+    short, long = call(arrived=0), call(arrived=1)
+    short.form, long.form = ((3, 8),), ((4, 8),)
+    it = filled(short, long)
+    assert [it.next_batch(3.0).calls for _ in range(2)] == [[short], [long]]
+
+
+def test_a_batch_is_bounded_by_all_positions_of_its_rows():
+    calls = [call(rows=2) for _ in range(3)]
+    for each in calls:
+        each.positions = 3
+    it = filled(*calls, max_rows=12)
+    assert [it.next_batch(1.0).calls for _ in range(2)] == [calls[:2], calls[2:]]

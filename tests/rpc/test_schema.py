@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import p2pnode.rpc.schema
 from p2pnode.errors import ProtocolError, SchemaError, TensorTooLargeError
-from p2pnode.rpc.schema import ITEM_BYTES, ExpertInfo, TensorMeta, TensorSpec, read_meta
+from p2pnode.rpc.schema import ITEM_BYTES, ExpertInfo, TensorMeta, TensorSpec, UpTo, read_meta
 
 ROWS = TensorSpec("float32", (None, 8))
 INFO = ExpertInfo(
@@ -17,6 +17,15 @@ INFO = ExpertInfo(
     keywords=("mask",),
     max_rows=16,
     max_bytes=1024,
+)
+
+HIDDEN = TensorSpec("float32", (None, UpTo(5), 8))
+SEQUENCES = ExpertInfo(
+    layer="block",
+    inputs=(HIDDEN, TensorSpec("bool", (None, UpTo(9)))),
+    outputs=(HIDDEN,),
+    max_rows=16,
+    max_bytes=10_000,
 )
 
 metas = st.builds(
@@ -55,7 +64,7 @@ def test_what_is_said_on_the_wire_needs_neither_torch_nor_trio(name):
 def test_a_fitting_call_tells_its_rows():
     assert INFO.check_inputs([x(3), mask(3)]) == 3
     assert INFO.check_gradients([x(3), mask(3)], [x(3)]) == 3
-    assert INFO.outputs_of(3) == [TensorMeta("float32", (3, 8))]
+    assert INFO.outputs_of([x(3), mask(3)]) == [TensorMeta("float32", (3, 8))]
 
 
 @pytest.mark.parametrize(
@@ -104,13 +113,65 @@ def test_a_spec_has_a_known_dtype_and_free_rows_only(dtype, shape):
         TensorSpec(dtype, shape)
 
 
-def test_an_expert_description_survives_the_wire():
-    assert ExpertInfo.from_wire(INFO.to_wire()) == INFO
+def sequences(rows=2, length=3, mask=None):
+    return [
+        TensorMeta("float32", (rows, length, 8)),
+        TensorMeta("bool", (rows, length if mask is None else mask)),
+    ]
 
 
-@given(st.sampled_from(sorted(INFO.to_wire())), anything)
-def test_a_changed_description_is_read_or_refused_but_never_crashes(key, value):
-    data = INFO.to_wire() | {key: value}
+def test_a_free_dimension_is_chosen_by_each_call():
+    for length in (1, 5):
+        inputs = sequences(length=length)
+        assert SEQUENCES.check_inputs(inputs) == 2
+        assert SEQUENCES.outputs_of(inputs) == inputs[:1]
+        assert SEQUENCES.positions_of([meta.shape for meta in inputs]) == length
+        assert SEQUENCES.check_gradients(inputs, inputs[:1]) == 2
+    assert INFO.positions_of([(3, 8), (3,)]) == 1
+
+
+@pytest.mark.parametrize("inputs", [sequences(length=0), sequences(length=6)])
+def test_a_free_dimension_has_bounds(inputs):
+    with pytest.raises(SchemaError, match=r"must be float32 of shape \(rows, up to 5, 8\)"):
+        SEQUENCES.check_inputs(inputs)
+
+
+def test_a_free_dimension_is_the_same_in_all_tensors_of_a_call():
+    with pytest.raises(SchemaError, match="dimension 1 of the input tensors is 3 in one and 4"):
+        SEQUENCES.check_inputs(sequences(length=3, mask=4))
+    with pytest.raises(SchemaError, match="input and gradient tensors"):
+        SEQUENCES.check_gradients(sequences(), sequences(length=4)[:1])
+
+
+def test_each_position_counts_against_the_size_of_a_call():
+    assert SEQUENCES.check_inputs(sequences(rows=4, length=4)) == 4
+    with pytest.raises(TensorTooLargeError, match="20 positions in one call"):
+        SEQUENCES.check_inputs(sequences(rows=5, length=4))
+
+
+def test_an_output_is_not_free_where_no_input_is():
+    with pytest.raises(SchemaError, match="free dimension that no input has"):
+        ExpertInfo(layer="x", inputs=(ROWS,), outputs=(HIDDEN,), max_rows=1, max_bytes=1)
+    with pytest.raises(SchemaError):
+        UpTo(0)
+
+
+@pytest.mark.parametrize("info", [INFO, SEQUENCES])
+def test_an_expert_description_survives_the_wire(info):
+    assert ExpertInfo.from_wire(info.to_wire()) == info
+
+
+specs = st.lists(
+    st.tuples(st.just("float32"), st.none(), anything | st.fixed_dictionaries({"max": anything})),
+    max_size=3,
+).map(lambda made: [list(each) for each in made])
+
+
+@given(
+    st.sampled_from([INFO, SEQUENCES]), st.sampled_from(sorted(INFO.to_wire())), anything | specs
+)
+def test_a_changed_description_is_read_or_refused_but_never_crashes(info, key, value):
+    data = info.to_wire() | {key: value}
     try:
         info = ExpertInfo.from_wire(data)
     except ProtocolError:
