@@ -17,6 +17,7 @@ the file, and a dataclass in one of these modules:
 | `reachability` | `[reachability]` |
 | `relay` | `[relay]` |
 | `experts` | `[rpc]`, `[hosting]`, `[swarm]`, `[trainer]` |
+| `placement` | `[placement]` |
 | `sequential` | `[sequential]` |
 | `weights` | `[weights]` |
 
@@ -30,6 +31,7 @@ from p2pnode.config.limits import LimitSettings
 from p2pnode.config.network import NetworkSettings, PerfSettings
 from p2pnode.config.node import MdnsSettings, NodeSettings
 from p2pnode.config.owner import MetricsSettings, OwnerSettings
+from p2pnode.config.placement import PlacementSettings
 from p2pnode.config.portmap import PortmapSettings
 from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
@@ -52,6 +54,7 @@ __all__ = [
     "NodeSettings",
     "OwnerSettings",
     "PerfSettings",
+    "PlacementSettings",
     "PortmapSettings",
     "PubSubSettings",
     "ReachabilitySettings",

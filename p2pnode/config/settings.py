@@ -15,6 +15,7 @@ from p2pnode.config.limits import LimitSettings
 from p2pnode.config.network import NetworkSettings, PerfSettings
 from p2pnode.config.node import MdnsSettings, NodeSettings
 from p2pnode.config.owner import MetricsSettings, OwnerSettings
+from p2pnode.config.placement import PlacementSettings
 from p2pnode.config.portmap import PortmapSettings
 from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
@@ -42,6 +43,7 @@ class Settings:
     reachability: ReachabilitySettings = field(default_factory=ReachabilitySettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     hosting: HostingSettings = field(default_factory=HostingSettings)
+    placement: PlacementSettings = field(default_factory=PlacementSettings)
     swarm: SwarmSettings = field(default_factory=SwarmSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     sequential: SequentialSettings = field(default_factory=SequentialSettings)
