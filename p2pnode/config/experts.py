@@ -8,6 +8,7 @@ from p2pnode.errors import ConfigError
 
 Codec = Literal["none", "float16", "bfloat16", "blockwise-int8"]  # of tensors on the wire
 CODECS: Final[tuple[Codec, ...]] = get_args(Codec)
+SCHEDULES: Final = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,12 @@ class HostingSettings:
     hidden_dim: int = 64
     optimizer: str = "adam"
     learning_rate: float = 1e-3
+    schedule: str = "constant"  # of the learning rate: constant, linear or cosine
+    warmup_steps: int = 0  # over which the learning rate rises from 0
+    total_steps: int = 0  # at which linear and cosine schedules have fallen to 0
+    weight_decay: float = 0.0
+    beta1: float = 0.9  # of adam and adamw
+    beta2: float = 0.999
     clip_grad_norm: float = 0.0  # 0 turns clipping off
     seed: int = 0
     device: str = "cpu"
@@ -47,6 +54,30 @@ class HostingSettings:
     checkpoint_interval: float = 60.0  # 0 saves at the end only
     checkpoints_kept: int = 2
     max_experts: int = 4096
+    standby: bool = False  # keep replicas of experts that others serve, and take over if need be
+    standby_interval: float = 10.0  # between two versions of an expert that a replica fetches
+    standby_grace: float = 2.0  # without any host, until the first replica takes over
+    reach_timeout: float = 5.0  # for a host that is announced no more to show that it lives
+    catch_up_timeout: float = 60.0  # for an expert's newer state to come before it is served
+    handovers_at_once: int = 4
+
+    def __post_init__(self) -> None:
+        """Check what a single value does not show.
+
+        Raises:
+            ConfigError: values do not fit each other.
+        """
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(
+                f"unknown hosting.schedule {self.schedule!r}; use one of {', '.join(SCHEDULES)}"
+            )
+        if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
+            raise ConfigError(
+                f"a {self.schedule} schedule ends at hosting.total_steps; set it above"
+                f" warmup_steps, which is {self.warmup_steps}"
+            )
+        if max(self.beta1, self.beta2) >= 1:
+            raise ConfigError("hosting.beta1 and hosting.beta2 must be below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,6 +103,15 @@ class ExpertHost(CallHandler):
         """How many calls wait for the device."""
         return len(self._pool)
 
+    def steps(self, uid: Uid) -> int:
+        """Return the optimiser steps an expert has taken.
+
+        Raises:
+            UnknownExpertError: it is not hosted.
+        """
+        (hosted,) = self._find(uid)
+        return hosted.backend.steps
+
     def status(self) -> list[ExpertStatus]:
         """Describe all experts."""
         return [

@@ -111,8 +111,31 @@ class ExpertDirectory:
         """
         return (await self._look_up(host_place(uid))).get(uid.coordinate, ())
 
+    async def look_again(self, uid: Uid) -> Sequence[HostEntry]:
+        """List the live hosts of an expert as `hosts` does, but ask the DHT, whatever is known.
+
+        For who was just told that what is known is old. Within a moment it is not asked twice.
+
+        Raises:
+            NoPeersError: the node knows nobody to ask.
+        """
+        place = host_place(uid)
+        record = self._record(place)
+        known_for = trio.current_time() - record.asked_at
+        if not record.value or known_for >= self._settings.refresh_interval * MIN_REFRESH:
+            await self._ask(place, record)
+        else:
+            await trio.lowlevel.checkpoint()
+        return self._listing(place, record).get(uid.coordinate, ())
+
     async def listings(
-        self, run_id: str, kind: Kind, prefixes: Sequence[str], width: int
+        self,
+        run_id: str,
+        kind: Kind,
+        prefixes: Sequence[str],
+        width: int,
+        *,
+        fresh: bool = False,
     ) -> list[Listing]:
         """List what lives under each of several prefixes, looked up at once.
 
@@ -121,6 +144,7 @@ class ExpertDirectory:
             kind: whether what lies under the prefixes are branches, or experts and their hosts.
             prefixes: blocks with some of their coordinates.
             width: how many coordinates there are under each prefix.
+            fresh: whether others are asked even where something is known.
 
         Returns:
             What is live of the first `width` coordinates, or some more; shared with other callers:
@@ -134,7 +158,7 @@ class ExpertDirectory:
 
         async def look_up(place: Place) -> None:
             try:
-                found[place] = await self._look_up(place)
+                found[place] = await self._look_up(place, fresh=fresh)
             except P2PNodeError as error:
                 errors.append(error)
 
@@ -142,7 +166,7 @@ class ExpertDirectory:
         async with trio.open_nursery() as nursery:
             for places in wanted:
                 for place in places:
-                    if (shown := self._at_once(place)) is not None:
+                    if not fresh and (shown := self._at_once(place)) is not None:
                         found[place] = shown
                     else:
                         nursery.start_soon(look_up, place)
@@ -182,11 +206,15 @@ class ExpertDirectory:
         connection = self._host.connection_to(host.peer_id)
         return host.has_relays if connection is None else connection.is_relayed
 
-    async def _look_up(self, place: Place) -> Listing:
-        if (shown := self._at_once(place)) is not None:
+    async def _look_up(self, place: Place, *, fresh: bool = False) -> Listing:
+        if not fresh and (shown := self._at_once(place)) is not None:
             await trio.lowlevel.checkpoint()
             return shown
         record = self._record(place)
+        await self._ask(place, record)
+        return self._listing(place, record)
+
+    async def _ask(self, place: Place, record: _Record) -> None:
         async with self._limiter:
             record.asked_at = trio.current_time()
             try:
@@ -195,7 +223,6 @@ class ExpertDirectory:
                 value = b""
         record.refresh = None
         self._absorb(place, record, value)
-        return self._listing(place, record)
 
     def _at_once(self, place: Place) -> Listing | None:
         """Return what is known, and have it refreshed when it is time; None when nothing is."""

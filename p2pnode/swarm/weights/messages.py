@@ -27,7 +27,6 @@ from typing import Any, Final
 import msgpack
 
 from p2pnode.errors import (
-    BadRequestError,
     CallError,
     InvalidKeyError,
     InvalidUidError,
@@ -213,8 +212,7 @@ def encode_reply(reply: WeightsReply) -> bytes:
             size = -(-reply.chunks.bit_length() // 8)
             message = {"have": reply.chunks.to_bytes(size, "little")}
         case Refusal():
-            code = BadRequestError.code if reply.error.code is None else reply.error.code
-            message = {"error": [code, str(reply.error)[:_MAX_SENTENCE]]}
+            message = {"error": pack_error(reply.error)}
     return _framed(message)
 
 
@@ -226,7 +224,7 @@ def decode_reply(data: bytes) -> WeightsReply:
     """
     message = _unpack(data)
     if "error" in message:
-        return Refusal(error=_read_error(message["error"]))
+        return Refusal(error=read_error(message["error"]))
     if "bytes" in message:
         return Payload(size=_count(message["bytes"], max(MAX_CHUNK_BYTES, MAX_MANIFEST_BYTES)))
     if "have" in message:
@@ -247,6 +245,28 @@ def decode_reply(data: bytes) -> WeightsReply:
     )
 
 
+def pack_error(error: P2PNodeError) -> list[Any]:
+    """Return an error as it stands in a message."""
+    return [CallError.code if error.code is None else error.code, str(error)[:_MAX_SENTENCE]]
+
+
+def read_error(error: Any) -> P2PNodeError:
+    """Read what `pack_error` gave; any error that is none of a call becomes a plain `CallError`.
+
+    Raises:
+        ProtocolError: it is malformed.
+    """
+    if not (isinstance(error, list) and len(error) == 2):
+        raise ProtocolError("an error must be a code and a sentence")
+    code, sentence = error
+    if type(code) is not int or not isinstance(sentence, str):
+        raise ProtocolError("an error must be a code and a sentence")
+    # The sentence may end on a terminal: nothing in it may move the cursor.
+    shown = "".join(c if c.isprintable() else " " for c in sentence[:_MAX_SENTENCE])
+    found = from_code(code, shown)
+    return found if isinstance(found, CallError) else CallError(shown)
+
+
 def _read_head_request(message: dict[Any, Any], run_id: str) -> HeadRequest:
     name, complete, follow = message.get("name"), message.get("all"), message.get("follow")
     if not isinstance(name, str) or len(name) > MAX_UID_CHARS or type(complete) is not bool:
@@ -257,18 +277,6 @@ def _read_head_request(message: dict[Any, Any], run_id: str) -> HeadRequest:
         raise ProtocolError(str(error)) from error
     seconds = None if follow is None else _count(follow, MAX_FOLLOW) / 1000
     return HeadRequest(uid=uid, complete=complete, follow=seconds)
-
-
-def _read_error(error: Any) -> P2PNodeError:
-    if not (isinstance(error, list) and len(error) == 2):
-        raise ProtocolError("an error must be a code and a sentence")
-    code, sentence = error
-    if type(code) is not int or not isinstance(sentence, str):
-        raise ProtocolError("an error must be a code and a sentence")
-    # The sentence may end on a terminal: nothing in it may move the cursor.
-    shown = "".join(c if c.isprintable() else " " for c in sentence[:_MAX_SENTENCE])
-    found = from_code(code, shown)
-    return found if isinstance(found, CallError) else CallError(shown)
 
 
 def _read_peer(data: Any) -> PeerId:
