@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from p2pnode.trainer.connect import Trainer, connect
     from p2pnode.trainer.expert import RemoteExpert
     from p2pnode.trainer.mixture import MixtureOfExperts, RemoteMixtureOfExperts
+    from p2pnode.trainer.sequential.module import RemoteSequential
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "MixtureOfExperts",
     "RemoteExpert",
     "RemoteMixtureOfExperts",
+    "RemoteSequential",
     "Settings",
     "Trainer",
     "connect",
@@ -30,6 +32,7 @@ _HOMES: Final = {
     "MixtureOfExperts": "p2pnode.trainer.mixture",
     "RemoteExpert": "p2pnode.trainer.expert",
     "RemoteMixtureOfExperts": "p2pnode.trainer.mixture",
+    "RemoteSequential": "p2pnode.trainer.sequential.module",
     "Settings": "p2pnode.config",
     "Trainer": "p2pnode.trainer.connect",
     "connect": "p2pnode.trainer.connect",

@@ -14,44 +14,26 @@ While another host is left to try, one attempt gets at most half of the remainin
 """
 
 import random
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
-import torch
 import trio
 
 from p2pnode.config import Settings
-from p2pnode.errors import (
-    AlreadyAppliedError,
-    DeadlineExceededError,
-    ExpertFailedError,
-    HostLostError,
-    NonFiniteError,
-    OverloadedError,
-    P2PNodeError,
-    RemoteError,
-    SchemaError,
-    TensorTooLargeError,
-)
-from p2pnode.experts.backend import all_finite
+from p2pnode.errors import DeadlineExceededError, P2PNodeError, RemoteError
 from p2pnode.host import Host
 from p2pnode.rpc.client import TensorClient
-from p2pnode.rpc.messages import CALL_ID_BYTES
 from p2pnode.rpc.schema import ExpertInfo
-from p2pnode.rpc.tensors import metas_of
 from p2pnode.swarm.beam import Scores, beam_search, list_experts
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.trainer.hosts import HostBook
+from p2pnode.trainer.judged import FINAL, JudgedClient
 from p2pnode.trainer.quorum import Attempt, gather
-from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall, anomaly_in
+from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
 T = TypeVar("T")
-
-# Another host would not do: the step is taken already, or the caller's tensors do not fit.
-_FINAL: Final = (AlreadyAppliedError, SchemaError, TensorTooLargeError)
 
 
 class ExpertCaller:
@@ -77,13 +59,10 @@ class ExpertCaller:
         rng: random.Random,
     ) -> None:
         self.book = HostBook(directory, settings, rng)
+        self.client = JudgedClient(client, self.book, run_id, settings=settings.trainer, rng=rng)
         self._host = host
         self._directory = directory
-        self._client = client
         self._run_id = run_id
-        self._settings = settings.trainer
-        self._rng = rng
-        self._infos: OrderedDict[tuple[PeerId, Uid], ExpertInfo] = OrderedDict()
 
     # --- a layer's experts ----------------------------------------------------------------------
 
@@ -156,11 +135,12 @@ class ExpertCaller:
             NoLiveExpertError: no live host is known.
             RemoteError: what the last host tried answered.
         """
+        uid = Uid(self._run_id, name)
 
-        async def told(_peer_id: PeerId, info: ExpertInfo, _give_up: float) -> ExpertInfo:
-            return info
+        async def ask(peer_id: PeerId, give_up: float) -> ExpertInfo:
+            return await self.client.info(peer_id, uid, give_up, Attempt())
 
-        return await self._try_hosts(Uid(self._run_id, name), timeout, Attempt(), told)
+        return await self._try_hosts(uid, timeout, ask)
 
     async def forward(
         self, call: ExpertCall, policy: CallPolicy, attempt: Attempt | None = None
@@ -178,26 +158,12 @@ class ExpertCaller:
             NoLiveExpertError: no live host is known.
             RemoteError: what the last host tried answered.
         """
-        uid = Uid(self._run_id, call.name)
-        attempt = attempt or Attempt()
-        metas = metas_of(call.inputs)
+        watched = attempt or Attempt()
 
-        async def forward(peer_id: PeerId, info: ExpertInfo, give_up: float) -> Answer:
-            info.check_inputs(metas)
+        async def ask(peer_id: PeerId, give_up: float) -> Answer:
+            return await self.client.forward(peer_id, call, policy, give_up, watched)
 
-            async def ask(limit: float) -> list[torch.Tensor]:
-                try:
-                    outputs = await self._client.forward(
-                        peer_id, uid, call.inputs, timeout=limit, info=info
-                    )
-                except ExpertFailedError as error:
-                    raise (anomaly_in(call) or error) from error
-                return self._checked(peer_id, uid, outputs, policy)
-
-            outputs = await self._judged(peer_id, uid, attempt, give_up, ask)
-            return Answer(tensors=tuple(outputs), by=peer_id)
-
-        return await self._try_hosts(uid, policy.timeout, attempt, forward)
+        return await self._try_hosts(Uid(self._run_id, call.name), policy.timeout, ask)
 
     async def backward(
         self, call: ExpertCall, policy: CallPolicy, attempt: Attempt | None = None
@@ -216,46 +182,16 @@ class ExpertCaller:
             NoLiveExpertError: no live host is known.
             RemoteError: what the last host tried answered.
         """
+        watched = attempt or Attempt()
+        call_id = self.client.new_call_id()
+
+        async def ask(peer_id: PeerId, give_up: float) -> Answer:
+            return await self.client.backward(
+                peer_id, call, policy, give_up, watched, call_id=call_id
+            )
+
         uid = Uid(self._run_id, call.name)
-        attempt = attempt or Attempt()
-        metas, gradient_metas = metas_of(call.inputs), metas_of(call.gradients)
-        call_id = self._rng.randbytes(CALL_ID_BYTES)
-
-        async def backward(peer_id: PeerId, info: ExpertInfo, give_up: float) -> Answer:
-            info.check_gradients(metas, gradient_metas)
-
-            async def ask(limit: float) -> list[torch.Tensor]:
-                try:
-                    gradients = await self._client.backward(
-                        peer_id,
-                        uid,
-                        call.inputs,
-                        call.gradients,
-                        call_id=call_id,
-                        timeout=limit,
-                        info=info,
-                    )
-                except ExpertFailedError as error:
-                    raise (anomaly_in(call) or error) from error
-                return self._checked(peer_id, uid, gradients, policy)
-
-            try:
-                gradients = await self._judged(peer_id, uid, attempt, give_up, ask)
-            except HostLostError:
-                gradients = await self._judged(peer_id, uid, attempt, give_up, ask)
-            return Answer(tensors=tuple(gradients), by=peer_id)
-
-        return await self._try_hosts(
-            uid, policy.timeout, attempt, backward, preferred=call.answered_by
-        )
-
-    def _checked(
-        self, peer_id: PeerId, uid: Uid, tensors: list[torch.Tensor], policy: CallPolicy
-    ) -> list[torch.Tensor]:
-        if policy.detect_anomalies and not all_finite(tensors):
-            self.book.recorder.add("anomalies")
-            raise ExpertFailedError(f"{uid.name} on {peer_id} answered NaN or infinite values")
-        return tensors
+        return await self._try_hosts(uid, policy.timeout, ask, preferred=call.answered_by)
 
     # --- one host after the other ---------------------------------------------------------------
 
@@ -263,8 +199,7 @@ class ExpertCaller:
         self,
         uid: Uid,
         timeout: float,
-        attempt: Attempt,
-        call: Callable[[PeerId, ExpertInfo, float], Awaitable[T]],
+        ask: Callable[[PeerId, float], Awaitable[T]],
         *,
         preferred: PeerId | None = None,
     ) -> T:
@@ -285,9 +220,8 @@ class ExpertCaller:
             remaining = until - trio.current_time()
             give_up = until if len(order) == 1 else until - remaining / 2
             try:
-                info = await self._info_of(peer_id, uid, attempt, give_up)
-                return await call(peer_id, info, give_up)
-            except _FINAL:
+                return await ask(peer_id, give_up)
+            except FINAL:
                 raise
             except RemoteError as error:
                 failure = error
@@ -302,62 +236,3 @@ class ExpertCaller:
                 return [preferred, *(peer_id for peer_id in found if peer_id != preferred)]
             return found
         return None
-
-    async def _info_of(
-        self, peer_id: PeerId, uid: Uid, attempt: Attempt, give_up: float
-    ) -> ExpertInfo:
-        key = (peer_id, uid)
-        if (info := self._infos.get(key)) is not None:
-            self._infos.move_to_end(key)
-            return info
-
-        async def ask(limit: float) -> ExpertInfo:
-            return await self._client.info(peer_id, uid, timeout=limit)
-
-        info = self._infos[key] = await self._judged(
-            peer_id, uid, attempt, give_up, ask, timed=False
-        )
-        if len(self._infos) > self._settings.max_cached_infos:
-            self._infos.popitem(last=False)
-        return info
-
-    async def _judged(
-        self,
-        peer_id: PeerId,
-        uid: Uid,
-        attempt: Attempt,
-        give_up: float,
-        ask: Callable[[float], Awaitable[T]],
-        *,
-        timed: bool = True,
-    ) -> T:
-        """Make one call of one host, and judge the host by its outcome."""
-        limiter = self.book.limiter(peer_id)
-        with trio.move_on_at(give_up) as scope:
-            await limiter.acquire()
-        if scope.cancelled_caught:
-            raise OverloadedError(f"too many calls of {peer_id} are under way")
-        try:
-            attempt.peer_id = peer_id
-            started = trio.current_time()
-            self.book.recorder.started(peer_id)
-            try:
-                answer = await ask(give_up - started)
-            except (NonFiniteError, TensorTooLargeError):
-                self.book.recorder.failed(peer_id)
-                raise
-            except SchemaError as error:
-                # What was sent fits the schema the host has told: it contradicts itself.
-                self._infos.pop((peer_id, uid), None)
-                failure = ExpertFailedError(f"{peer_id} has changed {uid.name}: {error}")
-                self.book.receive_failure(peer_id, uid, failure)
-                raise failure from error
-            except RemoteError as error:
-                self.book.receive_failure(peer_id, uid, error)
-                raise
-            self.book.receive_success(
-                peer_id, uid, trio.current_time() - started if timed else None
-            )
-            return answer
-        finally:
-            limiter.release()

@@ -19,6 +19,9 @@ from p2pnode.trainer.expert import RemoteExpert
 from p2pnode.trainer.mixture import RemoteMixtureOfExperts
 from p2pnode.trainer.portal import Portal
 from p2pnode.trainer.remote import RemoteExperts
+from p2pnode.trainer.sequential.chain import Chain
+from p2pnode.trainer.sequential.module import RemoteSequential
+from p2pnode.trainer.sequential.remote import RemoteChain
 from p2pnode.trainer.stats import Stats
 from p2pnode.wire.addresses import peer_address
 from p2pnode.wire.keys import PrivateKey
@@ -37,7 +40,8 @@ class Trainer:
         self, portal: Portal[ExpertCaller], caller: ExpertCaller, settings: Settings
     ) -> None:
         self._caller = caller
-        self._settings = settings.trainer
+        self._portal = portal
+        self._settings = settings
         self._experts = RemoteExperts(portal, caller)
 
     def expert(
@@ -62,8 +66,8 @@ class Trainer:
         return RemoteExpert(
             self._experts,
             name,
-            forward_timeout=_or(forward_timeout, self._settings.forward_timeout),
-            backward_timeout=_or(backward_timeout, self._settings.backward_timeout),
+            forward_timeout=_or(forward_timeout, self._settings.trainer.forward_timeout),
+            backward_timeout=_or(backward_timeout, self._settings.trainer.backward_timeout),
             detect_anomalies=detect_anomalies,
         )
 
@@ -98,10 +102,47 @@ class Trainer:
             k_best=k_best,
             k_min=k_min,
             backward_k_min=backward_k_min,
-            forward_timeout=_or(forward_timeout, self._settings.forward_timeout),
-            backward_timeout=_or(backward_timeout, self._settings.backward_timeout),
-            timeout_after_k_min=_or(timeout_after_k_min, self._settings.timeout_after_k_min),
+            forward_timeout=_or(forward_timeout, self._settings.trainer.forward_timeout),
+            backward_timeout=_or(backward_timeout, self._settings.trainer.backward_timeout),
+            timeout_after_k_min=_or(
+                timeout_after_k_min, self._settings.trainer.timeout_after_k_min
+            ),
             allow_zero_outputs=allow_zero_outputs,
+            detect_anomalies=detect_anomalies,
+        )
+
+    def sequential(
+        self,
+        block: str,
+        start: int,
+        stop: int,
+        *,
+        micro_batches: int = 1,
+        forward_timeout: float | None = None,
+        backward_timeout: float | None = None,
+        detect_anomalies: bool = False,
+    ) -> RemoteSequential:
+        """Return the blocks `block.start` up to, but not including, `block.stop` as one module.
+
+        Args:
+            block: the blocks' name without their number, `blocks`.
+            start: the first one.
+            stop: the one behind the last.
+            micro_batches: see `RemoteSequential`.
+            forward_timeout: seconds for the forward pass; by default as the settings say.
+            backward_timeout: the same for backward.
+            detect_anomalies: see `RemoteSequential`.
+
+        Raises:
+            InvalidUidError: no block can have this name.
+            ValueError: there is no block from `start` to `stop`, or no micro-batch.
+        """
+        chain = Chain(self._caller.client, block, start, stop, settings=self._settings)
+        return RemoteSequential(
+            RemoteChain(self._portal, chain),
+            micro_batches=micro_batches,
+            forward_timeout=_or(forward_timeout, self._settings.trainer.forward_timeout),
+            backward_timeout=_or(backward_timeout, self._settings.trainer.backward_timeout),
             detect_anomalies=detect_anomalies,
         )
 

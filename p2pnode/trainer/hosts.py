@@ -32,7 +32,7 @@ from p2pnode.trainer.stats import Recorder
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
-_HOST_FAILURES: Final = (
+HOST_FAILURES: Final = (  # say nothing about the expert that was called
     ConnectionClosedError,
     DeadlineExceededError,
     DialError,
@@ -81,6 +81,10 @@ class HostBook:
             entries.sort(key=self._expected_wait)
         return entries
 
+    def needs_relay(self, entry: HostEntry) -> bool:
+        """Tell whether calls of a host go through a relay, or will, as far as is known."""
+        return self._directory.needs_relay(entry)
+
     async def unusable(self, uids: Iterable[Uid]) -> list[Uid]:
         """Return those of the listed experts that are banned on each of their hosts."""
         if not len(self._bans):
@@ -108,17 +112,20 @@ class HostBook:
         self._straggles.pop(peer_id, None)
         self._directory.mark_alive(peer_id)
 
-    def receive_failure(self, peer_id: PeerId, uid: Uid, error: P2PNodeError) -> None:
-        """A call failed."""
+    def receive_failure(
+        self, peer_id: PeerId, uid: Uid, error: P2PNodeError, *, span: int = 1
+    ) -> None:
+        """A call failed; which of a span's layers is to blame is not known, so none is banned."""
         self.recorder.failed(peer_id)
         if isinstance(error, AlreadyAppliedError):
             return  # the host did its work; only the answer is gone
-        self._reasons[uid] = error
-        if len(self._reasons) > _MAX_REASONS:
+        for each in uid.span(span):
+            self._reasons[each] = error
+        while len(self._reasons) > _MAX_REASONS:
             self._reasons.popitem(last=False)
-        if isinstance(error, _HOST_FAILURES):
+        if isinstance(error, HOST_FAILURES):
             self._directory.mark_failed(peer_id)
-        else:
+        elif span == 1:
             self._bans.receive_failure((peer_id, uid), trio.current_time())
 
     def receive_straggle(self, peer_id: PeerId) -> None:
@@ -141,7 +148,7 @@ class HostBook:
     def _expected_wait(self, entry: HostEntry) -> tuple[bool, bool, float, float]:
         # A relay carries for all its peers, and is somebody's gift: whom one reaches directly goes
         # first. Of those alike, a host that was never called does, so that its latency is known.
-        relayed = self._directory.needs_relay(entry)
+        relayed = self.needs_relay(entry)
         latency = self.recorder.latency_of(entry.peer_id)
         known = latency is not None
         return relayed, known, (latency or 0.0) * (1 + entry.load), self._rng.random()

@@ -1,6 +1,6 @@
 """The run's experts as blocking calls: the bridge from torch modules to the trio thread."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, Self
 
 from p2pnode.errors import P2PNodeError
@@ -10,15 +10,11 @@ from p2pnode.trainer.portal import Portal
 from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall, ExpertSource, Scores, anomaly_in
 
 
-class RemoteExperts(ExpertSource):
-    """Calls the experts of one run, from any thread but trio's.
+class PortalBound:
+    """Something that lives in the trio thread, held by modules that do not.
 
     Copies are the same object: a model that is deep-copied goes on calling the same experts.
     """
-
-    def __init__(self, portal: Portal[Any], caller: ExpertCaller) -> None:
-        self._portal = portal
-        self._caller = caller
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
         return self
@@ -29,6 +25,14 @@ class RemoteExperts(ExpertSource):
             " connect where it is loaded"
         )
 
+
+class RemoteExperts(PortalBound, ExpertSource):
+    """Calls the experts of one run, from any thread but trio's."""
+
+    def __init__(self, portal: Portal[Any], caller: ExpertCaller) -> None:
+        self._portal = portal
+        self._caller = caller
+
     def choose(self, block: str, scores: Sequence[Scores], k: int) -> list[list[tuple[str, float]]]:
         """See `ExpertSource`."""
         return self._portal.call(self._caller.choose, block, scores, k)
@@ -37,14 +41,14 @@ class RemoteExperts(ExpertSource):
         self, calls: Sequence[ExpertCall], policy: CallPolicy
     ) -> list[Answer | P2PNodeError]:
         """See `ExpertSource`."""
-        _refuse_anomalies(calls, policy)
+        refuse_anomalies(calls, policy)
         return self._portal.call(self._caller.forward_all, calls, policy)
 
     def backward(
         self, calls: Sequence[ExpertCall], policy: CallPolicy
     ) -> list[Answer | P2PNodeError]:
         """See `ExpertSource`."""
-        _refuse_anomalies(calls, policy)
+        refuse_anomalies(calls, policy)
         return self._portal.call(self._caller.backward_all, calls, policy)
 
     def live_experts(self, block: str, grid: Sequence[int]) -> list[str]:
@@ -57,16 +61,21 @@ class RemoteExperts(ExpertSource):
 
     def forward_one(self, call: ExpertCall, policy: CallPolicy) -> Answer:
         """Compute one expert's outputs."""
-        _refuse_anomalies([call], policy)
+        refuse_anomalies([call], policy)
         return self._portal.call(self._caller.forward, call, policy)
 
     def backward_one(self, call: ExpertCall, policy: CallPolicy) -> Answer:
         """Step one expert's optimiser."""
-        _refuse_anomalies([call], policy)
+        refuse_anomalies([call], policy)
         return self._portal.call(self._caller.backward, call, policy)
 
 
-def _refuse_anomalies(calls: Sequence[ExpertCall], policy: CallPolicy) -> None:
+def refuse_anomalies(calls: Iterable[ExpertCall], policy: CallPolicy) -> None:
+    """Check what is to be sent, where the policy asks for it.
+
+    Raises:
+        NonFiniteError: it holds NaN or infinite values.
+    """
     if not policy.detect_anomalies:
         return
     for call in calls:

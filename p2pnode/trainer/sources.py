@@ -20,11 +20,12 @@ Scores = npt.NDArray[np.float32]
 class ExpertCall:
     """One expert's part of a layer's batch: all samples that chose it travel in one call."""
 
-    name: str  # `ffn0.1.2`
+    name: str  # `ffn0.1.2`, or the first of a span of layers
     inputs: tuple[torch.Tensor, ...]  # each (rows, …)
     samples: tuple[int, ...] = ()  # which rows of the layer's batch these are
     gradients: tuple[torch.Tensor, ...] = ()  # of the outputs, in a backward call
     answered_by: Any = None  # in a backward call, `Answer.by` of its forward call
+    span: int = 1  # so many consecutive layers are called as one
 
 
 def anomaly_in(call: ExpertCall) -> NonFiniteError | None:

@@ -58,6 +58,7 @@ class _State:
     """The cheapest known way to have computed the blocks so far, the last of them on one peer."""
 
     cost: float
+    hops: int
     hop_start: int  # where the hop that the last block belongs to begins
     before: "_State | None"  # the state that the hop begins from
     peer_id: PeerId
@@ -69,8 +70,8 @@ def cheapest_route(
     """Find the cheapest route through all blocks.
 
     Args:
-        hosted: for each block the peers that host it. Of routes that cost the same, the one with
-            the peers in front is taken.
+        hosted: for each block the peers that host it. Of routes that cost the same, one with few
+            hops is taken, and peers in front.
         offers: what each of those peers costs.
         start: the number of the first block.
 
@@ -85,75 +86,69 @@ def cheapest_route(
         reached: dict[PeerId, _State] = {}
         for peer_id in peers:
             offer = offers[peer_id]
-            entered = _State(
-                (best.cost if best else 0.0) + offer.entry + offer.block, block, best, peer_id
-            )
+            cost, hops = (best.cost, best.hops) if best else (0.0, 0)
+            cost += offer.entry + offer.block
+            reached[peer_id] = _State(cost, hops + 1, block, best, peer_id)
             stayed = states.get(peer_id)
             if stayed is not None and offer.joins:
                 cost = stayed.cost + offer.block
-                if cost <= entered.cost:
-                    entered = _State(cost, stayed.hop_start, stayed.before, peer_id)
-            reached[peer_id] = entered
+                on = _State(cost, stayed.hops, stayed.hop_start, stayed.before, peer_id)
+                reached[peer_id] = min(on, reached[peer_id], key=_rank)
         states = reached
-        best = min(states.values(), key=_cost)
+        best = min(states.values(), key=_rank)
     assert best is not None
     return _unwind(best, start + len(hosted))
 
 
 def cost_of(route: Route, offers: Mapping[PeerId, Offer]) -> float:
-    """Return what a route is expected to cost, in seconds.
+    """Return what a route is expected to cost, in seconds."""
+    return sum(offers[hop.peer_id].entry + offers[hop.peer_id].block * hop.span for hop in route)
 
-    A hop that runs several blocks on a peer that takes them one by one costs as many entries.
-    """
-    return sum(
-        offers[hop.peer_id].entry * (1 if offers[hop.peer_id].joins else hop.span)
-        + offers[hop.peer_id].block * hop.span
-        for hop in route
-    )
+
+def joined(peers: Sequence[PeerId], offers: Mapping[PeerId, Offer], start: int = 0) -> Route:
+    """Return the route of which block `start + i` is computed by `peers[i]`, in fewest hops."""
+    hops: list[Hop] = []
+    for number, peer_id in enumerate(peers, start):
+        begin = number
+        if hops and hops[-1].peer_id == peer_id and offers[peer_id].joins:
+            begin = hops.pop().start
+        hops.append(Hop(start=begin, stop=number + 1, peer_id=peer_id))
+    return tuple(hops)
 
 
 def settle(
     found: Route,
-    current: Route,
+    current: Sequence[PeerId | None],
     hosted: Sequence[Sequence[PeerId]],
     offers: Mapping[PeerId, Offer],
     gain: float,
 ) -> Route:
-    """Keep to the current route as long as the one found is not worth the change.
+    """Keep to the hosts in use as long as the route found is not worth the change.
 
     A block's hosts may differ a little in their weights, so that going to and fro between them
     because of noise in what was measured would cost more than it gains.
 
     Args:
         found: the cheapest route.
-        current: the one in use, through the same blocks; empty when there is none.
-        hosted: for each block of `found` the peers that host it.
+        current: for each of its blocks the peer in use, or None.
+        hosted: for each of its blocks the peers that host it.
         offers: what each of those peers costs.
-        gain: the part of the current route's cost that a change must save.
+        gain: the part of the current hosts' cost that a change must save.
     """
-    if not current:
+    used = [
+        peer_id
+        for peer_id, peers in zip(current, hosted, strict=True)
+        if peer_id is not None and peer_id in peers
+    ]
+    if len(used) < len(hosted):
         return found
-    start = found[0].start
-    for hop in current:
-        if any(hop.peer_id not in hosted[block - start] for block in range(hop.start, hop.stop)):
-            return found
-        if hop.span > 1 and not offers[hop.peer_id].joins:
-            return found
-    worth = cost_of(found, offers) < (1 - gain) * cost_of(current, offers)
-    return found if worth else current
+    kept = joined(used, offers, found[0].start)
+    worth = cost_of(found, offers) < (1 - gain) * cost_of(kept, offers)
+    return found if worth else kept
 
 
-def part_of(route: Route, start: int, stop: int) -> Route:
-    """Return the part of a route between two blocks; a hop across the edge is cut there."""
-    return tuple(
-        Hop(start=max(hop.start, start), stop=min(hop.stop, stop), peer_id=hop.peer_id)
-        for hop in route
-        if hop.start < stop and hop.stop > start
-    )
-
-
-def _cost(state: _State) -> float:
-    return state.cost
+def _rank(state: _State) -> tuple[float, int]:
+    return state.cost, state.hops
 
 
 def _unwind(last: _State, stop: int) -> Route:

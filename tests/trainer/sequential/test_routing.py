@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.trainer.sequential.routing import Hop, Offer, cheapest_route, cost_of, part_of, settle
+from p2pnode.trainer.sequential.routing import Hop, Offer, cheapest_route, cost_of, joined, settle
 from p2pnode.wire.keys import PrivateKey
 
 PEERS = [PrivateKey.from_seed(bytes([n]) * 32).peer_id for n in range(4)]
@@ -26,15 +26,7 @@ def hop(start, stop, peer_id):
 
 
 def every_route(hosted, offers, start):
-    for choice in itertools.product(*hosted):
-        hops = []
-        for block, peer_id in enumerate(choice, start):
-            last = hops[-1] if hops else None
-            if last is not None and last.peer_id == peer_id and offers[peer_id].joins:
-                hops[-1] = hop(last.start, block + 1, peer_id)
-            else:
-                hops.append(hop(block, block + 1, peer_id))
-        yield tuple(hops)
+    return [joined(choice, offers, start) for choice in itertools.product(*hosted)]
 
 
 @given(hosted, offers, st.integers(0, 7))
@@ -73,23 +65,20 @@ def test_a_block_that_nobody_hosts_has_no_route(hosted):
         cheapest_route(hosted, {A: Offer(entry=0.0, block=0.0)})
 
 
-def test_the_current_route_stays_until_a_change_is_worth_it():
+def test_the_hosts_in_use_stay_until_a_change_is_worth_it():
     hosted = [[A, B], [A, B]]
-    current, found = (hop(0, 2, A),), (hop(0, 2, B),)
+    found = (hop(3, 5, B),)
 
-    def settled(block):
-        offers = {A: Offer(entry=0.0, block=1.0), B: Offer(entry=0.0, block=block)}
+    def settled(block, current=(A, A), hosted=hosted, joins=True):
+        offers = {
+            A: Offer(entry=0.0, block=1.0, joins=joins),
+            B: Offer(entry=0.0, block=block),
+        }
         return settle(found, current, hosted, offers, 0.2)
 
-    assert settled(0.9) == current
+    assert settled(0.9) == (hop(3, 5, A),)
+    assert settled(0.9, joins=False) == (hop(3, 4, A), hop(4, 5, A))
     assert settled(0.5) == found
-    offers = {A: Offer(entry=0.0, block=1.0), B: Offer(entry=0.0, block=0.9)}
-    assert settle(found, (), hosted, offers, 0.2) == found
-    assert settle(found, current, [[A, B], [B]], offers, 0.2) == found
-    assert settle(found, current, hosted, offers | {A: Offer(entry=0, block=1, joins=False)}, 0.2)
-
-
-def test_a_part_of_a_route_cuts_the_hops_at_its_edges():
-    route = (hop(0, 3, A), hop(3, 4, B), hop(4, 6, A))
-    assert part_of(route, 1, 5) == (hop(1, 3, A), hop(3, 4, B), hop(4, 5, A))
-    assert part_of(route, 3, 4) == (hop(3, 4, B),)
+    assert settled(0.9, current=(None, A)) == found
+    assert settled(0.9, hosted=[[A, B], [B]]) == found  # A has left block 4
+    assert settled(0.9, current=(A, C)) == found

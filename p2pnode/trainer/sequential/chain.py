@@ -1,0 +1,334 @@
+"""Passes through a chain of blocks that live on hosts which may die at any moment.
+
+*Forward*: the hops of a route are called one after the other. When one fails, the rest of the chain
+gets a new route from there, and the same inputs go to another host.
+
+*Backward*: from the last stage to the first, each one's inputs and the gradients of its outputs go
+to the host that ran it in forward, which steps its optimiser and gives the gradients of the inputs.
+When that host fails, the stage goes to another one. When no other one hosts all of its blocks, the
+stage is run forward once more over several hosts, which shows the tensors between them, and
+backward goes through these one by one. A stage keeps its call id wherever it is tried, so no host
+applies it twice. A lost host may have taken the step before it was lost: then a block's old and its
+new host have taken it, each once.
+
+A host that answers for one block and fails on a span of them may lack one that the index still
+lists: for the rest of the pass it is asked for one block at a time, which shows the one to blame.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Self, TypeVar
+
+import torch
+import trio
+
+from p2pnode.config import Settings
+from p2pnode.errors import P2PNodeError, RemoteError, SchemaError
+from p2pnode.rpc.messages import MAX_SPAN
+from p2pnode.trainer.hosts import HOST_FAILURES
+from p2pnode.trainer.judged import FINAL, JudgedClient
+from p2pnode.trainer.quorum import Attempt
+from p2pnode.trainer.sequential.paces import Paces
+from p2pnode.trainer.sequential.passage import Keeper, Passage, Stage
+from p2pnode.trainer.sequential.planner import Planner
+from p2pnode.trainer.sequential.routing import Hop, Route
+from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall
+from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.uids import Uid
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Pass:
+    """One micro-batch on its way.
+
+    Attributes:
+        policy: whether answers are searched for NaN.
+        until: when it is given up, on trio's clock.
+        alone: peers that are asked for one block at a time.
+    """
+
+    policy: CallPolicy
+    until: float
+    alone: set[PeerId] = field(default_factory=set)
+
+    @classmethod
+    def begin(cls, policy: CallPolicy) -> Self:
+        """Start the clock."""
+        return cls(policy, trio.current_time() + policy.timeout)
+
+    def receive_failure(self, hop: Hop, error: RemoteError) -> None:
+        """A hop failed.
+
+        Raises:
+            RemoteError: `error`, when no other host would do, or there is no time for one.
+        """
+        if isinstance(error, FINAL) or trio.current_time() >= self.until:
+            raise error
+        if hop.span > 1 and not isinstance(error, HOST_FAILURES):
+            self.alone.add(hop.peer_id)
+
+
+class Chain:
+    """The blocks from `start` up to, but not including, `stop`, wherever they are hosted.
+
+    Attributes:
+        name: the pattern of its blocks, `blocks.[0:6]`.
+
+    Args:
+        client: makes the calls.
+        block: the blocks' name without their number.
+        start: the first block.
+        stop: the block behind the last one.
+        settings: limits and intervals.
+
+    Raises:
+        InvalidUidError: no block can have such a name.
+        ValueError: there is no block in the chain, or more than one call may run through.
+    """
+
+    def __init__(
+        self, client: JudgedClient, block: str, start: int, stop: int, *, settings: Settings
+    ) -> None:
+        if not 0 <= start < stop <= start + MAX_SPAN:
+            raise ValueError(
+                f"a chain has 1 to {MAX_SPAN} blocks, not those from {start} to {stop}"
+            )
+        self.name = f"{Uid(client.run_id, f'{block}.{start}').prefix}.[{start}:{stop}]"
+        self._start = start
+        self._stop = stop
+        self._client = client
+        self._settings = settings.sequential
+        self._paces = Paces(settings.trainer.latency_smoothing)
+        self._planner = Planner(client, block, self._paces, settings)
+        self._keeper = Keeper(settings.sequential.kept_bytes)
+
+    async def forward(
+        self,
+        batches: Sequence[torch.Tensor],
+        policy: CallPolicy,
+        keep: bool,  # calls through the portal are positional
+    ) -> list[tuple[torch.Tensor, Passage]]:
+        """Run micro-batches through the chain, several at the same time.
+
+        Args:
+            batches: each of shape (rows, …).
+            policy: the timeout of each, and whether answers are searched for NaN.
+            keep: whether stages' inputs are kept for backward.
+
+        Returns:
+            For each micro-batch its outputs, and what backward needs.
+
+        Raises:
+            SchemaError, TensorTooLargeError: the inputs do not fit; they were not sent.
+            NonFiniteError: the blocks failed on inputs that are not finite.
+            NoLiveExpertError: a block had no live host for longer than the settings' patience.
+            NotAMemberError: the hosts refuse this trainer.
+            NoPeersError: the node knows nobody to ask.
+            RemoteError: what the last host tried answered, when the time was over.
+        """
+
+        async def run(number: int) -> tuple[torch.Tensor, Passage]:
+            return await self._forward(
+                self._start,
+                self._stop,
+                batches[number],
+                _Pass.begin(policy),
+                self._keeper.keep if keep else Stage.release,
+            )
+
+        return await self._pipelined(len(batches), run)
+
+    async def backward(
+        self,
+        passages: Sequence[Passage],
+        batches: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        policy: CallPolicy,
+    ) -> list[torch.Tensor]:
+        """Step the optimisers of all blocks, for several micro-batches at the same time.
+
+        Args:
+            passages: from `forward`, one for each micro-batch.
+            batches: the micro-batches.
+            gradients: of their outputs.
+            policy: the timeout of each, and whether answers are searched for NaN.
+
+        Returns:
+            The gradients of each micro-batch.
+
+        Raises:
+            AlreadyAppliedError: a host took a step, but its answer is lost.
+            P2PNodeError: as for `forward`; some blocks may have stepped, the last ones first.
+        """
+
+        async def run(number: int) -> torch.Tensor:
+            return await self._backward(
+                passages[number], batches[number], gradients[number], _Pass.begin(policy)
+            )
+
+        return await self._pipelined(len(batches), run)
+
+    # --- one micro-batch ------------------------------------------------------------------------
+
+    async def _forward(
+        self,
+        start: int,
+        stop: int,
+        inputs: torch.Tensor,
+        on_way: _Pass,
+        keep: Callable[[Stage], None],
+    ) -> tuple[torch.Tensor, Passage]:
+        passage = Passage()
+        route: list[Hop] = []
+        while start < stop:
+            if not route:
+                route = [*await self._planner.route(start, stop, on_way.until, on_way.alone)]
+            hop = route.pop(0)
+            try:
+                outputs = await self._ask(hop, inputs, on_way)
+            except RemoteError as error:
+                on_way.receive_failure(hop, error)
+                route = []
+                continue
+            stage = Stage(hop, inputs)
+            if passage.stages:
+                keep(stage)
+            else:
+                stage.release()  # the caller has them
+            passage.stages.append(stage)
+            start, inputs = hop.stop, outputs
+        return inputs, passage
+
+    async def _backward(
+        self, passage: Passage, inputs: torch.Tensor, gradients: torch.Tensor, on_way: _Pass
+    ) -> torch.Tensor:
+        call_id = self._client.new_call_id()
+        stages = passage.stages
+        stages[0].inputs = inputs
+        for number in reversed(range(len(stages))):
+            stage = stages[number]
+            given = stage.inputs
+            if given is None:
+                given = await self._recompute(stages[:number], on_way)
+            gradients = await self._step(stage.hop, given, gradients, on_way, call_id)
+            stage.release()
+        return gradients
+
+    async def _recompute(self, stages: Sequence[Stage], on_way: _Pass) -> torch.Tensor:
+        """Compute again what the last of these stages put out, from the last inputs kept."""
+        start, inputs = next(
+            (stage.hop.start, stage.inputs)
+            for stage in reversed(stages)
+            if stage.inputs is not None
+        )
+        outputs, _ = await self._forward(start, stages[-1].hop.stop, inputs, on_way, Stage.release)
+        return outputs
+
+    async def _step(
+        self,
+        hop: Hop,
+        inputs: torch.Tensor,
+        gradients: torch.Tensor,
+        on_way: _Pass,
+        call_id: bytes,
+    ) -> torch.Tensor:
+        """Go backward through one stage, on its own host or on others."""
+        stands, _ = await self._planner.standing(hop)
+        route: Route = (hop,) if stands else ()
+        while True:
+            if not route:
+                route = await self._planner.route(hop.start, hop.stop, on_way.until, on_way.alone)
+            if len(route) > 1:
+                _, passage = await self._forward(hop.start, hop.stop, inputs, on_way, _keep_all)
+                if len(passage.stages) > 1:
+                    passage.stages[0].inputs = inputs
+                    return await self._step_parts(passage, gradients, on_way, call_id)
+                route = (passage.stages[0].hop,)
+            try:
+                return await self._ask_back(route[0], inputs, gradients, on_way, call_id)
+            except RemoteError as error:
+                on_way.receive_failure(route[0], error)
+                route = ()
+
+    async def _step_parts(
+        self, passage: Passage, gradients: torch.Tensor, on_way: _Pass, call_id: bytes
+    ) -> torch.Tensor:
+        for stage in reversed(passage.stages):
+            assert stage.inputs is not None, "nothing of it was let go"
+            gradients = await self._step(stage.hop, stage.inputs, gradients, on_way, call_id)
+        return gradients
+
+    # --- one call -------------------------------------------------------------------------------
+
+    async def _ask(self, hop: Hop, inputs: torch.Tensor, on_way: _Pass) -> torch.Tensor:
+        uid, give_up, attempt = (
+            self._planner.uid(hop.start),
+            await self._limit(hop, on_way),
+            Attempt(),
+        )
+        await self._client.info(hop.peer_id, uid, give_up, attempt, span=hop.span)
+        call = ExpertCall(name=uid.name, inputs=(inputs,), span=hop.span)
+        started = trio.current_time()
+        answer = await self._client.forward(hop.peer_id, call, on_way.policy, give_up, attempt)
+        self._paces.receive_answer(hop.peer_id, hop.span, trio.current_time() - started)
+        return _only(answer, uid)
+
+    async def _ask_back(
+        self,
+        hop: Hop,
+        inputs: torch.Tensor,
+        gradients: torch.Tensor,
+        on_way: _Pass,
+        call_id: bytes,
+    ) -> torch.Tensor:
+        uid, give_up = self._planner.uid(hop.start), await self._limit(hop, on_way)
+        call = ExpertCall(name=uid.name, inputs=(inputs,), gradients=(gradients,), span=hop.span)
+        answer = await self._client.backward(
+            hop.peer_id, call, on_way.policy, give_up, Attempt(), call_id=call_id
+        )
+        return _only(answer, uid)
+
+    async def _limit(self, hop: Hop, on_way: _Pass) -> float:
+        """Return until when to wait for a host: half of the time where there are others."""
+        _, others = await self._planner.standing(hop)
+        now = trio.current_time()
+        return now + (on_way.until - now) / 2 if others else on_way.until
+
+    # --- several micro-batches ------------------------------------------------------------------
+
+    async def _pipelined(self, count: int, run: Callable[[int], Awaitable[T]]) -> list[T]:
+        """Run micro-batches, a bounded number at once, in the order of their numbers.
+
+        Raises:
+            P2PNodeError: the first failure; the others are given up.
+        """
+        found: dict[int, T] = {}
+        failures: list[P2PNodeError] = []
+        numbers = iter(range(count))
+
+        async def work() -> None:
+            try:
+                for number in numbers:
+                    found[number] = await run(number)
+            except P2PNodeError as error:
+                failures.append(error)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(count, self._settings.micro_batches_at_once)):
+                nursery.start_soon(work)
+        if failures:
+            raise failures[0]
+        return [found[number] for number in range(count)]
+
+
+def _keep_all(_stage: Stage) -> None:
+    """Keep a stage's inputs, whatever their size: they are needed at once."""
+
+
+def _only(answer: Answer, uid: Uid) -> torch.Tensor:
+    if len(answer.tensors) != 1:
+        raise SchemaError(f"{uid.name} has several tensors; blocks of a chain take and give one")
+    return answer.tensors[0]
