@@ -4,9 +4,8 @@ Cancelling a call, or letting it time out, resets its stream, and the host drops
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Final
-from weakref import WeakKeyDictionary
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 import trio
@@ -17,16 +16,15 @@ from p2pnode.errors import (
     DeadlineExceededError,
     ExpertFailedError,
     HostLostError,
-    NotAMemberError,
     ProtocolError,
     ProtocolNotSupportedError,
-    RemoteError,
     StreamResetError,
     TensorTooLargeError,
     UnknownExpertError,
 )
 from p2pnode.host import Connection, Host, Stream
-from p2pnode.rpc.framing import IncomingMessage, send_message
+from p2pnode.rpc.access import Access
+from p2pnode.rpc.framing import IncomingMessage, send_and_receive
 from p2pnode.rpc.messages import (
     PROTOCOL,
     Operation,
@@ -37,13 +35,9 @@ from p2pnode.rpc.messages import (
 )
 from p2pnode.rpc.schema import ExpertInfo, TensorMeta
 from p2pnode.rpc.tensors import buffer_of, metas_of
-from p2pnode.security.tokens import Membership, is_open
+from p2pnode.security.tokens import Membership
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
-
-# A request up to this size fits the window every stream starts with (256 KiB), so that sending it
-# cannot block on a host that has refused it meanwhile; a larger one is sent beside the reading.
-_SENT_AT_ONCE: Final = 192 * 1024
 
 
 class TensorClient:
@@ -69,11 +63,8 @@ class TensorClient:
     def __init__(
         self, host: Host, settings: RpcSettings, memberships: Mapping[str, Membership]
     ) -> None:
-        self._host = host
+        self.access = Access(host, memberships)
         self._settings = settings
-        self._memberships = memberships
-        # By connection, the tokens its peer has accepted; they are not sent again.
-        self._accepted: WeakKeyDictionary[Connection, set[bytes]] = WeakKeyDictionary()
 
     async def info(
         self, peer_id: PeerId, uid: Uid, *, span: int = 1, timeout: float | None = None
@@ -186,19 +177,15 @@ class TensorClient:
                 f"{size} bytes of tensors in one call exceed the limit of"
                 f" {self._settings.max_call_bytes}; send fewer rows at once"
             )
-        membership = self._membership(uid.run)
+        membership = self.access.membership(uid.run)
         timeout = self._settings.default_timeout if timeout is None else timeout
         timeout = min(timeout, self._settings.max_deadline)  # hosts cut longer ones too
         with trio.move_on_after(timeout):
             buffers = [buffer_of(tensor) for tensor in tensors]
-            connection = self._host.connection_to(peer_id)
-            if connection is None or connection.is_closed:
-                connection = await self._host.connect(peer_id)
-            if connection.is_limited:  # tensors are more than its relay carries
-                connection = await self._host.connect(peer_id, direct=True)
-            accepted = self._accepted.setdefault(connection, set())
-            token = membership.token if membership.token not in accepted else None
-            while True:
+            connection = await self.access.connect(peer_id)
+            exchange = _Exchange(self._settings, peer_id, uid, expected)
+
+            async def ask(token: bytes | None) -> tuple[Reply, list[torch.Tensor]]:
                 remaining = trio.current_effective_deadline() - trio.current_time()
                 request = Request(
                     operation=operation,
@@ -210,31 +197,12 @@ class TensorClient:
                     call_id=call_id,
                     token=token,
                 )
-                exchange = _Exchange(self._settings, peer_id, uid, expected)
-                reply, answer = await exchange.run(connection, encode_request(request), buffers)
-                if reply.error is None:
-                    if token is not None:
-                        accepted.add(token)
-                    return reply, answer
-                if type(reply.error) is NotAMemberError and token is None and membership.token:
-                    token = membership.token  # the host has forgotten it; show it once more
-                    continue
-                raise reply.error
+                return await exchange.run(connection, encode_request(request), buffers)
+
+            return await self.access.show(connection, membership, ask)
         raise DeadlineExceededError(
             f"{peer_id} did not answer the {operation} call of {uid} within {timeout:g} s"
         )
-
-    def _membership(self, run: str) -> Membership:
-        found = self._memberships.get(run)
-        if found is None:
-            found = next((m for m in self._memberships.values() if m.run_id == run), None)
-        if found is None and is_open(run):
-            found = Membership.open(run.partition(":")[2])
-        if found is None:
-            raise NotAMemberError(
-                f"this node is not a member of the run {run}; use an invite to it"
-            )
-        return found
 
 
 class _Exchange:
@@ -255,52 +223,25 @@ class _Exchange:
     async def run(
         self, connection: Connection, header: bytes, buffers: Sequence[memoryview]
     ) -> tuple[Reply, list[torch.Tensor]]:
-        """Send the request and return the reply; its error is not raised."""
+        """Send the request and return the reply.
+
+        Raises:
+            RemoteError: as the reply says, or because there is none.
+        """
         stream: Stream | None = None
-        try:
-            stream = await connection.open_stream([PROTOCOL])
-            if len(header) + sum(map(len, buffers)) <= _SENT_AT_ONCE:
-                await send_message(stream, header, buffers)
-                answer = await self._receive(stream)
-            else:
-                answer = await self._receive_beside(stream, header, buffers)
-            await stream.aclose()
-            stream = None
-        except ProtocolNotSupportedError as error:
-            raise UnknownExpertError(f"{self._peer_id} hosts no experts") from error
-        except (StreamResetError, ConnectionClosedError) as error:
-            raise HostLostError(
-                f"{self._peer_id} was lost during a call of {self._uid}: {error}"
-            ) from error
-        except ProtocolError as error:
-            raise ExpertFailedError(
-                f"{self._peer_id} answered a call of {self._uid} badly: {error}"
-            ) from error
-        finally:
-            if stream is not None:
-                stream.reset()
-        return answer
-
-    async def _receive_beside(
-        self, stream: Stream, header: bytes, buffers: Sequence[memoryview]
-    ) -> tuple[Reply, list[torch.Tensor]]:
-        outcome: tuple[Reply, list[torch.Tensor]] | RemoteError
-        async with trio.open_nursery() as nursery:
-
-            async def send() -> None:
-                # The reading side meets the same end of the stream, and tells.
-                with contextlib.suppress(RemoteError):
-                    await send_message(stream, header, buffers)
-
-            nursery.start_soon(send)
+        with failures_of(self._peer_id, self._uid):
             try:
-                outcome = await self._receive(stream)
-            except RemoteError as error:
-                outcome = error
-            nursery.cancel_scope.cancel()
-        if isinstance(outcome, RemoteError):
-            raise outcome
-        return outcome
+                stream = await connection.open_stream([PROTOCOL])
+                receive = partial(self._receive, stream)
+                reply, tensors = await send_and_receive(stream, header, buffers, receive)
+                await stream.aclose()
+                stream = None
+            finally:
+                if stream is not None:
+                    stream.reset()
+        if reply.error is not None:
+            raise reply.error
+        return reply, tensors
 
     async def _receive(self, stream: Stream) -> tuple[Reply, list[torch.Tensor]]:
         incoming = IncomingMessage(stream)
@@ -310,3 +251,22 @@ class _Exchange:
         if sum(meta.nbytes for meta in reply.tensors) > self._settings.max_call_bytes:
             raise ProtocolError("its tensors exceed the limit of one call")
         return reply, await incoming.tensors(reply.tensors)
+
+
+@contextlib.contextmanager
+def failures_of(peer_id: PeerId, uid: Uid) -> Iterator[None]:
+    """Tell what the end of a stream, or a broken rule, means for a call.
+
+    Raises:
+        UnknownExpertError: the peer does not speak the protocol.
+        HostLostError: it was lost.
+        ExpertFailedError: it answered against the rules.
+    """
+    try:
+        yield
+    except ProtocolNotSupportedError as error:
+        raise UnknownExpertError(f"{peer_id} hosts no experts of that kind") from error
+    except (StreamResetError, ConnectionClosedError) as error:
+        raise HostLostError(f"{peer_id} was lost during a call of {uid}: {error}") from error
+    except ProtocolError as error:
+        raise ExpertFailedError(f"{peer_id} answered a call of {uid} badly: {error}") from error

@@ -1,45 +1,112 @@
 """One message of a tensor call over a stream: a header behind its length, then tensors."""
 
+import contextlib
 import math
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 
 import torch
 import trio
 
-from p2pnode.errors import DeadlineExceededError, ProtocolError
+from p2pnode.errors import DeadlineExceededError, ProtocolError, RemoteError
 from p2pnode.host import PROGRESS_BYTES, Stream
 from p2pnode.rpc.messages import PREFIX_BYTES
 from p2pnode.rpc.schema import TensorMeta
 from p2pnode.rpc.tensors import empty
 
+T = TypeVar("T")
+
 # Below this, one copy is cheaper than another write; above it, tensors are sent from their memory.
 MAX_JOINED_BYTES: Final = 32 * 1024
+# A message up to this size fits the window every stream starts with (256 KiB), so that sending it
+# cannot block on a host that has refused it meanwhile; a larger one is sent beside the reading.
+_SENT_AT_ONCE: Final = 192 * 1024
 _READ_AHEAD: Final = 4096  # holds most headers, and small calls whole; what is too much is copied
 
 
-async def send_message(stream: Stream, header: bytes, buffers: Sequence[memoryview]) -> None:
-    """Send a header, which has its length in front, the tensors, and the end of our direction.
+async def send_message(
+    stream: Stream, header: bytes, buffers: Sequence[memoryview], *, is_last: bool = True
+) -> None:
+    """Send a header, which has its length in front, and the tensors.
+
+    Args:
+        stream: to the receiver.
+        header: with its length.
+        buffers: the tensors' elements.
+        is_last: whether the end of our direction follows.
 
     Raises:
         StreamResetError, ConnectionClosedError: the receiver is gone.
     """
-    if len(header) + sum(map(len, buffers)) <= MAX_JOINED_BYTES:
-        await stream.send_last(b"".join((header, *buffers)))
-        return
-    await stream.send_all(header)
-    *others, last = buffers
-    for buffer in others:
-        await stream.send_all(buffer)
-    await stream.send_last(last)
+    parts: Sequence[bytes | memoryview] = (header, *buffers)
+    if sum(map(len, parts)) <= MAX_JOINED_BYTES:
+        parts = (b"".join(parts),)
+    *others, last = parts
+    for part in others:
+        await stream.send_all(part)
+    await (stream.send_last if is_last else stream.send_all)(last)
+
+
+async def send_and_receive(
+    stream: Stream,
+    header: bytes,
+    buffers: Sequence[memoryview],
+    receive: Callable[[], Awaitable[T]],
+    *,
+    is_last: bool = True,
+) -> T:
+    """Send a message, and receive its answer, which may come before all of it was sent.
+
+    Args:
+        stream: to the receiver.
+        header: with its length.
+        buffers: the tensors' elements.
+        receive: reads the answer.
+        is_last: whether the end of our direction follows the message.
+
+    Raises:
+        StreamResetError, ConnectionClosedError: the receiver is gone.
+        RemoteError: as `receive` raises it.
+    """
+    if len(header) + sum(map(len, buffers)) <= _SENT_AT_ONCE:
+        await send_message(stream, header, buffers, is_last=is_last)
+        return await receive()
+    outcome: T | RemoteError
+    async with trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            # The reading side meets the same end of the stream, and tells.
+            with contextlib.suppress(RemoteError):
+                await send_message(stream, header, buffers, is_last=is_last)
+
+        nursery.start_soon(send)
+        try:
+            outcome = await receive()
+        except RemoteError as error:
+            outcome = error
+        if is_last or isinstance(outcome, RemoteError):  # else the stream goes on, and needs all
+            nursery.cancel_scope.cancel()
+    if isinstance(outcome, RemoteError):
+        raise outcome
+    return outcome
 
 
 class IncomingMessage:
-    """Reads one message; tensors are received into their own memory."""
+    """Reads messages, each a header and its tensors, which are received into their own memory."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._ahead = b""  # bytes read together with what was asked for
+
+    async def begins(self) -> bool:
+        """Wait for a message; false when the sender has ended its side instead.
+
+        Raises:
+            StreamResetError, ConnectionClosedError: the sender is gone.
+        """
+        if not self._ahead:
+            self._ahead = bytes(await self._stream.receive_some(_READ_AHEAD))
+        return bool(self._ahead)
 
     async def header(self, limit: int) -> bytes:
         """Read the header.

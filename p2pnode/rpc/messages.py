@@ -16,7 +16,7 @@ raises `v`. The `token` stands in the first call of a connection for each run, a
 server answers 401 to a call without one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -86,8 +86,8 @@ def encode_request(request: Request) -> bytes:
         header["id"] = request.call_id
         header["grads"] = request.gradients
     if request.tensors:
-        header["tensors"] = _pack_metas(request.tensors)
-    return _prefixed(header)
+        header["tensors"] = pack_metas(request.tensors)
+    return prefixed(header)
 
 
 def decode_request(data: bytes) -> Request:
@@ -97,11 +97,11 @@ def decode_request(data: bytes) -> Request:
         BadRequestError: it is malformed, or of another version.
     """
     try:
-        header = _unpack(data)
+        header = unpack_header(data)
         operation = header.get("op")
         if operation not in OPERATIONS:
             raise BadRequestError(f"the operation {shown(operation)} is not one of a call")
-        tensors = _unpack_metas(header.get("tensors", []))
+        tensors = unpack_metas(header.get("tensors", []))
         gradients = header.get("grads", 0)
         call_id = header.get("id", b"")
         if operation == "backward":
@@ -112,17 +112,7 @@ def decode_request(data: bytes) -> Request:
         milliseconds = header.get("ms")
         if type(milliseconds) is not int or not 0 <= milliseconds <= _MAX_MILLISECONDS:
             raise BadRequestError("the deadline must be in milliseconds")
-        token = header.get("token")
-        if token is not None and not isinstance(token, bytes):
-            raise BadRequestError("the token must be bytes")
-        uid = header.get("uid")
-        if not isinstance(uid, str):
-            raise BadRequestError("the uid must be a text")
-        span = header.get("span", 1)
-        if type(span) is not int or not 1 <= span <= MAX_SPAN:
-            raise BadRequestError(f"a call runs through 1 to {MAX_SPAN} layers")
-        first = Uid.parse(uid)
-        first.span(span)  # all of them must be uids
+        first, span = read_span(header)
         return Request(
             operation=operation,
             uid=first,
@@ -131,7 +121,7 @@ def decode_request(data: bytes) -> Request:
             tensors=tensors,
             gradients=gradients if operation == "backward" else 0,
             call_id=call_id if operation == "backward" else b"",
-            token=token,
+            token=read_token(header),
         )
     except (ProtocolError, InvalidUidError) as error:
         raise BadRequestError(str(error)) from error
@@ -146,8 +136,8 @@ def encode_reply(reply: Reply) -> bytes:
     elif reply.info is not None:
         header["info"] = reply.info.to_wire()
     else:
-        header["tensors"] = _pack_metas(reply.tensors)
-    return _prefixed(header)
+        header["tensors"] = pack_metas(reply.tensors)
+    return prefixed(header)
 
 
 def decode_reply(data: bytes) -> Reply:
@@ -156,7 +146,7 @@ def decode_reply(data: bytes) -> Reply:
     Raises:
         ProtocolError: it is malformed, or of another version.
     """
-    header = _unpack(data)
+    header = unpack_header(data)
     if (error := header.get("error")) is not None:
         if not (isinstance(error, list) and len(error) == 2):
             raise ProtocolError("an error must be a code and a sentence")
@@ -168,15 +158,50 @@ def decode_reply(data: bytes) -> Reply:
         return Reply(error=from_code(code, shown))
     if (info := header.get("info")) is not None:
         return Reply(info=ExpertInfo.from_wire(info))
-    return Reply(tensors=_unpack_metas(header.get("tensors")))
+    return Reply(tensors=unpack_metas(header.get("tensors")))
 
 
-def _prefixed(header: dict[str, Any]) -> bytes:
+def read_span(header: Mapping[Any, Any]) -> tuple[Uid, int]:
+    """Return the first expert that a header names, and through how many the call runs.
+
+    Raises:
+        BadRequestError: they are malformed.
+        InvalidUidError: one of them would be no uid.
+    """
+    uid, span = header.get("uid"), header.get("span", 1)
+    if not isinstance(uid, str):
+        raise BadRequestError("the uid must be a text")
+    if type(span) is not int or not 1 <= span <= MAX_SPAN:
+        raise BadRequestError(f"a call runs through 1 to {MAX_SPAN} layers")
+    first = Uid.parse(uid)
+    first.span(span)  # all of them must be uids
+    return first, span
+
+
+def read_token(header: Mapping[Any, Any]) -> bytes | None:
+    """Return the token of a header, if it has one.
+
+    Raises:
+        BadRequestError: it is malformed.
+    """
+    token = header.get("token")
+    if token is not None and not isinstance(token, bytes):
+        raise BadRequestError("the token must be bytes")
+    return token
+
+
+def prefixed(header: Mapping[str, Any]) -> bytes:
+    """Return a header behind its length."""
     packed: bytes = msgpack.packb(header)
     return len(packed).to_bytes(PREFIX_BYTES, "big") + packed
 
 
-def _unpack(data: bytes) -> dict[Any, Any]:
+def unpack_header(data: bytes) -> dict[Any, Any]:
+    """Read a header of our version, without its length.
+
+    Raises:
+        ProtocolError: it is malformed, or of another version.
+    """
     try:
         header = msgpack.unpackb(data)
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
@@ -191,11 +216,17 @@ def _unpack(data: bytes) -> dict[Any, Any]:
     return header
 
 
-def _pack_metas(tensors: Sequence[TensorMeta]) -> list[Any]:
+def pack_metas(tensors: Sequence[TensorMeta]) -> list[Any]:
+    """Describe tensors as they stand in a header."""
     return [[meta.dtype, meta.shape, CODEC, meta.nbytes] for meta in tensors]
 
 
-def _unpack_metas(data: Any) -> tuple[TensorMeta, ...]:
+def unpack_metas(data: Any) -> tuple[TensorMeta, ...]:
+    """Read what `pack_metas` gave.
+
+    Raises:
+        ProtocolError: it is malformed.
+    """
     if not isinstance(data, list) or len(data) > MAX_TENSORS:
         raise ProtocolError(f"a call's tensors must be a list of at most {MAX_TENSORS}")
     found = []

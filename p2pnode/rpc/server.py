@@ -155,18 +155,12 @@ class TensorServer:
             raise
         except P2PNodeError as error:
             failure = type(error).__name__
-            await self._refuse(stream, error)
+            await send_refusal(stream, error, self._settings.header_timeout)
         except trio.Cancelled:
             failure = "Cancelled"
             raise
         finally:
             self._host.events.emit(call.served(failure))
-
-    async def _refuse(self, stream: Stream, error: P2PNodeError) -> None:
-        if error.code is None:  # a rule of the stream was broken: the caller's request is to blame
-            error = BadRequestError(str(error))
-        with trio.move_on_after(self._settings.header_timeout):
-            await send_message(stream, encode_reply(Reply(error=error)), ())
 
     async def _answer(self, call: "_Call", charge: Charge) -> None:
         request = call.request = await self._receive_request(call)
@@ -239,6 +233,18 @@ class TensorServer:
             )
         header = encode_reply(Reply(tensors=metas_of(outputs)))
         await send_message(call.stream, header, [buffer_of(tensor) for tensor in outputs])
+
+
+async def send_refusal(stream: Stream, error: P2PNodeError, timeout: float) -> None:
+    """Tell the caller why its request fails, if it takes the answer within `timeout` seconds.
+
+    Raises:
+        StreamResetError, ConnectionClosedError: the caller is gone.
+    """
+    if error.code is None:  # a rule of the stream was broken: the caller's request is to blame
+        error = BadRequestError(str(error))
+    with trio.move_on_after(timeout):
+        await send_message(stream, encode_reply(Reply(error=error)), ())
 
 
 class _Call:
