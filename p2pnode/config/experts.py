@@ -48,6 +48,12 @@ class HostingSettings:
     max_batch_rows: int = 16_384
     batch_window: float = 0.0  # how long a batch waits for company when the device is idle
     max_queued_calls: int = 1024  # per expert
+    # What one peer may use of a device, once another one has waited for `tolerated_wait`:
+    max_queued_calls_per_peer: int = 128
+    device_seconds_per_peer: float = 45.0  # at once; they come back evenly over the window
+    device_window: float = 60.0
+    tolerated_wait: float = 1.0
+    urgent_lead: float = 1.0  # device seconds a peer may get ahead of its turn to meet deadlines
     replay_window_calls: int = 4096  # backward ids remembered per expert
     replay_window_bytes: int = 64 * MIB  # backward answers kept for replay, per daemon
     update_period: float = 5.0  # between announcements of the hosted experts

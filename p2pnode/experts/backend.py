@@ -8,8 +8,7 @@ runs in the device thread.
 import contextlib
 import hashlib
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,25 +19,17 @@ from torch import nn
 from p2pnode.config import HostingSettings
 from p2pnode.errors import CheckpointError, ConfigError, ExpertFailedError
 from p2pnode.experts.layers import Layer, check_input_specs, find_layer
-from p2pnode.rpc.tensors import TensorSpec, dtype_of, meta_of
+from p2pnode.experts.optimizers import (
+    build_optimizer,
+    learning_rate,
+    state_from,
+    tensors_of,
+)
+from p2pnode.rpc.tensors import TensorMeta, TensorSpec, dtype_of, meta_of
 from p2pnode.wire.uids import Uid
 
 _PROBE_ROWS: Final = 3  # of the batch that shows what a module puts out
-
-
-@dataclass(frozen=True, slots=True)
-class _Optimizer:
-    build: Callable[..., torch.optim.Optimizer]
-    state: tuple[str, ...]  # what it keeps for each parameter once it has stepped
-
-
-_OPTIMIZERS: Final = {
-    "adam": _Optimizer(torch.optim.Adam, ("step", "exp_avg", "exp_avg_sq")),
-    "adamw": _Optimizer(torch.optim.AdamW, ("step", "exp_avg", "exp_avg_sq")),
-    "sgd": _Optimizer(torch.optim.SGD, ()),
-}
 _MODULE: Final = "module."
-_OPTIMIZER: Final = "optimizer."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +79,7 @@ class ExpertBackend:
             (each.device for each in module.parameters()), torch.device(settings.device)
         )
         self._parameters = [each for each in module.parameters() if each.requires_grad]
-        self._optimizer = _build_optimizer(self._parameters, settings)
+        self._optimizer = build_optimizer(self._parameters, settings)
         self.broken = ""  # why, when an optimiser step was left half done
         self.outputs = outputs or self._infer_outputs()
 
@@ -111,10 +102,7 @@ class ExpertBackend:
         self.check_usable()
         tensors = {_MODULE + name: each for name, each in self.module.state_dict().items()}
         if self._optimizer is not None:
-            for number, values in self._optimizer.state_dict()["state"].items():
-                for name, value in values.items():
-                    if value is not None:
-                        tensors[f"{_OPTIMIZER}{number}.{name}"] = torch.as_tensor(value)
+            tensors |= tensors_of(self._optimizer)
         copies = {
             name: each.detach().to("cpu", copy=True).contiguous() for name, each in tensors.items()
         }
@@ -158,7 +146,13 @@ class ExpertBackend:
                 f"the checkpoint of {self.uid.name} has weights that are not finite; bring back"
                 " another copy"
             )
-        moments = self._check_moments(_optimizer_state(state.tensors))
+        try:
+            moments = state_from(state.tensors, self._parameters, state.optimizer)
+        except ValueError as error:
+            raise CheckpointError(
+                f"the checkpoint of {self.uid.name} has an optimiser state that does not fit its"
+                f" weights ({error}); bring back another copy"
+            ) from error
         self.module.load_state_dict(weights)
         if self._optimizer is not None:
             self._optimizer.load_state_dict(
@@ -166,20 +160,6 @@ class ExpertBackend:
             )
         self.steps, self.rows = state.steps, state.rows
         self.broken = ""
-
-    def _check_moments(
-        self, moments: dict[int, dict[str, torch.Tensor]]
-    ) -> dict[int, dict[str, torch.Tensor]]:
-        names = set(_OPTIMIZERS[self._settings.optimizer].state)
-        for number, values in moments.items():
-            fits = number < len(self._parameters) and set(values) == names
-            shape = self._parameters[number].shape if fits else torch.Size()
-            if not fits or any(value.shape not in {shape, ()} for value in values.values()):
-                raise CheckpointError(
-                    f"the checkpoint of {self.uid.name} has an optimiser state that does not fit"
-                    " its weights; bring back another copy"
-                )
-        return moments
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Call the module on tensors of its device, with or without autograd as it is set.
@@ -198,15 +178,37 @@ class ExpertBackend:
         return outputs
 
     def _infer_outputs(self) -> tuple[TensorSpec, ...]:
+        limits = {at: spec.shape[at] for spec in self.inputs for at in spec.free}
+        small = self._probe(dict.fromkeys(limits, 1))
+        large = self._probe(dict.fromkeys(limits, 2)) if limits else small
+        # What follows the inputs' free sizes is free itself.
+        return tuple(
+            TensorSpec(
+                meta.dtype,
+                (
+                    None,
+                    *(
+                        size if size == other.shape[at] else limits.get(at, size)
+                        for at, size in enumerate(meta.shape[1:], 1)
+                    ),
+                ),
+            )
+            for meta, other in zip(small, large, strict=True)
+        )
+
+    def _probe(self, sizes: Mapping[int, int]) -> list[TensorMeta]:
+        """Describe what comes out for a small batch with such free dimensions."""
         probe = [
             torch.zeros(
-                spec.with_rows(_PROBE_ROWS).shape, dtype=dtype_of(spec.dtype), device=self.device
+                spec.with_rows(_PROBE_ROWS, sizes).shape,
+                dtype=dtype_of(spec.dtype),
+                device=self.device,
             )
             for spec in self.inputs
         ]
         try:
             with torch.no_grad():
-                return tuple(TensorSpec.of(meta_of(output)) for output in self.run(probe))
+                return [meta_of(output) for output in self.run(probe)]
         except Exception as error:
             raise ConfigError(
                 f"the layer {self.layer.name} fails on its own inputs: {error}"
@@ -233,6 +235,8 @@ class ExpertBackend:
     def step(self, rows: int) -> None:
         """Step the optimiser with the gradients that are there."""
         if self._optimizer is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate(self._settings, self.steps)
             self._optimizer.step()
         self.steps += 1
         self.rows += rows
@@ -399,26 +403,3 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
         ):
             return False
     return True
-
-
-def _build_optimizer(
-    parameters: Sequence[nn.Parameter], settings: HostingSettings
-) -> torch.optim.Optimizer | None:
-    optimizer = _OPTIMIZERS.get(settings.optimizer)
-    if optimizer is None:
-        raise ConfigError(
-            f"unknown optimizer {settings.optimizer!r}; use one of {', '.join(_OPTIMIZERS)}"
-        )
-    if not parameters:
-        return None
-    # One fused kernel for all parameters: for small experts ten times faster than the loop.
-    return optimizer.build(parameters, lr=settings.learning_rate, fused=True)
-
-
-def _optimizer_state(tensors: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
-    found: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith(_OPTIMIZER):
-            number, _, name = key.removeprefix(_OPTIMIZER).partition(".")
-            found.setdefault(int(number) if number.isdecimal() else sys.maxsize, {})[name] = value
-    return found

@@ -143,7 +143,7 @@ def test_training_equals_that_of_a_local_module(settings, name, kind, layer):
     settings = dataclasses.replace(settings, optimizer=name, layer=layer, learning_rate=0.01)
     backend = build_backend(UID, settings)
     local = build_backend(UID, settings).module
-    optimizer = kind(local.parameters(), lr=0.01)
+    optimizer = kind(local.parameters(), lr=0.01, weight_decay=0.0)
     shape = backend.inputs[0].with_rows(5).shape
     for _ in range(5):
         x, g = torch.randn(shape), torch.randn(shape)

@@ -1,0 +1,109 @@
+"""The optimisers that experts are stepped with: built, scheduled, and taken apart for the disk."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from p2pnode.config import HostingSettings
+from p2pnode.errors import ConfigError
+
+_PREFIX: Final = "optimizer."  # of its tensors' names, among those of a checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    build: Callable[..., torch.optim.Optimizer]
+    state: frozenset[str]  # what it keeps for each parameter once it has stepped
+    has_betas: bool
+
+
+_ADAM_STATE: Final = frozenset({"step", "exp_avg", "exp_avg_sq"})
+_KINDS: Final = {
+    "adam": _Kind(torch.optim.Adam, _ADAM_STATE, has_betas=True),
+    "adamw": _Kind(torch.optim.AdamW, _ADAM_STATE, has_betas=True),
+    "sgd": _Kind(torch.optim.SGD, frozenset(), has_betas=False),
+}
+
+
+def build_optimizer(
+    parameters: Sequence[nn.Parameter], settings: HostingSettings
+) -> torch.optim.Optimizer | None:
+    """Build the optimiser that the settings name; None where there is nothing to learn.
+
+    Raises:
+        ConfigError: there is no optimiser of that name.
+    """
+    kind = _KINDS.get(settings.optimizer)
+    if kind is None:
+        raise ConfigError(
+            f"unknown optimizer {settings.optimizer!r}; use one of {', '.join(_KINDS)}"
+        )
+    if not parameters:
+        return None
+    options: dict[str, Any] = {"weight_decay": settings.weight_decay}
+    if kind.has_betas:
+        options["betas"] = (settings.beta1, settings.beta2)
+    # One fused kernel for all parameters: for small experts ten times faster than the loop.
+    return kind.build(parameters, lr=settings.learning_rate, fused=True, **options)
+
+
+def learning_rate(settings: HostingSettings, steps: int) -> float:
+    """Return the learning rate of the step after `steps` others.
+
+    It rises from 0 in a straight line over `warmup_steps`. Then it stays, or falls to 0 at
+    `total_steps`, in a straight line or a half wave of the cosine; as the schedules of the
+    transformers library, step for step.
+    """
+    if steps < settings.warmup_steps:
+        return settings.learning_rate * steps / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    left = settings.total_steps - settings.warmup_steps
+    done = min(1.0, (steps - settings.warmup_steps) / left)
+    share = 1.0 - done if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return settings.learning_rate * share
+
+
+def tensors_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return what an optimiser has gathered, by names for a checkpoint; nothing is copied."""
+    return {
+        f"{_PREFIX}{number}.{name}": torch.as_tensor(value)
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def state_from(
+    tensors: Mapping[str, torch.Tensor], parameters: Sequence[nn.Parameter], optimizer: str
+) -> dict[int, dict[str, torch.Tensor]]:
+    """Read what `tensors_of` gave, among the other tensors of a checkpoint.
+
+    Args:
+        tensors: all of the checkpoint.
+        parameters: those that the optimiser steps.
+        optimizer: its name.
+
+    Returns:
+        The state for the optimiser's `load_state_dict`.
+
+    Raises:
+        ValueError: it does not fit the parameters.
+    """
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if not key.startswith(_PREFIX):
+            continue
+        number, _, name = key.removeprefix(_PREFIX).partition(".")
+        if not number.isdecimal() or int(number) >= len(parameters):
+            raise ValueError(f"there is no parameter {number}")
+        if value.shape not in {torch.Size(()), parameters[int(number)].shape}:
+            raise ValueError(f"{key} has another shape than its parameter")
+        found.setdefault(int(number), {})[name] = value
+    if any(values.keys() != _KINDS[optimizer].state for values in found.values()):
+        raise ValueError(f"{optimizer} keeps other values")
+    return found

@@ -1,0 +1,128 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from p2pnode.errors import ConfigError
+from p2pnode.experts.backend import build_backend
+from p2pnode.experts.optimizers import build_optimizer, learning_rate, state_from, tensors_of
+from p2pnode.wire.uids import Uid
+
+UID = Uid("open:r", "ffn.1.2")
+
+# From transformers 4.x, get_{constant,linear,cosine}_schedule_with_warmup(warm-up 2, total 6).
+SCHEDULES = {
+    "constant": [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+    "linear": [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0],
+    "cosine": [0.0, 0.5, 1.0, 0.8535534, 0.5, 0.1464466, 0.0, 0.0],
+}
+
+
+@pytest.mark.parametrize(("schedule", "shares"), SCHEDULES.items())
+def test_schedules_are_those_of_transformers(settings, schedule, shares):
+    settings = dataclasses.replace(
+        settings, schedule=schedule, warmup_steps=2, total_steps=6, learning_rate=0.2
+    )
+    rates = [learning_rate(settings, steps) for steps in range(8)]
+    assert rates == pytest.approx([0.2 * share for share in shares])
+
+
+def test_without_warm_up_the_first_step_is_a_whole_one(settings):
+    for changes in ({}, {"schedule": "linear", "total_steps": 3}):
+        made = dataclasses.replace(settings, learning_rate=0.2, **changes)
+        assert learning_rate(made, 0) == 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"schedule": "steep"}, "use one of constant, linear, cosine"),
+        ({"schedule": "linear"}, "set it above warmup_steps, which is 0"),
+        ({"schedule": "cosine", "warmup_steps": 5, "total_steps": 5}, "which is 5"),
+        ({"beta2": 1.0}, "must be below 1"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(settings, changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        dataclasses.replace(settings, **changes)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_an_expert_is_stepped_as_torch_would_with_the_same_options(settings, optimizer):
+    settings = dataclasses.replace(
+        settings,
+        optimizer=optimizer,
+        layer="linear",
+        learning_rate=0.05,
+        schedule="cosine",
+        warmup_steps=2,
+        total_steps=8,
+        weight_decay=0.1,
+        beta1=0.8,
+        beta2=0.9,
+    )
+    backend, local = build_backend(UID, settings), build_backend(UID, settings).module
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
+    betas = {} if optimizer == "sgd" else {"betas": (0.8, 0.9)}
+    theirs = kind(local.parameters(), lr=0.05, weight_decay=0.1, **betas)
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        theirs, lambda step: learning_rate(settings, step) / 0.05
+    )
+    for _ in range(9):
+        x, g = torch.randn(3, 8), torch.randn(3, 8)
+        backend.backward([x], [g])
+        local(x).backward(g)
+        theirs.step()
+        theirs.zero_grad()
+        rates.step()
+    for mine, other in zip(backend.module.parameters(), local.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_schedule_goes_on_from_the_saved_step(settings):
+    settings = dataclasses.replace(settings, schedule="linear", warmup_steps=3, total_steps=9)
+    whole, first = build_backend(UID, settings), build_backend(UID, settings)
+    batches = [(torch.randn(2, 8), torch.randn(2, 8)) for _ in range(6)]
+    for x, g in batches[:4]:
+        whole.backward([x], [g])
+        first.backward([x], [g])
+    second = build_backend(UID, settings)
+    second.load(first.state())
+    for x, g in batches[4:]:
+        whole.backward([x], [g])
+        second.backward([x], [g])
+    assert second._optimizer.param_groups[0]["lr"] == learning_rate(settings, 5) > 0
+    for one, two in zip(whole.module.parameters(), second.module.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_what_cannot_learn_has_no_optimiser(settings):
+    assert build_optimizer([], settings) is None
+    with pytest.raises(ConfigError, match="use one of adam, adamw, sgd"):
+        build_optimizer([], dataclasses.replace(settings, optimizer="magic"))
+
+
+def test_the_state_of_an_optimiser_is_read_back(settings):
+    parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))]
+    optimizer = build_optimizer(parameters, settings)
+    assert tensors_of(optimizer) == {}
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    tensors = tensors_of(optimizer)
+    state = state_from({**tensors, "module.weight": torch.ones(1)}, parameters, "adam")
+    assert {name: each.shape for name, each in state[1].items()} == {
+        "step": (),
+        "exp_avg": (2, 2),
+        "exp_avg_sq": (2, 2),
+    }
+    for broken in (
+        {**tensors, "optimizer.2.step": torch.tensor(1.0)},
+        {**tensors, "optimizer.-1.step": torch.tensor(1.0)},
+        {**tensors, "optimizer.0.momentum": torch.tensor(1.0)},
+        {**tensors, "optimizer.0.exp_avg": torch.ones(2)},
+        {name: each for name, each in tensors.items() if not name.endswith("avg")},
+    ):
+        with pytest.raises(ValueError):  # noqa: PT011  # its text is not the user's
+            state_from(broken, parameters, "adam")
