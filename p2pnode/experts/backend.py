@@ -266,7 +266,7 @@ def forward_through(
     Raises:
         ExpertFailedError: one of them failed, or its output does not fit its schema.
     """
-    with torch.no_grad(), _failures(chain, "forward"):
+    with torch.no_grad(), failures(chain, "forward"):
         return [each.cpu() for each in _run_through(chain, inputs)]
 
 
@@ -292,7 +292,7 @@ def backward_through(
         ExpertFailedError: something failed or was not finite. No step was taken, or else the
             experts it was taken in are broken until they are restored.
     """
-    with torch.enable_grad(), _failures(chain, "backward"):
+    with torch.enable_grad(), failures(chain, "backward"):
         leaves = [each.to(chain[0].device).detach() for each in inputs]
         for leaf in leaves:
             leaf.requires_grad_(leaf.is_floating_point())
@@ -348,7 +348,7 @@ def _named(chain: Sequence[ExpertBackend]) -> str:
 
 
 @contextlib.contextmanager
-def _failures(chain: Sequence[ExpertBackend], what: str) -> Iterator[None]:
+def failures(chain: Sequence[ExpertBackend], what: str) -> Iterator[None]:
     """Turn whatever a module raises into an `ExpertFailedError`."""
     try:
         yield

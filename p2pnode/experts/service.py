@@ -1,9 +1,9 @@
 """Hosting: the experts of a node, served from one device and kept on disk."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 import trio
@@ -42,6 +42,8 @@ from p2pnode.rpc.schema import ExpertInfo, TensorSpec
 from p2pnode.rpc.server import CallHandler
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
+
+T = TypeVar("T")
 
 _LISTED_FAILURES: Final = 3  # in one sentence; each has an event of its own
 
@@ -351,13 +353,7 @@ class ExpertHost(CallHandler):
 
     def check(self, uid: Uid, span: int = 1, *, caller: PeerId) -> None:  # noqa: ARG002  # all alike
         """See `CallHandler`."""
-        found = self._find(uid, span)
-        if self._draining:
-            raise OverloadedError("the host is shutting down; call another")
-        for hosted in found:
-            if hosted.leaving:
-                raise self._unknown(hosted.uid)
-        self._pool.check(hosted.uid for hosted in found)
+        self._pool.check(hosted.uid for hosted in self._find_open(uid, span))
 
     async def forward(
         self,
@@ -416,6 +412,20 @@ class ExpertHost(CallHandler):
             if call.dropped:
                 self._forget_pending(call)
 
+    async def compute(self, uid: Uid, span: int, work: Callable[[Sequence[ExpertBackend]], T]) -> T:
+        """Run `work` on a span of experts in the device's worker, when its turn comes.
+
+        It waits for the batch that is being computed, and for others who wait so, not for batches
+        that are queued.
+
+        Raises:
+            UnknownExpertError: one of the experts is not hosted.
+            OverloadedError: the host is shutting down.
+        """
+        async with self._runtime.between_batches() as compute:
+            found = self._find_open(uid, span)
+            return await compute(lambda: work([hosted.backend for hosted in found]))
+
     def _new_call(
         self,
         kind: Kind,
@@ -449,6 +459,16 @@ class ExpertHost(CallHandler):
             if hosted is None:
                 raise self._unknown(each)
             found.append(hosted)
+        return found
+
+    def _find_open(self, uid: Uid, span: int) -> list[Hosted]:
+        """Find experts that take more work."""
+        found = self._find(uid, span)
+        if self._draining:
+            raise OverloadedError("the host is shutting down; call another")
+        for hosted in found:
+            if hosted.leaving:
+                raise self._unknown(hosted.uid)
         return found
 
     def _unknown(self, uid: Uid) -> UnknownExpertError:
