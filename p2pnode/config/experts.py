@@ -33,6 +33,8 @@ class HostingSettings:
 
     layer: str = "ffn"
     hidden_dim: int = 64
+    model: str = ""  # of the blocks that node.layers names: tiny, small, medium, or a directory
+    dtype: str = "float32"  # of the model's weights and activations; or bfloat16
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     schedule: str = "constant"  # of the learning rate: constant, linear or cosine

@@ -16,6 +16,7 @@ class NodeSettings:
     run: str = ""
     invite: str = ""
     experts: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()  # blocks of hosting.model
     shutdown_grace: float = 10.0  # how long SIGTERM lets running calls finish
     bootstrap_timeout: float = 15.0
     control_request_limit: int = 64 * KIB

@@ -6,7 +6,6 @@ runs in the device thread.
 """
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import torch._dynamo  # the first optimiser imports it, for a second: better now
 from torch import nn
 
 from p2pnode.config import HostingSettings
-from p2pnode.errors import CheckpointError, ConfigError, ExpertFailedError
+from p2pnode.errors import CheckpointError, ConfigError, ExpertFailedError, ModelError
+from p2pnode.experts.blocks import block_layer
 from p2pnode.experts.layers import Layer, check_input_specs, find_layer
 from p2pnode.experts.optimizers import (
     build_optimizer,
@@ -25,11 +25,16 @@ from p2pnode.experts.optimizers import (
     state_from,
     tensors_of,
 )
+from p2pnode.models.seeding import seeded
 from p2pnode.rpc.tensors import TensorMeta, TensorSpec, dtype_of, meta_of
 from p2pnode.wire.uids import Uid
 
 _PROBE_ROWS: Final = 3  # of the batch that shows what a module puts out
 _MODULE: Final = "module."
+
+
+class OutOfDeviceMemoryError(ExpertFailedError):
+    """The device has no memory for so many rows at once; fewer may fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,21 +264,32 @@ class ExpertBackend:
 
 
 def forward_through(
-    chain: Sequence[ExpertBackend], inputs: Sequence[torch.Tensor]
+    chain: Sequence[ExpertBackend], inputs: Sequence[torch.Tensor], *, at_once: int | None = None
 ) -> list[torch.Tensor]:
     """Run experts one after the other without autograd, each on the outputs of the one before.
 
+    Args:
+        chain: the experts.
+        inputs: of the first.
+        at_once: rows that are computed together, or None for all.
+
     Raises:
+        OutOfDeviceMemoryError: there is no room for so many rows.
         ExpertFailedError: one of them failed, or its output does not fit its schema.
     """
     with torch.no_grad(), failures(chain, "forward"):
-        return [each.cpu() for each in _run_through(chain, inputs)]
+        pieces = [
+            [each.cpu() for each in _run_through(chain, piece)] for piece in _split(inputs, at_once)
+        ]
+        return _rejoin(pieces)
 
 
 def backward_through(
     chain: Sequence[ExpertBackend],
     inputs: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
+    *,
+    at_once: int | None = None,
 ) -> list[torch.Tensor]:
     """Run experts again under autograd, step each one's optimiser, and give input gradients.
 
@@ -284,30 +300,26 @@ def backward_through(
         chain: the experts, each of which takes the outputs of the one before.
         inputs: of the first.
         gradients: of the outputs of the last; the steps minimise their inner product with them.
+        at_once: rows that are computed together, or None for all; there is one step in any case.
 
     Returns:
         For each input a tensor of its shape and dtype; zeros where there is no gradient.
 
     Raises:
+        OutOfDeviceMemoryError: there is no room for so many rows.
         ExpertFailedError: something failed or was not finite. No step was taken, or else the
             experts it was taken in are broken until they are restored.
     """
     with torch.enable_grad(), failures(chain, "backward"):
-        leaves = [each.to(chain[0].device).detach() for each in inputs]
-        for leaf in leaves:
-            leaf.requires_grad_(leaf.is_floating_point())
-        outputs = _run_through(chain, leaves)
-        wanted = [
-            (output, gradient.to(output.device))
-            for output, gradient in zip(outputs, gradients, strict=True)
-            if output.requires_grad
-        ]
         try:
-            if wanted:
-                torch.autograd.backward(
-                    [output for output, _ in wanted], [gradient for _, gradient in wanted]
-                )
-            answer = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
+            answer = _rejoin(
+                [
+                    _accumulate(chain, *pieces)
+                    for pieces in zip(
+                        _split(inputs, at_once), _split(gradients, at_once), strict=True
+                    )
+                ]
+            )
             if not all_finite(answer):
                 raise ExpertFailedError(f"{_named(chain)} has input gradients that are not finite")
             for expert in chain:
@@ -316,7 +328,41 @@ def backward_through(
         finally:
             for expert in chain:
                 expert.forget_gradients()
-        return [each.cpu() for each in answer]
+        return answer
+
+
+def _accumulate(
+    chain: Sequence[ExpertBackend],
+    inputs: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """Add to the parameters' gradients, and give those of the inputs."""
+    leaves = [each.to(chain[0].device).detach() for each in inputs]
+    for leaf in leaves:
+        leaf.requires_grad_(leaf.is_floating_point())
+    outputs = _run_through(chain, leaves)
+    wanted = [
+        (output, gradient.to(output.device))
+        for output, gradient in zip(outputs, gradients, strict=True)
+        if output.requires_grad
+    ]
+    if wanted:
+        torch.autograd.backward(
+            [output for output, _ in wanted], [gradient for _, gradient in wanted]
+        )
+    return [(torch.zeros_like(x) if x.grad is None else x.grad).cpu() for x in leaves]
+
+
+def _split(tensors: Sequence[torch.Tensor], rows: int | None) -> list[Sequence[torch.Tensor]]:
+    if rows is None or rows >= len(tensors[0]):
+        return [tensors]
+    return list(zip(*(torch.split(each, rows) for each in tensors), strict=True))
+
+
+def _rejoin(pieces: Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:
+    if len(pieces) == 1:
+        return pieces[0]
+    return [torch.cat(tensors) for tensors in zip(*pieces, strict=True)]
 
 
 def _run_through(
@@ -349,15 +395,27 @@ def _named(chain: Sequence[ExpertBackend]) -> str:
 
 @contextlib.contextmanager
 def failures(chain: Sequence[ExpertBackend], what: str) -> Iterator[None]:
-    """Turn whatever a module raises into an `ExpertFailedError`."""
+    """Turn whatever a module raises into an `ExpertFailedError`.
+
+    Raises:
+        OutOfDeviceMemoryError: the device has no memory left.
+        ExpertFailedError: anything else went wrong.
+    """
     try:
         yield
     except ExpertFailedError:
         raise
     except Exception as error:
-        raise ExpertFailedError(
-            f"{_named(chain)} failed in {what}: {type(error).__name__}: {error}"
-        ) from error
+        kind = OutOfDeviceMemoryError if _is_lack_of_memory(error) else ExpertFailedError
+        raise kind(f"{_named(chain)} failed in {what}: {type(error).__name__}: {error}") from error
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    # On CUDA it has a class of its own; torch's allocator of main memory says it in words.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+    )
 
 
 def build_backend(
@@ -369,20 +427,21 @@ def build_backend(
 
     Args:
         uid: the expert.
-        settings: layer, hidden_dim, optimiser, seed and device.
+        settings: layer and hidden_dim, or model and dtype; optimiser, seed and device.
         outputs: what it puts out, where another expert of the same settings has shown it.
 
     Raises:
         ConfigError: the layer, the optimiser or the device does not exist, or they do not fit.
+        ModelError: the model has no such block, or it cannot be read.
     """
-    layer = find_layer(settings.layer)
+    layer = block_layer(uid, settings) if settings.model else find_layer(settings.layer)
     inputs = check_input_specs(layer, settings.hidden_dim)
-    digest = hashlib.sha256(f"{settings.seed}/{uid.name}".encode()).digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    with seeded(settings.seed, uid.name):
         try:
             module = layer.build(settings.hidden_dim)
             module = module.to(settings.device).train()
+        except ModelError:
+            raise
         except Exception as error:
             raise ConfigError(
                 f"cannot build the layer {layer.name} with hidden_dim={settings.hidden_dim} on"
