@@ -25,6 +25,8 @@ class RpcSettings:
     header_timeout: float = 10.0  # from a stream's opening to its request's header
     payload_patience: float = 30.0  # for each 256 KiB of a request's tensors to arrive
     token_cache_size: int = 4096
+    codec_threads: int = 2  # that encode and decode large tensors beside the network
+    codec_inline_bytes: int = 256 * KIB  # of a call's tensors; for less a thread costs more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import torch
 import trio
 
 from p2pnode.config import RpcSettings
+from p2pnode.config.experts import Codec
 from p2pnode.errors import (
     ConnectionClosedError,
     DeadlineExceededError,
@@ -24,6 +25,8 @@ from p2pnode.errors import (
 )
 from p2pnode.host import Connection, Host, Stream
 from p2pnode.rpc.access import Access
+from p2pnode.rpc.codecs.names import held_bytes, travelling
+from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.rpc.framing import IncomingMessage, send_and_receive
 from p2pnode.rpc.messages import (
     PROTOCOL,
@@ -34,7 +37,7 @@ from p2pnode.rpc.messages import (
     encode_request,
 )
 from p2pnode.rpc.schema import ExpertInfo, TensorMeta
-from p2pnode.rpc.tensors import buffer_of, metas_of
+from p2pnode.rpc.tensors import metas_of
 from p2pnode.security.tokens import Membership
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
@@ -65,12 +68,13 @@ class TensorClient:
     ) -> None:
         self.access = Access(host, memberships)
         self._settings = settings
+        self._transcoder = Transcoder(settings)
 
     async def info(
         self, peer_id: PeerId, uid: Uid, *, span: int = 1, timeout: float | None = None
     ) -> ExpertInfo:
         """Ask what the expert takes and gives; of a span, what its first takes and last gives."""
-        reply, _ = await self._call(peer_id, "info", uid, span=span, timeout=timeout, expected=())
+        reply, _ = await self._call(peer_id, "info", uid, span=span, timeout=timeout, answer=())
         if reply.info is None:
             raise ExpertFailedError(f"{peer_id} did not describe {uid}")
         return reply.info
@@ -84,6 +88,8 @@ class TensorClient:
         span: int = 1,
         timeout: float | None = None,
         info: ExpertInfo | None = None,
+        codec: Codec = "none",
+        trace: bytes = b"",
     ) -> list[torch.Tensor]:
         """Compute the expert's outputs.
 
@@ -94,18 +100,31 @@ class TensorClient:
             span: run through so many consecutive layers, of which `uid` is the first.
             timeout: seconds, or None for the configured default.
             info: the schema, to check both what is sent and what comes back.
+            codec: how tensors travel, there and back.
+            trace: 8 bytes for the host's log, or nothing.
 
         Raises:
             SchemaError, TensorTooLargeError: the inputs do not fit; nothing was sent when `info`
                 is given.
+            NonFiniteError: the inputs hold NaN or infinite values, which the codec cannot carry;
+                nothing was sent.
         """
         metas = metas_of(inputs)
-        expected = None
+        answer = None
         if info is not None:
             info.check_inputs(metas)
-            expected = tuple(info.outputs_of(metas))
+            answer = tuple(info.outputs_of(metas))
         _, outputs = await self._call(
-            peer_id, "forward", uid, inputs, metas, span=span, timeout=timeout, expected=expected
+            peer_id,
+            "forward",
+            uid,
+            inputs,
+            metas,
+            span=span,
+            timeout=timeout,
+            answer=answer,
+            codec=codec,
+            trace=trace,
         )
         return outputs
 
@@ -120,6 +139,8 @@ class TensorClient:
         span: int = 1,
         timeout: float | None = None,
         info: ExpertInfo | None = None,
+        codec: Codec = "none",
+        trace: bytes = b"",
     ) -> list[torch.Tensor]:
         """Step the expert's optimiser, and return the gradients of the inputs.
 
@@ -134,6 +155,8 @@ class TensorClient:
                 them are stepped, or none.
             timeout: seconds, or None for the configured default.
             info: the schema, to check what is sent.
+            codec: how tensors travel, there and back.
+            trace: 8 bytes for the host's log, or nothing.
 
         Raises:
             SchemaError, TensorTooLargeError: the tensors do not fit; nothing was sent when `info`
@@ -151,9 +174,11 @@ class TensorClient:
             (*metas, *gradient_metas),
             span=span,
             timeout=timeout,
-            expected=metas,
+            answer=metas,
             gradients=len(gradient_metas),
             call_id=call_id,
+            codec=codec,
+            trace=trace,
         )
         return input_gradients
 
@@ -167,9 +192,11 @@ class TensorClient:
         *,
         span: int,
         timeout: float | None,
-        expected: tuple[TensorMeta, ...] | None = None,
+        answer: tuple[TensorMeta, ...] | None = None,
         gradients: int = 0,
         call_id: bytes = b"",
+        codec: Codec = "none",
+        trace: bytes = b"",
     ) -> tuple[Reply, list[torch.Tensor]]:
         size = sum(meta.nbytes for meta in metas)
         if size > self._settings.max_call_bytes:
@@ -180,10 +207,12 @@ class TensorClient:
         membership = self.access.membership(uid.run)
         timeout = self._settings.default_timeout if timeout is None else timeout
         timeout = min(timeout, self._settings.max_deadline)  # hosts cut longer ones too
+        sent = tuple(travelling(meta, codec) for meta in metas)
+        expected = None if answer is None else tuple(travelling(meta, codec) for meta in answer)
         with trio.move_on_after(timeout):
-            buffers = [buffer_of(tensor) for tensor in tensors]
+            buffers = await self._transcoder.encode(tensors, sent)
             connection = await self.access.connect(peer_id)
-            exchange = _Exchange(self._settings, peer_id, uid, expected)
+            exchange = _Exchange(self._settings, self._transcoder, peer_id, uid, expected)
 
             async def ask(token: bytes | None) -> tuple[Reply, list[torch.Tensor]]:
                 remaining = trio.current_effective_deadline() - trio.current_time()
@@ -192,10 +221,12 @@ class TensorClient:
                     uid=uid.in_run(membership.run_id),
                     span=span,
                     milliseconds=int(max(0.0, remaining) * 1000),
-                    tensors=metas,
+                    tensors=sent,
                     gradients=gradients,
                     call_id=call_id,
                     token=token,
+                    trace=trace,
+                    reply=codec,
                 )
                 return await exchange.run(connection, encode_request(request), buffers)
 
@@ -211,11 +242,13 @@ class _Exchange:
     def __init__(
         self,
         settings: RpcSettings,
+        transcoder: Transcoder,
         peer_id: PeerId,
         uid: Uid,
         expected: tuple[TensorMeta, ...] | None,
     ) -> None:
         self._settings = settings
+        self._transcoder = transcoder
         self._peer_id = peer_id
         self._uid = uid
         self._expected = expected
@@ -248,9 +281,10 @@ class _Exchange:
         reply = decode_reply(await incoming.header(self._settings.max_header_bytes))
         if reply.error is None and self._expected not in {None, reply.tensors}:
             raise ProtocolError("its tensors are not what the schema promises")
-        if sum(meta.nbytes for meta in reply.tensors) > self._settings.max_call_bytes:
+        if sum(map(held_bytes, reply.tensors)) > self._settings.max_call_bytes:
             raise ProtocolError("its tensors exceed the limit of one call")
-        return reply, await incoming.tensors(reply.tensors)
+        received = await incoming.tensors(reply.tensors)
+        return reply, await self._transcoder.decode(received, reply.tensors)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import trio
 
 from p2pnode.errors import DeadlineExceededError, ProtocolError, RemoteError
 from p2pnode.host import PROGRESS_BYTES, Stream
+from p2pnode.rpc.codecs.names import wire_form
 from p2pnode.rpc.messages import PREFIX_BYTES
 from p2pnode.rpc.schema import TensorMeta
 from p2pnode.rpc.tensors import empty
@@ -127,7 +128,7 @@ class IncomingMessage:
     async def tensors(
         self, metas: Sequence[TensorMeta], *, patience: float = math.inf
     ) -> list[torch.Tensor]:
-        """Allocate and receive the tensors that the header declares.
+        """Allocate and receive what travels of the tensors that the header declares.
 
         Args:
             metas: of the tensors.
@@ -140,7 +141,7 @@ class IncomingMessage:
         """
         tensors = []
         for meta in metas:
-            tensor, buffer = empty(meta)
+            tensor, buffer = empty(wire_form(meta))
             known = min(len(self._ahead), len(buffer))
             buffer[:known] = self._ahead[:known]
             self._ahead = self._ahead[known:]

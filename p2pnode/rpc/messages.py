@@ -7,21 +7,24 @@ A call is one stream. Each side sends one message:
 Request:  {v: 1, op: "info" | "forward" | "backward", uid: "<run id>/<block.i.j>", ms: deadline in
           milliseconds from now, span?: so many consecutive layers from `uid` on are one call (1),
           token?: biscuit, id?: 16 bytes (backward), grads?: how many of the tensors, at the end,
-          are gradients of outputs, tensors: [[dtype, shape, codec, bytes]…]}
+          are gradients of outputs, trace?: 8 bytes by which the logs of both sides can be joined,
+          reply?: the codec wanted for the answer (none), tensors: [[dtype, shape, codec, bytes on
+          the wire]…]}
 Reply:    {v: 1, tensors: […]} | {v: 1, info: {…}} | {v: 1, error: [code, sentence]}
 
-Elements are little-endian in row-major order, tensor after tensor without padding. The only codec
-of version 1 is `none`. Keys a reader does not know are skipped; a change that cannot be skipped
-raises `v`. The `token` stands in the first call of a connection for each run, and again when the
-server answers 401 to a call without one.
+Elements are little-endian in row-major order, tensor after tensor without padding; or what a
+tensor's codec makes of them, as `p2pnode.rpc.codecs.names` has it. Keys a reader does not know are
+skipped; a change that cannot be skipped raises `v`. The `token` stands in the first call of a
+connection for each run, and again when the server answers 401 to a call without one.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 import msgpack
 
+from p2pnode.config.experts import CODECS, Codec
 from p2pnode.errors import (
     BadRequestError,
     CallError,
@@ -30,6 +33,7 @@ from p2pnode.errors import (
     ProtocolError,
     from_code,
 )
+from p2pnode.rpc.codecs.names import read_codec, wire_bytes
 from p2pnode.rpc.schema import MAX_TENSORS, ExpertInfo, TensorMeta, read_meta, shown
 from p2pnode.wire.uids import Uid
 
@@ -37,7 +41,7 @@ PROTOCOL: Final = "/p2pnode/tensor/1.0.0"
 VERSION: Final = 1
 PREFIX_BYTES: Final = 4
 CALL_ID_BYTES: Final = 16
-CODEC: Final = "none"
+TRACE_BYTES: Final = 8
 MAX_SPAN: Final = 256  # layers of one call: twice those of the deepest language models
 
 _MAX_SENTENCE: Final = 500  # characters of an error message, sent or received
@@ -59,6 +63,8 @@ class Request:
     gradients: int = 0  # so many of `tensors`, the last ones, are gradients of outputs
     call_id: bytes = b""
     token: bytes | None = None
+    trace: bytes = b""  # of TRACE_BYTES, or nothing
+    reply: Codec = "none"  # wanted for the answer's tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +91,10 @@ def encode_request(request: Request) -> bytes:
     if request.operation == "backward":
         header["id"] = request.call_id
         header["grads"] = request.gradients
+    if request.trace:
+        header["trace"] = request.trace
+    if request.reply != "none":
+        header["reply"] = request.reply
     if request.tensors:
         header["tensors"] = pack_metas(request.tensors)
     return prefixed(header)
@@ -101,14 +111,13 @@ def decode_request(data: bytes) -> Request:
         operation = header.get("op")
         if operation not in OPERATIONS:
             raise BadRequestError(f"the operation {shown(operation)} is not one of a call")
-        tensors = unpack_metas(header.get("tensors", []))
-        gradients = header.get("grads", 0)
-        call_id = header.get("id", b"")
+        tensors = unpack_metas(header.get("tensors", []), CODECS)
+        gradients, call_id = 0, b""
         if operation == "backward":
-            if not isinstance(call_id, bytes) or len(call_id) != CALL_ID_BYTES:
-                raise BadRequestError(f"a backward call needs an id of {CALL_ID_BYTES} bytes")
-            if type(gradients) is not int or not 0 <= gradients <= len(tensors):
-                raise BadRequestError("the number of gradients does not fit the tensors")
+            gradients, call_id = _read_backward(header, tensors)
+        trace = header.get("trace", b"")
+        if not isinstance(trace, bytes) or len(trace) not in {0, TRACE_BYTES}:
+            raise BadRequestError(f"a trace must have {TRACE_BYTES} bytes")
         milliseconds = header.get("ms")
         if type(milliseconds) is not int or not 0 <= milliseconds <= _MAX_MILLISECONDS:
             raise BadRequestError("the deadline must be in milliseconds")
@@ -119,12 +128,23 @@ def decode_request(data: bytes) -> Request:
             milliseconds=milliseconds,
             span=span,
             tensors=tensors,
-            gradients=gradients if operation == "backward" else 0,
-            call_id=call_id if operation == "backward" else b"",
+            gradients=gradients,
+            call_id=call_id,
             token=read_token(header),
+            trace=trace,
+            reply=read_codec(header.get("reply", "none")),
         )
     except (ProtocolError, InvalidUidError) as error:
         raise BadRequestError(str(error)) from error
+
+
+def _read_backward(header: Mapping[Any, Any], tensors: Sequence[TensorMeta]) -> tuple[int, bytes]:
+    gradients, call_id = header.get("grads", 0), header.get("id", b"")
+    if not isinstance(call_id, bytes) or len(call_id) != CALL_ID_BYTES:
+        raise BadRequestError(f"a backward call needs an id of {CALL_ID_BYTES} bytes")
+    if type(gradients) is not int or not 0 <= gradients <= len(tensors):
+        raise BadRequestError("the number of gradients does not fit the tensors")
+    return gradients, call_id
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -158,7 +178,7 @@ def decode_reply(data: bytes) -> Reply:
         return Reply(error=from_code(code, shown))
     if (info := header.get("info")) is not None:
         return Reply(info=ExpertInfo.from_wire(info))
-    return Reply(tensors=unpack_metas(header.get("tensors")))
+    return Reply(tensors=unpack_metas(header.get("tensors"), CODECS))
 
 
 def read_span(header: Mapping[Any, Any]) -> tuple[Uid, int]:
@@ -218,14 +238,20 @@ def unpack_header(data: bytes) -> dict[Any, Any]:
 
 def pack_metas(tensors: Sequence[TensorMeta]) -> list[Any]:
     """Describe tensors as they stand in a header."""
-    return [[meta.dtype, meta.shape, CODEC, meta.nbytes] for meta in tensors]
+    return [[meta.dtype, meta.shape, meta.codec, wire_bytes(meta)] for meta in tensors]
 
 
-def unpack_metas(data: Any) -> tuple[TensorMeta, ...]:
+def unpack_metas(
+    data: Any, allowed: Collection[Codec] = frozenset({"none"})
+) -> tuple[TensorMeta, ...]:
     """Read what `pack_metas` gave.
 
+    Args:
+        data: as it came.
+        allowed: the codecs that the protocol has.
+
     Raises:
-        ProtocolError: it is malformed.
+        ProtocolError: it is malformed, or in another codec.
     """
     if not isinstance(data, list) or len(data) > MAX_TENSORS:
         raise ProtocolError(f"a call's tensors must be a list of at most {MAX_TENSORS}")
@@ -235,9 +261,11 @@ def unpack_metas(data: Any) -> tuple[TensorMeta, ...]:
             raise ProtocolError("a tensor is described by dtype, shape, codec and size")
         dtype, shape, codec, size = entry
         meta = read_meta(dtype, shape)
-        if codec != CODEC:
-            raise ProtocolError(f"the codec {shown(codec)} is not known here")
-        if type(size) is not int or size != meta.nbytes:
+        if codec != "none":
+            meta = replace(meta, codec=read_codec(codec, meta.dtype))
+        if meta.codec not in allowed:
+            raise ProtocolError(f"tensors do not travel as {meta.codec} here; send them as none")
+        if type(size) is not int or size != wire_bytes(meta):
             raise ProtocolError(f"a tensor of {meta} cannot have {shown(size)} bytes")
         found.append(meta)
     return tuple(found)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+from p2pnode.config.experts import Codec
 from p2pnode.errors import ProtocolError, SchemaError, TensorTooLargeError
 
 ITEM_BYTES: Final = {
@@ -33,14 +34,15 @@ _MAX_TEXT: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class TensorMeta:
-    """Dtype and shape of one tensor."""
+    """Dtype and shape of one tensor, and how it travels."""
 
     dtype: str
     shape: tuple[int, ...]
+    codec: Codec = "none"
 
     @property
     def nbytes(self) -> int:
-        """The size of its elements in bytes."""
+        """The size of its elements in bytes; `p2pnode.rpc.codecs.names` has that on the wire."""
         return ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
     def __str__(self) -> str:

@@ -19,6 +19,8 @@ from p2pnode.errors import (
     BadRequestError,
     ConnectionClosedError,
     DeadlineExceededError,
+    ExpertFailedError,
+    NonFiniteError,
     P2PNodeError,
     StreamResetError,
     TensorTooLargeError,
@@ -27,6 +29,8 @@ from p2pnode.events import Event
 from p2pnode.host import Host, Stream
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.budget import Budget, Charge
+from p2pnode.rpc.codecs.names import held_bytes, travelling
+from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.rpc.framing import IncomingMessage, send_message
 from p2pnode.rpc.messages import (
     PROTOCOL,
@@ -36,7 +40,7 @@ from p2pnode.rpc.messages import (
     encode_reply,
 )
 from p2pnode.rpc.schema import ExpertInfo
-from p2pnode.rpc.tensors import buffer_of, metas_of
+from p2pnode.rpc.tensors import metas_of
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
@@ -51,6 +55,7 @@ class CallServed(Event):
     rows: int
     seconds: float
     error: str | None
+    trace: bytes = b""  # as the caller logs the call, if it gave one
 
 
 class CallHandler(ABC):
@@ -128,12 +133,18 @@ class CallHandler(ABC):
 
 
 class TensorServer:
-    """Serves `/p2pnode/tensor/1.0.0` on a host, from its construction until `close`."""
+    """Serves `/p2pnode/tensor/1.0.0` on a host, from its construction until `close`.
+
+    Attributes:
+        budget: of tensors and calls, for other protocols of the host that carry tensors, too.
+        transcoder: likewise.
+    """
 
     def __init__(
         self, host: Host, settings: RpcSettings, handler: CallHandler, authority: Authority
     ) -> None:
         self.budget = Budget(settings)
+        self.transcoder = Transcoder(settings)
         self._host = host
         self._settings = settings
         self._handler = handler
@@ -193,10 +204,11 @@ class TensorServer:
         metas, gradient_metas = request.tensors[:count], request.tensors[count:]
         if request.operation == "forward":
             call.rows = info.check_inputs(metas)
-            answer = info.outputs_of(metas)
+            wanted = info.outputs_of(metas)
         else:
             call.rows = info.check_gradients(metas, gradient_metas)
-            answer = list(metas)
+            wanted = list(metas)
+        answer = [travelling(meta, request.reply) for meta in wanted]
         size = sum(meta.nbytes for meta in request.tensors)
         if size > self._settings.max_call_bytes:
             raise TensorTooLargeError(
@@ -204,9 +216,10 @@ class TensorServer:
                 f" {self._settings.max_call_bytes}, so send fewer rows at once"
             )
         self._handler.check(request.uid, request.span, caller=call.stream.peer_id)
-        charge.add(size + sum(meta.nbytes for meta in answer))
-        tensors = await call.incoming.tensors(
-            request.tensors, patience=self._settings.payload_patience
+        charge.add(sum(map(held_bytes, (*request.tensors, *answer))))
+        tensors = await self.transcoder.decode(
+            await call.incoming.tensors(request.tensors, patience=self._settings.payload_patience),
+            request.tensors,
         )
         inputs, gradients = tensors[:count], tensors[count:]
         if request.operation == "forward":
@@ -231,8 +244,15 @@ class TensorServer:
                     deadline=deadline,
                 )
             )
-        header = encode_reply(Reply(tensors=metas_of(outputs)))
-        await send_message(call.stream, header, [buffer_of(tensor) for tensor in outputs])
+        sent = tuple(travelling(meta, request.reply) for meta in metas_of(outputs))
+        try:
+            buffers = await self.transcoder.encode(outputs, sent)
+        except NonFiniteError as error:
+            raise ExpertFailedError(
+                f"{request.uid.name} answers NaN or infinite values, which {request.reply} cannot"
+                " carry"
+            ) from error
+        await send_message(call.stream, encode_reply(Reply(tensors=sent)), buffers)
 
 
 async def send_refusal(stream: Stream, error: P2PNodeError, timeout: float) -> None:
@@ -266,6 +286,7 @@ class _Call:
             rows=self.rows,
             seconds=trio.current_time() - self._began,
             error=error,
+            trace=self.request.trace if self.request else b"",
         )
 
     async def watched(

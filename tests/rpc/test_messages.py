@@ -1,5 +1,9 @@
+import json
+from pathlib import Path
+
 import msgpack
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,10 +15,13 @@ from p2pnode.errors import (
     SchemaError,
     UnknownExpertError,
 )
+from p2pnode.rpc.codecs.names import CODECS, travelling, wire_form
+from p2pnode.rpc.codecs.transform import decode, encode
 from p2pnode.rpc.messages import (
     CALL_ID_BYTES,
     MAX_SPAN,
     PREFIX_BYTES,
+    TRACE_BYTES,
     Reply,
     Request,
     decode_reply,
@@ -23,8 +30,10 @@ from p2pnode.rpc.messages import (
     encode_request,
 )
 from p2pnode.rpc.schema import ITEM_BYTES, MAX_TENSORS, ExpertInfo, TensorMeta, TensorSpec
+from p2pnode.rpc.tensors import buffer_of, dtype_of, meta_of
 from p2pnode.wire.uids import Uid
 
+VECTORS = json.loads((Path(__file__).parents[1] / "golden" / "tensor_calls.json").read_text())
 UID = Uid("open:digits", "ffn0.1.2")
 META = TensorMeta("float32", (2, 3))
 INFO = ExpertInfo(
@@ -64,10 +73,15 @@ GOLDEN_REPLIES = {
 }
 GOLDEN_ERROR = "0000001d82a17601a56572726f7292cd0194ae6e6f207375636820657870657274"
 
+codecs = st.sampled_from(CODECS)
 metas = st.builds(
-    TensorMeta,
-    st.sampled_from(sorted(ITEM_BYTES)),
-    st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
+    travelling,
+    st.builds(
+        TensorMeta,
+        st.sampled_from(sorted(ITEM_BYTES)),
+        st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
+    ),
+    codecs,
 ).filter(lambda meta: meta.nbytes < 2**63)  # msgpack's integers end there, and so does memory
 requests = st.builds(
     Request,
@@ -77,6 +91,8 @@ requests = st.builds(
     span=st.integers(1, MAX_SPAN),
     tensors=st.lists(metas, max_size=4).map(tuple),
     token=st.none() | st.binary(max_size=600),
+    trace=st.just(b"") | st.binary(min_size=TRACE_BYTES, max_size=TRACE_BYTES),
+    reply=codecs,
 ) | st.builds(
     Request,
     operation=st.just("backward"),
@@ -108,6 +124,36 @@ def test_requests_have_the_bytes_of_version_1(golden, request_):
 def test_replies_have_the_bytes_of_version_1(golden, reply):
     assert encode_reply(reply).hex() == golden
     assert decode_reply(unframed(bytes.fromhex(golden))) == reply
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["what"])
+def test_whole_messages_have_the_bytes_of_version_1(vector):
+    """As other implementations would check theirs: the header, and the tensors behind it."""
+    tensors = [
+        torch.tensor(item["values"], dtype=dtype_of(item["dtype"])).reshape(item["shape"])
+        for item in vector["tensors"]
+    ]
+    metas = tuple(travelling(meta_of(tensor), vector["codec"]) for tensor in tensors)
+    sent = [buffer_of(encode(tensor, meta)) for tensor, meta in zip(tensors, metas, strict=True)]
+    if vector["what"].startswith("reply"):
+        header = encode_reply(Reply(tensors=metas))
+    else:
+        header = encode_request(
+            Request(
+                operation=vector["operation"],
+                uid=UID,
+                milliseconds=1500,
+                tensors=metas,
+                gradients=vector["gradients"],
+                call_id=bytes(range(16)) if vector["operation"] == "backward" else b"",
+                trace=bytes(range(8)),
+                reply=vector["codec"],
+            )
+        )
+    assert b"".join((header, *sent)).hex() == vector["bytes"]
+    for buffer, meta, item in zip(sent, metas, vector["tensors"], strict=True):
+        received = torch.frombuffer(bytearray(buffer), dtype=dtype_of(wire_form(meta).dtype))
+        assert decode(received, meta).flatten().tolist() == item["decoded"]
 
 
 def test_an_error_crosses_the_wire_by_its_code():
@@ -149,7 +195,12 @@ def test_garbage_is_neither_a_request_nor_a_reply(data):
         decode_reply(data)
 
 
-@given(st.sampled_from(["v", "op", "uid", "ms", "id", "grads", "tensors", "token"]), anything)
+@given(
+    st.sampled_from(
+        ["v", "op", "uid", "ms", "id", "grads", "tensors", "token", "trace", "reply", "span"]
+    ),
+    anything,
+)
 def test_a_request_with_any_field_changed_is_read_or_refused(field, value):
     header = msgpack.unpackb(unframed(encode_request(list(GOLDEN_REQUESTS.values())[2])))
     try:
@@ -185,7 +236,15 @@ def test_fields_of_later_versions_are_skipped():
         ({"uid": "ffn0.1.2"}, "run"),
         ({"uid": "../../etc/ffn0.1.2"}, "digits"),
         ({"token": "text"}, "token"),
+        ({"trace": b"short"}, "8 bytes"),
+        ({"trace": "eight by"}, "8 bytes"),
+        ({"reply": "zip"}, "codec 'zip'"),
+        ({"reply": None}, "codec a NoneType"),
         ({"tensors": [["float32", [2, 3], "zip", 24]]}, "codec 'zip'"),
+        ({"tensors": [["float32", [2, 3], "float16", 24]]}, "cannot have 24 bytes"),
+        ({"tensors": [["float32", [4097], "blockwise-int8", 4101]]}, "cannot have 4101 bytes"),
+        ({"tensors": [["bfloat16", [2, 3], "float16", 12]]}, "bfloat16 does not travel as float16"),
+        ({"tensors": [["int64", [2, 3], "blockwise-int8", 10]]}, "int64 does not travel as"),
         ({"tensors": [["float32", [2, 3], "none", 25]]}, "cannot have 25 bytes"),
         ({"tensors": [["float32", [-1, 3], "none", -12]]}, "not a size"),
         ({"tensors": [["object", [1], "none", 8]]}, "dtype 'object'"),

@@ -27,7 +27,7 @@ symmetric linear codes as in Jacob et al. 2018, section 2.1, without a zero poin
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Final
 
 from p2pnode.config.experts import CODECS, Codec
@@ -40,29 +40,24 @@ _FLOATS: Final = frozenset({"bfloat16", "float16", "float32", "float64"})
 _CAST_BYTES: Final = 2  # of float16 and bfloat16
 
 
-@dataclass(frozen=True, slots=True)
-class WireTensor:
-    """A tensor as it travels."""
+def wire_form(meta: TensorMeta) -> TensorMeta:
+    """Describe what travels of a tensor as a tensor of its own."""
+    if meta.codec == "none":
+        return meta
+    count = math.prod(meta.shape)
+    if meta.codec == "blockwise-int8":
+        return TensorMeta("uint8", (blocks_in(count) * SCALE_BYTES + count,))
+    return TensorMeta(meta.codec, (count,))
 
-    meta: TensorMeta
-    codec: Codec = "none"
 
-    @property
-    def nbytes(self) -> int:
-        """Its bytes on the wire."""
-        count = math.prod(self.meta.shape)
-        match self.codec:
-            case "none":
-                return self.meta.nbytes
-            case "blockwise-int8":
-                return blocks_in(count) * SCALE_BYTES + count
-            case _:
-                return count * _CAST_BYTES
+def wire_bytes(meta: TensorMeta) -> int:
+    """Return how many bytes of a tensor travel."""
+    return wire_form(meta).nbytes
 
-    @property
-    def held_bytes(self) -> int:
-        """What it takes to decode it: its own bytes, and those on the wire if they differ."""
-        return self.meta.nbytes if self.codec == "none" else self.meta.nbytes + self.nbytes
+
+def held_bytes(meta: TensorMeta) -> int:
+    """Return what it takes to decode a tensor: its bytes, and those that travel if they differ."""
+    return meta.nbytes if meta.codec == "none" else meta.nbytes + wire_bytes(meta)
 
 
 def blocks_in(count: int) -> int:
@@ -79,9 +74,10 @@ def codec_for(wanted: Codec, dtype: str) -> Codec:
     return wanted
 
 
-def encoded(meta: TensorMeta, wanted: Codec) -> WireTensor:
+def travelling(meta: TensorMeta, wanted: Codec) -> TensorMeta:
     """Describe a tensor as it travels when the caller wants `wanted`."""
-    return WireTensor(meta, codec_for(wanted, meta.dtype))
+    codec = codec_for(wanted, meta.dtype)
+    return meta if codec == meta.codec else replace(meta, codec=codec)
 
 
 def find_codec(name: str) -> Codec:
@@ -95,14 +91,20 @@ def find_codec(name: str) -> Codec:
     return name
 
 
-def read_codec(value: Any) -> Codec:
+def read_codec(value: Any, dtype: str | None = None) -> Codec:
     """Check a codec as it came from the wire.
 
+    Args:
+        value: what came.
+        dtype: of the tensor that travels in it; None for a codec that is wanted.
+
     Raises:
-        ProtocolError: it is not known here.
+        ProtocolError: it is not known here, or tensors of this dtype do not travel in it.
     """
     if not isinstance(value, str) or value not in CODECS:
         raise ProtocolError(
             f"the codec {shown(value)} is not known here; use one of {', '.join(CODECS)}"
         )
+    if dtype is not None and codec_for(value, dtype) != value:
+        raise ProtocolError(f"a tensor of {dtype} does not travel as {value}")
     return value

@@ -4,14 +4,14 @@
 stays in the processor's cache, and little memory is used beside the result.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Final
 
 import torch
 
 from p2pnode.errors import NonFiniteError, ProtocolError
-from p2pnode.rpc.codecs.names import BLOCK, SCALE_BYTES, WireTensor, blocks_in
+from p2pnode.rpc.codecs.names import BLOCK, SCALE_BYTES, blocks_in
+from p2pnode.rpc.schema import TensorMeta
 from p2pnode.rpc.tensors import dtype_of
 
 _PART_BLOCKS: Final = 64  # 1 MiB of float32; parts of 0.2 to 4 MiB are equally fast
@@ -22,7 +22,7 @@ _MAX_SCALE: Final = torch.nextafter(_ROUGHLY, torch.zeros_like(_ROUGHLY)).item()
 _CASTS: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def encode(tensor: torch.Tensor, described: WireTensor) -> torch.Tensor:
+def encode(tensor: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
     """Return a tensor whose elements, in row-major order, are what travels.
 
     With the codec `none` it is the tensor itself.
@@ -30,25 +30,16 @@ def encode(tensor: torch.Tensor, described: WireTensor) -> torch.Tensor:
     Raises:
         NonFiniteError: it holds NaN or infinite values, which the codec has no place for.
     """
-    if described.codec == "none":
+    if meta.codec == "none":
         return tensor
     with torch.no_grad():
         flat = tensor.detach().contiguous().view(-1)
-        if described.codec == "blockwise-int8":
+        if meta.codec == "blockwise-int8":
             return _quantise(flat)
-        return _narrow(flat, _CASTS[described.codec])
+        return _narrow(flat, _CASTS[meta.codec])
 
 
-def wire_form(described: WireTensor) -> tuple[torch.dtype, tuple[int, ...]]:
-    """Return dtype and shape of what `encode` gives, for it to be received into."""
-    if described.codec == "none":
-        return dtype_of(described.meta.dtype), described.meta.shape
-    if described.codec == "blockwise-int8":
-        return torch.uint8, (described.nbytes,)
-    return _CASTS[described.codec], (math.prod(described.meta.shape),)
-
-
-def decode(received: torch.Tensor, described: WireTensor) -> torch.Tensor:
+def decode(received: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
     """Turn what travelled, in its `wire_form`, back into the tensor.
 
     With the codec `none` it is `received` itself.
@@ -56,12 +47,12 @@ def decode(received: torch.Tensor, described: WireTensor) -> torch.Tensor:
     Raises:
         ProtocolError: a block's scale is not one.
     """
-    if described.codec == "none":
+    if meta.codec == "none":
         return received
-    dtype = dtype_of(described.meta.dtype)
-    if described.codec == "blockwise-int8":
-        return _dequantise(received, dtype).view(described.meta.shape)
-    return received.to(dtype).view(described.meta.shape)
+    dtype = dtype_of(meta.dtype)
+    if meta.codec == "blockwise-int8":
+        return _dequantise(received, dtype).view(meta.shape)
+    return received.to(dtype).view(meta.shape)
 
 
 def _narrow(flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -8,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.errors import NonFiniteError, ProtocolError
-from p2pnode.rpc.codecs.names import BLOCK, CODECS, WireTensor, codec_for, encoded
-from p2pnode.rpc.codecs.transform import decode, encode, wire_form
-from p2pnode.rpc.tensors import buffer_of, dtype_of, meta_of
+from p2pnode.rpc.codecs.names import (
+    BLOCK,
+    CODECS,
+    codec_for,
+    held_bytes,
+    travelling,
+    wire_bytes,
+    wire_form,
+)
+from p2pnode.rpc.codecs.transform import decode, encode
+from p2pnode.rpc.schema import TensorMeta
+from p2pnode.rpc.tensors import buffer_of, dtype_of, empty, meta_of
 
 FLOATS = ["bfloat16", "float16", "float32", "float64"]
 EXACT = ["bool", "int8", "int16", "int32", "int64", "uint8"]
@@ -29,14 +38,13 @@ GOLDEN = [
 
 def through(tensor, codec):
     """Send a tensor through its wire form, as bytes."""
-    described = encoded(meta_of(tensor), codec)
+    described = travelling(meta_of(tensor), codec)
     sent = bytes(buffer_of(encode(tensor, described)))
-    assert len(sent) == described.nbytes
-    dtype, shape = wire_form(described)
-    received = torch.empty(shape, dtype=dtype)
-    buffer_of(received)[:] = sent
+    assert len(sent) == wire_bytes(described)
+    received, buffer = empty(wire_form(described))
+    buffer[:] = sent
     found = decode(received, described)
-    assert meta_of(found) == described.meta
+    assert travelling(meta_of(found), codec) == described
     return found
 
 
@@ -61,7 +69,7 @@ finite_floats = any_floats.map(lambda tensor: tensor[tensor.isfinite()])
 @pytest.mark.parametrize(("codec", "values", "golden"), GOLDEN)
 def test_elements_travel_as_these_bytes(codec, values, golden):
     tensor = torch.tensor(values, dtype=torch.float32)
-    assert bytes(buffer_of(encode(tensor, encoded(meta_of(tensor), codec)))).hex() == golden
+    assert bytes(buffer_of(encode(tensor, travelling(meta_of(tensor), codec)))).hex() == golden
 
 
 @given(any_floats)
@@ -162,11 +170,11 @@ def test_blocks_refuse_what_they_have_no_place_for(bad, dtype):
 
 @given(st.integers(0, 2 * BLOCK + 9), st.randoms(use_true_random=False))
 def test_any_bytes_decode_to_finite_numbers_or_are_refused(count, random):
-    described = WireTensor(meta_of(torch.empty(count)), "blockwise-int8")
+    described = travelling(meta_of(torch.empty(count)), "blockwise-int8")
     received = torch.frombuffer(
-        bytearray(random.randbytes(described.nbytes) or b"\0"), dtype=torch.uint8
+        bytearray(random.randbytes(wire_bytes(described)) or b"\0"), dtype=torch.uint8
     )
-    received = received[: described.nbytes]
+    received = received[: wire_bytes(described)]
     try:
         found = decode(received, described)
     except ProtocolError:
@@ -177,7 +185,7 @@ def test_any_bytes_decode_to_finite_numbers_or_are_refused(count, random):
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -1.0])
 def test_a_scale_that_is_none_is_refused(scale):
-    described = WireTensor(meta_of(torch.empty(3)), "blockwise-int8")
+    described = travelling(meta_of(torch.empty(3)), "blockwise-int8")
     packed = encode(torch.ones(3), described)
     packed[:4].view(torch.float32).fill_(scale)
     with pytest.raises(ProtocolError, match="scale"):
@@ -200,9 +208,10 @@ def test_views_and_parameters_travel_as_what_they_show(codec):
     st.lists(st.integers(0, 2**20), max_size=3).map(tuple),
 )
 def test_the_sizes_are_known_before_anything_is_allocated(codec, dtype, shape):
-    meta = meta_of(torch.empty(0, dtype=dtype_of(dtype)).new_empty(0))
-    described = encoded(type(meta)(dtype, shape), codec)
-    kind, form = wire_form(described)
-    assert described.nbytes == math.prod(form) * torch.empty(0, dtype=kind).element_size()
-    both = described.meta.nbytes + described.nbytes
-    assert described.held_bytes == (both if described.codec != "none" else described.nbytes)
+    described = travelling(TensorMeta(dtype, shape), codec)
+    count = math.prod(shape)
+    scales = 4 * math.ceil(count / BLOCK)
+    sizes = {"none": described.nbytes, "float16": 2 * count, "bfloat16": 2 * count}
+    size = sizes.get(described.codec, scales + count)
+    assert wire_bytes(described) == size
+    assert held_bytes(described) == described.nbytes + (size if described.codec != "none" else 0)

@@ -1,0 +1,63 @@
+"""Encoding and decoding beside the network: large tensors would hold its loop up."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+import trio
+
+from p2pnode.config import RpcSettings
+from p2pnode.rpc.codecs.transform import decode, encode
+from p2pnode.rpc.schema import TensorMeta
+from p2pnode.rpc.tensors import buffer_of
+
+T = TypeVar("T")
+
+
+class Transcoder:
+    """Does what is little at once, and the rest in a few threads, one call's tensors in each.
+
+    Cancelling waits until the thread is done, so that none outlives its call.
+    """
+
+    def __init__(self, settings: RpcSettings) -> None:
+        self._inline_bytes = settings.codec_inline_bytes
+        self._limiter = trio.CapacityLimiter(settings.codec_threads)
+
+    async def encode(
+        self, tensors: Sequence[torch.Tensor], metas: Sequence[TensorMeta]
+    ) -> list[memoryview]:
+        """Return what travels of each tensor; with the codec `none` that is its own memory.
+
+        Raises:
+            NonFiniteError: a tensor holds NaN or infinite values, which its codec cannot carry.
+        """
+
+        def work() -> list[memoryview]:
+            pairs = zip(tensors, metas, strict=True)
+            return [buffer_of(encode(tensor, meta)) for tensor, meta in pairs]
+
+        return await self._do(work, tensors, metas)
+
+    async def decode(
+        self, received: Sequence[torch.Tensor], metas: Sequence[TensorMeta]
+    ) -> list[torch.Tensor]:
+        """Return the tensors of which `received` has travelled.
+
+        Raises:
+            ProtocolError: what has travelled is malformed.
+        """
+
+        def work() -> list[torch.Tensor]:
+            return [decode(each, meta) for each, meta in zip(received, metas, strict=True)]
+
+        return await self._do(work, received, metas)
+
+    async def _do(
+        self, work: Callable[[], T], tensors: Sequence[torch.Tensor], metas: Sequence[TensorMeta]
+    ) -> T:
+        size = sum(meta.nbytes for meta in metas if meta.codec != "none")
+        # To fetch a tensor from another device is to wait for what computes it.
+        if size <= self._inline_bytes and all(tensor.is_cpu for tensor in tensors):
+            return work()
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
