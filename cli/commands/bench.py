@@ -1,5 +1,8 @@
 """`bench …`: measure this machine and this software."""
 
+import os
+from pathlib import Path
+
 import click
 
 from cli.open_files import RESERVE, raise_open_files
@@ -56,6 +59,96 @@ def dht(*, daemons: int, values: int, hosts: int, seed: int, as_json: bool) -> N
     plan = Plan(daemons=daemons, values=values, hosts=hosts, seed=seed)
     figures = run_dht(plan, tell=(lambda _text: None) if as_json else print_note)
     print_figures(f"DHT of {daemons} daemons, loopback TCP", figures, as_json=as_json)
+
+
+@bench.command()
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=5,
+    show_default=True,
+    help="How often each figure is measured; medians count.",
+)
+@click.option(
+    "--calls",
+    type=click.IntRange(10, 100_000),
+    default=500,
+    show_default=True,
+    help="Small calls, one after the other, in one round.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1, 600.0),
+    default=3.0,
+    show_default=True,
+    help="Of concurrent calls in one round.",
+)
+@click.option(
+    "--callers",
+    type=click.IntRange(1, 64),
+    default=16,
+    show_default=True,
+    help="At once, each with an expert of its own.",
+)
+@click.option(
+    "--hidden-dim",
+    type=click.IntRange(8, 16_384),
+    default=1024,
+    show_default=True,
+    help="Width of the experts; an `ffn` of 1024 has 100 MB of weights.",
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(1, 16_384),
+    default=64,
+    show_default=True,
+    help="Of a batch that is computed.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    help="Of torch, for one operation, in hosts and here.  [as many as processors]",
+)
+@click.option(
+    "--hivemind",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False, executable=True),
+    metavar="PYTHON",
+    help="An interpreter that can import hivemind: the same calls are made there, in turn.",
+)
+@json_option
+def rpc(
+    *,
+    rounds: int,
+    calls: int,
+    seconds: float,
+    callers: int,
+    hidden_dim: int,
+    rows: int,
+    threads: int | None,
+    hivemind: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure calls of experts hosted by real daemons on loopback.
+
+    The baselines are a TCP connection that only encrypts, the same experts in this process, and
+    hivemind where an interpreter that has it is named. Nothing leaves this machine.
+    """
+    from cli.bench.figures import print_figures  # noqa: PLC0415  # `bench --help` stays quick
+    from cli.bench.rpc import Plan, run_rpc  # noqa: PLC0415
+    from cli.output import print_note  # noqa: PLC0415
+
+    plan = Plan(
+        rounds=rounds,
+        calls=calls,
+        seconds=seconds,
+        callers=callers,
+        hidden_dim=hidden_dim,
+        rows=rows,
+        threads=threads or os.cpu_count() or 1,
+        hivemind=hivemind,
+    )
+    figures = run_rpc(plan, tell=(lambda _text: None) if as_json else print_note)
+    print_figures("Calls of experts, loopback TCP", figures, as_json=as_json)
 
 
 @bench.command()

@@ -94,6 +94,12 @@ class DemoDaemon:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def process_id(self) -> int:
+        """The current process's number."""
+        assert self._process is not None, f"{self.name} was not started"
+        return self._process.pid
+
+    @property
     def address(self) -> str:
         """Where others reach it, once it is ready."""
         assert self.ready is not None, f"{self.name} is not ready"

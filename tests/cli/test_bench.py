@@ -2,13 +2,17 @@
 
 import json
 import random
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from cli.bench import dht
 from cli.bench.figures import Figure, Goal
+from cli.bench.rival import Hivemind
 from cli.main import cli
+from p2pnode.errors import LocalError
 
 NAMES = [
     "bare_sealed",
@@ -52,6 +56,32 @@ def test_a_small_dht_of_real_daemons_finds_everything():
     assert figures["values_found"]["met"]
     assert 0 < figures["get_p50"]["value"] <= figures["get_p99"]["value"]
     assert figures["store_p50"]["rounds"] == 4
+
+
+@pytest.mark.real
+def test_each_figure_of_calls_is_one_line():
+    sizes = ["--rounds", "1", "--calls", "10", "--seconds", "0.1", "--callers", "2"]
+    shape = ["--hidden-dim", "16", "--rows", "4", "--threads", "1"]
+    result = CliRunner().invoke(cli, ["bench", "rpc", "--json", *sizes, *shape])
+    assert result.exit_code == 0, result.output
+    figures = {each["name"]: each for each in map(json.loads, result.output.splitlines())}
+    assert list(figures) == [
+        *("ready", "memory", "small_p50", "small_p99", "overhead_nop", "overhead_ffn"),
+        *("bulk", "calls", "samples"),
+    ]
+    assert figures["small_p50"]["value"] <= figures["small_p99"]["value"]
+    for name in ("memory", "bulk", "samples"):
+        assert figures[name]["ratio"] > 0
+    assert figures["calls"]["value"] > 0
+
+
+def test_an_interpreter_without_hivemind_is_told_of(tmp_path):
+    shape = {"callers": 1, "hidden_dim": 8, "threads": 1}
+    with (
+        pytest.raises(LocalError, match="No module named 'hivemind'"),
+        Hivemind.started(Path(sys.executable), tmp_path, **shape),
+    ):
+        pass
 
 
 def test_each_expert_is_looked_for_by_a_daemon_that_has_not_asked_for_its_row(monkeypatch):
