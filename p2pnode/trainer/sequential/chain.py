@@ -16,8 +16,7 @@ lists: for the rest of the pass it is asked for one block at a time, which shows
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import torch
 import trio
@@ -25,49 +24,16 @@ import trio
 from p2pnode.config import Settings
 from p2pnode.errors import P2PNodeError, RemoteError, SchemaError
 from p2pnode.rpc.messages import MAX_SPAN
-from p2pnode.trainer.hosts import HOST_FAILURES
-from p2pnode.trainer.judged import FINAL, JudgedClient
+from p2pnode.trainer.judged import JudgedClient
 from p2pnode.trainer.quorum import Attempt
 from p2pnode.trainer.sequential.paces import Paces
 from p2pnode.trainer.sequential.passage import Keeper, Passage, Stage
-from p2pnode.trainer.sequential.planner import Planner
+from p2pnode.trainer.sequential.planner import Pass, Planner
 from p2pnode.trainer.sequential.routing import Hop, Route
 from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall
-from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True, eq=False)
-class _Pass:
-    """One micro-batch on its way.
-
-    Attributes:
-        policy: whether answers are searched for NaN.
-        until: when it is given up, on trio's clock.
-        alone: peers that are asked for one block at a time.
-    """
-
-    policy: CallPolicy
-    until: float
-    alone: set[PeerId] = field(default_factory=set)
-
-    @classmethod
-    def begin(cls, policy: CallPolicy) -> Self:
-        """Start the clock."""
-        return cls(policy, trio.current_time() + policy.timeout)
-
-    def receive_failure(self, hop: Hop, error: RemoteError) -> None:
-        """A hop failed.
-
-        Raises:
-            RemoteError: `error`, when no other host would do, or there is no time for one.
-        """
-        if isinstance(error, FINAL) or trio.current_time() >= self.until:
-            raise error
-        if hop.span > 1 and not isinstance(error, HOST_FAILURES):
-            self.alone.add(hop.peer_id)
 
 
 class Chain:
@@ -134,7 +100,7 @@ class Chain:
                 self._start,
                 self._stop,
                 batches[number],
-                _Pass.begin(policy),
+                Pass.begin(policy),
                 self._keeper.keep if keep else Stage.release,
             )
 
@@ -165,7 +131,7 @@ class Chain:
 
         async def run(number: int) -> torch.Tensor:
             return await self._backward(
-                passages[number], batches[number], gradients[number], _Pass.begin(policy)
+                passages[number], batches[number], gradients[number], Pass.begin(policy)
             )
 
         return await self._pipelined(len(batches), run)
@@ -177,14 +143,14 @@ class Chain:
         start: int,
         stop: int,
         inputs: torch.Tensor,
-        on_way: _Pass,
+        on_way: Pass,
         keep: Callable[[Stage], None],
     ) -> tuple[torch.Tensor, Passage]:
         passage = Passage()
         route: list[Hop] = []
         while start < stop:
             if not route:
-                route = [*await self._planner.route(start, stop, on_way.until, on_way.alone)]
+                route = [*await self._planner.route(start, stop, on_way)]
             hop = route.pop(0)
             try:
                 outputs = await self._ask(hop, inputs, on_way)
@@ -202,7 +168,7 @@ class Chain:
         return inputs, passage
 
     async def _backward(
-        self, passage: Passage, inputs: torch.Tensor, gradients: torch.Tensor, on_way: _Pass
+        self, passage: Passage, inputs: torch.Tensor, gradients: torch.Tensor, on_way: Pass
     ) -> torch.Tensor:
         call_id = self._client.new_call_id()
         stages = passage.stages
@@ -216,7 +182,7 @@ class Chain:
             stage.release()
         return gradients
 
-    async def _recompute(self, stages: Sequence[Stage], on_way: _Pass) -> torch.Tensor:
+    async def _recompute(self, stages: Sequence[Stage], on_way: Pass) -> torch.Tensor:
         """Compute again what the last of these stages put out, from the last inputs kept."""
         start, inputs = next(
             (stage.hop.start, stage.inputs)
@@ -231,7 +197,7 @@ class Chain:
         hop: Hop,
         inputs: torch.Tensor,
         gradients: torch.Tensor,
-        on_way: _Pass,
+        on_way: Pass,
         call_id: bytes,
     ) -> torch.Tensor:
         """Go backward through one stage, on its own host or on others."""
@@ -239,7 +205,7 @@ class Chain:
         route: Route = (hop,) if stands else ()
         while True:
             if not route:
-                route = await self._planner.route(hop.start, hop.stop, on_way.until, on_way.alone)
+                route = await self._planner.route(hop.start, hop.stop, on_way)
             if len(route) > 1:
                 _, passage = await self._forward(hop.start, hop.stop, inputs, on_way, _keep_all)
                 if len(passage.stages) > 1:
@@ -253,7 +219,7 @@ class Chain:
                 route = ()
 
     async def _step_parts(
-        self, passage: Passage, gradients: torch.Tensor, on_way: _Pass, call_id: bytes
+        self, passage: Passage, gradients: torch.Tensor, on_way: Pass, call_id: bytes
     ) -> torch.Tensor:
         for stage in reversed(passage.stages):
             assert stage.inputs is not None, "nothing of it was let go"
@@ -262,10 +228,10 @@ class Chain:
 
     # --- one call -------------------------------------------------------------------------------
 
-    async def _ask(self, hop: Hop, inputs: torch.Tensor, on_way: _Pass) -> torch.Tensor:
+    async def _ask(self, hop: Hop, inputs: torch.Tensor, on_way: Pass) -> torch.Tensor:
         uid, give_up, attempt = (
             self._planner.uid(hop.start),
-            await self._limit(hop, on_way),
+            await self._planner.limit(hop, on_way),
             Attempt(),
         )
         await self._client.info(hop.peer_id, uid, give_up, attempt, span=hop.span)
@@ -280,21 +246,15 @@ class Chain:
         hop: Hop,
         inputs: torch.Tensor,
         gradients: torch.Tensor,
-        on_way: _Pass,
+        on_way: Pass,
         call_id: bytes,
     ) -> torch.Tensor:
-        uid, give_up = self._planner.uid(hop.start), await self._limit(hop, on_way)
+        uid, give_up = self._planner.uid(hop.start), await self._planner.limit(hop, on_way)
         call = ExpertCall(name=uid.name, inputs=(inputs,), gradients=(gradients,), span=hop.span)
         answer = await self._client.backward(
             hop.peer_id, call, on_way.policy, give_up, Attempt(), call_id=call_id
         )
         return _only(answer, uid)
-
-    async def _limit(self, hop: Hop, on_way: _Pass) -> float:
-        """Return until when to wait for a host: half of the time where there are others."""
-        _, others = await self._planner.standing(hop)
-        now = trio.current_time()
-        return now + (on_way.until - now) / 2 if others else on_way.until
 
     # --- several micro-batches ------------------------------------------------------------------
 

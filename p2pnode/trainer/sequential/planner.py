@@ -5,20 +5,58 @@ anywhere is gone around everywhere until its ban ends.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
 
 import trio
 
 from p2pnode.config import Settings
 from p2pnode.errors import DeadlineExceededError, NotAMemberError, RemoteError
 from p2pnode.swarm.lookup import HostEntry
-from p2pnode.trainer.judged import JudgedClient
+from p2pnode.trainer.hosts import HOST_FAILURES
+from p2pnode.trainer.judged import FINAL, JudgedClient
 from p2pnode.trainer.quorum import Attempt
 from p2pnode.trainer.sequential.paces import Paces
 from p2pnode.trainer.sequential.routing import Hop, Offer, Route, cheapest_route, settle
+from p2pnode.trainer.sources import CallPolicy
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
+
+
+@dataclass(slots=True, eq=False)
+class Pass:
+    """One micro-batch, or one step of a session, on its way through the blocks.
+
+    Attributes:
+        policy: whether answers are searched for NaN.
+        until: when it is given up, on trio's clock.
+        alone: peers that are asked for one block at a time.
+        avoid: peers that are asked where nobody else is left.
+    """
+
+    policy: CallPolicy
+    until: float
+    alone: set[PeerId] = field(default_factory=set)
+    avoid: set[PeerId] = field(default_factory=set)
+
+    @classmethod
+    def begin(cls, policy: CallPolicy) -> Self:
+        """Start the clock."""
+        return cls(policy, trio.current_time() + policy.timeout)
+
+    def receive_failure(self, hop: Hop, error: RemoteError) -> None:
+        """A hop failed; the book of hosts has judged its peer already.
+
+        Raises:
+            RemoteError: `error`, when no other host would do, or there is no time for one.
+        """
+        if isinstance(error, FINAL) or trio.current_time() >= self.until:
+            raise error
+        if isinstance(error, HOST_FAILURES):
+            self.avoid.add(hop.peer_id)
+        elif hop.span > 1:
+            self.alone.add(hop.peer_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +89,10 @@ class Planner:
         """Return the uid of one block."""
         return Uid(self._client.run_id, f"{self._block}.{number}")
 
-    async def route(
-        self, start: int, stop: int, until: float, alone: Collection[PeerId] = ()
-    ) -> Route:
+    async def route(self, start: int, stop: int, on_way: Pass) -> Route:
         """Find a route from block `start` up to, but not including, `stop`.
 
         A block without a live host is waited for as long as the settings' patience lasts.
-
-        Args:
-            start: the first block.
-            stop: the block behind the last one.
-            until: when the call gives up, on trio's clock.
-            alone: peers that are to be asked for one block at a time.
 
         Raises:
             NoLiveExpertError: a block has no live host.
@@ -70,10 +100,10 @@ class Planner:
             DeadlineExceededError: the time was up before all hosts were looked up.
             NoPeersError: the node knows nobody to ask.
         """
-        patient_until = min(until, trio.current_time() + self._settings.patience)
+        patient_until = min(on_way.until, trio.current_time() + self._settings.patience)
         while True:
-            with trio.move_on_at(until) as scope:
-                survey = await self._survey(start, stop, alone)
+            with trio.move_on_at(on_way.until) as scope:
+                survey = await self._survey(start, stop, on_way)
             if scope.cancelled_caught:
                 raise DeadlineExceededError(
                     f"the hosts of {self._block}.{start} to {stop - 1} could not be looked up in"
@@ -102,17 +132,28 @@ class Planner:
             others = others and any(peer_id != hop.peer_id for peer_id in peers)
         return itself, others
 
-    async def _survey(self, start: int, stop: int, alone: Collection[PeerId]) -> _Survey:
+    async def limit(self, hop: Hop, on_way: Pass) -> float:
+        """Return until when to wait for a host: half of the time where there are others.
+
+        Raises:
+            NoPeersError: the node knows nobody to ask.
+        """
+        _, others = await self.standing(hop)
+        now = trio.current_time()
+        return now + (on_way.until - now) / 2 if others else on_way.until
+
+    async def _survey(self, start: int, stop: int, on_way: Pass) -> _Survey:
         async with self._surveying:
             rows = await self._shortlist(start, stop)
             if await self._probe(rows, start):
                 rows = await self._shortlist(start, stop)  # without those that did not answer
+        rows = [[e for e in row if e.peer_id not in on_way.avoid] or row for row in rows]
         offers = {
             entry.peer_id: self.paces.offer(
                 entry.peer_id,
                 load=entry.load,
                 surcharge=self._settings.relay_penalty * self._client.book.needs_relay(entry),
-                joins=entry.peer_id not in alone,
+                joins=entry.peer_id not in on_way.alone,
             )
             for row in rows
             for entry in row

@@ -4,6 +4,7 @@ import trio
 
 from p2pnode.experts.backend import build_backend
 from p2pnode.trainer.sequential.chain import Chain
+from p2pnode.trainer.sequential.planner import Pass
 from p2pnode.trainer.sources import CallPolicy
 from p2pnode.wire.uids import Uid
 
@@ -50,7 +51,7 @@ class Lab:
     async def look(self, chain):
         """Let a chain find out who hosts its blocks by now."""
         for _ in range(2):
-            await chain._planner.route(chain._start, chain._stop, trio.current_time() + 30)
+            await chain._planner.route(chain._start, chain._stop, Pass.begin(self.policy))
             await trio.sleep(1)
 
     async def forward(self, chain, inputs=None, keep=True):
