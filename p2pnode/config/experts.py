@@ -68,7 +68,7 @@ class HostingSettings:
     standby_interval: float = 10.0  # between two versions of an expert that a replica fetches
     standby_grace: float = 2.0  # without any host, until the first replica takes over
     reach_timeout: float = 5.0  # for a host that is announced no more to show that it lives
-    catch_up_timeout: float = 60.0  # for an expert's newer state to come before it is served
+    handover_timeout: float = 60.0  # for the state of an expert that changes hands to arrive
     handovers_at_once: int = 4
 
     def __post_init__(self) -> None:

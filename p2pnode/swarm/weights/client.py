@@ -8,7 +8,7 @@ when a fetch fails or is cancelled, and the next one goes on from there.
 import contextlib
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -17,7 +17,6 @@ import trio
 from p2pnode.config import WeightsSettings
 from p2pnode.errors import (
     DeadlineExceededError,
-    NotAMemberError,
     OverloadedError,
     P2PNodeError,
     ProtocolError,
@@ -27,10 +26,10 @@ from p2pnode.errors import (
     TransferError,
     UnknownExpertError,
 )
-from p2pnode.events import Event
-from p2pnode.host import Host, PeerMisbehaved, Stream
+from p2pnode.events import Event, EventBus
+from p2pnode.host import PeerMisbehaved, Stream
 from p2pnode.protocols.relay.core import Pace
-from p2pnode.security.tokens import Membership, Operation
+from p2pnode.rpc.access import Access
 from p2pnode.swarm.weights.core import Download
 from p2pnode.swarm.weights.manifest import Manifest, hash_of
 from p2pnode.swarm.weights.messages import (
@@ -76,60 +75,34 @@ class WeightsClient:
     """Asks other hosts for states.
 
     Args:
-        host: the network.
+        access: the way to other hosts.
         settings: limits and timeouts.
         store: where what is fetched is kept.
-        memberships: this node's own, by any key; read at each use, so they may change.
+        events: where `WeightsFetched` and misbehaviour are told.
         rng: draws the order of chunks.
     """
 
     def __init__(
         self,
-        host: Host,
+        access: Access,
         settings: WeightsSettings,
         store: StateStore,
-        memberships: Mapping[str, Membership],
+        events: EventBus,
         rng: random.Random,
     ) -> None:
-        self._host = host
+        self._access = access
         self._settings = settings
         self._store = store
-        self._memberships = memberships
+        self._events = events
         self._rng = rng
         self._pace = Pace(settings.max_download_rate)
         self._turns: dict[bytes, trio.Lock] = {}  # by the name of a state being fetched
 
     @contextlib.asynccontextmanager
     async def session(self, peer_id: PeerId, run_id: str) -> AsyncIterator["WeightsSession"]:
-        """Open a stream to ask a peer for states of one run.
-
-        Raises:
-            NotAMemberError: this node is no member of the run.
-            DialError, LimitedConnectionError: the peer cannot be reached directly.
-            RemoteError: the stream failed, or the peer's answer is an error.
-        """
-        found = [each for each in self._memberships.values() if each.run_id == run_id]
-        if not found:
-            raise NotAMemberError(f"this node is no member of the run {run_id}; use an invite")
-        membership = found[0]
-        scope: Operation = "host" if "host" in membership.scopes else "train"
-        connection = self._host.connection_to(peer_id)
-        if connection is None or connection.is_closed:
-            connection = await self._host.connect(peer_id)
-        if connection.is_limited:  # states are more than its relay carries
-            connection = await self._host.connect(peer_id, direct=True)
-        stream = await connection.open_stream([PROTOCOL])
-        done = False
-        try:
-            hello = Hello(run_id=run_id, scope=scope, token=membership.token)
-            yield WeightsSession(stream, self._settings, encode_hello(hello))
-            done = True
-        except ProtocolNotSupportedError as error:
-            raise UnknownExpertError(f"{peer_id} hosts no experts") from error
-        finally:
-            if not done:
-                stream.reset()
-        await stream.aclose()
+        """Open a stream to ask a peer for states of one run; see `greeted` for what it raises."""
+        async with greeted(self._access, peer_id, run_id, PROTOCOL) as (stream, greeting):
+            yield WeightsSession(stream, self._settings, greeting)
 
     async def head(
         self, peer_id: PeerId, uid: Uid, *, complete: bool = True, follow: float | None = None
@@ -138,7 +111,7 @@ class WeightsClient:
 
         Raises:
             UnknownExpertError: it does not host the expert.
-            RemoteError: as `session`.
+            RemoteError: it cannot be asked.
         """
         async with self.session(peer_id, uid.run) as session:
             return await session.head(uid, complete=complete, follow=follow)
@@ -209,17 +182,49 @@ class WeightsClient:
 
     def report(self, peer_id: PeerId, reason: str) -> None:
         """Say that a peer broke a rule."""
-        self._host.events.emit(
+        self._events.emit(
             PeerMisbehaved(peer_id=peer_id, address=None, reason=f"{PROTOCOL}: {reason}")
         )
 
     def emit(self, event: WeightsFetched) -> None:
         """Say that a state has come."""
-        self._host.events.emit(event)
+        self._events.emit(event)
 
     async def pace(self, size: int) -> None:
         """Wait until so many bytes may be asked for."""
         await trio.sleep_until(self._pace.reserve(size, trio.current_time()))
+
+
+@contextlib.asynccontextmanager
+async def greeted(
+    access: Access, peer_id: PeerId, run_id: str, protocol: str
+) -> AsyncIterator[tuple[Stream, bytes]]:
+    """Open a stream for one run, and give it with the greeting that it has to begin with.
+
+    Raises:
+        NotAMemberError: this node is no member of the run.
+        DialError: the peer cannot be reached, or only over a relay that carries too little.
+        UnknownExpertError: it does not speak the protocol.
+        RemoteError: the stream failed.
+    """
+    membership = access.membership(run_id)
+    connection = await access.connect(peer_id)
+    stream = await connection.open_stream([protocol])
+    done = False
+    try:
+        hello = Hello(
+            run_id=run_id,
+            scope="host" if "host" in membership.scopes else "train",
+            token=membership.token,
+        )
+        yield stream, encode_hello(hello)
+        done = True
+    except ProtocolNotSupportedError as error:
+        raise UnknownExpertError(f"{peer_id} hosts no experts") from error
+    finally:
+        if not done:
+            stream.reset()
+    await stream.aclose()
 
 
 class WeightsSession:

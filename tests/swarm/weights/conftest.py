@@ -13,6 +13,7 @@ from p2pnode.errors import UnknownExpertError
 from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.experts.runtime import compute_inline
+from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.weights.client import WeightsClient
@@ -83,7 +84,8 @@ class Holder:
         self.publisher = Publisher(self.experts, self.store)
         authority = Authority(memberships, 16)
         self.server = WeightsServer(host, settings, self.publisher, self.store, authority)
-        self.client = WeightsClient(host, settings, self.store, memberships, rng)
+        access = Access(host, memberships)
+        self.client = WeightsClient(access, settings, self.store, host.events, rng)
 
     @property
     def peer_id(self):
