@@ -102,6 +102,7 @@ class Announcer:
         self._throughput = throughput
         self._rng = rng or random.Random()
         self._uids: dict[Uid, None] = {}
+        self._loading: list[Uid] = []
         self._announced: dict[Place, _Announced] = {}
         self._issued = 0.0
         self._told: tuple[Multiaddr, ...] = ()  # where this node is, as last announced
@@ -135,6 +136,11 @@ class Announcer:
                 " experts"
             )
 
+    def set_loading(self, uids: Iterable[Uid]) -> None:
+        """Say what this node will host soon, so that others who want to help look elsewhere."""
+        self._loading = list(uids)
+        self._update()
+
     def remove(self, uids: Iterable[Uid]) -> None:
         """Withdraw experts, at once when `run` is running."""
         for uid in uids:
@@ -157,6 +163,7 @@ class Announcer:
         finally:
             undo()
             self._uids.clear()
+            self._loading.clear()
             self._update()
             with trio.move_on_after(WITHDRAWAL_TIMEOUT, shield=True):
                 await self.announce()
@@ -223,7 +230,7 @@ class Announcer:
     def _update(self) -> None:
         """Make due what has changed."""
         now = trio.current_time()
-        wanted = by_place(self._uids)
+        wanted = by_place(self._uids, self._loading)
         for place in [*wanted, *(each for each in self._announced if each not in wanted)]:
             said = self._announced.setdefault(place, _Announced())
             served = wanted.get(place, 0)
@@ -261,15 +268,15 @@ class Announcer:
             raise TokenExpiredError("this node's membership has expired; ask for a new invite")
         if trio.current_time() >= said.withdrawn_until:
             said.withdrawn = 0
-        hosts = place.kind is Kind.HOSTS
+        hosts, branches = place.kind is Kind.HOSTS, place.kind is Kind.BRANCHES
         return Entry(
             peer_id=self._host.peer_id,
             served=said.served,
-            withdrawn=said.withdrawn if hosts else 0,
+            withdrawn=0 if branches else said.withdrawn,
             issued=self._issued,
             lifetime=min(self._lifetime, proof.expires - self._issued - ROUNDING),
             load=self._load() if hosts else 0,
-            throughput=self._throughput() if hosts else 0.0,
+            throughput=0.0 if branches else self._throughput(),
             addresses=self._told if hosts else (),
             token=proof.token,
         )

@@ -141,7 +141,8 @@ class ExpertDirectory:
 
         Args:
             run_id: the run's id.
-            kind: whether what lies under the prefixes are branches, or experts and their hosts.
+            kind: whether what lies under the prefixes are branches, or experts and their hosts, or
+                those who are about to host them.
             prefixes: blocks with some of their coordinates.
             width: how many coordinates there are under each prefix.
             fresh: whether others are asked even where something is known.
@@ -331,7 +332,7 @@ class ExpertDirectory:
             )
             for bit in bits_of(places & entry.served):
                 hosts = listing.setdefault(place.first + bit, [])
-                if place.kind is Kind.HOSTS:
+                if place.kind is not Kind.BRANCHES:
                     hosts.append(host)
         for hosts in listing.values():
             hosts.sort(key=lambda host: (host.load, host.peer_id))

@@ -1,11 +1,12 @@
 """Where the index says what: the keys of its records, and which coordinates each speaks of.
 
-An expert `ffn.3.17` is listed in two kinds of record:
+An expert `ffn.3.17` is listed in up to three kinds of record:
 
 | kind     | of        | says                                                        |
 |----------|-----------|-------------------------------------------------------------|
 | branches | `ffn`     | that something lives below `ffn.3`                          |
 | hosts    | `ffn.3`   | who hosts `ffn.3.17`, and where                             |
+| loading  | `ffn.3`   | who will, as soon as it is loaded: for others that consider |
 
 Each record speaks of `SPAN` neighbouring coordinates under a prefix, its shard, so that no record
 grows with the width of a grid and wide prefixes are spread over the DHT. A set of coordinates is a
@@ -33,6 +34,7 @@ class Kind(StrEnum):
 
     BRANCHES = "branches"
     HOSTS = "hosts"
+    LOADING = "loading"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -89,12 +91,14 @@ def shards(run_id: str, kind: Kind, prefix: str, width: int) -> list[Place]:
     return [Place(run_id, kind, prefix, shard) for shard in range(-(-width // SPAN))]
 
 
-def by_place(uids: Iterable[Uid]) -> dict[Place, int]:
+def by_place(hosted: Iterable[Uid], loading: Iterable[Uid] = ()) -> dict[Place, int]:
     """Map each record that has to list some of these experts to its set of coordinates."""
     places: dict[Place, int] = {}
-    for uid in uids:
+    listed = [(Kind.HOSTS, uid) for uid in hosted] + [(Kind.LOADING, uid) for uid in loading]
+    for last, uid in listed:
         *inner, (prefix, coordinate) = uid.prefixes
-        marks = [(Kind.BRANCHES, *each) for each in inner] + [(Kind.HOSTS, prefix, coordinate)]
+        marks = [(Kind.BRANCHES, *each) for each in inner if last is Kind.HOSTS]
+        marks.append((last, prefix, coordinate))
         for kind, above, below in marks:
             place = Place(uid.run, kind, above, below // SPAN)
             places[place] = places.get(place, 0) | 1 << below % SPAN

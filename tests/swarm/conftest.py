@@ -95,6 +95,7 @@ class SwarmNetwork:
         run_id: str = RUN,
         proof_of=lambda _run_id: Proof(),
         load=lambda: 0,
+        throughput=lambda: 0.0,
         hosting: HostingSettings | None = None,
         swarm: SwarmSettings | None = None,
     ) -> SwarmNode:
@@ -109,7 +110,16 @@ class SwarmNetwork:
             host,
             dht,
             ExpertDirectory(host, dht, index, swarm),
-            Announcer(host, dht, key, hosting, proof_of=proof_of, load=load, rng=rng),
+            Announcer(
+                host,
+                dht,
+                key,
+                hosting,
+                proof_of=proof_of,
+                load=load,
+                throughput=throughput,
+                rng=rng,
+            ),
         )
         await self._nursery.start(node.run)
         if bootstrap:

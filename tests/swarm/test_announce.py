@@ -425,3 +425,30 @@ async def test_what_was_cut_off_while_it_was_announced_is_still_due(
         assert scope.cancelled_caught
         await announcer.announce()
         assert await _hosts(first.directory, "ffn0") == {}
+
+
+async def test_what_is_being_loaded_is_listed_apart_and_is_not_hosted(
+    swarm_network, autojump_clock
+):
+    async def loading(fresh=True):
+        (listing,) = await watcher.directory.listings(
+            RUN, Kind.LOADING, ["blocks"], SPAN, fresh=fresh
+        )
+        return {coordinate: _peers(hosts) for coordinate, hosts in listing.items()}
+
+    async with swarm_network(delay=lambda _a, _b: 0.01) as net:
+        node = await net.start(experts=["blocks.0"], throughput=lambda: 7.0)
+        watcher = await net.start([node])
+        node.announcer.set_loading(expand("blocks.[1:3]", RUN))
+        await trio.sleep(1)
+        assert await loading() == {1: {node.peer_id}, 2: {node.peer_id}}
+        assert set(await _hosts(watcher.directory, "blocks")) == {0}
+        await trio.sleep(60)  # it may take long
+        assert set(await loading()) == {1, 2}
+        node.announcer.add(expand("blocks.[1:3]", RUN))
+        node.announcer.set_loading([])
+        await trio.sleep(1)
+        assert await loading() == {}
+        (listing,) = await watcher.directory.listings(RUN, Kind.HOSTS, ["blocks"], SPAN, fresh=True)
+        assert sorted(listing) == [0, 1, 2]
+        assert listing[2][0].throughput == pytest.approx(7.0, rel=0.025)

@@ -22,6 +22,16 @@ RUN = "open:digits"
 def test_keys_are_what_they_always_were():
     assert Place(RUN, Kind.HOSTS, "ffn.3", 1).key == b"/p2pnode-index/open:digits/hosts/ffn.3/1"
     assert Place("7Zb1", Kind.BRANCHES, "ffn", 0).key == b"/p2pnode-index/7Zb1/branches/ffn/0"
+    assert Place(RUN, Kind.LOADING, "ffn.3", 1).key == b"/p2pnode-index/open:digits/loading/ffn.3/1"
+
+
+def test_what_is_being_loaded_makes_no_branch_alive():
+    hosted, loading = Uid(RUN, "ffn.0.1"), Uid(RUN, "ffn.5.2")
+    assert by_place([hosted], [loading]) == {
+        Place(RUN, Kind.BRANCHES, "ffn", 0): 1 << 0,
+        Place(RUN, Kind.HOSTS, "ffn.0", 0): 1 << 1,
+        Place(RUN, Kind.LOADING, "ffn.5", 0): 1 << 2,
+    }
 
 
 @given(

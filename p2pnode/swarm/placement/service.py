@@ -1,0 +1,251 @@
+"""Hosting what a run needs most: looks at the index from time to time, decides, and moves.
+
+A node that joins takes its place at once, and others see so before it has loaded anything. Later it
+looks every `placement.period`, and where a move would be worth it waits for a time drawn by chance
+and looks again: of several nodes that see the same need one moves first, and the others find it
+met. What a node keeps stays loaded.
+"""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Final
+
+import trio
+
+from p2pnode.config import PlacementSettings
+from p2pnode.errors import NoPeersError, P2PNodeError
+from p2pnode.events import Event, EventBus
+from p2pnode.swarm.entries import told
+from p2pnode.swarm.lookup import ExpertDirectory
+from p2pnode.swarm.placement.core import Decision, Offer, Server, decide
+from p2pnode.swarm.places import SPAN, Kind
+from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.uids import Uid
+
+JITTER: Final = 0.2  # of the period, by which a look comes early or late
+
+
+class PlacedHost(ABC):
+    """What is placed: the part of a node that serves layers or experts."""
+
+    @property
+    @abstractmethod
+    def uids(self) -> Sequence[Uid]:
+        """What is served now, runs named by id."""
+
+    @property
+    @abstractmethod
+    def throughput(self) -> float:
+        """Rows a second through each of them when all are in use; 0 when not known."""
+
+    @abstractmethod
+    async def place(self, add: Sequence[Uid], remove: Sequence[Uid]) -> None:
+        """Stop serving some, and serve others; those in neither list are left alone.
+
+        What is to be served is announced as loading first: that may take long, and others who see
+        the same need should find it met.
+
+        Raises:
+            P2PNodeError: it could not be done, or not all of it.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementChanged(Event):
+    """This node has chosen what it hosts, or has moved."""
+
+    level = "info"
+
+    run_id: str
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    reason: str
+    before: float  # rows a second through the run's slowest layer or expert
+    after: float  # what is expected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementFailed(Event):
+    """This node could not look at the run, or could not move; it tries again."""
+
+    level = "warning"
+
+    run_id: str
+    reason: str
+
+
+class Placement:
+    """Keeps a node where a run needs it.
+
+    Args:
+        directory: who hosts what.
+        own: this node.
+        units: the run's layers in order, or its experts, the run named by its id.
+        is_pipeline: whether they are layers.
+        capacity: how many of them this node can hold.
+        settings: when to look, and what a move is worth.
+        host: what serves them.
+        events: where `PlacementChanged` goes.
+        rng: the source of chance.
+    """
+
+    def __init__(
+        self,
+        directory: ExpertDirectory,
+        own: PeerId,
+        units: Sequence[Uid],
+        *,
+        is_pipeline: bool,
+        capacity: int,
+        settings: PlacementSettings,
+        host: PlacedHost,
+        events: EventBus,
+        rng: random.Random,
+    ) -> None:
+        self.run_id = units[0].run
+        self.moves = 0
+        self._directory = directory
+        self._own = own
+        self._units = list(units)
+        self._numbers = {uid: number for number, uid in enumerate(self._units)}
+        self._offer = Offer(
+            units=len(units),
+            capacity=capacity,
+            is_pipeline=is_pipeline,
+            min_gain=settings.min_gain,
+        )
+        self._settings = settings
+        self._host = host
+        self._events = events
+        self._rng = rng
+        self._reasons: dict[Uid, str] = {}
+        self._last: Decision | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take a place, then look for a better one again and again; never returns.
+
+        Raises:
+            P2PNodeError: nothing can be hosted at the start.
+        """
+        try:
+            servers = await self._look()
+        except NoPeersError:  # this node is the first one
+            servers = []
+        await self._follow(servers, self._decide(servers))
+        task_status.started()
+        while True:
+            period = self._settings.period * self._rng.uniform(1 - JITTER, 1 + JITTER)
+            await trio.sleep(period)
+            try:
+                await self._reconsider()
+            except P2PNodeError as error:
+                self._events.emit(PlacementFailed(run_id=self.run_id, reason=str(error)))
+
+    def describe(self) -> dict[str, Any]:
+        """Tell what is hosted and why, ready for JSON."""
+        last = self._last
+        return {
+            "units": len(self._units),
+            "capacity": self._offer.length,
+            "moves": self.moves,
+            "slowest": None if last is None else last.before,
+            "why": self._why(self._host.uids),
+        }
+
+    async def _reconsider(self) -> None:
+        if not self._decide(await self._look()).moves:
+            return
+        await trio.sleep(self._rng.uniform(0, self._settings.back_off))
+        servers = await self._look()
+        decision = self._decide(servers)
+        if decision.moves:
+            await self._follow(servers, decision)
+            self.moves += 1
+
+    async def _look(self) -> list[Server]:
+        """Return who else hosts what, as the index says now.
+
+        Raises:
+            NoPeersError: there is nobody to ask.
+        """
+        widths: dict[str, int] = {}
+        for uid in self._units:
+            widths[uid.prefix] = max(widths.get(uid.prefix, 0), uid.coordinate + 1)
+        prefixes: dict[int, list[str]] = {}
+        for prefix, width in widths.items():
+            prefixes.setdefault(-(-width // SPAN) * SPAN, []).append(prefix)
+        rates: dict[PeerId, dict[int, float]] = {}
+        for width, members in prefixes.items():
+            for kind in (Kind.HOSTS, Kind.LOADING):
+                listings = await self._directory.listings(
+                    self.run_id, kind, members, width, fresh=True
+                )
+                for prefix, listing in zip(members, listings, strict=True):
+                    for coordinate, hosts in listing.items():
+                        number = self._numbers.get(Uid(self.run_id, f"{prefix}.{coordinate}"))
+                        if number is not None:
+                            for host in hosts:
+                                rates.setdefault(host.peer_id, {})[number] = host.throughput
+        rates.pop(self._own, None)
+        return [
+            Server(str(peer_id), tuple(sorted(units)), sum(units.values()))
+            for peer_id, units in sorted(rates.items())
+        ]
+
+    def _decide(self, servers: Sequence[Server]) -> Decision:
+        hosted = tuple(
+            sorted(self._numbers[uid] for uid in self._host.uids if uid in self._numbers)
+        )
+        # As others see it: so all come to the same figures.
+        speed = told(self._host.throughput) * len(hosted)
+        own = Server(str(self._own), hosted, speed)
+        self._last = decide(self._offer, servers, own, self._rng.random())
+        return self._last
+
+    async def _follow(self, servers: Sequence[Server], decision: Decision) -> None:
+        hosted = [uid for uid in self._host.uids if uid in self._numbers]
+        wanted = [self._units[number] for number in decision.units]
+        add = [uid for uid in wanted if uid not in hosted]
+        remove = [uid for uid in hosted if uid not in wanted]
+        await self._host.place(add, remove)
+        for uid in remove:
+            self._reasons.pop(uid, None)
+        for uid in add:
+            count = sum(self._numbers[uid] in each.units for each in servers)
+            self._reasons[uid] = self._reason(count)
+        self._events.emit(
+            PlacementChanged(
+                run_id=self.run_id,
+                added=tuple(uid.name for uid in add),
+                removed=tuple(uid.name for uid in remove),
+                reason="; ".join(self._why(add)),
+                before=decision.before,
+                after=decision.after,
+            )
+        )
+
+    def _reason(self, others: int) -> str:
+        if self._offer.length == len(self._units):
+            return "all there is"
+        if not others:
+            return "nobody hosted it"
+        return f"slowest, {others} {'host' if others == 1 else 'hosts'}"
+
+    def _why(self, uids: Sequence[Uid]) -> list[str]:
+        """Say why some are hosted, neighbours with the same reason together."""
+        numbers = sorted(self._numbers[uid] for uid in uids if uid in self._reasons)
+        lines = []
+        for _, group in groupby(enumerate(numbers), lambda each: self._group(*each)):
+            members = [self._units[number] for _, number in group]
+            name = members[0].name
+            if len(members) > 1:
+                name += f"-{members[-1].coordinate}"
+            lines.append(f"{name}: {self._reasons[members[0]]}")
+        return lines
+
+    def _group(self, position: int, number: int) -> tuple[int, str, str]:
+        uid = self._units[number]
+        return number - position, uid.prefix, self._reasons[uid]

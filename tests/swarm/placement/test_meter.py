@@ -1,0 +1,44 @@
+import pytest
+
+from p2pnode.experts.events import BatchComputed
+from p2pnode.swarm.placement.meter import Meter
+from p2pnode.wire.uids import Uid
+
+
+def _batch(**changes):
+    usual = {"span": 1, "kind": "forward", "calls": 1, "rows": 64, "failed": 0, "seconds": 0.5}
+    return BatchComputed(uid=Uid("lm", "blocks.0"), **(usual | changes))
+
+
+def _speed(*batches):
+    meter = Meter()
+    for batch in batches:
+        meter.receive(batch)
+    return meter.speed
+
+
+def test_nothing_is_known_before_the_first_batch():
+    assert _speed() == 0.0
+
+
+def test_rows_through_all_layers_of_a_span_count():
+    assert _speed(_batch()) == 128.0
+    assert _speed(_batch(span=4)) == 512.0
+
+
+def test_a_backward_pass_counts_as_three_forward_passes():
+    assert _speed(_batch(kind="backward", seconds=1.5)) == 128.0
+
+
+def test_batches_count_by_the_time_they_took():
+    assert _speed(_batch(rows=100, seconds=1.0), _batch(rows=2, seconds=0.02)) == 100.0
+
+
+def test_failed_batches_and_those_that_took_no_time_do_not_count():
+    assert _speed(_batch(), _batch(rows=9999, failed=1), _batch(rows=9999, seconds=0.0)) == 128.0
+
+
+def test_what_is_long_past_counts_less_and_less():
+    old = [_batch(rows=1, seconds=1.0)] * 300
+    new = [_batch(rows=10, seconds=1.0)] * 300
+    assert _speed(*old, *new) == pytest.approx(10.0, rel=0.15)
