@@ -166,6 +166,30 @@ class ExpertBackend:
         self.steps, self.rows = state.steps, state.rows
         self.broken = ""
 
+    def move(self, device: torch.device) -> None:
+        """Take module and optimiser to another device; when it has no room they stay behind.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room.
+        """
+        before, self.device = self.device, device
+        try:
+            self._to(device)
+        except torch.OutOfMemoryError:
+            self.device = before
+            self._to(before)
+            raise
+
+    def _to(self, device: torch.device) -> None:
+        self.module.to(device)
+        if self._optimizer is not None:
+            for values in self._optimizer.state.values():
+                values |= {
+                    name: each.to(device)
+                    for name, each in values.items()
+                    if isinstance(each, torch.Tensor)
+                }
+
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Call the module on tensors of its device, with or without autograd as it is set.
 

@@ -18,6 +18,7 @@ from p2pnode.errors import (
     ExpertFailedError,
     OverloadedError,
     P2PNodeError,
+    PausedError,
     UnknownExpertError,
 )
 from p2pnode.events import EventBus
@@ -46,6 +47,7 @@ from p2pnode.wire.uids import Uid
 T = TypeVar("T")
 
 _LISTED_FAILURES: Final = 3  # in one sentence; each has an event of its own
+_CPU: Final = torch.device("cpu")
 
 
 class ExpertHost(CallHandler):
@@ -94,6 +96,8 @@ class ExpertHost(CallHandler):
         self._disk = disk or WorkerThread()
         self._changing = trio.Lock()  # adding and saving, one at a time
         self._draining = False
+        self._paused = False
+        self._moved: dict[Uid, torch.device] = {}  # where experts belong that left their device
 
     @property
     def uids(self) -> list[Uid]:
@@ -144,6 +148,46 @@ class ExpertHost(CallHandler):
         """Take no more calls, and wait until those taken are answered."""
         self._draining = True
         await self._runtime.wait_idle()
+
+    # --- pausing --------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Take no more calls until `resume`; those taken are computed."""
+        self._paused = True
+
+    async def free_device(self, patience: float) -> None:
+        """Move the experts to main memory, once calls have ended or `patience` seconds are over.
+
+        What is still queued then is computed there. Experts on the CPU stay as they are.
+        """
+        with trio.move_on_after(patience):
+            await self._runtime.wait_idle()
+        async with self._changing:
+            leaving = [
+                (uid, each.backend)
+                for uid, each in self._experts.items()
+                if each.backend.device.type == "cuda"
+            ]
+            if leaving:
+                self._moved |= {uid: backend.device for uid, backend in leaving}
+                await self._runtime.exclusive(lambda: _move([(b, _CPU) for _, b in leaving]))
+
+    async def resume(self) -> None:
+        """Move the experts back to their device, and take calls again.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room for all of them yet; nothing changes.
+        """
+        async with self._changing:
+            back = [
+                (self._experts[uid].backend, device)
+                for uid, device in self._moved.items()
+                if uid in self._experts
+            ]
+            if back:
+                await self._runtime.exclusive(lambda: _move(back))
+            self._moved.clear()
+        self._paused = False
 
     # --- experts and checkpoints ----------------------------------------------------------------
 
@@ -420,7 +464,7 @@ class ExpertHost(CallHandler):
 
         Raises:
             UnknownExpertError: one of the experts is not hosted.
-            OverloadedError: the host is shutting down.
+            OverloadedError, PausedError: the host is shutting down, or paused.
         """
         async with self._runtime.between_batches() as compute:
             found = self._find_open(uid, span)
@@ -466,6 +510,8 @@ class ExpertHost(CallHandler):
         found = self._find(uid, span)
         if self._draining:
             raise OverloadedError("the host is shutting down; call another")
+        if self._paused:
+            raise PausedError("the host is paused by its owner; call another")
         for hosted in found:
             if hosted.leaving:
                 raise self._unknown(hosted.uid)
@@ -508,3 +554,17 @@ class ExpertHost(CallHandler):
                     seconds=seconds,
                 )
             )
+
+
+def _move(moves: Sequence[tuple[ExpertBackend, torch.device]]) -> None:
+    """Move all experts or none; what they leave behind is given back to the system."""
+    origins = [(backend, backend.device) for backend, _ in moves]
+    try:
+        for backend, device in moves:
+            backend.move(device)
+    except torch.OutOfMemoryError:
+        for backend, device in origins:
+            backend.move(device)
+        raise
+    finally:
+        torch.cuda.empty_cache()  # does nothing where CUDA is not in use
