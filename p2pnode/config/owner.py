@@ -7,7 +7,7 @@ from typing import Final
 from p2pnode.config.units import GIB, MIB
 from p2pnode.errors import ConfigError
 
-_CPU: Final = re.compile(r"(\d{1,3}(?:\.\d{1,2})?)(%?)")
+_CPU: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,2})?)(%?)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class OwnerSettings:
             return None
         found = _CPU.fullmatch(self.max_cpu.strip())
         amount = float(found[1]) if found else 0.0
-        if found is None or not 0 < amount or (found[2] and amount > 100):
+        if found is None or amount == 0 or (found[2] and amount > 100):
             raise ConfigError(
                 f"owner.max_cpu is a share of all cores such as 50%, or a number of cores such as"
                 f" 1.5, not {self.max_cpu!r}"
