@@ -1,5 +1,6 @@
 """The optimisers that experts are stepped with: built, scheduled, and taken apart for the disk."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,23 @@ class _Kind:
     has_betas: bool
 
 
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """Derive an optimiser that does not care for torch.compile.
+
+    As torch wraps them, its methods import the compiler before they do anything: 70 MB of memory,
+    and a second, in every host.
+    """
+    methods = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in methods}
+    plain["step"] = torch.no_grad()(plain["step"])  # one of the wrappers did that
+    return type(kind.__name__, (kind,), plain)
+
+
 _ADAM_STATE: Final = frozenset({"step", "exp_avg", "exp_avg_sq"})
 _KINDS: Final = {
-    "adam": _Kind(torch.optim.Adam, _ADAM_STATE, has_betas=True),
-    "adamw": _Kind(torch.optim.AdamW, _ADAM_STATE, has_betas=True),
-    "sgd": _Kind(torch.optim.SGD, frozenset(), has_betas=False),
+    "adam": _Kind(_uncompiled(torch.optim.Adam), _ADAM_STATE, has_betas=True),
+    "adamw": _Kind(_uncompiled(torch.optim.AdamW), _ADAM_STATE, has_betas=True),
+    "sgd": _Kind(_uncompiled(torch.optim.SGD), frozenset(), has_betas=False),
 }
 
 

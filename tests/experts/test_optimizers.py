@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -126,3 +128,22 @@ def test_the_state_of_an_optimiser_is_read_back(settings):
     ):
         with pytest.raises(ValueError):  # noqa: PT011  # its text is not the user's
             state_from(broken, parameters, "adam")
+
+
+def test_hosting_does_not_load_the_compiler():
+    script = """
+import sys, torch
+from p2pnode.config import HostingSettings
+from p2pnode.experts.backend import build_backend
+from p2pnode.wire.uids import Uid
+
+for name in ("adam", "adamw", "sgd"):
+    backend = build_backend(Uid("run", "ffn.0"), HostingSettings(hidden_dim=4, optimizer=name))
+    x = torch.ones(2, 4)
+    before = backend.forward([x])[0]
+    backend.backward([x], [x])
+    backend.load(backend.state())
+    assert not torch.equal(backend.forward([x])[0], before)
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
