@@ -8,6 +8,7 @@ peers.json       addresses of peers met before
 runs/NAME.json   membership of a run: its id and our token, mode 0600
 runs/NAME.key    the key of a run we own, mode 0600
 experts/         checkpoints
+weights/         states that are given to other hosts, or fetched from them
 ```
 
 Secrets are written under a temporary name and moved into place, so a crash leaves the old file or
@@ -85,6 +86,11 @@ class DataDir:
     def experts(self) -> Path:
         """Where checkpoints live."""
         return self.path / "experts"
+
+    @property
+    def weights(self) -> Path:
+        """Where states lie that are given to other hosts, or fetched from them."""
+        return self.path / "weights"
 
     def create(self) -> None:
         """Create the directory for this user alone.

@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import trio
 
 from p2pnode.clock import wall_time
 from p2pnode.config import HostingSettings, Settings
 from p2pnode.errors import PermissionDeniedError, TokenExpiredError
 from p2pnode.experts.service import ExpertHost
+from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.server import CallServed, TensorServer
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.announce import Announcer, Proof
 from p2pnode.swarm.network import Network
+from p2pnode.swarm.weights.gate import Gate
+from p2pnode.swarm.weights.replication import Replication
 from p2pnode.wire.uids import Uid
 
 
@@ -28,15 +32,22 @@ class Hosting:
     """The experts of one daemon, served and announced while `run` runs."""
 
     def __init__(
-        self, network: Network, directory: Path, settings: Settings, rng: random.Random
+        self,
+        network: Network,
+        checkpoints: Path,
+        states: Path,
+        settings: Settings,
+        rng: random.Random,
     ) -> None:
         self._settings = settings
         self._memberships: dict[str, Membership] = {}  # by run id
         self._calls: Counter[str] = Counter()
+        self._is_aside = False
         events = network.host.events
-        self._experts = ExpertHost(settings.hosting, directory, events, rpc=settings.rpc)
+        self._experts = ExpertHost(settings.hosting, checkpoints, events, rpc=settings.rpc)
         authority = Authority(self._memberships, settings.rpc.token_cache_size)
-        self._server = TensorServer(network.host, settings.rpc, self._experts, authority)
+        self._gate = Gate(self._experts)
+        self._server = TensorServer(network.host, settings.rpc, self._gate, authority)
         self._announcer = Announcer(
             network.host,
             network.dht,
@@ -44,6 +55,18 @@ class Hosting:
             settings.hosting,
             proof_of=self._proof_of,
             load=self._load,
+            rng=rng,
+        )
+        self._replication = Replication(
+            network.host,
+            directory=network.directory,
+            announcer=self._announcer,
+            experts=self._experts,
+            gate=self._gate,
+            authority=authority,
+            access=Access(network.host, self._memberships),
+            states=states,
+            settings=settings,
             rng=rng,
         )
         events.on(CallServed, self._count)
@@ -58,6 +81,7 @@ class Hosting:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._experts.run)
                 await nursery.start(self._announcer.run)
+                await nursery.start(self._replication.run)
                 task_status.started()
         finally:
             self._server.close()
@@ -87,14 +111,46 @@ class Hosting:
         by_id = [uid.in_run(membership.run_id) for uid in uids]
         self._announcer.check(by_id)
         added = [status.uid for status in await self._experts.add(by_id, settings)]
-        self._announcer.add(added)
+        if not self._is_aside:
+            self._announcer.add(added)
         return [uid.in_run(membership.name) for uid in added]
 
+    # --- the owner comes first: see `p2pnode.daemon.owner.service.Standby` -----------------------
+
+    def stand_aside(self) -> None:
+        """Withdraw the experts, and refuse new calls from now on."""
+        self._is_aside = True
+        self._experts.pause()
+        self._announcer.remove(self._announcer.uids)
+
+    async def free_device(self) -> None:
+        """Let calls under way end, for a bounded time, and move the experts off their device."""
+        await self._experts.free_device(self._settings.owner.finish_timeout)
+
+    async def come_back(self) -> bool:
+        """Take calls again, and announce the experts; False while the device has no room."""
+        if self._is_aside:
+            try:
+                await self._experts.resume()
+            except torch.OutOfMemoryError:
+                return False
+            self._is_aside = False
+            self._announcer.add(self._experts.uids)
+        return True
+
+    # --- the end --------------------------------------------------------------------------------
+
     async def drain(self, grace: float) -> None:
-        """Withdraw the experts, take no more calls, and give those under way `grace` seconds."""
+        """Hand the experts over, or withdraw them, and end the calls under way.
+
+        All of it has `grace` seconds.
+        """
+        until = trio.current_time() + grace
+        with trio.move_on_at(until):
+            await self._replication.leave(sorted(self._announcer.uids))
         self._announcer.remove(self._announcer.uids)
         self._server.close()
-        with trio.move_on_after(grace):
+        with trio.move_on_at(until):
             await self._experts.drain()
 
     async def save(self) -> None:
@@ -124,6 +180,7 @@ class Hosting:
                 "queued": status.queued,
                 "restored": status.restored,
                 "saved_at": status.saved_at,
+                "standby": self._replication.stands_by(status.uid),
             }
             for status in self._experts.status()
         ]

@@ -28,6 +28,8 @@ from p2pnode.daemon.dht import DhtCommands
 from p2pnode.daemon.doctor.diagnosis import diagnose
 from p2pnode.daemon.doctor.examination import examine
 from p2pnode.daemon.doctor.facts import as_plain
+from p2pnode.daemon.owner.commands import OwnerCommands, describe_owner
+from p2pnode.daemon.owner.service import OwnerService
 from p2pnode.daemon.reachability import describe_reachability
 from p2pnode.daemon.relaying import describe_relaying
 from p2pnode.daemon.runs import RunStore
@@ -86,6 +88,7 @@ class Node:
         self._network: Network | None = None
         self._hosting: Hosting | None = None
         self._hosting_lock = trio.Lock()
+        self._owner = OwnerService(settings.owner, self.events, lambda: self._hosting)
 
     @property
     def network(self) -> Network:
@@ -148,6 +151,7 @@ class Node:
     async def _serve(self, uids: Sequence[Uid], task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as services:
             self._services = services
+            await services.start(self._owner.run)
             if uids:
                 await self.host_experts(uids, self.settings.hosting)
             control = ControlServer(
@@ -161,6 +165,7 @@ class Node:
                     "host": self._host,
                     "stop": self._stop_now,
                     "doctor": self._doctor,
+                    **OwnerCommands(self._owner).methods(),
                     **DhtCommands(self.network).methods(),
                 },
                 request_limit=self.settings.node.control_request_limit,
@@ -208,9 +213,16 @@ class Node:
                 await _load_hosting()
                 from p2pnode.daemon.hosting import Hosting  # noqa: PLC0415  # imports torch
 
-                hosting = Hosting(self.network, self._data_dir.experts, self.settings, self._rng)
+                hosting = Hosting(
+                    self.network,
+                    self._data_dir.experts,
+                    self._data_dir.weights,
+                    self.settings,
+                    self._rng,
+                )
                 await self._services.start(hosting.run)
                 self._hosting = hosting
+                self._owner.begin(hosting)
         by_run: dict[str, list[Uid]] = {}
         for uid in uids:
             by_run.setdefault(uid.run, []).append(uid)
@@ -247,6 +259,7 @@ class Node:
                 "records": network.dht.record_count,
             },
             "experts": len(self.hosted()),
+            "owner": describe_owner(self._owner),
             "calls": self._hosting.calls() if self._hosting else {},
             "runs": [membership.summary() for membership in self._memberships()],
             "budget": _describe_budgets(network.host.info().budgets),

@@ -144,12 +144,13 @@ class Handovers:
 
     # --- giving ---------------------------------------------------------------------------------
 
-    async def give_all(self, uids: Iterable[Uid]) -> list[Uid]:
+    async def leave(self, uids: Iterable[Uid]) -> list[Uid]:
         """Give experts that are served here to their replicas, or to other hosts of theirs.
 
+        What nobody takes is withdrawn, and goes on being served to those who know of it.
+
         Returns:
-            Those that another host serves now; calls of them are refused here. Cancelling leaves
-            the others as they were.
+            Those that another host serves now; calls of them are refused here.
         """
         given: list[Uid] = []
 
@@ -157,6 +158,8 @@ class Handovers:
             async with self._limiter:
                 if await self._give(uid):
                     given.append(uid)
+                else:
+                    self._local.announcer.remove([uid])
 
         async with trio.open_nursery() as nursery:
             for uid in uids:
