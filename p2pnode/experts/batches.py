@@ -2,48 +2,99 @@
 
 Runs in the device thread. A batch that fails is computed again call by call, so that one caller's
 tensors cannot fail another's call: a failed backward has not stepped, and forward changes nothing.
+
+A batch that runs out of memory is halved, by calls and then by the rows of a single one, and what
+fitted is remembered. The gradients of a call that is computed in pieces add up, and step once.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from p2pnode.errors import ExpertFailedError
-from p2pnode.experts.backend import ExpertBackend, all_finite, backward_through, forward_through
+from p2pnode.errors import CallError, ExpertFailedError
+from p2pnode.experts.backend import (
+    ExpertBackend,
+    OutOfDeviceMemoryError,
+    all_finite,
+    backward_through,
+    forward_through,
+)
 from p2pnode.experts.pool import Call
+from p2pnode.experts.row_limits import RowLimits
 
-Outcome = list[torch.Tensor] | ExpertFailedError
+Outcome = list[torch.Tensor] | CallError
 
 
-def compute_batch(chain: Sequence[ExpertBackend], calls: Sequence[Call]) -> list[Outcome]:
-    """Compute calls of one kind, that all run through one chain of experts.
+def compute_batch(
+    chain: Sequence[ExpertBackend], calls: Sequence[Call], limits: RowLimits
+) -> list[Outcome]:
+    """Compute calls of one kind and form, that all run through one chain of experts.
+
+    Args:
+        chain: the experts, in order.
+        calls: at least one.
+        limits: how much fits at once; told of what has fitted, and of what has not.
 
     Returns:
         An answer or a failure for each, in their order.
     """
+    first = calls[0]
+    amount = sum(call.amount for call in calls)
+    at_once = min(amount, limits.of(first.uids))
+    if len(calls) > 1 and amount > at_once:  # the limit has fallen since they were chosen
+        return [
+            outcome for part in _halves(calls) for outcome in compute_batch(chain, part, limits)
+        ]
+    rows = max(1, at_once // first.positions)
     try:
-        joined = _compute_joined(chain, calls)
+        joined = _compute_joined(chain, calls, rows)
+    except OutOfDeviceMemoryError as error:
+        reason = str(error)
+        parts = _halves(calls)
+        limits.failed(first.uids, amount if len(calls) > 1 else rows * first.positions)
     except ExpertFailedError as error:
+        reason = str(error)
         if len(calls) == 1:
-            return [error]
-        return [outcome for call in calls for outcome in compute_batch(chain, [call])]
-    return [_checked(call, answer) for call, answer in zip(calls, joined, strict=True)]
+            return [ExpertFailedError(reason)]  # without the frames, which hold tensors
+        parts = [[call] for call in calls]
+    else:
+        limits.worked(first.uids, at_once)
+        return [_checked(call, answer) for call, answer in zip(calls, joined, strict=True)]
+    # Here and not above: there, the error still keeps alive what did not fit.
+    free_cached_memory(chain)
+    if len(calls) == 1 and rows == 1:
+        return [ExpertFailedError(reason)]
+    return [outcome for part in parts for outcome in compute_batch(chain, part, limits)]
+
+
+def free_cached_memory(chain: Sequence[ExpertBackend]) -> None:
+    """Give the memory that torch keeps for reuse back to the devices, where it keeps any."""
+    if any(backend.device.type == "cuda" for backend in chain):
+        torch.cuda.empty_cache()
 
 
 def _compute_joined(
-    chain: Sequence[ExpertBackend], calls: Sequence[Call]
+    chain: Sequence[ExpertBackend], calls: Sequence[Call], rows: int
 ) -> list[list[torch.Tensor]]:
+    """Compute calls as one, a single one in pieces of so many rows."""
     inputs = _join([call.inputs for call in calls])
+    at_once = rows if len(calls) == 1 else None
     if calls[0].kind == "forward":
-        answer = forward_through(chain, inputs)
+        answer = forward_through(chain, inputs, at_once=at_once)
     else:
-        answer = backward_through(chain, inputs, _join([call.gradients for call in calls]))
+        gradients = _join([call.gradients for call in calls])
+        answer = backward_through(chain, inputs, gradients, at_once=at_once)
     if len(calls) == 1:
         return [answer]
-    rows = [call.rows for call in calls]
+    sizes = [call.rows for call in calls]
     # Own memory for each part: a part that is kept must not keep the whole batch.
-    parts = [[part.clone() for part in torch.split(each, rows)] for each in answer]
+    parts = [[part.clone() for part in torch.split(each, sizes)] for each in answer]
     return [list(columns) for columns in zip(*parts, strict=True)]
+
+
+def _halves(calls: Sequence[Call]) -> list[Sequence[Call]]:
+    middle = (len(calls) + 1) // 2
+    return [part for part in (calls[:middle], calls[middle:]) if part]
 
 
 def _join(columns: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:

@@ -1,22 +1,41 @@
 """Calls waiting for the device, and which of them make the next batch: pure.
 
 Calls that are computed together share a queue: those of one kind, of one expert or one span of
-layers, with tensors of one form. Among the queues that are ready, the one whose oldest call is
-oldest goes next (as in hivemind; serving the newest, as Learning@home's paper code did, starves). A
-batch takes calls of one queue in order of arrival up to a number of rows.
+layers, with tensors of one form. A batch is led by one call, and filled from its queue:
 
-Inputs: `push`, `discard`. Outputs: `next_batch`, `next_time`. Time is an argument.
+1. *Fair between callers.* Of the callers who have calls that are ready, the one who has had least
+   of the device goes next (see `shares`), whatever the number of its calls, and of its calls the
+   oldest. So no caller starves: as long as it waits, the others' times grow, and its own does not.
+   Serving the newest call, as Learning@home's paper code did, starves; serving the oldest, as
+   hivemind does, gives the device to whoever sends the most.
+2. *Deadlines.* A call that would be late if it waited for one more batch of the usual length goes
+   ahead, the most urgent first; but only while its caller is at most `urgent_lead` device seconds
+   ahead of the one whose turn it is. So urgency is borrowed, and never worth more than that.
+3. *Company.* The rest of the batch is filled from the leader's queue with calls of all callers by
+   deficit round robin (Shreedhar & Varghese 1996), counted in rows: a large call waits until its
+   caller's turns add up to it, and small calls of others are not held back by it.
+
+Inputs: `push`, `discard`, `charge`. Outputs: `take_late`, `next_batch`, `next_time`. Time is an
+argument.
 """
 
+import heapq
+import itertools
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+from p2pnode.config import HostingSettings
 from p2pnode.errors import OverloadedError
+from p2pnode.experts.row_limits import RowLimits
+from p2pnode.experts.shares import Shares
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
+
+_PACE_SMOOTHING: Final = 0.2  # weight of the newest batch in the usual length of one
+_STALE_DEADLINES: Final = 64  # entries of calls that are gone, kept in a heap beyond the others
 
 Kind = Literal["forward", "backward"]
 _Key = tuple[tuple[Uid, ...], Kind, tuple[tuple[int, ...], ...]]
@@ -41,15 +60,15 @@ class Call:
     outcome: Any = None  # the answer, or the exception that is its failure
 
     @property
+    def amount(self) -> int:
+        """What it counts against the size of a batch."""
+        return self.rows * self.positions
+
+    @property
     def name(self) -> str:
         """What is called, for messages."""
         first, last = self.uids[0].name, self.uids[-1].name
         return first if len(self.uids) == 1 else f"{first} to {last}"
-
-    @property
-    def amount(self) -> int:
-        """What it counts against the size of a batch."""
-        return self.rows * self.positions
 
     @property
     def settled(self) -> bool:
@@ -64,35 +83,57 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Calls of one queue to be computed together, and those found too late to be computed."""
+    """Calls of one queue to be computed together."""
 
     uids: tuple[Uid, ...]
     kind: Kind
     calls: list[Call]
-    late: list[Call]
+
+    @property
+    def amount(self) -> int:
+        """What its calls count together."""
+        return sum(call.amount for call in self.calls)
 
 
 @dataclass(slots=True)
 class _Queue:
     calls: dict[int, Call] = field(default_factory=dict)  # by identity, in order of arrival
+    by_caller: dict[PeerId, dict[int, Call]] = field(default_factory=dict)
     amount: int = 0
+
+
+@dataclass(slots=True)
+class _Caller:
+    calls: dict[int, Call] = field(default_factory=dict)  # of all queues, in order of arrival
+    # By deadline; some of the calls are gone, or have got more time.
+    deadlines: list[tuple[float, int, Call]] = field(default_factory=list)
+
+    @property
+    def oldest(self) -> Call:
+        return next(iter(self.calls.values()))
 
 
 class BatchPool:
     """The queues of all experts on one device.
 
     Args:
-        max_rows: of one batch, counted as `Call.amount`; a single call may not have more.
-        max_calls: queued for one expert, of all kinds and spans together.
-        window: how long a batch waits for more calls before it is ready, in seconds.
+        settings: how much fits in a batch and a queue, and what callers may use.
+        limits: what the device's memory has shown to be too much for a batch.
     """
 
-    def __init__(self, *, max_rows: int, max_calls: int, window: float) -> None:
-        self._max_rows = max_rows
-        self._max_calls = max_calls
-        self._window = window
+    def __init__(self, settings: HostingSettings, limits: RowLimits | None = None) -> None:
+        self._settings = settings
+        self._window = settings.batch_window
+        self._limits = limits or RowLimits(settings.max_batch_rows)
+        self._shares = Shares(
+            budget=settings.device_seconds_per_peer, window=settings.device_window
+        )
         self._queues: dict[_Key, _Queue] = {}  # those not empty
+        self._callers: dict[PeerId, _Caller] = {}  # those with calls
+        self._full: dict[_Key, None] = {}  # queues that have a whole batch
         self._queued: Counter[Uid] = Counter()  # calls that run through each expert
+        self._numbers = itertools.count()
+        self._pace = 0.0  # seconds of a usual batch
 
     def __len__(self) -> int:
         """Return how many calls are queued."""
@@ -102,28 +143,50 @@ class BatchPool:
         """Return how many calls of an expert are queued."""
         return self._queued[uid]
 
-    def check(self, uids: Iterable[Uid]) -> None:
+    def check(self, uids: Iterable[Uid], caller: PeerId, now: float) -> None:
         """Return if one more call of these experts may be queued.
 
         Raises:
-            OverloadedError: the queues of one of them are full.
+            OverloadedError: the queues of one of them are full; or others wait, and the caller has
+                used up its share of the queues or of the device.
         """
+        limit = self._settings.max_queued_calls
         for uid in uids:
-            if self._queued[uid] >= self._max_calls:
+            if self._queued[uid] >= limit:
                 raise OverloadedError(
-                    f"{self._max_calls} calls of {uid.name} are queued here already; go elsewhere"
+                    f"{limit} calls of {uid.name} are queued here already; go elsewhere"
                 )
+        mine = self._callers.get(caller)
+        most = self._settings.max_queued_calls_per_peer
+        if mine is not None and len(mine.calls) >= most and self._others_wait(caller, now):
+            raise OverloadedError(
+                f"{most} calls of yours are queued here and others wait; go elsewhere"
+            )
+        if self._shares.is_spent(caller, now) and self._others_wait(caller, now):
+            raise OverloadedError(
+                "you have used your share of this device for now and others wait; go elsewhere"
+            )
 
     def push(self, call: Call) -> None:
         """Queue a call.
 
         Raises:
-            OverloadedError: the expert's queues are full.
+            OverloadedError: as `check`.
         """
-        self.check(call.uids)
-        queue = self._queues.setdefault((call.uids, call.kind, call.form), _Queue())
+        self.check(call.uids, call.caller, call.arrived)
+        key = (call.uids, call.kind, call.form)
+        queue = self._queues.setdefault(key, _Queue())
         queue.calls[id(call)] = call
+        queue.by_caller.setdefault(call.caller, {})[id(call)] = call
         queue.amount += call.amount
+        if queue.amount >= self._limits.of(call.uids):
+            self._full[key] = None
+        caller = self._callers.get(call.caller)
+        if caller is None:
+            caller = self._callers[call.caller] = _Caller()
+            self._shares.enter(call.caller)
+        caller.calls[id(call)] = call
+        heapq.heappush(caller.deadlines, (call.deadline, next(self._numbers), call))
         self._queued.update(call.uids)
 
     def discard(self, call: Call) -> bool:
@@ -133,33 +196,116 @@ class BatchPool:
         call.dropped = True
         return True
 
+    def take_late(self, now: float) -> list[Call]:
+        """Take out the calls whose deadline has passed."""
+        late = []
+        for caller in tuple(self._callers.values()):
+            while (call := self._most_urgent(caller)) is not None and call.deadline <= now:
+                self._remove(call)
+                late.append(call)
+        return late
+
     def next_time(self) -> float:
         """Return when the next batch is ready, which may be in the past; infinity when empty."""
-        return min(map(self._ready_at, self._queues.values()), default=math.inf)
+        times = [caller.oldest.arrived + self._window for caller in self._callers.values()]
+        times += [next(iter(self._queues[key].calls.values())).arrived for key in self._full]
+        return min(times, default=math.inf)
 
     def next_batch(self, now: float) -> Batch | None:
         """Take the calls to compute next; None when no batch is ready."""
-        ready = [
-            (next(iter(queue.calls.values())).arrived, key)
-            for key, queue in self._queues.items()
-            if self._ready_at(queue) <= now
-        ]
-        if not ready:
+        leader = self._leader(now)
+        if leader is None:
             return None
-        key = min(ready, key=lambda entry: entry[0])[1]
-        queue = self._queues[key]
-        batch = Batch(uids=key[0], kind=key[1], calls=[], late=[])
-        amount = 0
-        for call in tuple(queue.calls.values()):
-            if call.deadline <= now:
-                batch.late.append(call)
-            elif batch.calls and amount + call.amount > self._max_rows:
-                break
-            else:
-                batch.calls.append(call)
-                amount += call.amount
+        queue = self._queues[leader.uids, leader.kind, leader.form]
+        batch = Batch(uids=leader.uids, kind=leader.kind, calls=self._fill(queue, leader))
+        for call in batch.calls:
             self._remove(call)
         return batch
+
+    def charge(self, batch: Batch, seconds: float, now: float) -> None:
+        """Note what a batch has cost, to its callers' account."""
+        amounts: Counter[PeerId] = Counter()
+        for call in batch.calls:
+            amounts[call.caller] += call.amount
+        self._shares.charge(amounts, seconds, now)
+        self._pace += _PACE_SMOOTHING * (seconds - self._pace)
+
+    def _leader(self, now: float) -> Call | None:
+        waiting = []
+        for peer_id, caller in self._callers.items():
+            call = next((each for each in caller.calls.values() if self._is_ready(each, now)), None)
+            if call is not None:
+                waiting.append((self._shares.time_of(peer_id), call.arrived, call))
+        if not waiting:
+            return None
+        time, _, call = min(waiting, key=lambda entry: entry[:2])
+        return self._urgent(time + self._settings.urgent_lead, now) or call
+
+    def _urgent(self, latest: float, now: float) -> Call | None:
+        """Return the call that must go ahead, if any, of a caller whose time allows it."""
+        found: Call | None = None
+        for peer_id, caller in self._callers.items():
+            call = self._most_urgent(caller)
+            if (
+                call is not None
+                and call.deadline < now + 2 * self._pace
+                and self._shares.time_of(peer_id) <= latest
+                and (found is None or call.deadline < found.deadline)
+            ):
+                found = call
+        return found
+
+    def _fill(self, queue: _Queue, leader: Call) -> list[Call]:
+        """Choose a batch's calls by deficit round robin, the leader and its caller first."""
+        limit = self._limits.of(leader.uids)
+        chosen, amount = [leader], leader.amount
+        waiting = {
+            peer_id: deque(call for call in calls.values() if call is not leader)
+            for peer_id, calls in queue.by_caller.items()
+        }
+        quantum = max(1, limit // len(waiting))
+        credit = dict.fromkeys(waiting, 0)
+        credit[leader.caller] = -leader.amount
+        turns = deque([leader.caller, *(each for each in waiting if each != leader.caller)])
+        while turns:
+            peer_id = turns.popleft()
+            calls = waiting[peer_id]
+            credit[peer_id] += quantum
+            while calls and calls[0].amount <= min(credit[peer_id], limit - amount):
+                call = calls.popleft()
+                credit[peer_id] -= call.amount
+                amount += call.amount
+                chosen.append(call)
+            if calls and calls[0].amount <= limit - amount:
+                turns.append(peer_id)
+        return chosen
+
+    def _is_ready(self, call: Call, now: float) -> bool:
+        key = (call.uids, call.kind, call.form)
+        oldest = next(iter(self._queues[key].calls.values()))
+        return oldest.arrived + self._window <= now or key in self._full
+
+    def _others_wait(self, peer_id: PeerId, now: float) -> bool:
+        """Tell whether another caller has waited for longer than is usual on a busy device."""
+        since = now - self._settings.tolerated_wait
+        return any(
+            caller.oldest.arrived <= since
+            for other, caller in self._callers.items()
+            if other != peer_id
+        )
+
+    def _most_urgent(self, caller: _Caller) -> Call | None:
+        """Return the call with the earliest deadline."""
+        heap = caller.deadlines
+        while heap:
+            deadline, _, call = heap[0]
+            if id(call) not in caller.calls:
+                heapq.heappop(heap)
+            elif call.deadline > deadline:  # a repetition of it brought more time
+                heapq.heapreplace(heap, (call.deadline, next(self._numbers), call))
+            else:
+                return call
+        return None
 
     def _remove(self, call: Call) -> bool:
         key = (call.uids, call.kind, call.form)
@@ -167,14 +313,30 @@ class BatchPool:
         if queue is None or queue.calls.pop(id(call), None) is None:
             return False
         queue.amount -= call.amount
+        of_caller = queue.by_caller[call.caller]
+        del of_caller[id(call)]
+        if not of_caller:
+            del queue.by_caller[call.caller]
+        if queue.amount < self._limits.of(call.uids):
+            self._full.pop(key, None)
         if not queue.calls:
             del self._queues[key]
+            self._full.pop(key, None)
+        self._remove_from_caller(call)
         for uid in call.uids:
             self._queued[uid] -= 1
             if not self._queued[uid]:
                 del self._queued[uid]
         return True
 
-    def _ready_at(self, queue: _Queue) -> float:
-        oldest = next(iter(queue.calls.values())).arrived
-        return oldest if queue.amount >= self._max_rows else oldest + self._window
+    def _remove_from_caller(self, call: Call) -> None:
+        caller = self._callers[call.caller]
+        del caller.calls[id(call)]
+        if not caller.calls:
+            del self._callers[call.caller]
+            self._shares.leave(call.caller)
+        elif len(caller.deadlines) > 2 * len(caller.calls) + _STALE_DEADLINES:
+            caller.deadlines = [
+                (each.deadline, next(self._numbers), each) for each in caller.calls.values()
+            ]
+            heapq.heapify(caller.deadlines)

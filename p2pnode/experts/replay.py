@@ -38,6 +38,10 @@ class ReplayLog:
         self._answers: OrderedDict[tuple[Uid, bytes], tuple[Any, int]] = OrderedDict()
         self.bytes = 0
 
+    def knows(self, uids: Iterable[Uid], key: bytes) -> bool:
+        """Tell whether a call was applied to any of `uids`."""
+        return any(key in self._applied.get(uid, ()) for uid in uids)
+
     def find(self, uids: Sequence[Uid], key: bytes) -> Any:
         """Return the stored answer of a call, or None if it was not applied.
 

@@ -1,4 +1,4 @@
-"""The device loop: one worker computes one batch after the other, the oldest first.
+"""The device loop: one worker computes one batch after the other.
 
 Whatever touches an expert's weights runs through `Runtime`, one piece at a time: batches, and
 `exclusive` work such as building or copying for a checkpoint. A batch's outcomes are settled
@@ -60,7 +60,7 @@ class WaitedCall(Call):
 
 
 class Runtime:
-    """Feeds the device from a pool.
+    """Feeds one device from its pool.
 
     Args:
         pool: where calls wait.
@@ -68,6 +68,8 @@ class Runtime:
         on_settled: told of each batch whose calls have just been settled, and the seconds the
             worker took.
         compute: the worker.
+        turns_of: the turns of all devices that hold some of these experts, in one order for all
+            runtimes, where there are several devices; a batch needs them all.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class Runtime:
         execute: Callable[[Sequence[Uid], Sequence[Call]], list[Outcome]],
         on_settled: Callable[[Batch, float], None],
         compute: Compute,
+        turns_of: Callable[[Sequence[Uid]], Sequence[trio.StrictFIFOLock]] | None = None,
     ) -> None:
+        self.turn = trio.StrictFIFOLock()
         self._pool = pool
         self._execute = execute
         self._on_settled = on_settled
         self._compute = compute
-        self._turn = trio.StrictFIFOLock()
+        self._turns_of = turns_of or (lambda _: (self.turn,))
         self._arrival = trio.Event()
         self._progress = trio.Event()  # of the next call that is settled or dropped
         self._computing: Batch | None = None
@@ -94,10 +98,14 @@ class Runtime:
             if (ready_at := self._pool.next_time()) > now:
                 await self._wait_for_calls(ready_at)
                 continue
-            async with self._turn:
-                batch = self._pool.next_batch(trio.current_time())
+            async with contextlib.AsyncExitStack() as held:
+                await held.enter_async_context(self.turn)
+                now = trio.current_time()
+                for call in self._pool.take_late(now):
+                    self._settle_late(call)
+                batch = self._pool.next_batch(now)
                 if batch is not None:
-                    await self._compute_batch(batch)
+                    await self._compute_batch(batch, held)
 
     def submit(self, call: Call) -> None:
         """Queue a call.
@@ -135,7 +143,7 @@ class Runtime:
     @contextlib.asynccontextmanager
     async def between_batches(self) -> AsyncIterator[Compute]:
         """Keep the next batch from starting, and give the worker meanwhile."""
-        async with self._turn:
+        async with self.turn:
             yield self._compute
 
     async def wait_idle(self, uids: Iterable[Uid] | None = None) -> None:
@@ -144,12 +152,6 @@ class Runtime:
         wanted = None if uids is None else tuple(uids)
         while self._is_busy(wanted):
             await self._progress.wait()
-
-    def withdraw(self, call: Call, error: P2PNodeError) -> None:
-        """Fail a call if it is still queued."""
-        if self._pool.discard(call):
-            call.settle(error)
-            self._tell_progress()
 
     def _is_busy(self, uids: Sequence[Uid] | None) -> bool:
         computing = () if self._computing is None else self._computing.uids
@@ -166,20 +168,26 @@ class Runtime:
         with trio.move_on_at(ready_at):
             await self._arrival.wait()
 
-    async def _compute_batch(self, batch: Batch) -> None:
-        self._computing = batch
-        for call in batch.late:
-            call.settle(
-                DeadlineExceededError(
-                    f"the deadline of a {call.kind} call of {call.name} passed while it was queued;"
-                    " allow more time or call another host"
-                )
+    def _settle_late(self, call: Call) -> None:
+        call.settle(
+            DeadlineExceededError(
+                f"the deadline of a {call.kind} call of {call.name} passed while it was queued;"
+                " allow more time or call another host"
             )
+        )
+        self._tell_progress()
+
+    async def _compute_batch(self, batch: Batch, held: contextlib.AsyncExitStack) -> None:
+        self._computing = batch
         began = trio.current_time()
         try:
-            outcomes: list[Outcome] = []
-            if batch.calls:
-                outcomes = await self._compute(lambda: self._execute(batch.uids, batch.calls))
+            turns = self._turns_of(batch.uids)
+            if len(turns) > 1:
+                await held.aclose()  # whoever holds one turn must not wait for an earlier one
+                for turn in turns:
+                    await held.enter_async_context(turn)
+            began = trio.current_time()
+            outcomes = await self._compute(lambda: self._execute(batch.uids, batch.calls))
             for call, outcome in zip(batch.calls, outcomes, strict=True):
                 call.settle(outcome)
         finally:
@@ -187,5 +195,7 @@ class Runtime:
                 if not call.settled:  # cancelled before the worker began
                     call.settle(OverloadedError("the host is shutting down; call another"))
             self._computing = None
-            self._on_settled(batch, trio.current_time() - began)
+            now = trio.current_time()
+            self._pool.charge(batch, now - began, now)
+            self._on_settled(batch, now - began)
             self._tell_progress()

@@ -38,6 +38,7 @@ from p2pnode.experts.events import (
 from p2pnode.experts.hosted import ExpertStatus, Hosted, info_of
 from p2pnode.experts.pool import Batch, BatchPool, Call, Kind
 from p2pnode.experts.replay import ReplayLog, replay_key
+from p2pnode.experts.row_limits import RowLimits
 from p2pnode.experts.runtime import Compute, Runtime, WaitedCall, WorkerThread
 from p2pnode.rpc.schema import ExpertInfo, TensorSpec
 from p2pnode.rpc.server import CallHandler
@@ -84,11 +85,8 @@ class ExpertHost(CallHandler):
         self._events = events
         self._max_bytes = (rpc or RpcSettings()).max_call_bytes
         self._experts: dict[Uid, Hosted] = {}
-        self._pool = BatchPool(
-            max_rows=settings.max_batch_rows,
-            max_calls=settings.max_queued_calls,
-            window=settings.batch_window,
-        )
+        self._limits = RowLimits(settings.max_batch_rows)
+        self._pool = BatchPool(settings, self._limits)
         self._replay = ReplayLog(
             max_calls=settings.replay_window_calls, max_bytes=settings.replay_window_bytes
         )
@@ -280,14 +278,6 @@ class ExpertHost(CallHandler):
             # No await from here on: weights and ids belong together.
             hosted.saved_steps = None
             self._replay.replace(uid, checkpoint.applied)
-            for key in set(hosted.pending).intersection(checkpoint.applied):
-                self._runtime.withdraw(
-                    hosted.pending[key],
-                    AlreadyAppliedError(
-                        f"this backward call of {uid.name} was applied at another host, and its"
-                        " answer is not kept here; go on with the next step"
-                    ),
-                )
         self._events.emit(ExpertAdopted(uid=uid, steps_before=before, steps=hosted.backend.steps))
 
     async def save_all(self) -> None:
@@ -395,9 +385,10 @@ class ExpertHost(CallHandler):
         """See `CallHandler`."""
         return info_of(self._find(uid, span))
 
-    def check(self, uid: Uid, span: int = 1, *, caller: PeerId) -> None:  # noqa: ARG002  # all alike
+    def check(self, uid: Uid, span: int = 1, *, caller: PeerId) -> None:
         """See `CallHandler`."""
-        self._pool.check(hosted.uid for hosted in self._find_open(uid, span))
+        self._find_open(uid, span)
+        self._pool.check(uid.span(span), caller, trio.current_time())
 
     async def forward(
         self,
@@ -434,7 +425,8 @@ class ExpertHost(CallHandler):
             if answer is not None:
                 await trio.lowlevel.checkpoint()
                 return answer
-            earlier = next((each.pending[key] for each in found if key in each.pending), None)
+            pending = [each.pending[key] for each in found if key in each.pending]
+            earlier = next((call for call in pending if not call.settled), None)
             if earlier is None or earlier.uids == uids:
                 break
             with contextlib.suppress(CallError):  # of a span that overlaps with this one
@@ -453,7 +445,7 @@ class ExpertHost(CallHandler):
         try:
             return await self._runtime.result(call)
         finally:
-            if call.dropped:
+            if call.dropped or call.settled:
                 self._forget_pending(call)
 
     async def compute(self, uid: Uid, span: int, work: Callable[[Sequence[ExpertBackend]], T]) -> T:
@@ -529,12 +521,25 @@ class ExpertHost(CallHandler):
                 del hosted.pending[call.key]
 
     def _execute(self, uids: Sequence[Uid], calls: Sequence[Call]) -> list[Outcome]:
-        return compute_batch([self._experts[uid].backend for uid in uids], calls)
+        # A state that was adopted while a call was queued may contain it.
+        applied = {call.key for call in calls if call.key and self._replay.knows(uids, call.key)}
+        chain = [self._experts[uid].backend for uid in uids]
+        fresh = [call for call in calls if call.key not in applied]
+        computed = iter(compute_batch(chain, fresh, self._limits) if fresh else ())
+        return [
+            AlreadyAppliedError(
+                f"this backward call of {call.name} was applied at another host, and its answer is"
+                " not kept here; go on with the next step"
+            )
+            if call.key in applied
+            else next(computed)
+            for call in calls
+        ]
 
     def _settled(self, batch: Batch, seconds: float) -> None:
         uid = batch.uids[0]
         failed = 0
-        for call in (*batch.late, *batch.calls):
+        for call in batch.calls:
             self._forget_pending(call)
             if isinstance(call.outcome, ExpertFailedError):
                 failed += 1
@@ -542,18 +547,17 @@ class ExpertHost(CallHandler):
             elif call.kind == "backward" and not isinstance(call.outcome, P2PNodeError):
                 size = sum(tensor.nbytes for tensor in call.outcome)
                 self._replay.record(batch.uids, call.key, call.outcome, size)
-        if batch.calls:
-            self._events.emit(
-                BatchComputed(
-                    uid=uid,
-                    span=len(batch.uids),
-                    kind=batch.kind,
-                    calls=len(batch.calls),
-                    rows=sum(call.rows for call in batch.calls),
-                    failed=failed,
-                    seconds=seconds,
-                )
+        self._events.emit(
+            BatchComputed(
+                uid=uid,
+                span=len(batch.uids),
+                kind=batch.kind,
+                calls=len(batch.calls),
+                rows=sum(call.rows for call in batch.calls),
+                failed=failed,
+                seconds=seconds,
             )
+        )
 
 
 def _move(moves: Sequence[tuple[ExpertBackend, torch.device]]) -> None:

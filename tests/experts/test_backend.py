@@ -16,12 +16,14 @@ from p2pnode.experts.backend import (
 from p2pnode.experts.batches import compute_batch
 from p2pnode.experts.layers import Layer
 from p2pnode.experts.pool import Call
+from p2pnode.experts.row_limits import RowLimits
 from p2pnode.rpc.schema import TensorSpec
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
 
 ALICE = PrivateKey.from_seed(b"a" * 32).peer_id
 UID = Uid("open:r", "ffn.1.2")
+LIMITS = RowLimits(100)
 ROWS = TensorSpec("float32", (None, 8))
 
 
@@ -274,7 +276,7 @@ def test_finite_means_every_element(dtype):
 def test_joined_calls_get_their_own_rows_back(settings):
     backend = build_backend(UID, settings)
     xs = [torch.randn(rows, 8) for rows in (1, 3, 2)]
-    outcomes = compute_batch([backend], [call("forward", x) for x in xs])
+    outcomes = compute_batch([backend], [call("forward", x) for x in xs], LIMITS)
     for x, (y,) in zip(xs, outcomes, strict=True):
         torch.testing.assert_close(y, backend.forward([x])[0])
         assert y.untyped_storage().nbytes() == y.nbytes  # no call keeps the others' memory
@@ -285,7 +287,7 @@ def test_joined_backward_calls_are_one_step_of_their_sum(settings):
     xs = [torch.randn(rows, 8) for rows in (1, 3)]
     gs = [torch.randn(rows, 8) for rows in (1, 3)]
     outcomes = compute_batch(
-        [joined], [call("backward", x, gradients=(g,)) for x, g in zip(xs, gs, strict=True)]
+        [joined], [call("backward", x, gradients=(g,)) for x, g in zip(xs, gs, strict=True)], LIMITS
     )
     (expected,) = local.backward([torch.cat(xs)], [torch.cat(gs)])
     torch.testing.assert_close(torch.cat([outcome[0] for outcome in outcomes]), expected)
@@ -307,6 +309,7 @@ def test_one_bad_call_does_not_fail_those_it_is_joined_with(settings):
                 call(kind, nan, gradients=one),
                 call(kind, good, gradients=gradients),
             ],
+            LIMITS,
         )
         kinds = [isinstance(outcome, ExpertFailedError) for outcome in outcomes]
         assert kinds == [False, True, True, False]
@@ -316,7 +319,7 @@ def test_one_bad_call_does_not_fail_those_it_is_joined_with(settings):
 def test_a_nan_in_one_row_fails_that_rows_call_alone(settings):
     backend = picky(settings)
     good, bad = torch.ones(2, 8), torch.full((1, 8), torch.nan)
-    outcomes = compute_batch([backend], [call("forward", good), call("forward", bad)])
+    outcomes = compute_batch([backend], [call("forward", good), call("forward", bad)], LIMITS)
     assert torch.equal(outcomes[0][0], good)
     assert isinstance(outcomes[1], ExpertFailedError)
 
@@ -324,7 +327,7 @@ def test_a_nan_in_one_row_fails_that_rows_call_alone(settings):
 def test_calls_that_do_not_fit_together_are_computed_alone(settings):
     backend = picky(settings)
     odd, good = torch.ones(1, 9), torch.ones(1, 8)
-    outcomes = compute_batch([backend], [call("forward", odd), call("forward", good)])
+    outcomes = compute_batch([backend], [call("forward", odd), call("forward", good)], LIMITS)
     assert isinstance(outcomes[0], ExpertFailedError)
     assert torch.equal(outcomes[1][0], good)
 

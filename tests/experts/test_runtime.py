@@ -3,6 +3,7 @@ import threading
 import pytest
 import trio
 
+from p2pnode.config import HostingSettings
 from p2pnode.errors import DeadlineExceededError, OverloadedError
 from p2pnode.experts.pool import BatchPool
 from p2pnode.experts.runtime import Runtime, WaitedCall, WorkerThread, compute_inline
@@ -21,7 +22,9 @@ class Device:
         self.busy = False
         self.log = []
         self.settled = []
-        self.pool = BatchPool(max_rows=100, max_calls=max_calls, window=window)
+        self.pool = BatchPool(
+            HostingSettings(max_batch_rows=100, max_queued_calls=max_calls, batch_window=window)
+        )
         self.runtime = Runtime(
             self.pool, self.execute, lambda batch, _: self.settled.append(batch), self.compute
         )
