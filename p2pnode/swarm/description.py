@@ -7,21 +7,24 @@ may say it anew; the record with the highest sequence number counts. It stands u
     [sequence, kind, patterns, options]
 
 with the kind `layers` (of a pipeline, in the order in which it passes through them) or `experts`,
-the uids' patterns without the run, and the settings of the section `hosting` that all hosts are to
-use. The signature is that of a libp2p envelope (RFC 2) whose payload is the body and whose payload
-type is the DHT key. The run's id is the key that made it, so any node can check the record, and any
-node may store it again. An open run has no owner, and no description.
+the uids' patterns without the run (none where the owner does not say), and the settings of the
+section `hosting` that all hosts are to use. The signature is that of a libp2p envelope (RFC 2)
+whose payload is the body and whose payload type is the DHT key. The run's id is the key that made
+it, so any node can check the record, and any node may store it again. An open run has no owner, and
+no description.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
 import msgpack
 
-from p2pnode.errors import InvalidUidError, NotAMemberError, ProtocolError
+from p2pnode.config import HostingSettings
+from p2pnode.config.checks import check_section
+from p2pnode.errors import ConfigError, InvalidUidError, NotAMemberError, ProtocolError
 from p2pnode.protocols.kad.validators import Validator
 from p2pnode.security.tokens import RunKey, owner_key
 from p2pnode.wire.envelope import signed_bytes
@@ -32,8 +35,28 @@ MAX_BYTES: Final = 8192
 MAX_PATTERNS: Final = 64
 MAX_OPTIONS: Final = 64
 MAX_TEXT: Final = 256  # characters of a pattern, and of a text among the options
+# What all hosts of a run must agree on. The others are each host's own affair.
+SHARED: Final = (
+    "layer",
+    "hidden_dim",
+    "model",
+    "dtype",
+    "optimizer",
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "total_steps",
+    "weight_decay",
+    "beta1",
+    "beta2",
+    "clip_grad_norm",
+    "seed",
+)
 _MAX_NUMBER: Final = 2**53
 _OPTION: Final = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
+_OUR_OWN: Final = re.compile(
+    r"[A-Za-z0-9_-]*", re.ASCII
+)  # names of layers and models, not of files
 
 Option = bool | int | float | str
 
@@ -75,6 +98,35 @@ class RunDescription:
         if self.kind is Kind.LAYERS and any(len(uid.coordinates) != 1 for uid in units):
             raise InvalidUidError("layers are numbered by one coordinate, as in blocks.[0:12]")
         return units
+
+
+def agreed(settings: HostingSettings, description: RunDescription) -> HostingSettings:
+    """Return a host's settings with those that the run's owner has chosen for all.
+
+    No name of a module, file or directory is taken from the owner: code and weights are chosen by
+    who runs them. A host that names such a one itself keeps its own.
+
+    Raises:
+        ConfigError: an option is unknown here, does not fit, or has to be chosen by the host.
+    """
+    chosen = {}
+    for name, value in description.options.items():
+        if name not in SHARED:
+            raise ConfigError(
+                f"the run's owner sets hosting.{name}, which this version of p2pnode does not"
+                " take from owners; update p2pnode"
+            )
+        if name in {"layer", "model"}:
+            own = getattr(settings, name)
+            if not _OUR_OWN.fullmatch(own):
+                continue
+            if not isinstance(value, str) or not _OUR_OWN.fullmatch(value):
+                raise ConfigError(
+                    f"the run uses the {name} {value!r}, which is not taken from others; get it,"
+                    f" and name your own copy with --{name}"
+                )
+        chosen[name] = value
+    return replace(settings, **check_section(HostingSettings, "hosting", chosen))
 
 
 def key_of(run_id: str) -> bytes:
@@ -175,7 +227,7 @@ def _run_of(key: bytes) -> str:
 
 
 def _read_patterns(patterns: list[Any]) -> tuple[str, ...]:
-    if not 0 < len(patterns) <= MAX_PATTERNS or not all(
+    if len(patterns) > MAX_PATTERNS or not all(
         isinstance(each, str) and len(each) <= MAX_TEXT for each in patterns
     ):
         raise ProtocolError("the patterns of a run's description are malformed")

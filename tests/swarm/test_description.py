@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.errors import InvalidUidError, ProtocolError
+from p2pnode.config import HostingSettings
+from p2pnode.errors import ConfigError, InvalidUidError, ProtocolError
 from p2pnode.security.tokens import RunKey, open_run_id
 from p2pnode.swarm.description import (
     MAX_BYTES,
@@ -16,6 +17,7 @@ from p2pnode.swarm.description import (
     DescriptionValidator,
     Kind,
     RunDescription,
+    agreed,
     key_of,
     open_description,
     seal_description,
@@ -92,7 +94,6 @@ def test_every_description_reads_back(sequence, kind, options):
         _changed(0, 1.5),
         _changed(0, True),
         _changed(1, "things"),
-        _changed(2, []),
         _changed(2, ["blocks.0"] * (MAX_PATTERNS + 1)),
         _changed(2, [1]),
         _changed(2, ["blocks"]),
@@ -166,3 +167,54 @@ def test_a_description_stands_under_its_runs_key_only(key):
 def test_an_open_run_has_no_description():
     with pytest.raises(ProtocolError, match="no owner"):
         open_description(open_run_id("digits"), seal_description(KEY, DESCRIPTION))
+
+
+def _agreed(options, **own):
+    return agreed(HostingSettings(**own), replace(DESCRIPTION, options=options))
+
+
+def test_the_owners_options_count_for_all_and_the_rest_is_each_hosts_own():
+    settings = _agreed(
+        {"learning_rate": 1, "optimizer": "sgd", "layer": "transformer"},
+        learning_rate=0.5,
+        device="cuda:1",
+        max_queued_calls=7,
+    )
+    assert settings == HostingSettings(
+        learning_rate=1.0,
+        optimizer="sgd",
+        layer="transformer",
+        device="cuda:1",
+        max_queued_calls=7,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"device": "cpu"}, "update p2pnode"),
+        ({"threads": 1}, "update p2pnode"),
+        ({"learning_rate": "fast"}, "must be a number"),
+        ({"beta1": 1.5}, "below 1"),
+        ({"layer": "os:system"}, "with --layer"),
+        ({"layer": "layers.py:Mine"}, "with --layer"),
+        ({"model": "/etc"}, "with --model"),
+        ({"model": "../weights"}, "with --model"),
+        ({"model": 3}, "with --model"),
+    ],
+)
+def test_what_an_owner_cannot_choose_for_others_is_refused(options, says):
+    with pytest.raises(ConfigError, match=says):
+        _agreed(options)
+
+
+def test_a_host_keeps_its_own_copy_of_code_and_weights():
+    assert _agreed({"model": "tiny"}, model="/data/tiny").model == "/data/tiny"
+    assert _agreed({"layer": "mine.py:A"}, layer="yours.py:B").layer == "yours.py:B"
+    assert _agreed({"model": "tiny"}, model="small").model == "tiny"
+
+
+def test_an_owner_may_set_options_alone():
+    alone = replace(DESCRIPTION, patterns=())
+    assert open_description(KEY.run_id, seal_description(KEY, alone)) == alone
+    assert alone.units() == []
