@@ -16,6 +16,7 @@ the file, and a dataclass in one of these modules:
 | `pubsub` | `[pubsub]` |
 | `reachability` | `[reachability]` |
 | `relay` | `[relay]` |
+| `sessions` | `[sessions]` |
 | `experts` | `[rpc]`, `[hosting]`, `[swarm]`, `[trainer]` |
 | `placement` | `[placement]` |
 | `sequential` | `[sequential]` |
@@ -37,6 +38,7 @@ from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
 from p2pnode.config.relay import RelaySettings
 from p2pnode.config.sequential import SequentialSettings
+from p2pnode.config.sessions import SessionSettings
 from p2pnode.config.settings import Settings
 from p2pnode.config.units import KIB, MIB
 from p2pnode.config.weights import WeightsSettings
@@ -61,6 +63,7 @@ __all__ = [
     "RelaySettings",
     "RpcSettings",
     "SequentialSettings",
+    "SessionSettings",
     "Settings",
     "SwarmSettings",
     "TrainerSettings",

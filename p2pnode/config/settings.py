@@ -21,6 +21,7 @@ from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
 from p2pnode.config.relay import RelaySettings
 from p2pnode.config.sequential import SequentialSettings
+from p2pnode.config.sessions import SessionSettings
 from p2pnode.config.sources import from_environ, from_texts, read_file
 from p2pnode.config.weights import WeightsSettings
 from p2pnode.errors import ConfigError
@@ -43,6 +44,7 @@ class Settings:
     reachability: ReachabilitySettings = field(default_factory=ReachabilitySettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     hosting: HostingSettings = field(default_factory=HostingSettings)
+    sessions: SessionSettings = field(default_factory=SessionSettings)
     placement: PlacementSettings = field(default_factory=PlacementSettings)
     swarm: SwarmSettings = field(default_factory=SwarmSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)

@@ -1,0 +1,240 @@
+"""The host's side of inference sessions.
+
+Each step takes its turn at the device between two batches, in order of arrival: it waits for what
+is being computed and for the steps before it, and a queue of batches does not hold it up. What a
+session holds is freed when its stream ends, whoever ends it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import trio
+
+from p2pnode.clock import wall_time
+from p2pnode.config import RpcSettings, SessionSettings
+from p2pnode.errors import (
+    ConnectionClosedError,
+    DeadlineExceededError,
+    P2PNodeError,
+    StreamResetError,
+    TensorTooLargeError,
+)
+from p2pnode.events import Event
+from p2pnode.experts.service import ExpertHost
+from p2pnode.experts.sessions.compute import Caches, bytes_of_caches
+from p2pnode.experts.sessions.core import (
+    PROTOCOL,
+    Open,
+    SessionBudget,
+    SessionState,
+    Step,
+    check_opening,
+    decode_open,
+    decode_step,
+)
+from p2pnode.host import Host, Stream
+from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.budget import Budget
+from p2pnode.rpc.framing import IncomingMessage, send_message
+from p2pnode.rpc.messages import Reply, encode_reply
+from p2pnode.rpc.server import send_refusal
+from p2pnode.rpc.tensors import buffer_of, metas_of
+from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.uids import Uid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOpened(Event):
+    """An inference session has begun."""
+
+    peer_id: PeerId
+    uid: Uid  # of its first block
+    span: int
+    rows: int
+    length: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionEnded(Event):
+    """An inference session is over, or was refused; `error` names why, if it failed."""
+
+    peer_id: PeerId
+    uid: Uid | None  # None when it was never understood
+    steps: int
+    positions: int  # computed, those after going back included
+    seconds: float
+    error: str | None
+
+
+class SessionServer:
+    """Serves `/p2pnode/session/1.0.0` on a host, from its construction until `close`.
+
+    Args:
+        host: the network.
+        settings: budgets and waits.
+        rpc: limits of messages.
+        experts: the blocks.
+        authority: decides who may call.
+        tensors: what the tensors of steps are charged to, together with those of calls.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        settings: SessionSettings,
+        *,
+        rpc: RpcSettings,
+        experts: ExpertHost,
+        authority: Authority,
+        tensors: Budget,
+    ) -> None:
+        self.budget = SessionBudget(settings)
+        self._host = host
+        self._settings = settings
+        self._rpc = rpc
+        self._experts = experts
+        self._authority = authority
+        self._tensors = tensors
+        host.set_handler(PROTOCOL, self._serve)
+
+    def close(self) -> None:
+        """Open no more sessions; those that are open go on until the experts are drained."""
+        self._host.remove_handler(PROTOCOL)
+
+    async def _serve(self, stream: Stream) -> None:
+        session = _Session(stream)
+        failure: str | None = None
+        try:
+            await self._run(session)
+        except (StreamResetError, ConnectionClosedError) as error:
+            failure = type(error).__name__
+            raise
+        except P2PNodeError as error:
+            failure = type(error).__name__
+            await send_refusal(stream, error, self._rpc.header_timeout)
+        except trio.Cancelled:
+            failure = "Cancelled"
+            raise
+        finally:
+            self._host.events.emit(session.ended(failure))
+
+    async def _run(self, session: "_Session") -> None:
+        request = session.request = await self._receive_open(session)
+        peer_id = session.stream.peer_id
+        rows, length = request.rows, request.length
+        self._authorise(peer_id, request)
+        info = self._experts.info(request.uid, request.span)
+        check_opening(info, length, self._settings.max_length)
+        size = await self._experts.compute(
+            request.uid, request.span, lambda chain: bytes_of_caches(chain, rows, length)
+        )
+        with self.budget.session(peer_id, size):
+            caches = await self._experts.compute(
+                request.uid, request.span, lambda chain: Caches(chain, rows, length)
+            )
+            state = SessionState(info, rows, length)
+            self._host.events.emit(
+                SessionOpened(
+                    peer_id=peer_id,
+                    uid=request.uid,
+                    span=request.span,
+                    rows=rows,
+                    length=length,
+                    cache_bytes=size,
+                )
+            )
+            header = encode_reply(Reply(info=info))
+            await send_message(session.stream, header, (), is_last=False)
+            while (step := await self._receive_step(session)) is not None:
+                self._authorise(peer_id, request)  # the token may have expired meanwhile
+                await self._answer(session, request, step, state, caches)
+
+    def _authorise(self, peer_id: PeerId, request: Open) -> None:
+        self._authority.authorise(peer_id, request.uid.run, request.token, "train", wall_time())
+
+    async def _receive_open(self, session: "_Session") -> Open:
+        with trio.move_on_after(self._rpc.header_timeout):
+            return decode_open(await session.incoming.header(self._rpc.max_header_bytes))
+        raise DeadlineExceededError("the session's header took too long to arrive")
+
+    async def _receive_step(self, session: "_Session") -> Step | None:
+        with trio.move_on_after(self._settings.idle_timeout):
+            if not await session.incoming.begins():
+                return None
+            return decode_step(await session.incoming.header(self._rpc.max_header_bytes))
+        raise DeadlineExceededError(
+            f"no step came for {self._settings.idle_timeout:g} s; open the session again when it"
+            " is needed"
+        )
+
+    async def _answer(
+        self, session: "_Session", request: Open, step: Step, state: SessionState, caches: Caches
+    ) -> None:
+        end = state.check(step)
+        size = sum(meta.nbytes for meta in step.tensors)
+        if size > self._rpc.max_call_bytes:
+            raise TensorTooLargeError(
+                f"{size} bytes in one step; this host takes at most {self._rpc.max_call_bytes}, so"
+                " send fewer positions at once"
+            )
+        stream = session.stream
+        with self._tensors.call(stream.peer_id) as charge:
+            charge.add(2 * size)  # what comes out is as large
+            (hidden,) = await session.incoming.tensors(
+                step.tensors, patience=self._rpc.payload_patience
+            )
+            answer = await self._compute(session, request, step, hidden, caches)
+            state.position = end
+            session.steps += 1
+            session.positions += end - step.position
+            header = encode_reply(Reply(tensors=metas_of([answer])))
+            with trio.move_on_after(self._settings.idle_timeout) as scope:
+                await send_message(stream, header, [buffer_of(answer)], is_last=False)
+            if scope.cancelled_caught:
+                raise StreamResetError("the caller takes no answer")
+
+    async def _compute(
+        self,
+        session: "_Session",
+        request: Open,
+        step: Step,
+        hidden: torch.Tensor,
+        caches: Caches,
+    ) -> torch.Tensor:
+        with trio.CancelScope() as scope:
+            session.stream.cancel_when_lost(scope)
+            try:
+                return await self._experts.compute(
+                    request.uid,
+                    request.span,
+                    lambda chain: caches.step(
+                        chain, hidden, position=step.position, order=step.order
+                    ),
+                )
+            finally:
+                session.stream.cancel_when_lost(None)
+        raise StreamResetError("the caller has given the session up")
+
+
+class _Session:
+    """One stream being served, and what is known of it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.incoming = IncomingMessage(stream)
+        self.request: Open | None = None
+        self.steps = 0
+        self.positions = 0
+        self._began = trio.current_time()
+
+    def ended(self, error: str | None) -> SessionEnded:
+        """Describe the session at its end."""
+        return SessionEnded(
+            peer_id=self.stream.peer_id,
+            uid=self.request.uid if self.request else None,
+            steps=self.steps,
+            positions=self.positions,
+            seconds=trio.current_time() - self._began,
+            error=error,
+        )
