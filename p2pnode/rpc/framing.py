@@ -22,7 +22,7 @@ MAX_JOINED_BYTES: Final = 32 * 1024
 # A message up to this size fits the window every stream starts with (256 KiB), so that sending it
 # cannot block on a host that has refused it meanwhile; a larger one is sent beside the reading.
 _SENT_AT_ONCE: Final = 192 * 1024
-_READ_AHEAD: Final = 4096  # holds most headers, and small calls whole; what is too much is copied
+_READ_AHEAD: Final = 16 * 1024  # holds headers, and small calls whole; what is too much is copied
 
 
 async def send_message(
@@ -145,17 +145,21 @@ class IncomingMessage:
             known = min(len(self._ahead), len(buffer))
             buffer[:known] = self._ahead[:known]
             self._ahead = self._ahead[known:]
-            try:
-                await self._stream.receive_into(buffer[known:], patience=patience)
-            except trio.TooSlowError:
-                raise DeadlineExceededError(
-                    f"the tensors come too slowly: less than {PROGRESS_BYTES} bytes within"
-                    f" {patience:g} s; send fewer rows at once"
-                ) from None
+            if known < len(buffer):
+                await self._receive_into(buffer[known:], patience)
             tensors.append(tensor)
         if self._ahead:
             raise ProtocolError("the message is longer than its header says")
         return tensors
+
+    async def _receive_into(self, buffer: memoryview, patience: float) -> None:
+        try:
+            await self._stream.receive_into(buffer, patience=patience)
+        except trio.TooSlowError:
+            raise DeadlineExceededError(
+                f"the tensors come too slowly: less than {PROGRESS_BYTES} bytes within"
+                f" {patience:g} s; send fewer rows at once"
+            ) from None
 
     async def _read_ahead(self, size: int) -> None:
         while len(self._ahead) < size:

@@ -7,7 +7,7 @@ ends, cancels it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -160,7 +160,7 @@ class TensorServer:
         failure: str | None = None
         try:
             with self.budget.call(stream.peer_id) as charge:
-                await self._answer(call, charge)
+                await self._answer_in_time(call, charge)
         except (StreamResetError, ConnectionClosedError) as error:
             failure = type(error).__name__
             raise
@@ -173,32 +173,36 @@ class TensorServer:
         finally:
             self._host.events.emit(call.served(failure))
 
+    async def _answer_in_time(self, call: "_Call", charge: Charge) -> None:
+        with trio.move_on_after(self._settings.header_timeout) as call.patience:
+            call.stream.cancel_when_lost(call.patience)
+            await self._answer(call, charge)
+            return
+        if trio.current_time() < call.patience.deadline:
+            raise call.lost()
+        if call.request is None:
+            raise DeadlineExceededError("the request's header took too long to arrive")
+        raise DeadlineExceededError(
+            f"the {call.request.operation} call of {call.request.uid.name} missed its deadline at"
+            " the host"
+        )
+
     async def _answer(self, call: "_Call", charge: Charge) -> None:
-        request = call.request = await self._receive_request(call)
+        header = await call.incoming.header(self._settings.max_header_bytes)
+        request = call.request = decode_request(header)
         self._authority.authorise(
             call.stream.peer_id, request.uid.run, request.token, "train", wall_time()
         )
         info = self._handler.info(request.uid, request.span)
         remaining = min(request.milliseconds / 1000, self._settings.max_deadline)
-        with trio.move_on_after(remaining) as scope:
-            if request.operation == "info":
-                await send_message(call.stream, encode_reply(Reply(info=info)), ())
-            else:
-                await self._compute(call, request, info, charge, scope.deadline)
-        if scope.cancelled_caught:
-            raise DeadlineExceededError(
-                f"the {request.operation} call of {request.uid.name} missed its deadline at the"
-                f" host, {remaining:g} s after it came"
-            )
-
-    async def _receive_request(self, call: "_Call") -> Request:
-        with trio.move_on_after(self._settings.header_timeout) as scope:
-            return decode_request(await call.incoming.header(self._settings.max_header_bytes))
-        assert scope.cancelled_caught
-        raise DeadlineExceededError("the request's header took too long to arrive")
+        call.patience.deadline = trio.current_time() + remaining
+        if request.operation == "info":
+            await send_message(call.stream, encode_reply(Reply(info=info)), ())
+        else:
+            await self._compute(call, request, info, charge)
 
     async def _compute(
-        self, call: "_Call", request: Request, info: ExpertInfo, charge: Charge, deadline: float
+        self, call: "_Call", request: Request, info: ExpertInfo, charge: Charge
     ) -> None:
         count = len(request.tensors) - request.gradients
         metas, gradient_metas = request.tensors[:count], request.tensors[count:]
@@ -223,26 +227,22 @@ class TensorServer:
         )
         inputs, gradients = tensors[:count], tensors[count:]
         if request.operation == "forward":
-            outputs = await call.watched(
-                lambda: self._handler.forward(
-                    request.uid,
-                    inputs,
-                    span=request.span,
-                    caller=call.stream.peer_id,
-                    deadline=deadline,
-                )
+            outputs = await self._handler.forward(
+                request.uid,
+                inputs,
+                span=request.span,
+                caller=call.stream.peer_id,
+                deadline=call.patience.deadline,
             )
         else:
-            outputs = await call.watched(
-                lambda: self._handler.backward(
-                    request.uid,
-                    inputs,
-                    gradients,
-                    span=request.span,
-                    caller=call.stream.peer_id,
-                    call_id=request.call_id,
-                    deadline=deadline,
-                )
+            outputs = await self._handler.backward(
+                request.uid,
+                inputs,
+                gradients,
+                span=request.span,
+                caller=call.stream.peer_id,
+                call_id=request.call_id,
+                deadline=call.patience.deadline,
             )
         sent = tuple(travelling(meta, request.reply) for meta in metas_of(outputs))
         try:
@@ -273,6 +273,7 @@ class _Call:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.incoming = IncomingMessage(stream)
+        self.patience = trio.CancelScope()  # ends with the deadline, or when the caller is gone
         self.request: Request | None = None
         self.rows = 0
         self._began = trio.current_time()
@@ -289,21 +290,8 @@ class _Call:
             trace=self.request.trace if self.request else b"",
         )
 
-    async def watched(
-        self, work: Callable[[], Awaitable[list[torch.Tensor]]]
-    ) -> list[torch.Tensor]:
-        """Do the work, and give it up when the caller is gone.
-
-        Raises:
-            StreamResetError, ConnectionClosedError: the caller has given up, or is gone.
-            CallError: the work failed.
-        """
-        with trio.CancelScope() as scope:
-            self.stream.cancel_when_lost(scope)
-            try:
-                return await work()
-            finally:
-                self.stream.cancel_when_lost(None)
+    def lost(self) -> P2PNodeError:
+        """Say why there is nobody to answer any more."""
         if self.stream.connection.is_closed:
-            raise ConnectionClosedError("the caller is gone")
-        raise StreamResetError("the caller has given the call up")
+            return ConnectionClosedError("the caller is gone")
+        return StreamResetError("the caller has given the call up")

@@ -70,8 +70,15 @@ def buffer_of(tensor: torch.Tensor) -> memoryview:
     A contiguous tensor in main memory is not copied: the buffer is its memory, and writing to it
     writes the tensor. Any other is copied once.
     """
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if not tensor.is_cpu or not tensor.is_contiguous():
+        tensor = tensor.cpu().contiguous()
+    if not tensor.numel():
+        return memoryview(bytearray())
+    if tensor.dtype is torch.bfloat16:  # which numpy does not know
+        tensor = tensor.view(torch.int16)
+    return tensor.numpy().data.cast("B")
 
 
 def empty(meta: TensorMeta) -> tuple[torch.Tensor, memoryview]:
