@@ -74,6 +74,8 @@ _NODE_FLAGS: Final = (
     ("--run", "node.run", "NAME", False, "The training run to take part in."),
     ("--invite", "node.invite", "TOKEN", False, "What the run's owner gave you."),
     ("--experts", "node.experts", "PATTERN", True, "Experts to host: 'digits/ffn.[0:4].[0:4]'."),
+    ("--layers", "node.layers", "PATTERN", True, "Blocks of --model to host: 'lm/blocks.[0:6]'."),
+    ("--model", "hosting.model", "NAME|DIR", False, "tiny, small, medium, or a model's directory."),
     ("--layer", "hosting.layer", "NAME", False, "Kind of expert, or module:Class.  [ffn]"),
     ("--hidden-dim", "hosting.hidden_dim", "N", False, "Width of the experts.  [64]"),
     ("--device", "hosting.device", "NAME", False, "Where to compute: cpu, cuda:0.  [cpu]"),

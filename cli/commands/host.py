@@ -11,6 +11,7 @@ from cli.output import print_event, print_note
 from p2pnode.config import Settings
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.errors import DaemonNotRunningError
+from p2pnode.models.config import PRESETS
 
 START_TIMEOUT: Final = 300.0  # importing torch and building many experts on a slow disk
 
@@ -29,14 +30,22 @@ def host(
     """Host experts: asks the running daemon of the data directory, or starts one.
 
     Experts are named run/block.i.j, and [a:b] stands for the coordinates from a up to, but not
-    including, b.
+    including, b. Layers are blocks of a language model: one that begins with fresh weights, or one
+    whose weights are in a directory in Hugging Face's format.
 
     \b
     p2pnode host --experts 'digits/ffn0.[0:4].[0:4]' --bootstrap ADDR --invite TOKEN
+    p2pnode host --layers 'lm/blocks.[0:6]' --model tiny --bootstrap ADDR --invite TOKEN
     """  # noqa: D301  # \b is click's mark for lines it must not wrap
     settings = settings_from(flags, assignments, config_file)
-    if not settings.node.experts:
-        raise click.UsageError("say what to host, as in --experts 'digits/ffn0.[0:4].[0:4]'")
+    if not (settings.node.experts or settings.node.layers):
+        raise click.UsageError(
+            "say what to host, as in --experts 'digits/ffn0.[0:4].[0:4]' or --layers"
+            " 'lm/blocks.[0:6]' --model tiny"
+        )
+    if settings.hosting.model not in {"", *PRESETS}:  # a daemon stands in another directory
+        model = str(Path(settings.hosting.model).expanduser().resolve())
+        settings = settings.replace(hosting={"model": model})
     data_dir = data_dir_of(settings)
     try:
         added = call_daemon(

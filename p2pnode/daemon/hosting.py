@@ -17,6 +17,7 @@ from p2pnode.clock import wall_time
 from p2pnode.config import HostingSettings, Settings
 from p2pnode.errors import PermissionDeniedError, TokenExpiredError
 from p2pnode.experts.service import ExpertHost
+from p2pnode.experts.sessions.service import SessionServer
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.server import CallServed, TensorServer
@@ -48,6 +49,15 @@ class Hosting:
         authority = Authority(self._memberships, settings.rpc.token_cache_size)
         self._gate = Gate(self._experts)
         self._server = TensorServer(network.host, settings.rpc, self._gate, authority)
+        self._sessions = SessionServer(
+            network.host,
+            settings.sessions,
+            rpc=settings.rpc,
+            handler=self._gate,
+            experts=self._experts,
+            authority=authority,
+            tensors=self._server.budget,
+        )
         self._announcer = Announcer(
             network.host,
             network.dht,
@@ -85,6 +95,7 @@ class Hosting:
                 task_status.started()
         finally:
             self._server.close()
+            self._sessions.close()
             with trio.CancelScope(shield=True):
                 await self.save()
 
@@ -150,6 +161,7 @@ class Hosting:
             await self._replication.leave(sorted(self._announcer.uids))
         self._announcer.remove(self._announcer.uids)
         self._server.close()
+        self._sessions.close()
         with trio.move_on_at(until):
             await self._experts.drain()
 

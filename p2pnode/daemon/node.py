@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 MAX_PINGS: Final = 100
 MAX_FOUND: Final = 1024  # experts looked up by one `find`
-_JOINABLE: Final = {"bootstrap", "experts", "invite", "run"}  # what a running daemon takes on
+_JOINABLE: Final = {"bootstrap", "experts", "invite", "layers", "run"}  # by a running daemon
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +116,9 @@ class Node:
             node = self.settings.node
             membership = self._accept_invite(node)
             self._runs.all()  # a corrupt one is said now, not by the command that meets it first
-            uids = self._expand(node.experts, membership.name if membership else node.run)
-            if uids:
+            run = membership.name if membership else node.run
+            wanted = self._wanted(node, run, self.settings.hosting)
+            if wanted:
                 await _load_hosting()  # before anything listens: importing torch takes seconds
             self._network = Network(
                 self._data_dir.load_or_create_identity(),
@@ -133,7 +134,7 @@ class Node:
                 try:
                     await self._network.listen(node.listen)
                     await self._join(node.bootstrap)
-                    await self._serve(uids, task_status)
+                    await self._serve(wanted, task_status)
                 finally:
                     with trio.CancelScope(shield=True):  # bounded by dht.leave_timeout
                         await self._network.leave()
@@ -148,12 +149,16 @@ class Node:
                 raise
             self.events.emit(BootstrapFailed(reason=str(error)))
 
-    async def _serve(self, uids: Sequence[Uid], task_status: trio.TaskStatus[None]) -> None:
+    async def _serve(
+        self,
+        wanted: Sequence[tuple[Sequence[Uid], HostingSettings]],
+        task_status: trio.TaskStatus[None],
+    ) -> None:
         async with trio.open_nursery() as services:
             self._services = services
             await services.start(self._owner.run)
-            if uids:
-                await self.host_experts(uids, self.settings.hosting)
+            for uids, hosting in wanted:
+                await self.host_experts(uids, hosting)
             control = ControlServer(
                 self._data_dir.control_socket,
                 {
@@ -192,6 +197,16 @@ class Node:
 
     def _expand(self, patterns: Sequence[str], run: str | None) -> list[Uid]:
         return expand_all(patterns, run or None, limit=self.settings.hosting.max_experts)
+
+    def _wanted(
+        self, node: NodeSettings, run: str | None, hosting: HostingSettings
+    ) -> list[tuple[Sequence[Uid], HostingSettings]]:
+        """Return what is to be hosted, experts and blocks of a model, and how each is built."""
+        experts, layers = self._expand(node.experts, run), self._expand(node.layers, run)
+        if layers and not hosting.model:
+            raise ConfigError("say of which model the layers are, as in --model tiny")
+        both = ((experts, dataclasses.replace(hosting, model="")), (layers, hosting))
+        return [(uids, settings) for uids, settings in both if uids]
 
     def membership_of(self, run: str) -> Membership:
         """Return this node's membership of a run; a run without one is open."""
@@ -346,10 +361,11 @@ class Node:
         settings = Settings.load(environ={}, overrides={"hosting": hosting}).hosting
         membership = self._accept_invite(node)
         run = membership.name if membership else node.run or self.settings.node.run
-        uids = self._expand(node.experts, run)
+        wanted = self._wanted(node, run, settings)
         await self.network.join(node.bootstrap)
-        added = await self.host_experts(uids, settings)
-        fresh = {str(uid) for uid in added}
+        fresh = set()
+        for uids, each in wanted:
+            fresh.update(str(uid) for uid in await self.host_experts(uids, each))
         return [expert for expert in self.hosted() if expert["uid"] in fresh]
 
     async def _stop_now(self, _params: Mapping[str, Any]) -> Any:

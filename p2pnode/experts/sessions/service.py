@@ -37,7 +37,7 @@ from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.budget import Budget
 from p2pnode.rpc.framing import IncomingMessage, send_message
 from p2pnode.rpc.messages import Reply, encode_reply
-from p2pnode.rpc.server import send_refusal
+from p2pnode.rpc.server import CallHandler, send_refusal
 from p2pnode.rpc.tensors import buffer_of, metas_of
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
@@ -74,6 +74,7 @@ class SessionServer:
         host: the network.
         settings: budgets and waits.
         rpc: limits of messages.
+        handler: knows which experts others may call now.
         experts: the blocks.
         authority: decides who may call.
         tensors: what the tensors of steps are charged to, together with those of calls.
@@ -85,6 +86,7 @@ class SessionServer:
         settings: SessionSettings,
         *,
         rpc: RpcSettings,
+        handler: CallHandler,
         experts: ExpertHost,
         authority: Authority,
         tensors: Budget,
@@ -93,6 +95,7 @@ class SessionServer:
         self._host = host
         self._settings = settings
         self._rpc = rpc
+        self._handler = handler
         self._experts = experts
         self._authority = authority
         self._tensors = tensors
@@ -124,7 +127,7 @@ class SessionServer:
         peer_id = session.stream.peer_id
         rows, length = request.rows, request.length
         self._authorise(peer_id, request)
-        info = self._experts.info(request.uid, request.span)
+        info = self._handler.info(request.uid, request.span)
         check_opening(info, length, self._settings.max_length)
         size = await self._experts.compute(
             request.uid, request.span, lambda chain: bytes_of_caches(chain, rows, length)
@@ -147,7 +150,8 @@ class SessionServer:
             header = encode_reply(Reply(info=info))
             await send_message(session.stream, header, (), is_last=False)
             while (step := await self._receive_step(session)) is not None:
-                self._authorise(peer_id, request)  # the token may have expired meanwhile
+                self._authorise(peer_id, request)  # the token may have expired meanwhile,
+                self._handler.info(request.uid, request.span)  # or the blocks have gone elsewhere
                 await self._answer(session, request, step, state, caches)
 
     def _authorise(self, peer_id: PeerId, request: Open) -> None:

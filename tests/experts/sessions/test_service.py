@@ -60,6 +60,7 @@ class Rig:
             far,
             settings,
             rpc=rpc,
+            handler=self.experts,
             experts=self.experts,
             authority=self.authority,
             tensors=tensors.budget,
