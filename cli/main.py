@@ -20,6 +20,7 @@ EXIT_INTERRUPTED: Final = 130
 # name: (where the command is, its line in the help)
 COMMANDS: Final = {
     "demo": ("cli.demo.command:demo", "Train on four local daemons, kill one, bring it back."),
+    "train-lm": ("cli.train_lm.command:train_lm", "Train a language model through others' blocks."),
     "join": ("cli.commands.join:join", "Start this node's daemon and join the network."),
     "relay": ("cli.commands.relay:relay", "Run a relay, for nodes that others cannot dial."),
     "host": ("cli.commands.host:host", "Host experts, in the running daemon or a new one."),
@@ -33,6 +34,8 @@ COMMANDS: Final = {
     "perf": ("cli.commands.perf:perf", "Measure how fast data goes to a peer, and comes back."),
     "bench": ("cli.commands.bench:bench", "Measure this machine and this software."),
     "simulate": ("cli.commands.simulate:simulate", "Run many nodes on a virtual network."),
+    "pause": ("cli.commands.owner:pause", "Let the daemon stand aside for a while."),
+    "resume": ("cli.commands.owner:resume", "Let a paused daemon take calls again."),
     "doctor": ("cli.commands.doctor:doctor", "Explain what is wrong, if anything, and what to do."),
     "stop": ("cli.commands.inspect:stop", "Stop the running daemon, saving its experts."),
 }

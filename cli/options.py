@@ -33,6 +33,44 @@ class Size(click.ParamType[int]):
         return int(found[1]) * _UNITS[found[2]]
 
 
+class Bandwidth(click.ParamType[dict[str, int]]):
+    """Bytes a second, up and down: 1M/4M; either may be left out, and is then not limited."""
+
+    name = "bandwidth"
+
+    def convert(
+        self, value: str | dict[str, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, int]:
+        """Return the limits by their settings."""
+        if isinstance(value, dict):
+            return value
+        up, slash, down = value.partition("/")
+        if not slash or not (up or down):
+            self.fail(f"{value!r} is not UP/DOWN, such as 1M/4M, 1M/ or /4M", param, ctx)
+        texts = {"max_upload": up, "max_download": down}
+        return {name: Size().convert(text, param, ctx) for name, text in texts.items() if text}
+
+
+_TIMES: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class Duration(click.ParamType[float]):
+    """A number with a unit: 90m, 12h, 7d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d{1,9})([smhdw])", value)
+        if match is None or match[1].strip("0") == "":
+            self.fail(f"{value!r} is not a duration such as 90m, 12h or 7d", param, ctx)
+        return int(match[1]) * float(_TIMES[match[2]])
+
+
 def _to_data_dir(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> DataDir:
     return DataDir(value or default_data_dir())
 
@@ -79,6 +117,20 @@ _NODE_FLAGS: Final = (
     ("--layer", "hosting.layer", "NAME", False, "Kind of expert, or module:Class.  [ffn]"),
     ("--hidden-dim", "hosting.hidden_dim", "N", False, "Width of the experts.  [64]"),
     ("--device", "hosting.device", "NAME", False, "Where to compute: cpu, cuda:0.  [cpu]"),
+    ("--max-cpu", "owner.max_cpu", "SHARE", False, "Of all cores: 50%; or a number of them: 1.5."),
+    (
+        "--quiet-hours",
+        "owner.quiet_hours",
+        "SPAN",
+        True,
+        "When to stand aside, such as 'mon-fri 09:00-17:00', or '22:00-07:00' for every day.",
+    ),
+    ("--metrics", "metrics.listen", "IP:PORT", False, "Serve Prometheus there: 127.0.0.1:9400."),
+)
+# flag, setting, help
+_SIZE_FLAGS: Final = (
+    ("--max-vram", "owner.max_vram", "Memory of a GPU that experts may take, such as 4G."),
+    ("--max-memory", "owner.max_memory", "The same of main memory, for experts on the CPU."),
 )
 
 
@@ -117,6 +169,23 @@ def node_options(command: F) -> F:
         default=None,
         help="Find nodes on the local network, and be found there.",
     )(command)
+    command = click.option(
+        "--yield",
+        "owner__yield_to_others",
+        is_flag=True,
+        default=None,
+        help="Stand aside while other programs need the device.",
+    )(command)
+    command = click.option(
+        "--max-bandwidth",
+        type=Bandwidth(),
+        metavar="UP/DOWN",
+        help="Bytes a second to send and to take, such as 1M/4M, 1M/ or /4M.",
+    )(command)
+    for flag, setting, text in reversed(_SIZE_FLAGS):
+        command = click.option(
+            flag, setting.replace(".", "__"), type=Size(), metavar="SIZE", help=text
+        )(command)
     for flag, setting, metavar, many, text in reversed(_NODE_FLAGS):
         name = setting.replace(".", "__")
         note = " Repeatable." if many else ""
@@ -142,14 +211,19 @@ def settings_from(
         if not (equals and dot):
             raise click.UsageError(f"--set takes SECTION.FIELD=VALUE, not {assignment!r}")
         texts.setdefault(section, {})[setting] = value
-    if flags.get("mdns__enabled"):
-        texts.setdefault("mdns", {})["enabled"] = "true"
-    lists: dict[str, dict[str, list[str]]] = {}
+    typed: dict[str, dict[str, Any]] = {}
+    for setting in ("mdns.enabled", "owner.yield_to_others", *(each[1] for each in _SIZE_FLAGS)):
+        chosen = flags.get(setting.replace(".", "__"))
+        section, _, name = setting.partition(".")
+        if chosen is not None:
+            typed.setdefault(section, {})[name] = chosen
+    for name, size in (flags.get("max_bandwidth") or {}).items():
+        typed.setdefault("limits", {})[name] = size
     for _, setting, _, many, _ in _NODE_FLAGS:
         chosen = flags.get(setting.replace(".", "__"))
         section, _, name = setting.partition(".")
         if many and chosen:
-            lists.setdefault(section, {})[name] = list(chosen)
+            typed.setdefault(section, {})[name] = list(chosen)
         elif not many and chosen is not None:
             texts.setdefault(section, {})[name] = chosen
-    return Settings.load(file=config_file, texts=texts, overrides=lists)
+    return Settings.load(file=config_file, texts=texts, overrides=typed)

@@ -64,10 +64,13 @@ def host(
 
 
 def changed(settings: Settings) -> dict[str, Any]:
-    """Return the sections a running daemon can take over, without their default values."""
+    """Return the sections that a flag may change, without their default values.
+
+    A running daemon takes some of them over, and refuses the others.
+    """
     defaults = Settings()
     found = {}
-    for section in ("node", "hosting"):
+    for section in ("node", "hosting", "owner", "limits", "metrics"):
         values = dataclasses.asdict(getattr(settings, section))
         usual = dataclasses.asdict(getattr(defaults, section))
         found[section] = {name: value for name, value in values.items() if value != usual[name]}

@@ -50,12 +50,24 @@ def status(data_dir: DataDir, as_json: bool) -> None:
         "relays for others": describe_relay(found["relay"]),
         "DHT": f"{found['dht']['mode']}, {found['dht']['records']} records",
         "experts": f"{found['experts']} hosted",
+        "takes calls": describe_owner(found["owner"]),
         "calls": ", ".join(f"{count} {name}" for name, count in found["calls"].items()) or None,
     }
     for run in found["runs"]:
         facts[f"run {run['run']}"] = describe_run(run)
     print_facts("Status", facts)
     _print_budget(found["budget"])
+
+
+def describe_owner(found: dict[str, Any]) -> str:
+    """Say whether the node takes calls, or why it does not, and what it cannot see."""
+    line = "yes"
+    if found["paused"]:
+        line = f"no, {found['reason']}"
+        if found["until"] is not None:
+            # The owner's own clock: what quiet hours are written in.
+            line += f", until {dt.datetime.fromtimestamp(found['until']).astimezone():%a %H:%M}"
+    return "\n".join(filter(None, (line, found["missing"])))
 
 
 def describe_reachability(found: dict[str, Any]) -> str:

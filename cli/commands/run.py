@@ -1,34 +1,13 @@
 """`run create | invite | inspect`: training runs and who may take part in them."""
 
-import re
-
 import click
 
 from cli.commands.inspect import describe_run
-from cli.options import data_dir_option, json_option
+from cli.options import Duration, data_dir_option, json_option
 from cli.output import print_facts, print_json, print_note
 from p2pnode.clock import wall_time
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.runs import RunStore
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-class Duration(click.ParamType[float]):
-    """A number with a unit: 90m, 12h, 7d."""
-
-    name = "duration"
-
-    def convert(
-        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Return seconds."""
-        if isinstance(value, int | float):
-            return float(value)
-        match = re.fullmatch(r"(\d{1,9})([smhdw])", value)
-        if match is None or match[1].strip("0") == "":
-            self.fail(f"{value!r} is not a duration such as 90m, 12h or 7d", param, ctx)
-        return int(match[1]) * float(_UNITS[match[2]])
 
 
 @click.group()

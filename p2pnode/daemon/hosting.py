@@ -122,7 +122,9 @@ class Hosting:
         by_id = [uid.in_run(membership.run_id) for uid in uids]
         self._announcer.check(by_id)
         added = [status.uid for status in await self._experts.add(by_id, settings)]
-        if not self._is_aside:
+        if self._is_aside:
+            await self.free_device()
+        else:
             self._announcer.add(added)
         return [uid.in_run(membership.name) for uid in added]
 

@@ -46,10 +46,18 @@ from p2pnode.wire.uids import Uid, expand_all
 
 if TYPE_CHECKING:
     from p2pnode.daemon.hosting import Hosting
+    from p2pnode.daemon.owner.sampling import Sampler
 
 MAX_PINGS: Final = 100
 MAX_FOUND: Final = 1024  # experts looked up by one `find`
-_JOINABLE: Final = {"bootstrap", "experts", "invite", "layers", "run"}  # by a running daemon
+_JOINABLE: Final = {  # what a running daemon takes on
+    "node.bootstrap",
+    "node.experts",
+    "node.invite",
+    "node.layers",
+    "node.run",
+}
+_AT_THE_START: Final = ("owner", "limits", "metrics")  # sections that stay as they are
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +96,9 @@ class Node:
         self._network: Network | None = None
         self._hosting: Hosting | None = None
         self._hosting_lock = trio.Lock()
-        self._owner = OwnerService(settings.owner, self.events, lambda: self._hosting)
+        self._owner = OwnerService(
+            settings.owner, self.events, lambda: self._hosting, sampler=_sampler(settings)
+        )
 
     @property
     def network(self) -> Network:
@@ -350,13 +360,19 @@ class Node:
         return await self.network.dht.find_peer(peer_id)
 
     async def _host(self, params: Mapping[str, Any]) -> Any:
-        node = Settings.load(environ={}, overrides={"node": _table(params, "node")}).node
-        for name in sorted(set(_table(params, "node")) - _JOINABLE):
-            if getattr(node, name) != getattr(self.settings.node, name):
-                raise ConfigError(
-                    f"a running daemon cannot change node.{name}; stop it with `p2pnode stop` and "
-                    "start it anew"
-                )
+        asked = {name: _table(params, name) for name in ("node", *_AT_THE_START)}
+        wanted = Settings.load(environ={}, overrides=asked)
+        for section, table in asked.items():
+            before, after = getattr(self.settings, section), getattr(wanted, section)
+            for name in sorted(table):
+                if f"{section}.{name}" not in _JOINABLE and (
+                    getattr(after, name) != getattr(before, name)
+                ):
+                    raise ConfigError(
+                        f"a running daemon cannot change {section}.{name}; stop it with"
+                        " `p2pnode stop` and start it anew"
+                    )
+        node = wanted.node
         hosting = dataclasses.asdict(self.settings.hosting) | _table(params, "hosting")
         settings = Settings.load(environ={}, overrides={"hosting": hosting}).hosting
         membership = self._accept_invite(node)
@@ -390,6 +406,16 @@ async def _carry(network: Network, *, task_status: trio.TaskStatus[trio.CancelSc
 async def _load_hosting() -> None:
     """Import torch without stalling the event loop."""
     await trio.to_thread.run_sync(importlib.import_module, "p2pnode.daemon.hosting")
+
+
+def _sampler(settings: Settings) -> "Sampler | None":
+    """Return what looks at other programs' use of the device, if anything is to."""
+    if not settings.owner.yield_to_others:
+        return None
+    # What reads the system need not be loaded by nodes that give way to nobody.
+    from p2pnode.daemon.owner.sampling import CpuSampler, GpuSampler  # noqa: PLC0415
+
+    return CpuSampler() if settings.hosting.device == "cpu" else GpuSampler()
 
 
 def _describe_host(host: HostEntry) -> dict[str, Any]:

@@ -8,7 +8,7 @@ daemon that is started runs, unless these are quiet hours.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -16,9 +16,11 @@ from p2pnode.clock import wall_time
 from p2pnode.config import OwnerSettings
 from p2pnode.daemon.owner.core import RUN, Cause, Decision, OwnerPolicy
 from p2pnode.daemon.owner.quiet_hours import QuietHours
-from p2pnode.daemon.owner.sampling import Sampler
 from p2pnode.errors import ConfigError
 from p2pnode.events import Event, EventBus
+
+if TYPE_CHECKING:
+    from p2pnode.daemon.owner.sampling import Sampler
 
 MAX_PAUSE: Final = 366 * 24 * 3600.0  # seconds; longer ones have no end
 
@@ -86,7 +88,7 @@ class OwnerService:
         events: EventBus,
         standby: Callable[[], Standby | None],
         *,
-        sampler: Sampler | None = None,
+        sampler: "Sampler | None" = None,
         quiet_hours: QuietHours | None = None,
     ) -> None:
         hours = QuietHours(settings.quiet_hours) if quiet_hours is None else quiet_hours
@@ -154,7 +156,7 @@ class OwnerService:
             ):
                 await changed.wait()
 
-    async def _watch(self, sampler: Sampler) -> None:
+    async def _watch(self, sampler: "Sampler") -> None:
         while True:
             await trio.sleep(self._settings.sample_interval)
             sample = await sampler.sample(trio.current_time())
