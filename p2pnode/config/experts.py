@@ -114,12 +114,15 @@ class TrainerSettings:
     latency_smoothing: float = 0.2  # weight of the newest call in a host's average latency
     calls_at_once_per_host: int = 64  # below what a host takes from one peer (rpc section)
     max_cached_infos: int = 16_384  # descriptions of experts, by expert and host
+    codec: str = "none"  # how tensors travel; float16, bfloat16 and blockwise-int8 are smaller
 
     def __post_init__(self) -> None:
         """Check what a single value does not show.
 
         Raises:
-            ConfigError: a weight is no weight.
+            ConfigError: a weight is no weight, or there is no such codec.
         """
         if self.latency_smoothing > 1:
             raise ConfigError("trainer.latency_smoothing must not exceed 1")
+        if self.codec not in CODECS:
+            raise ConfigError(f"trainer.codec must be one of {', '.join(CODECS)}")

@@ -5,6 +5,7 @@ Cancelling a call, or letting it time out, resets its stream, and the host drops
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,12 +18,14 @@ from p2pnode.errors import (
     DeadlineExceededError,
     ExpertFailedError,
     HostLostError,
+    P2PNodeError,
     ProtocolError,
     ProtocolNotSupportedError,
     StreamResetError,
     TensorTooLargeError,
     UnknownExpertError,
 )
+from p2pnode.events import Event
 from p2pnode.host import Connection, Host, Stream
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.codecs.names import held_bytes, travelling
@@ -41,6 +44,19 @@ from p2pnode.rpc.tensors import metas_of
 from p2pnode.security.tokens import Membership
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallMade(Event):
+    """A tensor call ended, for its caller; `error` names why it failed, if it did."""
+
+    peer_id: PeerId
+    operation: Operation
+    uid: Uid
+    span: int
+    seconds: float
+    error: str | None
+    trace: bytes  # the host's `CallServed` has the same, if there is one
 
 
 class TensorClient:
@@ -67,6 +83,7 @@ class TensorClient:
         self, host: Host, settings: RpcSettings, memberships: Mapping[str, Membership]
     ) -> None:
         self.access = Access(host, memberships)
+        self._events = host.events
         self._settings = settings
         self._transcoder = Transcoder(settings)
 
@@ -74,7 +91,8 @@ class TensorClient:
         self, peer_id: PeerId, uid: Uid, *, span: int = 1, timeout: float | None = None
     ) -> ExpertInfo:
         """Ask what the expert takes and gives; of a span, what its first takes and last gives."""
-        reply, _ = await self._call(peer_id, "info", uid, span=span, timeout=timeout, answer=())
+        request = Request(operation="info", uid=uid, span=span)
+        reply, _ = await self._call(peer_id, request, (), timeout=timeout, answer=())
         if reply.info is None:
             raise ExpertFailedError(f"{peer_id} did not describe {uid}")
         return reply.info
@@ -114,18 +132,15 @@ class TensorClient:
         if info is not None:
             info.check_inputs(metas)
             answer = tuple(info.outputs_of(metas))
-        _, outputs = await self._call(
-            peer_id,
-            "forward",
-            uid,
-            inputs,
-            metas,
+        request = Request(
+            operation="forward",
+            uid=uid,
             span=span,
-            timeout=timeout,
-            answer=answer,
-            codec=codec,
+            tensors=tuple(travelling(meta, codec) for meta in metas),
             trace=trace,
+            reply=codec,
         )
+        _, outputs = await self._call(peer_id, request, inputs, timeout=timeout, answer=answer)
         return outputs
 
     async def backward(
@@ -166,74 +181,86 @@ class TensorClient:
         metas, gradient_metas = metas_of(inputs), metas_of(gradients)
         if info is not None:
             info.check_gradients(metas, gradient_metas)
-        _, input_gradients = await self._call(
-            peer_id,
-            "backward",
-            uid,
-            (*inputs, *gradients),
-            (*metas, *gradient_metas),
+        request = Request(
+            operation="backward",
+            uid=uid,
             span=span,
-            timeout=timeout,
-            answer=metas,
+            tensors=tuple(travelling(meta, codec) for meta in (*metas, *gradient_metas)),
             gradients=len(gradient_metas),
             call_id=call_id,
-            codec=codec,
             trace=trace,
+            reply=codec,
+        )
+        _, input_gradients = await self._call(
+            peer_id, request, (*inputs, *gradients), timeout=timeout, answer=metas
         )
         return input_gradients
 
     async def _call(
         self,
         peer_id: PeerId,
-        operation: Operation,
-        uid: Uid,
-        tensors: Sequence[torch.Tensor] = (),
-        metas: tuple[TensorMeta, ...] = (),
+        request: Request,
+        tensors: Sequence[torch.Tensor],
         *,
-        span: int,
         timeout: float | None,
-        answer: tuple[TensorMeta, ...] | None = None,
-        gradients: int = 0,
-        call_id: bytes = b"",
-        codec: Codec = "none",
-        trace: bytes = b"",
+        answer: tuple[TensorMeta, ...] | None,
     ) -> tuple[Reply, list[torch.Tensor]]:
-        size = sum(meta.nbytes for meta in metas)
+        size = sum(meta.nbytes for meta in request.tensors)
         if size > self._settings.max_call_bytes:
             raise TensorTooLargeError(
                 f"{size} bytes of tensors in one call exceed the limit of"
                 f" {self._settings.max_call_bytes}; send fewer rows at once"
             )
+        uid = request.uid
         membership = self.access.membership(uid.run)
         timeout = self._settings.default_timeout if timeout is None else timeout
         timeout = min(timeout, self._settings.max_deadline)  # hosts cut longer ones too
-        sent = tuple(travelling(meta, codec) for meta in metas)
-        expected = None if answer is None else tuple(travelling(meta, codec) for meta in answer)
-        with trio.move_on_after(timeout):
-            buffers = await self._transcoder.encode(tensors, sent)
-            connection = await self.access.connect(peer_id)
-            exchange = _Exchange(self._settings, self._transcoder, peer_id, uid, expected)
+        if answer is not None:
+            answer = tuple(travelling(meta, request.reply) for meta in answer)
+        with self._told(peer_id, request):
+            with trio.move_on_after(timeout):
+                buffers = await self._transcoder.encode(tensors, request.tensors)
+                connection = await self.access.connect(peer_id)
+                exchange = _Exchange(self._settings, self._transcoder, peer_id, uid, answer)
 
-            async def ask(token: bytes | None) -> tuple[Reply, list[torch.Tensor]]:
-                remaining = trio.current_effective_deadline() - trio.current_time()
-                request = Request(
-                    operation=operation,
-                    uid=uid.in_run(membership.run_id),
-                    span=span,
-                    milliseconds=int(max(0.0, remaining) * 1000),
-                    tensors=sent,
-                    gradients=gradients,
-                    call_id=call_id,
-                    token=token,
-                    trace=trace,
-                    reply=codec,
+                async def ask(token: bytes | None) -> tuple[Reply, list[torch.Tensor]]:
+                    remaining = trio.current_effective_deadline() - trio.current_time()
+                    message = replace(
+                        request,
+                        uid=uid.in_run(membership.run_id),
+                        milliseconds=int(max(0.0, remaining) * 1000),
+                        token=token,
+                    )
+                    return await exchange.run(connection, encode_request(message), buffers)
+
+                return await self.access.show(connection, membership, ask)
+            raise DeadlineExceededError(
+                f"{peer_id} did not answer the {request.operation} call of {uid} within"
+                f" {timeout:g} s"
+            )
+
+    @contextlib.contextmanager
+    def _told(self, peer_id: PeerId, request: Request) -> Iterator[None]:
+        """Emit how the call ends."""
+        began = trio.current_time()
+        failure: str | None = None
+        try:
+            yield
+        except (P2PNodeError, trio.Cancelled) as error:
+            failure = type(error).__name__
+            raise
+        finally:
+            self._events.emit(
+                CallMade(
+                    peer_id=peer_id,
+                    operation=request.operation,
+                    uid=request.uid,
+                    span=request.span,
+                    seconds=trio.current_time() - began,
+                    error=failure,
+                    trace=request.trace,
                 )
-                return await exchange.run(connection, encode_request(request), buffers)
-
-            return await self.access.show(connection, membership, ask)
-        raise DeadlineExceededError(
-            f"{peer_id} did not answer the {operation} call of {uid} within {timeout:g} s"
-        )
+            )
 
 
 class _Exchange:

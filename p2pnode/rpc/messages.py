@@ -57,7 +57,7 @@ class Request:
 
     operation: Operation
     uid: Uid
-    milliseconds: int  # until the caller gives up
+    milliseconds: int = 0  # until the caller gives up
     span: int = 1  # the call runs through so many layers, `uid` and those after it
     tensors: tuple[TensorMeta, ...] = ()
     gradients: int = 0  # so many of `tensors`, the last ones, are gradients of outputs

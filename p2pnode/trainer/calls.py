@@ -15,6 +15,7 @@ While another host is left to try, one attempt gets at most half of the remainin
 
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import trio
@@ -159,6 +160,7 @@ class ExpertCaller:
             RemoteError: what the last host tried answered.
         """
         watched = attempt or Attempt()
+        call = replace(call, trace=self.client.new_trace())
 
         async def ask(peer_id: PeerId, give_up: float) -> Answer:
             return await self.client.forward(peer_id, call, policy, give_up, watched)
@@ -183,6 +185,7 @@ class ExpertCaller:
             RemoteError: what the last host tried answered.
         """
         watched = attempt or Attempt()
+        call = replace(call, trace=self.client.new_trace())
         call_id = self.client.new_call_id()
 
         async def ask(peer_id: PeerId, give_up: float) -> Answer:

@@ -10,8 +10,10 @@ import trio
 
 from p2pnode.clock import wall_time
 from p2pnode.config import Settings
+from p2pnode.config.experts import Codec
 from p2pnode.errors import ConfigError, PermissionDeniedError, TokenExpiredError
 from p2pnode.rpc.client import TensorClient
+from p2pnode.rpc.codecs.names import find_codec
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.network import Network
 from p2pnode.trainer.calls import ExpertCaller
@@ -44,6 +46,9 @@ class Trainer:
         self._settings = settings
         self._experts = RemoteExperts(portal, caller)
 
+    def _codec(self, name: str | None) -> Codec:
+        return find_codec(self._settings.trainer.codec if name is None else name)
+
     def expert(
         self,
         name: str,
@@ -51,6 +56,7 @@ class Trainer:
         forward_timeout: float | None = None,
         backward_timeout: float | None = None,
         detect_anomalies: bool = False,
+        codec: str | None = None,
     ) -> RemoteExpert:
         """Return one expert as a module; it is looked up when it is first called.
 
@@ -59,9 +65,12 @@ class Trainer:
             forward_timeout: seconds for one forward call; by default as the settings say.
             backward_timeout: the same for backward.
             detect_anomalies: see `RemoteExpert`.
+            codec: how tensors travel: `none`, `float16`, `bfloat16` or `blockwise-int8`; by default
+                as the settings say.
 
         Raises:
             InvalidUidError: no expert can have this name.
+            ConfigError: there is no such codec.
         """
         return RemoteExpert(
             self._experts,
@@ -69,6 +78,7 @@ class Trainer:
             forward_timeout=_or(forward_timeout, self._settings.trainer.forward_timeout),
             backward_timeout=_or(backward_timeout, self._settings.trainer.backward_timeout),
             detect_anomalies=detect_anomalies,
+            codec=self._codec(codec),
         )
 
     def mixture_of_experts(
@@ -85,13 +95,16 @@ class Trainer:
         timeout_after_k_min: float | None = None,
         allow_zero_outputs: bool = False,
         detect_anomalies: bool = False,
+        codec: str | None = None,
     ) -> RemoteMixtureOfExperts:
         """Return a layer that sends each sample to its `k_best` experts of a block.
 
-        `MixtureOfExperts` describes the arguments; timeouts are by default as the settings say.
+        `MixtureOfExperts` describes the arguments; timeouts and codec are by default as the
+        settings say.
 
         Raises:
             InvalidUidError: no block can have this name.
+            ConfigError: there is no such codec.
             ValueError: grid, k_best and k_min do not fit.
         """
         return RemoteMixtureOfExperts(
@@ -109,6 +122,7 @@ class Trainer:
             ),
             allow_zero_outputs=allow_zero_outputs,
             detect_anomalies=detect_anomalies,
+            codec=self._codec(codec),
         )
 
     def sequential(
@@ -121,6 +135,7 @@ class Trainer:
         forward_timeout: float | None = None,
         backward_timeout: float | None = None,
         detect_anomalies: bool = False,
+        codec: str | None = None,
     ) -> RemoteSequential:
         """Return the blocks `block.start` up to, but not including, `block.stop` as one module.
 
@@ -132,9 +147,12 @@ class Trainer:
             forward_timeout: seconds for the forward pass; by default as the settings say.
             backward_timeout: the same for backward.
             detect_anomalies: see `RemoteSequential`.
+            codec: how tensors travel: `none`, `float16`, `bfloat16` or `blockwise-int8`; by default
+                as the settings say.
 
         Raises:
             InvalidUidError: no block can have this name.
+            ConfigError: there is no such codec.
             ValueError: there is no block from `start` to `stop`, or no micro-batch.
         """
         chain = Chain(self._caller.client, block, start, stop, settings=self._settings)
@@ -144,6 +162,7 @@ class Trainer:
             forward_timeout=_or(forward_timeout, self._settings.trainer.forward_timeout),
             backward_timeout=_or(backward_timeout, self._settings.trainer.backward_timeout),
             detect_anomalies=detect_anomalies,
+            codec=self._codec(codec),
         )
 
     def stats(self) -> Stats:

@@ -6,6 +6,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from p2pnode.config.experts import Codec
 from p2pnode.errors import SchemaError
 from p2pnode.rpc.schema import ExpertInfo
 from p2pnode.trainer.autograd import call_expert
@@ -30,6 +31,7 @@ class RemoteExpert(nn.Module):
         backward_timeout: the same for a backward call.
         detect_anomalies: refuse to send NaN or infinite values, and take an answer that has some
             as a failure of its host.
+        codec: how tensors travel, there and back.
 
     Raises:
         InvalidUidError: no expert can have this name.
@@ -43,15 +45,16 @@ class RemoteExpert(nn.Module):
         forward_timeout: float,
         backward_timeout: float,
         detect_anomalies: bool = False,
+        codec: Codec = "none",
     ) -> None:
         super().__init__()
         self.name = Uid(_ANY_RUN, name).name  # checks it
         self._experts = experts
         self._forward_policy = CallPolicy(
-            timeout=forward_timeout, detect_anomalies=detect_anomalies
+            timeout=forward_timeout, detect_anomalies=detect_anomalies, codec=codec
         )
         self._backward_policy = CallPolicy(
-            timeout=backward_timeout, detect_anomalies=detect_anomalies
+            timeout=backward_timeout, detect_anomalies=detect_anomalies, codec=codec
         )
 
     @property

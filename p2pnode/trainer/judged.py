@@ -25,7 +25,7 @@ from p2pnode.errors import (
 )
 from p2pnode.experts.backend import all_finite
 from p2pnode.rpc.client import TensorClient
-from p2pnode.rpc.messages import CALL_ID_BYTES
+from p2pnode.rpc.messages import CALL_ID_BYTES, TRACE_BYTES
 from p2pnode.rpc.schema import ExpertInfo
 from p2pnode.rpc.tensors import metas_of
 from p2pnode.trainer.hosts import HostBook
@@ -71,6 +71,10 @@ class JudgedClient:
         """Return an id for a backward call, by which it is applied at most once."""
         return self._rng.randbytes(CALL_ID_BYTES)
 
+    def new_trace(self) -> bytes:
+        """Return what logs tell a call by."""
+        return self._rng.randbytes(TRACE_BYTES)
+
     async def info(
         self, peer_id: PeerId, uid: Uid, give_up: float, attempt: Attempt, *, span: int = 1
     ) -> ExpertInfo:
@@ -107,23 +111,32 @@ class JudgedClient:
         Args:
             peer_id: a host of all that is called.
             call: the expert and its inputs.
-            policy: whether answers are searched for NaN.
+            policy: whether answers are searched for NaN, and the codec.
             give_up: until when to wait, on trio's clock.
             attempt: kept up to date with the host that is waited for.
 
         Raises:
             SchemaError, TensorTooLargeError: the inputs do not fit; they were not sent.
-            NonFiniteError: the expert failed on inputs that are not finite.
+            NonFiniteError: the expert failed on inputs that are not finite, or the codec cannot
+                carry them.
             RemoteError: what the host answered, or why it did not.
         """
         uid = Uid(self.run_id, call.name)
+        trace = call.trace or self.new_trace()
         info = await self.info(peer_id, uid, give_up, attempt, span=call.span)
         info.check_inputs(metas_of(call.inputs))
 
         async def ask(limit: float) -> list[torch.Tensor]:
             try:
                 outputs = await self.client.forward(
-                    peer_id, uid, call.inputs, span=call.span, timeout=limit, info=info
+                    peer_id,
+                    uid,
+                    call.inputs,
+                    span=call.span,
+                    timeout=limit,
+                    info=info,
+                    codec=policy.codec,
+                    trace=trace,
                 )
             except ExpertFailedError as error:
                 raise (anomaly_in(call) or error) from error
@@ -149,18 +162,20 @@ class JudgedClient:
         Args:
             peer_id: a host of all that is called.
             call: the expert, its inputs, and the gradients of its outputs.
-            policy: whether answers are searched for NaN.
+            policy: whether answers are searched for NaN, and the codec.
             give_up: until when to wait, on trio's clock.
             attempt: kept up to date with the host that is waited for.
             call_id: from `new_call_id`, the same wherever the call is tried.
 
         Raises:
             SchemaError, TensorTooLargeError: the tensors do not fit; they were not sent.
-            NonFiniteError: the expert failed on tensors that are not finite.
+            NonFiniteError: the expert failed on tensors that are not finite, or the codec cannot
+                carry them.
             AlreadyAppliedError: the step was taken, but the answer is lost.
             RemoteError: what the host answered, or why it did not.
         """
         uid = Uid(self.run_id, call.name)
+        trace = call.trace or self.new_trace()
         info = await self.info(peer_id, uid, give_up, attempt, span=call.span)
         info.check_gradients(metas_of(call.inputs), metas_of(call.gradients))
 
@@ -175,6 +190,8 @@ class JudgedClient:
                     span=call.span,
                     timeout=limit,
                     info=info,
+                    codec=policy.codec,
+                    trace=trace,
                 )
             except ExpertFailedError as error:
                 raise (anomaly_in(call) or error) from error

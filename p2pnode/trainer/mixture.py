@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from p2pnode.config.experts import Codec
 from p2pnode.errors import (
     NoLiveExpertError,
     NonFiniteError,
@@ -50,6 +51,7 @@ class MixtureOfExperts(nn.Module):
             no gradients where none answered in backward.
         detect_anomalies: refuse to send NaN or infinite values, and take an answer that has some
             as a failure of its expert.
+        codec: how tensors travel, there and back.
 
     Attributes:
         gate: the linear layer that scores the experts.
@@ -72,6 +74,7 @@ class MixtureOfExperts(nn.Module):
         timeout_after_k_min: float,
         allow_zero_outputs: bool = False,
         detect_anomalies: bool = False,
+        codec: Codec = "none",
     ) -> None:
         super().__init__()
         if not grid or min(grid) < 1:
@@ -92,12 +95,14 @@ class MixtureOfExperts(nn.Module):
             timeout_after_k_min=timeout_after_k_min,
             k_min=k_min,
             detect_anomalies=detect_anomalies,
+            codec=codec,
         )
         self._backward_policy = CallPolicy(
             timeout=backward_timeout,
             timeout_after_k_min=timeout_after_k_min,
             k_min=backward_k_min,
             detect_anomalies=detect_anomalies,
+            codec=codec,
         )
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from p2pnode.config.experts import Codec
 from p2pnode.errors import NonFiniteError, P2PNodeError
 from p2pnode.experts.backend import all_finite
 
@@ -26,6 +27,7 @@ class ExpertCall:
     gradients: tuple[torch.Tensor, ...] = ()  # of the outputs, in a backward call
     answered_by: Any = None  # in a backward call, `Answer.by` of its forward call
     span: int = 1  # so many consecutive layers are called as one
+    trace: bytes = b""  # by which logs tell of it, wherever it is tried; its maker gives one
 
 
 def anomaly_in(call: ExpertCall) -> NonFiniteError | None:
@@ -59,6 +61,7 @@ class CallPolicy:
     timeout_after_k_min: float = 0.0
     k_min: int = 1
     detect_anomalies: bool = False
+    codec: Codec = "none"  # how tensors travel, there and back
 
 
 class ExpertSource(ABC):

@@ -1,6 +1,7 @@
 """Client and server over a memory network, around a handler that does as it is told."""
 
 import contextlib
+import functools
 import math
 
 import msgpack
@@ -16,6 +17,7 @@ from p2pnode.errors import (
     DeadlineExceededError,
     ExpertFailedError,
     HostLostError,
+    NonFiniteError,
     NotAMemberError,
     OverloadedError,
     PermissionDeniedError,
@@ -27,12 +29,15 @@ from p2pnode.errors import (
     WrongRunError,
 )
 from p2pnode.rpc import authority as authority_module
+from p2pnode.rpc import client as client_module
 from p2pnode.rpc import framing
+from p2pnode.rpc import server as server_module
 from p2pnode.rpc.authority import Authority
-from p2pnode.rpc.client import TensorClient
+from p2pnode.rpc.client import CallMade, TensorClient
 from p2pnode.rpc.messages import (
     PREFIX_BYTES,
     PROTOCOL,
+    TRACE_BYTES,
     Reply,
     Request,
     decode_reply,
@@ -266,6 +271,135 @@ async def test_many_calls_share_a_connection(autojump_clock):
                 nursery.start_soon(call, number)
         assert all(torch.equal(y, 2 * (X + number)) for number, y in answers.items())
         assert len(it.near.connections()) == 1
+
+
+# --- how tensors travel -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def codecs_seen(monkeypatch):
+    """The codecs of the tensors in requests and replies, as they are read."""
+    seen = []
+
+    def watch(module, name):
+        real = getattr(module, name)
+
+        def record(data):
+            message = real(data)
+            seen.extend(meta.codec for meta in message.tensors)
+            return message
+
+        monkeypatch.setattr(module, name, record)
+
+    watch(server_module, "decode_request")
+    watch(client_module, "decode_reply")
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("codec", "error"),
+    [("none", 0), ("bfloat16", 2**-8), ("float16", 2**-11), ("blockwise-int8", 1 / 254)],
+)
+async def test_a_call_travels_in_the_codec_it_names_there_and_back(
+    codec, error, codecs_seen, autojump_clock
+):
+    x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    async with rig() as it:
+        (y,) = await it.client.forward(it.far.peer_id, UID, [x], info=INFO, codec=codec)
+        (g,) = await it.client.backward(
+            it.far.peer_id, UID, [x], [x], call_id=ID, info=INFO, codec=codec
+        )
+    assert codecs_seen == [codec] * 5
+    for answer in (y, g):
+        assert (answer - 2 * x).abs().max() <= 2 * 2 * error * x.abs().max()
+        assert torch.equal(answer, 2 * x) == (codec == "none")
+
+
+async def test_tensors_no_codec_makes_smaller_travel_as_they_are(codecs_seen, autojump_clock):
+    x = torch.randn(1, 1024, 256).to(torch.bfloat16)
+    async with rig() as it:
+        (y,) = await it.client.forward(it.far.peer_id, WIDE, [x], info=WIDE_INFO, codec="float16")
+    assert torch.equal(y, 2 * x)
+    assert codecs_seen == ["none", "none"]
+
+
+@pytest.mark.parametrize(
+    ("codec", "travels"), [("none", 0), ("float16", 32), ("blockwise-int8", 20)]
+)
+async def test_what_is_decoded_is_charged_beside_what_travels(codec, travels, autojump_clock):
+    async with rig() as it, trio.open_nursery() as nursery:
+        it.handler.hangs = True
+        call = functools.partial(it.client.forward, codec=codec)
+        nursery.start_soon(call, it.far.peer_id, UID, [torch.ones(4, 4)])
+        await trio.testing.wait_all_tasks_blocked()
+        assert it.server.budget.bytes_in_flight == 2 * (64 + travels)
+        nursery.cancel_scope.cancel()
+
+
+async def test_values_a_codec_cannot_carry_are_not_sent(autojump_clock):
+    async with rig() as it:
+        x = torch.full((2, 4), math.nan)
+        with pytest.raises(NonFiniteError):
+            await it.client.forward(it.far.peer_id, UID, [x], codec="blockwise-int8")
+        assert it.served == []
+        (y,) = await it.client.forward(it.far.peer_id, UID, [x], codec="bfloat16")
+        assert y.isnan().all()
+        x = torch.full((2, 4), 3e38)  # too large to be doubled
+        with pytest.raises(ExpertFailedError, match="NaN or infinite"):
+            await it.client.forward(it.far.peer_id, UID, [x], codec="blockwise-int8")
+
+
+async def test_an_answer_in_another_codec_than_the_one_wanted_is_refused(autojump_clock):
+    async with rig() as it:
+
+        async def answer(stream):
+            meta = TensorMeta("float32", (2, 4))
+            await stream.send_all(encode_reply(Reply(tensors=(meta,))) + bytes(32))
+
+        it.far.set_handler(PROTOCOL, answer)
+        with pytest.raises(ExpertFailedError, match="not what the schema promises"):
+            await it.client.forward(it.far.peer_id, UID, [X], info=INFO, codec="float16")
+
+
+async def test_a_malformed_encoding_is_a_bad_request_and_a_bad_answer(autojump_clock):
+    meta = TensorMeta("float32", (2, 4), "blockwise-int8")
+    nonsense = b"\xff" * 12  # a scale that is NaN
+    async with rig() as it:
+        stream = await it.raw()
+        await stream.send_all(it.request(tensors=(meta,)) + nonsense)
+        error = (await reply_on(stream)).error
+        assert type(error) is BadRequestError
+        assert "scale" in str(error)
+        await stream.aclose()
+
+        async def answer(stream):
+            await stream.send_all(encode_reply(Reply(tensors=(meta,))) + nonsense)
+
+        it.far.set_handler(PROTOCOL, answer)
+        with pytest.raises(ExpertFailedError, match="scale"):
+            await it.client.forward(it.far.peer_id, UID, [X], info=INFO, codec="blockwise-int8")
+
+
+async def test_both_sides_tell_of_a_call_by_the_same_trace(autojump_clock):
+    async with rig() as it:
+        made = []
+        it.near.events.on(CallMade, made.append)
+        trace = b"\x01" * TRACE_BYTES
+        await it.client.forward(it.far.peer_id, UID, [X], trace=trace)
+        await it.forward(X)
+        it.handler.hangs = True
+        with pytest.raises(DeadlineExceededError):
+            await it.client.forward(it.far.peer_id, UID, [X], trace=trace, timeout=1.0)
+        it.handler.hangs = False
+        with pytest.raises(UnknownExpertError):
+            await it.forward(X, uid=Uid("digits", "none.0"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert [event.trace for event in made] == [trace, b"", trace, b""]
+        assert [event.trace for event in it.served] == [trace, b"", trace, b""]
+        errors = [None, None, "DeadlineExceededError", "UnknownExpertError"]
+        assert [event.error for event in made] == errors
+        assert made[2].seconds == pytest.approx(1.0)
+        assert {event.operation for event in made} == {"forward"}
 
 
 # --- who may call ---------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from p2pnode.errors import (
     UnknownExpertError,
     WrongRunError,
 )
-from p2pnode.rpc.server import CallHandler
+from p2pnode.rpc.messages import TRACE_BYTES
+from p2pnode.rpc.server import CallHandler, CallServed
 from p2pnode.trainer.sources import CallPolicy, ExpertCall
 
 NAME = "ffn.0.0"
@@ -516,3 +517,59 @@ async def test_waiting_for_a_turn_at_a_busy_host_counts_as_time(autojump_clock, 
         first, second = await caller.forward_all(calls, POLICY)
         assert trio.current_time() - start == pytest.approx(10, abs=0.1)
         assert {type(first), type(second)} == {DeadlineExceededError, OverloadedError}
+
+
+@pytest.mark.parametrize("codec", ["none", "blockwise-int8"])
+async def test_a_layers_codec_is_that_of_its_calls(autojump_clock, open_swarm, codec):
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        server = await swarm.serve(NAME)
+        caller = await swarm.session()
+        policy = CallPolicy(timeout=10, codec=codec)
+        exact = await caller.forward(call(), POLICY)
+        answer = await caller.forward(call(), policy)
+        exact, given = exact.tensors[0], answer.tensors[0]
+        assert torch.equal(given, exact) == (codec == "none")
+        assert (given - exact).abs().max() < 0.05 * exact.abs().max()
+        gradients = call(gradients=(torch.ones(3, 8),), answered_by=answer.by)
+        await caller.backward(gradients, policy)
+        assert server.steps(NAME) == 1
+
+
+async def test_a_codec_that_cannot_carry_nan_says_so_and_blames_no_host(autojump_clock, open_swarm):
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        await swarm.serve(NAME)
+        caller = await swarm.session()
+        policy = CallPolicy(timeout=10, codec="blockwise-int8")
+        with pytest.raises(NonFiniteError, match="blockwise-int8"):
+            await caller.forward(call(inputs=(torch.full((3, 8), torch.nan),)), policy)
+        await caller.forward(call(), policy)
+
+
+async def test_a_call_has_one_trace_wherever_it_is_tried(autojump_clock, open_swarm):
+    failing = True
+
+    async def script(_kind, _uid, answer):
+        await trio.lowlevel.checkpoint()
+        if failing:
+            raise OverloadedError("full")
+        return answer
+
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        served = []
+        for _ in range(2):
+            server, _ = await serve_scripted(swarm, script)
+            server.host.events.on(CallServed, served.append)
+        caller = await swarm.session()
+        with pytest.raises(OverloadedError):
+            await caller.forward(call(), POLICY)
+        tried = [event for event in served if event.operation == "forward"]
+        assert len(tried) == 2
+        assert len({event.trace for event in tried}) == 1
+        assert len(tried[0].trace) == TRACE_BYTES
+        failing = False
+        await trio.sleep(60)
+        await caller.forward(call(), POLICY)
+        assert served[-1].trace != tried[0].trace

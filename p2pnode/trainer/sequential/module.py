@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from p2pnode.config.experts import Codec
 from p2pnode.errors import SchemaError
 from p2pnode.trainer.autograd import call_expert
 from p2pnode.trainer.sequential.remote import RemoteChain
@@ -33,6 +34,7 @@ class RemoteSequential(nn.Module):
         backward_timeout: the same for backward.
         detect_anomalies: refuse to send NaN or infinite values, and take an answer that has some
             as a failure of its host.
+        codec: how tensors travel, there and back.
 
     Raises:
         ValueError: `micro_batches` is not positive.
@@ -46,6 +48,7 @@ class RemoteSequential(nn.Module):
         forward_timeout: float,
         backward_timeout: float,
         detect_anomalies: bool = False,
+        codec: Codec = "none",
     ) -> None:
         super().__init__()
         if micro_batches < 1:
@@ -53,10 +56,10 @@ class RemoteSequential(nn.Module):
         self.micro_batches = micro_batches
         self._chain = chain
         self._forward_policy = CallPolicy(
-            timeout=forward_timeout, detect_anomalies=detect_anomalies
+            timeout=forward_timeout, detect_anomalies=detect_anomalies, codec=codec
         )
         self._backward_policy = CallPolicy(
-            timeout=backward_timeout, detect_anomalies=detect_anomalies
+            timeout=backward_timeout, detect_anomalies=detect_anomalies, codec=codec
         )
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
