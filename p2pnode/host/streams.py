@@ -6,6 +6,7 @@ that a refusal can always be read, and never waits behind data nobody will take.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 
 import trio
@@ -148,10 +149,13 @@ class NetworkStream(Stream):
     async def _fill(self, buffer: memoryview, until: float) -> int:
         filled = 0
         if self._unsettled is not None or self._failure is not None:
-            with trio.move_on_at(until) as scope:
+            if until == math.inf:
                 await self._settle()
-            if scope.cancelled_caught:
-                return 0
+            else:
+                with trio.move_on_at(until) as scope:
+                    await self._settle()
+                if scope.cancelled_caught:
+                    return 0
             filled = self._muxed.receive_into_nowait(buffer)  # often it came with the answer
         if filled < len(buffer):
             filled += await self._muxed.receive_into(buffer[filled:], until)
