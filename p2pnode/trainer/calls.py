@@ -7,12 +7,16 @@ to it once under the same id, so that the host steps its optimiser at most once;
 other hosts are tried. A lost host may have taken the step before it was lost, and then two hosts
 of the expert have taken it, each once.
 
+When all hosts that are known have failed, the expert is looked up anew, once: a host that leaves
+hands its experts to another one, and says so by not knowing them any more.
+
 An expert that fails on NaN or infinite values is not to blame for them: the caller is told, and the
 expert stays in use.
 
 While another host is left to try, one attempt gets at most half of the remaining time.
 """
 
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -21,7 +25,7 @@ from typing import TypeVar
 import trio
 
 from p2pnode.config import Settings
-from p2pnode.errors import DeadlineExceededError, P2PNodeError, RemoteError
+from p2pnode.errors import DeadlineExceededError, NoPeersError, P2PNodeError, RemoteError
 from p2pnode.host import Host
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.schema import ExpertInfo
@@ -209,6 +213,7 @@ class ExpertCaller:
         until = trio.current_time() + timeout
         tried: set[PeerId] = set()
         failure: RemoteError | None = None
+        looked_again = False
         while True:
             order = await self._order(uid, preferred, until)
             if order is None:
@@ -216,6 +221,11 @@ class ExpertCaller:
                     f"the hosts of {uid.name} could not be looked up within {timeout:g} s"
                 )
             order = [peer_id for peer_id in order if peer_id not in tried]
+            if not order and failure is not None and not looked_again:
+                looked_again = True  # the expert may have changed hands
+                with trio.move_on_at(until), contextlib.suppress(NoPeersError):
+                    await self._directory.look_again(uid)
+                continue
             if not order:
                 raise failure or self.book.none_left(uid)
             peer_id = order[0]

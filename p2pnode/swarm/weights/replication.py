@@ -7,6 +7,7 @@ from pathlib import Path
 import trio
 
 from p2pnode.config import Settings
+from p2pnode.experts.runtime import Compute
 from p2pnode.experts.service import ExpertHost
 from p2pnode.host import Host
 from p2pnode.rpc.access import Access
@@ -38,6 +39,7 @@ class Replication:
         states: the directory of states that are given or fetched; nobody else's.
         settings: limits and intervals.
         rng: the source of chance.
+        disk: the worker that reads and writes states, a thread by default.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class Replication:
         states: Path,
         settings: Settings,
         rng: random.Random,
+        disk: Compute | None = None,
     ) -> None:
-        self._store = StateStore(states, settings.weights)
+        self._store = StateStore(states, settings.weights, disk=disk)
         publisher = Publisher(experts, self._store)
         client = WeightsClient(access, settings.weights, self._store, host.events, rng)
         self._local = LocalExperts(
