@@ -28,7 +28,7 @@ from p2pnode.errors import (
 )
 from p2pnode.events import Event, EventBus
 from p2pnode.host import PeerMisbehaved, Stream
-from p2pnode.protocols.relay.core import Pace
+from p2pnode.host.pacing import Pace
 from p2pnode.rpc.access import Access
 from p2pnode.swarm.weights.core import Download
 from p2pnode.swarm.weights.manifest import Manifest, hash_of

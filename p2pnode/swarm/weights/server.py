@@ -26,7 +26,7 @@ from p2pnode.errors import (
 )
 from p2pnode.events import Event
 from p2pnode.host import Host, Stream
-from p2pnode.protocols.relay.core import Pace
+from p2pnode.host.pacing import Pace
 from p2pnode.rpc.authority import Authority
 from p2pnode.swarm.weights.followers import Followers
 from p2pnode.swarm.weights.messages import (
