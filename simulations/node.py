@@ -6,7 +6,7 @@ is what needs a machine: the data directory, the control socket, mDNS and the de
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import trio
@@ -141,14 +141,40 @@ class Node:
             InvalidUidError: they would need too many records.
             RuntimeError: the node is down.
         """
+        self.announcer().add(uids)
+
+    def announcer(self, throughput: Callable[[], float] = lambda: 0.0) -> Announcer:
+        """Return what announces its experts; it begins when it is asked for first.
+
+        Args:
+            throughput: rows a second through each of them; only the first caller's counts.
+
+        Raises:
+            RuntimeError: the node is down.
+        """
         if self._services is None:
             raise RuntimeError(f"{self.name} is down")
         if self._announcer is None:
             self._announcer = Announcer(
-                self.host, self.dht, self.key, self.settings.hosting, rng=self.rng
+                self.host,
+                self.dht,
+                self.key,
+                self.settings.hosting,
+                throughput=throughput,
+                rng=self.rng,
             )
             self._services.start_soon(self._announce, self._announcer)
-        self._announcer.add(uids)
+        return self._announcer
+
+    def start_soon(self, service: Callable[[], Awaitable[object]]) -> None:
+        """Run a service of its own while it is up.
+
+        Raises:
+            RuntimeError: the node is down.
+        """
+        if self._services is None:
+            raise RuntimeError(f"{self.name} is down")
+        self._services.start_soon(service)
 
     @property
     def experts(self) -> frozenset[Uid]:
