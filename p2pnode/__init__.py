@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from p2pnode.trainer.connect import Trainer, connect
     from p2pnode.trainer.expert import RemoteExpert
     from p2pnode.trainer.mixture import MixtureOfExperts, RemoteMixtureOfExperts
+    from p2pnode.trainer.sequential.language import RemoteLanguageModel
     from p2pnode.trainer.sequential.module import RemoteSequential
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MixtureOfExperts",
     "RemoteExpert",
+    "RemoteLanguageModel",
     "RemoteMixtureOfExperts",
     "RemoteSequential",
     "Settings",
@@ -31,6 +33,7 @@ __all__ = [
 _HOMES: Final = {
     "MixtureOfExperts": "p2pnode.trainer.mixture",
     "RemoteExpert": "p2pnode.trainer.expert",
+    "RemoteLanguageModel": "p2pnode.trainer.sequential.language",
     "RemoteMixtureOfExperts": "p2pnode.trainer.mixture",
     "RemoteSequential": "p2pnode.trainer.sequential.module",
     "Settings": "p2pnode.config",

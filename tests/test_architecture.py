@@ -19,6 +19,7 @@ def test_the_public_names_are_these():
     assert p2pnode.__all__ == [
         "MixtureOfExperts",
         "RemoteExpert",
+        "RemoteLanguageModel",
         "RemoteMixtureOfExperts",
         "RemoteSequential",
         "Settings",

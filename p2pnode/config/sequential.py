@@ -11,7 +11,8 @@ class SequentialSettings:
     """Routes, replay and pipelining of a trainer's `RemoteSequential` modules."""
 
     micro_batches_at_once: int = 8  # of one pass, in flight through the stages
-    kept_bytes: int = 512 * MIB  # stages' inputs kept for replay, per module; older are recomputed
+    kept_bytes: int = 512 * MIB  # per module, and per session: stages' inputs kept for replay
+    session_positions: int = 256  # sent to a session at once; longer steps take several messages
     relay_penalty: float = 1.0  # seconds that using a relay must save on each hop to be worth it
     reroute_gain: float = 0.25  # of a route's expected cost, that another one must save
     hosts_considered: int = 64  # of one chain; in larger swarms, those that host most of it

@@ -12,6 +12,7 @@ from p2pnode.clock import wall_time
 from p2pnode.config import Settings
 from p2pnode.config.experts import Codec
 from p2pnode.errors import ConfigError, PermissionDeniedError, TokenExpiredError
+from p2pnode.models.building import Model
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.codecs.names import find_codec
 from p2pnode.security.tokens import Membership
@@ -22,6 +23,7 @@ from p2pnode.trainer.mixture import RemoteMixtureOfExperts
 from p2pnode.trainer.portal import Portal
 from p2pnode.trainer.remote import RemoteExperts
 from p2pnode.trainer.sequential.chain import Chain
+from p2pnode.trainer.sequential.language import RemoteLanguageModel
 from p2pnode.trainer.sequential.module import RemoteSequential
 from p2pnode.trainer.sequential.remote import RemoteChain
 from p2pnode.trainer.stats import Stats
@@ -164,6 +166,45 @@ class Trainer:
             detect_anomalies=detect_anomalies,
             codec=self._codec(codec),
         )
+
+    def language_model(
+        self,
+        model: str,
+        *,
+        block: str = "blocks",
+        seed: int = 0,
+        dtype: str = "float32",
+        micro_batches: int = 1,
+        forward_timeout: float | None = None,
+        backward_timeout: float | None = None,
+    ) -> RemoteLanguageModel:
+        """Return a language model whose blocks are hosted, with its ends in this process.
+
+        Args:
+            model: what the hosts were told: `tiny` or another preset, or a local directory in
+                Hugging Face's format, of which only the ends are read.
+            block: the blocks' name without their number.
+            seed: of fresh ends.
+            dtype: of weights and activations, as the hosts have it.
+            micro_batches: see `RemoteSequential`.
+            forward_timeout: seconds for the forward pass; by default as the settings say.
+            backward_timeout: the same for backward.
+
+        Raises:
+            ModelError: there is no such model.
+            InvalidUidError: no block can have this name.
+            ValueError: `micro_batches` is not positive.
+        """
+        found = Model.find(model, dtype)
+        blocks = self.sequential(
+            block,
+            0,
+            found.config.layers,
+            micro_batches=micro_batches,
+            forward_timeout=forward_timeout,
+            backward_timeout=backward_timeout,
+        )
+        return RemoteLanguageModel(found.build_ends(seed), blocks)
 
     def stats(self) -> Stats:
         """Return the counts of calls so far; works after the end of the block, too."""

@@ -13,6 +13,7 @@ from p2pnode.clock import bind_wall_time_to_trio
 from p2pnode.config import Settings
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
+from p2pnode.experts.sessions.service import SessionServer
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.client import TensorClient
@@ -101,7 +102,17 @@ class Server:
             compute=compute_inline,
             disk=compute_inline,
         )
-        TensorServer(host, settings.rpc, handler(self.experts), Authority({"test": RUN}, 16))
+        authority = Authority({"test": RUN}, 16)
+        tensors = TensorServer(host, settings.rpc, handler(self.experts), authority)
+        self.sessions = SessionServer(
+            host,
+            settings.sessions,
+            rpc=settings.rpc,
+            handler=self.experts,
+            experts=self.experts,
+            authority=authority,
+            tensors=tensors.budget,
+        )
         announcer = Announcer(host, dht, host.key, settings.hosting)
         with self.scope:
             async with trio.open_nursery() as nursery:

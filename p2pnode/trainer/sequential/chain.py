@@ -23,6 +23,7 @@ import trio
 
 from p2pnode.config import Settings
 from p2pnode.errors import P2PNodeError, RemoteError, SchemaError
+from p2pnode.experts.sessions.client import SessionClient
 from p2pnode.rpc.messages import MAX_SPAN
 from p2pnode.trainer.judged import JudgedClient
 from p2pnode.trainer.quorum import Attempt
@@ -30,6 +31,7 @@ from p2pnode.trainer.sequential.paces import Paces
 from p2pnode.trainer.sequential.passage import Keeper, Passage, Stage
 from p2pnode.trainer.sequential.planner import Pass, Planner
 from p2pnode.trainer.sequential.routing import Hop, Route
+from p2pnode.trainer.sequential.session import ChainSession
 from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall
 from p2pnode.wire.uids import Uid
 
@@ -66,8 +68,11 @@ class Chain:
         self._stop = stop
         self._client = client
         self._settings = settings.sequential
-        self._paces = Paces(settings.trainer.latency_smoothing)
-        self._planner = Planner(client, block, self._paces, settings)
+        smoothing = settings.trainer.latency_smoothing
+        self._planner = Planner(client, block, Paces(smoothing), settings)
+        # Steps of a few positions take other times than passes of whole batches.
+        self._session_planner = Planner(client, block, Paces(smoothing), settings)
+        self._opener = SessionClient(client.client.access, settings.rpc)
         self._keeper = Keeper(settings.sequential.kept_bytes)
 
     async def forward(
@@ -135,6 +140,18 @@ class Chain:
             )
 
         return await self._pipelined(len(batches), run)
+
+    def session(self, length: int, policy: CallPolicy) -> ChainSession:
+        """Begin sequences of up to `length` positions; hosts are called from the first step on."""
+        return ChainSession(
+            self._client,
+            self._opener,
+            self._session_planner,
+            (self._start, self._stop),
+            length=length,
+            policy=policy,
+            settings=self._settings,
+        )
 
     # --- one micro-batch ------------------------------------------------------------------------
 
@@ -238,7 +255,7 @@ class Chain:
         call = ExpertCall(name=uid.name, inputs=(inputs,), span=hop.span)
         started = trio.current_time()
         answer = await self._client.forward(hop.peer_id, call, on_way.policy, give_up, attempt)
-        self._paces.receive_answer(hop.peer_id, hop.span, trio.current_time() - started)
+        self._planner.paces.receive_answer(hop.peer_id, hop.span, trio.current_time() - started)
         return _only(answer, uid)
 
     async def _ask_back(

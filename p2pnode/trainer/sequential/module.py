@@ -8,7 +8,7 @@ from torch import nn
 from p2pnode.config.experts import Codec
 from p2pnode.errors import SchemaError
 from p2pnode.trainer.autograd import call_expert
-from p2pnode.trainer.sequential.remote import RemoteChain
+from p2pnode.trainer.sequential.remote import RemoteChain, RemoteSession
 from p2pnode.trainer.sources import Answer, CallPolicy
 
 
@@ -92,6 +92,18 @@ class RemoteSequential(nn.Module):
 
         (outputs,) = call_expert(run, self._call_back, [inputs])
         return outputs
+
+    def session(self, max_length: int) -> RemoteSession:
+        """Begin sequences of up to `max_length` positions, for generation: use it in a `with`.
+
+        Only blocks of language models have sessions.
+
+        Raises:
+            ValueError: `max_length` is not positive.
+        """
+        if max_length < 1:
+            raise ValueError(f"a session has room for one position or more, not {max_length}")
+        return self._chain.session(max_length, self._forward_policy)
 
     def extra_repr(self) -> str:
         """Name the blocks where the module is printed."""
