@@ -13,6 +13,7 @@ What happens in a connection's task ends that connection at most; what a peer do
 an event. An exception that is not the network's is a bug, and ends the node.
 """
 
+import dataclasses
 import random
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -52,9 +53,10 @@ from p2pnode.host.interfaces import (
 from p2pnode.host.local_addresses import LocalAddresses
 from p2pnode.host.nat_behaviour import Sighting
 from p2pnode.host.observed import Place
+from p2pnode.host.pacing import Bandwidth
 from p2pnode.host.peerstore import Peerstore
 from p2pnode.host.punching import Punch
-from p2pnode.host.ranking import ips_of, rank
+from p2pnode.host.ranking import ips_of, is_relayed, rank
 from p2pnode.host.saved_peers import SavedPeers
 from p2pnode.host.strangers import StrangerDials
 from p2pnode.host.upgrader import Upgraded, Upgrader
@@ -109,6 +111,7 @@ class NetworkHost(Host):
         self._connections = ConnectionTable(self.peer_id, self.settings)
         self._admission = Admission(limits or LimitSettings(), self._connections, self.events.emit)
         self._budgets = self._admission.budgets
+        self._bandwidth = Bandwidth(limits or LimitSettings())
         self._resolver = Resolver(self.settings)
         self._upgrader = Upgrader(key, self.settings)
         self._dial_tools = DialTools(
@@ -565,6 +568,9 @@ class NetworkHost(Host):
         Raises:
             ResourceLimitError: a budget has no room for it.
         """
+        if not is_relayed(upgraded.raw.remote_address):  # else the way to the relay is paced
+            paced = self._bandwidth.pace(upgraded.muxer)
+            upgraded = dataclasses.replace(upgraded, muxer=paced)
         connection = NetworkConnection(
             upgraded, settings=self.settings, account=account, events=self.events
         )

@@ -3,6 +3,7 @@ import contextlib
 import pytest
 import trio
 
+from p2pnode.config import MIB, LimitSettings
 from p2pnode.host.node import NetworkHost
 from p2pnode.protocols.identify.service import IdentifyService
 from p2pnode.security.tls import TlsIdentity
@@ -37,6 +38,18 @@ class TestNetworkHostAcrossADelay(HostConformance):
     async def run_pair(self):
         async with full_hosts(VirtualNetwork(latency=Fixed(0.05))) as world:
             yield await world.add_host(), await world.add_host()
+
+
+class TestNetworkHostHeldToABandwidth(HostConformance):
+    @pytest.fixture
+    def clock(self, autojump_clock):
+        return autojump_clock
+
+    @contextlib.asynccontextmanager
+    async def run_pair(self):
+        limits = LimitSettings(max_upload=100 * MIB, max_download=100 * MIB)
+        async with full_hosts() as world:
+            yield await world.add_host(limits=limits), await world.add_host(limits=limits)
 
 
 class RealHostConformance(HostConformance):

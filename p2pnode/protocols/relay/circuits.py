@@ -11,7 +11,8 @@ import trio
 
 from p2pnode.errors import P2PNodeError
 from p2pnode.host import Stream
-from p2pnode.protocols.relay.core import Circuit, Pace
+from p2pnode.host.pacing import Pace
+from p2pnode.protocols.relay.core import Circuit
 from p2pnode.protocols.relay.exchanges import CHUNK, send_hop
 from p2pnode.protocols.relay.messages import HopMessage
 

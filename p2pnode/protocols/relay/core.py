@@ -87,30 +87,6 @@ class Circuit:
         return min(most, self.limit.data - self.carried[way]) if self.limit.data else most
 
 
-class Pace:
-    """Spreads bytes over time, in the order in which they ask: first come, first served.
-
-    Args:
-        rate: bytes a second; 0 for no limit.
-    """
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._free_at = float("-inf")
-
-    def chunk(self, most: int) -> int:
-        """How much to ask for at once, so that others need not wait for long."""
-        return min(most, max(1, self._rate // 20)) if self._rate else most
-
-    def reserve(self, size: int, now: float) -> float:
-        """Return when `size` bytes may go."""
-        if not self._rate:
-            return now
-        begin = max(self._free_at, now)
-        self._free_at = begin + size / self._rate
-        return begin
-
-
 class RelayCore:
     """The state of a relay.
 

@@ -24,9 +24,10 @@ from p2pnode.host import ConnectionEnded, PeerMisbehaved, ReachabilityChanged, S
 from p2pnode.host.budgets.rates import SubnetMap
 from p2pnode.host.interfaces import Reachability
 from p2pnode.host.node import NetworkHost
+from p2pnode.host.pacing import Pace
 from p2pnode.host.ranking import is_relayed
 from p2pnode.protocols.relay.circuits import Carriage
-from p2pnode.protocols.relay.core import Acl, Circuit, Pace, RelayCore
+from p2pnode.protocols.relay.core import Acl, Circuit, RelayCore
 from p2pnode.protocols.relay.exchanges import ask_stop, receive, send_hop
 from p2pnode.protocols.relay.messages import (
     HOP_PROTOCOL,

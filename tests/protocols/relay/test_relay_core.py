@@ -1,12 +1,12 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from p2pnode.config import RelaySettings
 from p2pnode.errors import ConfigError
 from p2pnode.host.budgets.rates import Subnets
-from p2pnode.protocols.relay.core import Circuit, Pace, Place, RelayCore
+from p2pnode.protocols.relay.core import Circuit, Place, RelayCore
 from p2pnode.protocols.relay.messages import Limit, Status
 from p2pnode.wire.keys import PrivateKey
 
@@ -156,35 +156,6 @@ def test_a_relay_that_stops_takes_all_reservations_back():
     relay.drop_all("enough")
     assert log == [(A, "enough"), (B, "enough")]
     assert relay.reservations == 0
-
-
-@settings(deadline=None)
-@given(
-    rate=st.integers(1, 10**9),
-    sizes=st.lists(st.integers(1, 65536), min_size=1, max_size=50),
-    gaps=st.lists(st.floats(0, 1), min_size=50, max_size=50),
-)
-def test_a_pace_never_lets_more_through_than_its_rate_and_one_chunk(rate, sizes, gaps):
-    pace, now, sent = Pace(rate), 0.0, []
-    for size, gap in zip(sizes, gaps, strict=False):
-        now += gap
-        at = pace.reserve(size, now)
-        assert at >= now
-        assert not sent or at >= sent[-1][0]  # first come, first served
-        sent.append((at, size))
-    for first, (began, _) in enumerate(sent):
-        for last in range(first, len(sent)):
-            passed = sum(size for _, size in sent[first:last])
-            assert passed <= rate * (sent[last][0] - began) * (1 + 1e-9) + 1e-3
-
-
-def test_without_a_rate_nothing_waits():
-    pace = Pace(0)
-    assert pace.reserve(1 << 40, 5.0) == 5.0
-    assert pace.reserve(1, 5.0) == 5.0
-    assert pace.chunk(65536) == 65536
-    assert Pace(20_000).chunk(65536) == 1000
-    assert Pace(1).chunk(65536) == 1
 
 
 class Counts(RuleBasedStateMachine):
