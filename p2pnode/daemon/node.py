@@ -361,9 +361,9 @@ class Node:
 
     async def _host(self, params: Mapping[str, Any]) -> Any:
         asked = {name: _table(params, name) for name in ("node", *_AT_THE_START)}
-        wanted = Settings.load(environ={}, overrides=asked)
+        told = Settings.load(environ={}, overrides=asked)
         for section, table in asked.items():
-            before, after = getattr(self.settings, section), getattr(wanted, section)
+            before, after = getattr(self.settings, section), getattr(told, section)
             for name in sorted(table):
                 if f"{section}.{name}" not in _JOINABLE and (
                     getattr(after, name) != getattr(before, name)
@@ -372,7 +372,7 @@ class Node:
                         f"a running daemon cannot change {section}.{name}; stop it with"
                         " `p2pnode stop` and start it anew"
                     )
-        node = wanted.node
+        node = told.node
         hosting = dataclasses.asdict(self.settings.hosting) | _table(params, "hosting")
         settings = Settings.load(environ={}, overrides={"hosting": hosting}).hosting
         membership = self._accept_invite(node)

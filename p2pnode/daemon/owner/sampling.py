@@ -118,7 +118,7 @@ class GpuSampler:
         self._seen_until[name] = max((each.timeStamp for each in samples), default=0)
         latest = {each.pid: each for each in sorted(samples, key=lambda each: each.timeStamp)}
         others = sum(each.smUtil for each in latest.values() if each.pid != os.getpid())
-        return min(others / 100, 1.0)
+        return float(min(others / 100, 1.0))
 
 
 def _devices() -> list[Any]:
