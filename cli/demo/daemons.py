@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from p2pnode.daemon.control.client import call_daemon
@@ -16,6 +18,7 @@ from p2pnode.errors import DeadlineExceededError, LocalError
 
 START_TIMEOUT: Final = 90.0  # four processes importing torch at once on a slow disk
 STOP_TIMEOUT: Final = 15.0  # the daemons' own grace for running calls, and for saving
+_SIGTERM_EXIT: Final = 128 + signal.SIGTERM
 _POLL: Final = 0.05
 _LISTEN: Final = "/ip4/127.0.0.1/tcp/0"
 
@@ -137,6 +140,37 @@ class DemoDaemon:
                     return  # the rest of it is still being written
                 self._read += len(line)
                 yield json.loads(line)
+
+
+def start_all(daemons: Sequence[DemoDaemon]) -> None:
+    """Start daemons, the others at once when the first is ready to be joined through.
+
+    Raises:
+        LocalError: one of them could not start.
+        DeadlineExceededError: it took too long.
+    """
+    first, *others = daemons
+    first.start()
+    wait_until(first.poll, f"starting {first.name}", START_TIMEOUT)
+    for daemon in others:
+        daemon.join(first.address)
+        daemon.start()
+    for daemon in others:
+        wait_until(daemon.poll, f"starting {daemon.name}", START_TIMEOUT)
+
+
+@contextlib.contextmanager
+def sigterm_unwinds() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that the daemons are ended, too."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(_SIGTERM_EXIT)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -2,18 +2,24 @@
 
 import contextlib
 import json
-import signal
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import torch
 
 from cli.demo import plan
-from cli.demo.daemons import START_TIMEOUT, DemoDaemon, ending, is_saved, wait_until
+from cli.demo.daemons import (
+    START_TIMEOUT,
+    DemoDaemon,
+    ending,
+    is_saved,
+    sigterm_unwinds,
+    start_all,
+    wait_until,
+)
 from cli.demo.data import Digits, load
 from cli.demo.display import Display, open_display
 from cli.demo.plot import draw
@@ -29,7 +35,6 @@ from p2pnode.wire.uids import expand_all
 _INVITE_LIFETIME: Final = 3600.0
 _SAVE_TIMEOUT: Final = 30.0
 _RETURN_TIMEOUT: Final = 90.0
-_SIGTERM_EXIT: Final = 128 + signal.SIGTERM
 _CALL_TIMEOUT: Final = 20.0
 _STRAGGLER_TIMEOUT: Final = 5.0  # five processes share the machine: being slow is no failure
 
@@ -45,7 +50,7 @@ def run_demo(options: plan.Options) -> int:
     options.report.mkdir(parents=True, exist_ok=True)
     record = Record(options=options)
     data = load()
-    with open_display(options) as display, _sigterm_unwinds(), _state(options) as state:
+    with open_display(options) as display, sigterm_unwinds(), _state(options) as state:
         _RemoteTraining(record, data, display).run(state)
         display.note("training the same model in one process, for comparison")
         _train_locally(record, data)
@@ -74,7 +79,7 @@ class _RemoteTraining:
         daemons = [_make_daemon(number, key, state, config) for number in range(plan.DAEMONS)]
         with ending(daemons):
             self._display.note(f"starting {plan.DAEMONS} daemons, {plan.EXPERTS} experts in all")
-            _start(daemons)
+            start_all(daemons)
             settings = Settings().replace(swarm={"refresh_interval": 1.0})
             with connect(
                 daemons[0].address, run=plan.RUN, invite=_invite(key, "train"), settings=settings
@@ -196,17 +201,6 @@ def _make_daemon(number: int, key: RunKey, state: Path, config: Path) -> DemoDae
     )
 
 
-def _start(daemons: list[DemoDaemon]) -> None:
-    first, *others = daemons
-    first.start()
-    wait_until(first.poll, f"starting {first.name}", START_TIMEOUT)
-    for daemon in others:
-        daemon.join(first.address)
-        daemon.start()
-    for daemon in others:
-        wait_until(daemon.poll, f"starting {daemon.name}", START_TIMEOUT)
-
-
 def _invite(key: RunKey, scope: str) -> str:
     return issue_invite(key, plan.RUN, scopes={scope}, expires_at=wall_time() + _INVITE_LIFETIME)
 
@@ -263,17 +257,3 @@ def _state(options: plan.Options) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="p2pnode-demo-", ignore_cleanup_errors=True) as name:
         yield Path(name)
-
-
-@contextlib.contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Let SIGTERM end the block as an exception does, so that the daemons are ended, too."""
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(_SIGTERM_EXIT)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.demo import plan
-from cli.demo.runner import _sigterm_unwinds
+from cli.demo.daemons import sigterm_unwinds
 
 pytestmark = pytest.mark.real
 COMMAND = [sys.executable, "-m", "cli.main", "demo", "--json"]
@@ -142,7 +142,7 @@ def test_a_daemon_that_cannot_start_is_one_clear_sentence(start, tmp_path):
 
 def test_sigterm_unwinds_the_demo_like_an_exception():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as left, _sigterm_unwinds():
+    with pytest.raises(SystemExit) as left, sigterm_unwinds():
         signal.raise_signal(signal.SIGTERM)
     assert left.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,1 @@
+"""`train-lm`: a language model trained through the blocks that others host."""
