@@ -3,6 +3,7 @@
 import contextlib
 import random
 
+import numpy as np
 import pytest
 import torch
 import trio
@@ -11,10 +12,12 @@ from multiaddr import Multiaddr
 from p2pnode.config import NetworkSettings, RpcSettings
 from p2pnode.errors import HostLostError, TensorTooLargeError, UnknownExpertError
 from p2pnode.host.node import NetworkHost
+from p2pnode.mux.yamux.outbox import Outbox
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.schema import ExpertInfo, TensorSpec
 from p2pnode.rpc.server import CallHandler, CallServed, TensorServer
+from p2pnode.security.noise.core import CipherState
 from p2pnode.security.noise.frames import FrameOpener
 from p2pnode.security.tokens import Membership
 from p2pnode.transport.tcp import TcpTransport
@@ -24,22 +27,26 @@ from p2pnode.wire.uids import Uid
 pytestmark = pytest.mark.real
 
 UID = Uid("open:test", "wide.0")
-SPEC = TensorSpec("float32", (None, 65536))
+NARROW = Uid("open:test", "narrow.0")
+SPECS = {UID: TensorSpec("float32", (None, 65536)), NARROW: TensorSpec("float32", (None, 4))}
 LIMIT = 64 * 2**20
+_NETWORK = NetworkSettings()
+# What is written already: a write's worth of large frames, and the one that goes beyond it.
+MOST_FRAMES_AHEAD = _NETWORK.yamux_write_budget // _NETWORK.yamux_max_frame + 1
 
 
 class Negate(CallHandler):
     def __init__(self):
         self.hangs = False
+        self.answering = lambda: None
         self.under_way = 0
         self.changed = trio.Event()
 
     def info(self, uid, span=1):
-        if uid != UID:
+        if uid not in SPECS:
             raise UnknownExpertError("not here")
-        return ExpertInfo(
-            layer="negate", inputs=(SPEC,), outputs=(SPEC,), max_rows=4096, max_bytes=LIMIT
-        )
+        spec = (SPECS[uid],)
+        return ExpertInfo(layer="negate", inputs=spec, outputs=spec, max_rows=4096, max_bytes=LIMIT)
 
     def check(self, uid, span=1, *, caller):
         pass
@@ -50,6 +57,7 @@ class Negate(CallHandler):
             if self.hangs:
                 await trio.sleep_forever()
             await trio.lowlevel.checkpoint()
+            self.answering()
             return [-each for each in inputs]
         finally:
             self.count(-1)
@@ -114,20 +122,83 @@ async def test_small_and_large_tensors_come_back_whole():
             assert torch.equal(await it.forward(x), -x)
 
 
-async def test_large_tensors_are_decrypted_where_they_belong(monkeypatch):
-    placed = 0
-    real = FrameOpener.open_into
+class Frames:
+    """The data frames that all muxers give out, as their outbox and their bytes."""
 
-    def open_into(self, buffer):
+    def __init__(self, monkeypatch):
+        self.found = []
+        self._more = trio.Event()
+        real = Outbox._serve
+
+        def serve(outbox, stream, output):
+            before = len(output.served)
+            length = real(outbox, stream, output)
+            self.found += [(outbox, size) for _, size in output.served[before:] if size]
+            self._more.set()
+            return length
+
+        monkeypatch.setattr(Outbox, "_serve", serve)
+
+    def of(self, outbox, start=0):
+        return [size for by, size in self.found[start:] if by is outbox]
+
+    async def wait_for(self, outbox, size):
+        while sum(self.of(outbox)) < size:
+            self._more = trio.Event()
+            await self._more.wait()
+
+
+@pytest.mark.parametrize("way", ["request", "answer"])
+async def test_a_small_call_does_not_wait_behind_a_large_one(way, monkeypatch):
+    large, small = torch.zeros(LIMIT // 2**18, 65536), torch.zeros(4, 4)
+    frames, marks, done = Frames(monkeypatch), {}, []
+
+    async with rig() as it:
+
+        async def call(x, uid):
+            marks["request"] = len(frames.found)
+            await it.forward(x, uid)
+            done.append(len(x))
+
+        def answering():
+            marks["answer"] = len(frames.found)
+
+        it.handler.answering = answering
+        for _ in range(2):  # the first one meets what identify has to say
+            await call(small, NARROW)
+        outbox = frames.found[marks[way]][0]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, large, UID)
+            await frames.wait_for(outbox, large.nbytes // 4)
+            await call(small, NARROW)
+            assert done == [4, 4, 4]  # the large one is still under way
+            later = frames.of(outbox, marks[way])
+            before = next(at for at, size in enumerate(later) if size < 1024)
+            assert before <= MOST_FRAMES_AHEAD
+
+
+async def test_large_tensors_are_encrypted_and_decrypted_where_they_lie(monkeypatch):
+    taken = placed = 0
+    encrypt_into, open_into = CipherState.encrypt_into, FrameOpener.open_into
+
+    def encrypt(self, plaintext, buffer):
+        nonlocal taken
+        if isinstance(plaintext, memoryview) and isinstance(plaintext.obj, np.ndarray):
+            taken += len(plaintext)
+        encrypt_into(self, plaintext, buffer)
+
+    def decrypt(self, buffer):
         nonlocal placed
         placed += len(buffer)
-        real(self, buffer)
+        open_into(self, buffer)
 
-    monkeypatch.setattr(FrameOpener, "open_into", open_into)
+    monkeypatch.setattr(CipherState, "encrypt_into", encrypt)
+    monkeypatch.setattr(FrameOpener, "open_into", decrypt)
     async with rig() as it:
         x = torch.randn(100, 65536)
         assert torch.equal(await it.forward(x), -x)
-    assert placed > 0.9 * 2 * x.nbytes  # there and back; the rest came before it was wanted
+    assert taken > 0.98 * 2 * x.nbytes  # there and back; ends of frames travel with headers
+    assert placed > 0.9 * 2 * x.nbytes  # the rest came before it was wanted
 
 
 async def test_refusals_reach_a_caller_that_is_still_sending():
