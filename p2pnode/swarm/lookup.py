@@ -67,7 +67,8 @@ class _Record:
     entries: list[tuple[Entry, int]] = field(default_factory=list)  # of the value, and their places
     alive_until: float = 0.0  # when the last entry that serves something expires
     empty_at: float = 0.0  # when it was last found empty, on the wall clock
-    asked_at: float = 0.0  # for what is known, on trio's clock, as is
+    asked_at: float = 0.0  # for it, on trio's clock, as are
+    known_at: float = float("-inf")  # when what is known was asked for
     refresh_at: float = 0.0
     refresh: Search[bytes] | None = None
     listing: Listing = field(default_factory=dict)  # computed from the entries
@@ -112,20 +113,20 @@ class ExpertDirectory:
         return (await self._look_up(host_place(uid))).get(uid.coordinate, ())
 
     async def look_again(self, uid: Uid) -> Sequence[HostEntry]:
-        """List the live hosts of an expert as `hosts` does, but ask the DHT, whatever is known.
+        """List the live hosts of an expert as `hosts` does, but by what the DHT says from now on.
 
-        For who was just told that what is known is old. Within a moment it is not asked twice.
+        For who was just told that what is known is old. It waits a little where the DHT was asked
+        only a moment ago, and those who wait together share one answer.
 
         Raises:
             NoPeersError: the node knows nobody to ask.
         """
         place = host_place(uid)
         record = self._record(place)
-        known_for = trio.current_time() - record.asked_at
-        if not record.value or known_for >= self._settings.refresh_interval * MIN_REFRESH:
+        began = trio.current_time()
+        await trio.sleep_until(record.known_at + self._settings.refresh_interval * MIN_REFRESH)
+        if record.known_at < began:
             await self._ask(place, record)
-        else:
-            await trio.lowlevel.checkpoint()
         return self._listing(place, record).get(uid.coordinate, ())
 
     async def listings(
@@ -263,6 +264,7 @@ class ExpertDirectory:
         wall, now = wall_time(), trio.current_time()
         parts = [each for each in (record.value, value) if each]
         record.value = self._index.merge(place.key, parts, wall) if parts else b""
+        record.known_at = record.asked_at
         record.entries = self._index.standing(place.key, record.value, wall) if record.value else []
         alive = [entry for entry, places in record.entries if places & entry.served]
         record.alive_until = max((entry.expiry for entry in alive), default=0.0)
