@@ -122,10 +122,9 @@ class Hosting:
         by_id = [uid.in_run(membership.run_id) for uid in uids]
         self._announcer.check(by_id)
         added = [status.uid for status in await self._experts.add(by_id, settings)]
+        self._announcer.add(added)
         if self._is_aside:
             await self.free_device()
-        else:
-            self._announcer.add(added)
         return [uid.in_run(membership.name) for uid in added]
 
     # --- the owner comes first: see `p2pnode.daemon.owner.service.Standby` -----------------------
@@ -134,7 +133,7 @@ class Hosting:
         """Withdraw the experts, and refuse new calls from now on."""
         self._is_aside = True
         self._experts.pause()
-        self._announcer.remove(self._announcer.uids)
+        self._announcer.suspend()
 
     async def free_device(self) -> None:
         """Let calls under way end, for a bounded time, and move the experts off their device."""
@@ -148,7 +147,7 @@ class Hosting:
             except torch.OutOfMemoryError:
                 return False
             self._is_aside = False
-            self._announcer.add(self._experts.uids)
+            self._announcer.go_on()
         return True
 
     # --- the end --------------------------------------------------------------------------------

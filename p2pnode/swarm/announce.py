@@ -102,6 +102,7 @@ class Announcer:
         self._throughput = throughput
         self._rng = rng or random.Random()
         self._uids: dict[Uid, None] = {}
+        self._is_suspended = False
         self._loading: list[Uid] = []
         self._announced: dict[Place, _Announced] = {}
         self._issued = 0.0
@@ -145,6 +146,16 @@ class Announcer:
         """Withdraw experts, at once when `run` is running."""
         for uid in uids:
             self._uids.pop(uid, None)
+        self._update()
+
+    def suspend(self) -> None:
+        """Withdraw everything until `go_on`; what is added or removed meanwhile counts from then."""
+        self._is_suspended = True
+        self._update()
+
+    def go_on(self) -> None:
+        """Announce again what was suspended."""
+        self._is_suspended = False
         self._update()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -230,7 +241,7 @@ class Announcer:
     def _update(self) -> None:
         """Make due what has changed."""
         now = trio.current_time()
-        wanted = by_place(self._uids, self._loading)
+        wanted = {} if self._is_suspended else by_place(self._uids, self._loading)
         for place in [*wanted, *(each for each in self._announced if each not in wanted)]:
             said = self._announced.setdefault(place, _Announced())
             served = wanted.get(place, 0)

@@ -452,3 +452,20 @@ async def test_what_is_being_loaded_is_listed_apart_and_is_not_hosted(
         (listing,) = await watcher.directory.listings(RUN, Kind.HOSTS, ["blocks"], SPAN, fresh=True)
         assert sorted(listing) == [0, 1, 2]
         assert listing[2][0].throughput == pytest.approx(7.0, rel=0.025)
+
+
+async def test_a_suspended_host_is_not_listed_until_it_goes_on(swarm_network, autojump_clock):
+    async with swarm_network() as net:
+        node = await net.start(experts=["ffn.[0:2]"])
+        trainer = await net.start([node], server=False)
+        await trio.sleep(1)
+        assert set(await _hosts(trainer.directory, "ffn")) == {0, 1}
+        node.announcer.suspend()
+        node.announcer.remove([Uid(RUN, "ffn.1")])
+        node.announcer.add([Uid(RUN, "ffn.2")])
+        await trio.sleep(20)
+        assert await _hosts(trainer.directory, "ffn") == {}
+        assert node.announcer.uids == {Uid(RUN, "ffn.0"), Uid(RUN, "ffn.2")}
+        node.announcer.go_on()
+        await trio.sleep(20)
+        assert set(await _hosts(trainer.directory, "ffn")) == {0, 2}
