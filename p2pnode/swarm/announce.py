@@ -149,7 +149,7 @@ class Announcer:
         self._update()
 
     def suspend(self) -> None:
-        """Withdraw everything until `go_on`; what is added or removed meanwhile counts from then."""
+        """Withdraw everything until `go_on`; what is added or removed meanwhile counts then."""
         self._is_suspended = True
         self._update()
 
