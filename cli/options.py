@@ -170,6 +170,13 @@ def node_options(command: F) -> F:
         help="Find nodes on the local network, and be found there.",
     )(command)
     command = click.option(
+        "--standby",
+        "hosting__standby",
+        is_flag=True,
+        default=None,
+        help="Keep replicas of the experts, and serve them only when no other host does.",
+    )(command)
+    command = click.option(
         "--yield",
         "owner__yield_to_others",
         is_flag=True,
@@ -212,7 +219,8 @@ def settings_from(
             raise click.UsageError(f"--set takes SECTION.FIELD=VALUE, not {assignment!r}")
         texts.setdefault(section, {})[setting] = value
     typed: dict[str, dict[str, Any]] = {}
-    for setting in ("mdns.enabled", "owner.yield_to_others", *(each[1] for each in _SIZE_FLAGS)):
+    switches = ("mdns.enabled", "hosting.standby", "owner.yield_to_others")
+    for setting in (*switches, *(each[1] for each in _SIZE_FLAGS)):
         chosen = flags.get(setting.replace(".", "__"))
         section, _, name = setting.partition(".")
         if chosen is not None:

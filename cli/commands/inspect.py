@@ -246,10 +246,13 @@ def experts(patterns: tuple[str, ...], data_dir: DataDir, as_json: bool) -> None
         ]
     else:
         found = call_daemon(data_dir.control_socket, "experts")
-        columns = ("expert", "layer", "steps", "rows", "queue", "last saved")
+        columns = ("expert", "layer", "state", "steps", "rows", "queue", "last saved")
         rows = [
             (
-                *(each[name] for name in ("uid", "layer", "steps", "rows", "queued")),
+                each["uid"],
+                each["layer"],
+                "standby" if each["standby"] else "serving",
+                *(each[name] for name in ("steps", "rows", "queued")),
                 each["saved_at"]
                 and dt.datetime.fromtimestamp(each["saved_at"], dt.UTC).strftime("%H:%M:%S UTC"),
             )
