@@ -110,7 +110,7 @@ class Holders:
             host.add_addresses(known.peer_id, known.addresses, 1e6)
             known.add_addresses(host.peer_id, host.addresses, 1e6)
         settings = WeightsSettings(**({"chunk_bytes": 1024} | settings))
-        memberships = {"test": RUN} if memberships is None else memberships
+        memberships = {"test": RUN} if memberships is None else memberships(host.peer_id)
         return Holder(
             host,
             self._tmp_path / str(self._count),

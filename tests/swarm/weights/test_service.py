@@ -7,12 +7,13 @@ import trio
 
 from p2pnode.errors import (
     NotAMemberError,
+    PermissionDeniedError,
     StorageError,
     TransferError,
     UnknownExpertError,
 )
 from p2pnode.host import PeerMisbehaved
-from p2pnode.security.tokens import Membership
+from p2pnode.security.tokens import Membership, RunKey, issue_invite
 from p2pnode.swarm.weights.client import WeightsFetched
 from p2pnode.swarm.weights.files import StateFile
 from p2pnode.swarm.weights.server import WeightsGiven
@@ -20,6 +21,7 @@ from p2pnode.wire.uids import Uid
 
 RUN = Membership.open("test")
 UID = Uid(RUN.run_id, "ffn.0")
+KEY = RunKey.from_bytes(bytes(range(32)))
 
 
 async def test_a_state_arrives_as_it_was_with_optimiser_and_applied_calls(
@@ -277,18 +279,51 @@ async def test_more_uploads_than_allowed_are_refused_and_served_later(
                 await impatient.client.fetch(UID, name, [source.peer_id])
 
 
-async def test_strangers_get_nothing(holders, make_checkpoint, autojump_clock):
+def member(host, *scopes, name="closed", key=KEY):
+    """A membership of a closed run, for a host that is yet to be added."""
+    invite = issue_invite(key, name, scopes=scopes, expires_at=2e9)
+    return {name: Membership.accept(invite, host)}
+
+
+async def test_strangers_get_nothing_and_trainers_the_weights_alone(
+    holders, make_checkpoint, autojump_clock
+):
+    uid = Uid(KEY.run_id, "ffn.0")
     async with holders() as net:
-        source = await net.add()
-        await source.has(make_checkpoint())
-        other = Membership.open("other")
-        stranger = await net.add({"other": other})
+        source = await net.add(lambda host: member(host, "host", "train"))
+        name = await source.has(make_checkpoint(), uid)
+        stranger = await net.add(lambda host: member(host, "host", key=RunKey.generate()))
         with pytest.raises(NotAMemberError):
-            await stranger.client.head(source.peer_id, UID)
-        with pytest.raises(NotAMemberError):
-            await stranger.client.head(source.peer_id, UID.in_run(other.run_id))
+            await stranger.client.head(source.peer_id, uid)
+        host = await net.add(lambda host: member(host, "host"))
+        assert (await host.client.head(source.peer_id, uid)).name == name
         with pytest.raises(UnknownExpertError):
-            await (await net.add()).client.head(source.peer_id, Uid(RUN.run_id, "ffn.1"))
+            await host.client.head(source.peer_id, Uid(KEY.run_id, "ffn.1"))
+        trainer = await net.add(lambda host: member(host, "train"))
+        with pytest.raises(PermissionDeniedError, match="the weights alone"):
+            await trainer.client.head(source.peer_id, uid)
+        with pytest.raises(PermissionDeniedError):
+            await trainer.client.head(source.peer_id, uid, complete=False, follow=5)
+        with pytest.raises(TransferError, match="the weights alone"):
+            await trainer.client.fetch(uid, name, [source.peer_id])
+        head = await trainer.client.head(source.peer_id, uid, complete=False)
+        state = await trainer.client.fetch(uid, head.name, [source.peer_id])
+        names = [name for name, _ in state.manifest.layout.tensors]
+        assert names == ["module.bias", "module.weight"]
+        assert head.size < 21_000
+
+
+async def test_a_state_of_another_run_is_not_given(holders, make_checkpoint, autojump_clock):
+    async with holders() as net:
+        source = await net.add(lambda host: member(host, "host", "train") | {"test": RUN})
+        uid = Uid(KEY.run_id, "ffn.0")
+        name = await source.has(make_checkpoint(), uid)
+        stranger = await net.add()
+        async with stranger.client.session(source.peer_id, RUN.run_id) as session:
+            with pytest.raises(UnknownExpertError):
+                await session.manifest(name)
+            with pytest.raises(UnknownExpertError):
+                await session.have(name)
 
 
 async def test_a_peer_without_experts_is_not_accused(holders, make_checkpoint, autojump_clock):
