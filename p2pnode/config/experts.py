@@ -64,6 +64,9 @@ class HostingSettings:
     checkpoint_interval: float = 60.0  # 0 saves at the end only
     checkpoints_kept: int = 2
     max_experts: int = 4096
+    max_failures_in_row: int = 8  # of an expert's calls, until it is tried on inputs of its own
+    restart_delay: float = 1.0  # of an expert at fault, doubled at each further restart
+    max_restart_delay: float = 300.0
     standby: bool = False  # keep replicas of experts that others serve, and take over if need be
     standby_interval: float = 10.0  # between two versions of an expert that a replica fetches
     standby_grace: float = 2.0  # without any host, until the first replica takes over

@@ -5,19 +5,18 @@ optimiser at once, and returns the gradients of the inputs, as in Learning@home.
 runs in the device thread.
 """
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-import torch._dynamo  # the first optimiser imports it, for a second: better now than in `add`
 from torch import nn
 
 from p2pnode.config import HostingSettings
 from p2pnode.errors import CheckpointError, ConfigError, ExpertFailedError, ModelError
 from p2pnode.experts.blocks import block_layer
+from p2pnode.experts.failures import failures, named
 from p2pnode.experts.layers import Layer, check_input_specs, find_layer
 from p2pnode.experts.optimizers import (
     build_optimizer,
@@ -31,10 +30,6 @@ from p2pnode.wire.uids import Uid
 
 _PROBE_ROWS: Final = 3  # of the batch that shows what a module puts out
 _MODULE: Final = "module."
-
-
-class OutOfDeviceMemoryError(ExpertFailedError):
-    """The device has no memory for so many rows at once; fewer may fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +265,33 @@ class ExpertBackend:
         self.steps += 1
         self.rows += rows
 
+    def diagnose(self) -> str:
+        """Try the expert on inputs of its own, and say what is wrong with it; empty if nothing.
+
+        It takes no step.
+        """
+        if self.broken:
+            return self.broken
+        if not all_finite(self.module.state_dict().values()):
+            return f"{self.uid.name} has weights that are not finite"
+        ones = dict.fromkeys((at for spec in self.inputs for at in spec.free), 1)
+        probe = [
+            torch.ones(meta.shape, dtype=dtype_of(meta.dtype))
+            for meta in (spec.with_rows(_PROBE_ROWS, ones) for spec in self.inputs)
+        ]
+        try:
+            outputs = forward_through([self], probe)
+            with torch.enable_grad():
+                _accumulate([self], probe, [torch.ones_like(each) for each in outputs])
+            self.clip()
+        except ExpertFailedError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001  # whatever the module raises is its fault
+            return f"{self.uid.name} failed on its own inputs: {type(error).__name__}: {error}"
+        finally:
+            self.forget_gradients()
+        return "" if all_finite(outputs) else f"{self.uid.name} has outputs that are not finite"
+
     def forget_gradients(self) -> None:
         """Free the parameters' gradients."""
         for parameter in self._parameters:
@@ -282,9 +304,7 @@ class ExpertBackend:
             ExpertFailedError: it was.
         """
         if self.broken:
-            raise ExpertFailedError(
-                f"{self.broken}; restart its host, which restores its last checkpoint"
-            )
+            raise ExpertFailedError(f"{self.broken}; it is restored from its last checkpoint")
 
 
 def forward_through(
@@ -345,7 +365,7 @@ def backward_through(
                 ]
             )
             if not all_finite(answer):
-                raise ExpertFailedError(f"{_named(chain)} has input gradients that are not finite")
+                raise ExpertFailedError(f"{named(chain)} has input gradients that are not finite")
             for expert in chain:
                 expert.clip()
             _step_through(chain, len(inputs[0]))
@@ -410,36 +430,6 @@ def _step_through(chain: Sequence[ExpertBackend], rows: int) -> None:
         for expert in begun:
             expert.broken = f"{begun[-1].uid.name} failed in the middle of an optimiser step"
         raise
-
-
-def _named(chain: Sequence[ExpertBackend]) -> str:
-    first, last = chain[0].uid.name, chain[-1].uid.name
-    return first if len(chain) == 1 else f"{first} to {last}"
-
-
-@contextlib.contextmanager
-def failures(chain: Sequence[ExpertBackend], what: str) -> Iterator[None]:
-    """Turn whatever a module raises into an `ExpertFailedError`.
-
-    Raises:
-        OutOfDeviceMemoryError: the device has no memory left.
-        ExpertFailedError: anything else went wrong.
-    """
-    try:
-        yield
-    except ExpertFailedError:
-        raise
-    except Exception as error:
-        kind = OutOfDeviceMemoryError if _is_lack_of_memory(error) else ExpertFailedError
-        raise kind(f"{_named(chain)} failed in {what}: {type(error).__name__}: {error}") from error
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    # On CUDA it has a class of its own; torch's allocator of main memory says it in words.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
-    )
 
 
 def build_backend(

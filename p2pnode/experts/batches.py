@@ -14,11 +14,11 @@ import torch
 from p2pnode.errors import CallError, ExpertFailedError
 from p2pnode.experts.backend import (
     ExpertBackend,
-    OutOfDeviceMemoryError,
     all_finite,
     backward_through,
     forward_through,
 )
+from p2pnode.experts.failures import OutOfDeviceMemoryError
 from p2pnode.experts.pool import Call
 from p2pnode.experts.row_limits import RowLimits
 

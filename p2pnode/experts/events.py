@@ -62,6 +62,39 @@ class ExpertFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertStopped(Event):
+    """An expert is at fault, and out of service until it is restarted."""
+
+    level = "warning"
+
+    uid: Uid
+    reason: str
+    retry_in: float  # seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertRestartFailed(Event):
+    """A stopped expert could not be built again; it is tried once more."""
+
+    level = "warning"
+
+    uid: Uid
+    reason: str
+    retry_in: float  # seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertRestarted(Event):
+    """A stopped expert serves again, from its newest checkpoint."""
+
+    level = "info"
+
+    uid: Uid
+    steps: int
+    lost: int  # steps taken since that checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved(Event):
     """An expert was saved."""
 

@@ -1,11 +1,14 @@
 """One expert as its host keeps it."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from p2pnode.config import HostingSettings
 from p2pnode.errors import SchemaError
 from p2pnode.experts.backend import ExpertBackend
+from p2pnode.experts.devices import Device
 from p2pnode.experts.runtime import WaitedCall
 from p2pnode.rpc.schema import ExpertInfo
 from p2pnode.wire.uids import Uid
@@ -22,6 +25,8 @@ class ExpertStatus:
     queued: int  # calls waiting
     saved_at: float | None  # wall-clock seconds of the last save by this process
     restored: bool
+    device: str
+    stopped: str  # why it is out of service; empty while it serves
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,11 +34,19 @@ class Hosted:
     """An expert, and where it stands between the network, the device and the disk."""
 
     backend: ExpertBackend
+    settings: HostingSettings  # it was built with
+    device: Device
     info: ExpertInfo
     restored: bool
     saved_steps: int | None  # None when what is on the disk is not what is served
     saved_at: float | None = None
     leaving: bool = False  # no new calls: it is being removed
+    removed: bool = False
+    stopped: str = ""  # why it is out of service
+    suspected: bool = False  # somebody looks after it
+    failures: int = 0  # calls that failed in a row
+    restarts: int = 0
+    restarted_at: float = -math.inf
     pending: dict[bytes, WaitedCall] = field(default_factory=dict)  # backward calls not yet settled
 
     @property

@@ -6,7 +6,7 @@ before the next piece starts, so such a copy always matches what has been answer
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -84,7 +84,7 @@ class Runtime:
         self._pool = pool
         self._execute = execute
         self._on_settled = on_settled
-        self._compute = compute
+        self.compute = compute
         self._turns_of = turns_of or (lambda _: (self.turn,))
         self._arrival = trio.Event()
         self._progress = trio.Event()  # of the next call that is settled or dropped
@@ -137,14 +137,8 @@ class Runtime:
 
     async def exclusive(self, work: Callable[[], T]) -> T:
         """Run `work` in the worker, between two batches."""
-        async with self.between_batches() as compute:
-            return await compute(work)
-
-    @contextlib.asynccontextmanager
-    async def between_batches(self) -> AsyncIterator[Compute]:
-        """Keep the next batch from starting, and give the worker meanwhile."""
         async with self.turn:
-            yield self._compute
+            return await self.compute(work)
 
     async def wait_idle(self, uids: Iterable[Uid] | None = None) -> None:
         """Wait until no call, or none of these experts, is queued or being computed."""
@@ -187,7 +181,7 @@ class Runtime:
                 for turn in turns:
                     await held.enter_async_context(turn)
             began = trio.current_time()
-            outcomes = await self._compute(lambda: self._execute(batch.uids, batch.calls))
+            outcomes = await self.compute(lambda: self._execute(batch.uids, batch.calls))
             for call, outcome in zip(batch.calls, outcomes, strict=True):
                 call.settle(outcome)
         finally:

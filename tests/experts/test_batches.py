@@ -8,8 +8,9 @@ from torch import nn
 
 from p2pnode.errors import ExpertFailedError
 from p2pnode.experts import layers
-from p2pnode.experts.backend import ExpertBackend, OutOfDeviceMemoryError
+from p2pnode.experts.backend import ExpertBackend
 from p2pnode.experts.batches import compute_batch
+from p2pnode.experts.failures import OutOfDeviceMemoryError
 from p2pnode.experts.layers import Layer
 from p2pnode.experts.pool import Call
 from p2pnode.experts.row_limits import RowLimits

@@ -193,7 +193,7 @@ async def test_stopping_the_loop_fails_what_it_had_taken(autojump_clock):
     async def never(_work):
         await trio.sleep_forever()
 
-    device.runtime._compute = never
+    device.runtime.compute = never
     async with trio.open_nursery() as callers, trio.open_nursery() as loop:
         await loop.start(device.runtime.run)
         callers.start_soon(call, 0)

@@ -108,7 +108,7 @@ class Rig:
         return next(status.steps for status in self.host.status() if status.uid == uid)
 
     def assert_nothing_is_left(self):
-        assert len(self.host._pool) == 0
+        assert self.host.queued == 0
         assert all(not hosted.pending for hosted in self.host._experts.values())
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from p2pnode.errors import ExpertFailedError, SchemaError, UnknownExpertError
-from p2pnode.experts.backend import ExpertBackend, all_finite, failures
+from p2pnode.experts.backend import ExpertBackend, all_finite
+from p2pnode.experts.failures import failures
 from p2pnode.models.cache import KeyValueCache, cache_bytes
 from p2pnode.models.transformer import DecoderBlock
 

@@ -236,7 +236,7 @@ async def test_the_cache_is_freed_however_a_session_ends(rig, end, autojump_cloc
 async def test_a_step_whose_caller_is_gone_is_not_computed(rig, autojump_clock):
     async with rig() as it:
         session = await it.open()
-        async with it.experts._runtime.between_batches():
+        async with it.experts._devices.between_batches(it.experts.uids):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(session.step, torch.randn(2, 3, 64))
                 await trio.testing.wait_all_tasks_blocked()
@@ -251,7 +251,7 @@ async def test_a_step_whose_caller_is_gone_is_not_computed(rig, autojump_clock):
 async def test_a_step_that_takes_too_long_ends_the_session(rig, autojump_clock):
     async with rig() as it:
         session = await it.open()
-        async with it.experts._runtime.between_batches():
+        async with it.experts._devices.between_batches(it.experts.uids):
             with pytest.raises(DeadlineExceededError):
                 await session.step(torch.randn(2, 3, 64), timeout=1.0)
         assert session.is_over

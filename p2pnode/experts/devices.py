@@ -1,0 +1,211 @@
+"""The devices of a host: a loop for each, and which expert is computed on which.
+
+A span of layers that are spread over several devices is led by the device of the first, and has
+the turns of all while it is computed. To keep that rare, experts that are added together are
+placed in runs: the first so many on one device, the next on another.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeVar
+
+import psutil
+import torch
+import trio
+
+from p2pnode.config import HostingSettings
+from p2pnode.errors import ConfigError
+from p2pnode.experts.backend import ExpertBackend
+from p2pnode.experts.batches import Outcome
+from p2pnode.experts.pool import Batch, BatchPool, Call
+from p2pnode.experts.row_limits import RowLimits
+from p2pnode.experts.runtime import Compute, Runtime, WorkerThread
+from p2pnode.wire.uids import Uid
+
+T = TypeVar("T")
+
+# Bytes of an expert for each of its weights': themselves, their gradients, and Adam's two moments.
+_COPIES_OF_WEIGHTS: Final = 4
+
+
+class Device:
+    """One device: the calls that wait for it, and the loop that computes them.
+
+    Attributes:
+        name: as torch knows it, such as `cuda:0`.
+        pool: where calls wait.
+        runtime: who computes them.
+        held: bytes of the experts that were placed here.
+    """
+
+    def __init__(self, name: str, pool: BatchPool, runtime: Runtime) -> None:
+        self.name = name
+        self.pool = pool
+        self.runtime = runtime
+        self.held = 0
+
+
+class Devices:
+    """The devices in use, made when they are first named.
+
+    Args:
+        settings: of their queues.
+        limits: of the batches, shared by all.
+        execute: computes a batch's calls, in a worker.
+        on_settled: told of each batch that was computed, and the seconds it took.
+        device_of: where an expert is.
+        compute: the worker of all, or None for a thread for each.
+    """
+
+    def __init__(
+        self,
+        settings: HostingSettings,
+        limits: RowLimits,
+        *,
+        execute: Callable[[Sequence[Uid], Sequence[Call]], list[Outcome]],
+        on_settled: Callable[[Batch, float], None],
+        device_of: Callable[[Uid], Device],
+        compute: Compute | None,
+    ) -> None:
+        self._settings = settings
+        self._limits = limits
+        self._execute = execute
+        self._on_settled = on_settled
+        self._device_of = device_of
+        self._worker = compute
+        self._devices: list[Device] = []
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Compute calls on all devices, also on those named later, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for device in self._devices:
+                await nursery.start(device.runtime.run)
+            nursery.start_soon(trio.sleep_forever)
+            task_status.started()
+
+    def named(self, names: str) -> list[Device]:
+        """Return the devices of a list such as `cuda:0,cuda:1`.
+
+        A name that stands there twice is two loops on one device.
+
+        Raises:
+            ConfigError: one of them is no device's name.
+        """
+        found: list[Device] = []
+        for name in (each.strip() for each in names.split(",")):
+            try:
+                torch.device(name)
+            except RuntimeError as error:
+                raise ConfigError(f"{name!r} is not a device; use cpu, cuda or cuda:0") from error
+            known = (each for each in self._devices if each.name == name and each not in found)
+            found.append(next(known, None) or self._make(name))
+        return found
+
+    @property
+    def queued(self) -> int:
+        """How many calls wait for a device."""
+        return sum(len(device.pool) for device in self._devices)
+
+    def queued_of(self, uid: Uid) -> int:
+        """Return how many calls of an expert wait."""
+        return sum(device.pool.queued(uid) for device in self._devices)
+
+    async def wait_idle(self, uids: Iterable[Uid] | None = None) -> None:
+        """Wait until no call, or none of these experts, is queued or being computed."""
+        wanted = None if uids is None else tuple(uids)
+        await trio.lowlevel.checkpoint()
+        for device in self._devices:
+            await device.runtime.wait_idle(wanted)
+
+    async def exclusive(self, uids: Sequence[Uid], work: Callable[[], T]) -> T:
+        """Run `work` in the worker of the first expert's device, between two batches of all."""
+        async with self.between_batches(uids) as compute:
+            return await compute(work)
+
+    def between_batches(self, uids: Sequence[Uid]) -> "Turns":
+        """Keep batches of these experts' devices from starting, and give the first's worker."""
+        return Turns(self._turns_of(uids), self._device_of(uids[0]).runtime.compute)
+
+    def _turns_of(self, uids: Sequence[Uid]) -> list[trio.StrictFIFOLock]:
+        if len(uids) == 1:
+            return [self._device_of(uids[0]).runtime.turn]
+        wanted = {id(self._device_of(uid)) for uid in uids}
+        return [device.runtime.turn for device in self._devices if id(device) in wanted]
+
+    def _make(self, name: str) -> Device:
+        pool = BatchPool(self._settings, self._limits)
+        runtime = Runtime(
+            pool,
+            self._execute,
+            self._on_settled,
+            self._worker or WorkerThread(),
+            turns_of=self._turns_of,
+        )
+        device = Device(name, pool, runtime)
+        self._devices.append(device)
+        if self._nursery is not None:
+            self._nursery.start_soon(runtime.run)
+        return device
+
+
+class Turns:
+    """The turns of some devices, held while the block runs, which gets the first one's worker."""
+
+    def __init__(self, turns: Sequence[trio.StrictFIFOLock], compute: Compute) -> None:
+        self._turns = turns
+        self._compute = compute
+
+    async def __aenter__(self) -> Compute:
+        """Take the turns in the order that all keep to."""
+        taken: list[trio.StrictFIFOLock] = []
+        try:
+            for turn in self._turns:
+                await turn.acquire()
+                taken.append(turn)
+        except BaseException:
+            for turn in taken:
+                turn.release()
+            raise
+        return self._compute
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give them back."""
+        for turn in self._turns:
+            turn.release()
+
+
+def rooms_of(devices: Sequence[Device]) -> list[int]:
+    """Return how many bytes each device has for more experts; to be asked in a worker.
+
+    Of several loops on one processor, each that has more experts has less room.
+    """
+    available = int(psutil.virtual_memory().available)
+    return [
+        torch.cuda.mem_get_info(device.name)[0]
+        if torch.device(device.name).type == "cuda"
+        else available - device.held
+        for device in devices
+    ]
+
+
+def bytes_of(backend: ExpertBackend) -> int:
+    """Return how much memory an expert will use at most, its gradients and moments included."""
+    return _COPIES_OF_WEIGHTS * sum(each.nbytes for each in backend.module.parameters())
+
+
+def spread(count: int, size: int, rooms: Sequence[int]) -> list[int]:
+    """Return how many of `count` experts go to each device, each to where most room is left.
+
+    Args:
+        count: of experts, all of one size.
+        size: of one, in bytes.
+        rooms: of the devices, in bytes; of those with the same, earlier ones come first.
+    """
+    left = list(rooms)
+    counts = [0] * len(rooms)
+    for _ in range(count):
+        at = max(range(len(left)), key=lambda device: (left[device], -device))
+        counts[at] += 1
+        left[at] -= max(1, size)
+    return counts
