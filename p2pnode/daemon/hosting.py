@@ -121,11 +121,22 @@ class Hosting:
         self._memberships[membership.run_id] = membership
         by_id = [uid.in_run(membership.run_id) for uid in uids]
         self._announcer.check(by_id)
-        added = [status.uid for status in await self._experts.add(by_id, settings)]
-        self._announcer.add(added)
+        hosted = set(self._experts.uids)
+        fresh = [uid for uid in by_id if uid not in hosted]
+        self._gate.close(fresh)  # until others have been asked what they know of them
+        try:
+            added = await self._experts.add(by_id, settings)
+        except BaseException:
+            self._gate.open(fresh)
+            raise
+        if settings.standby:
+            for status in added:
+                self._replication.stand_by(status.uid, has_state=status.restored)
+        else:
+            await self._replication.serve([status.uid for status in added])
         if self._is_aside:
             await self.free_device()
-        return [uid.in_run(membership.name) for uid in added]
+        return [status.uid.in_run(membership.name) for status in added]
 
     # --- the owner comes first: see `p2pnode.daemon.owner.service.Standby` -----------------------
 
