@@ -81,6 +81,14 @@ class HostBook:
             entries.sort(key=self._expected_wait)
         return entries
 
+    async def look_again(self, uid: Uid) -> None:
+        """Look up anew who hosts an expert: it may have changed hands.
+
+        Raises:
+            NoPeersError: the node knows nobody to ask.
+        """
+        await self._directory.look_again(uid)
+
     def needs_relay(self, entry: HostEntry) -> bool:
         """Tell whether calls of a host go through a relay, or will, as far as is known."""
         return self._directory.needs_relay(entry)

@@ -75,13 +75,17 @@ class Planner:
         block: the blocks' name without their number.
         paces: how fast calls were.
         settings: limits and intervals.
+        gain: the part of a route's expected cost that another one must save to be taken.
     """
 
-    def __init__(self, client: JudgedClient, block: str, paces: Paces, settings: Settings) -> None:
+    def __init__(
+        self, client: JudgedClient, block: str, paces: Paces, settings: Settings, *, gain: float
+    ) -> None:
         self.paces = paces
         self._client = client
         self._block = block
         self._settings = settings.sequential
+        self._gain = gain
         self._used: dict[int, PeerId] = {}  # by block
         self._surveying = trio.Lock()  # who never answered is probed once, not by every call
 
@@ -92,7 +96,7 @@ class Planner:
     async def route(self, start: int, stop: int, on_way: Pass) -> Route:
         """Find a route from block `start` up to, but not including, `stop`.
 
-        A block without a live host is waited for as long as the settings' patience lasts.
+        A block that has lost its last host is waited for as long as the settings' patience lasts.
 
         Raises:
             NoLiveExpertError: a block has no live host.
@@ -113,10 +117,14 @@ class Planner:
             if gap is None:
                 return self._choose(start, stop, survey)
             error = self._client.book.none_left(self.uid(gap))
-            wait = self._settings.retry_interval
-            if isinstance(error, NotAMemberError) or trio.current_time() + wait > patient_until:
+            now = trio.current_time()
+            if isinstance(error, NotAMemberError) or now >= patient_until:
                 raise error
-            await trio.sleep(wait)
+            if gap not in self._used:  # it never had one
+                patient_until = now
+            with trio.move_on_at(on_way.until):
+                await trio.sleep(self._settings.retry_interval if now < patient_until else 0)
+                await self._client.book.look_again(self.uid(gap))
 
     async def standing(self, hop: Hop) -> tuple[bool, bool]:
         """Tell whether the hop's peer still hosts all its blocks, and whether others do.
@@ -174,8 +182,7 @@ class Planner:
     def _choose(self, start: int, stop: int, survey: _Survey) -> Route:
         found = cheapest_route(survey.hosted, survey.offers, start)
         used = [self._used.get(number) for number in range(start, stop)]
-        gain = self._settings.reroute_gain
-        route = settle(found, used, survey.hosted, survey.offers, gain)
+        route = settle(found, used, survey.hosted, survey.offers, self._gain)
         for hop in route:
             self._used.update(dict.fromkeys(range(hop.start, hop.stop), hop.peer_id))
         return route
