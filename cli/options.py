@@ -115,6 +115,13 @@ _NODE_FLAGS: Final = (
     ("--layers", "node.layers", "PATTERN", True, "Blocks of --model to host: 'lm/blocks.[0:6]'."),
     ("--model", "hosting.model", "NAME|DIR", False, "tiny, small, medium, or a model's directory."),
     ("--layer", "hosting.layer", "NAME", False, "Kind of expert, or module:Class.  [ffn]"),
+    (
+        "--max-layers",
+        "placement.max_layers",
+        "N",
+        False,
+        "Layers or experts that --auto hosts at once.  [as memory allows]",
+    ),
     ("--hidden-dim", "hosting.hidden_dim", "N", False, "Width of the experts.  [64]"),
     ("--device", "hosting.device", "NAME", False, "Where to compute: cpu, cuda:0.  [cpu]"),
     ("--max-cpu", "owner.max_cpu", "SHARE", False, "Of all cores: 50%; or a number of them: 1.5."),
@@ -170,6 +177,13 @@ def node_options(command: F) -> F:
         help="Find nodes on the local network, and be found there.",
     )(command)
     command = click.option(
+        "--auto",
+        "placement__auto",
+        is_flag=True,
+        default=None,
+        help="Host what the run needs most, of all that its owner, or --layers, says there is.",
+    )(command)
+    command = click.option(
         "--standby",
         "hosting__standby",
         is_flag=True,
@@ -219,7 +233,7 @@ def settings_from(
             raise click.UsageError(f"--set takes SECTION.FIELD=VALUE, not {assignment!r}")
         texts.setdefault(section, {})[setting] = value
     typed: dict[str, dict[str, Any]] = {}
-    switches = ("mdns.enabled", "hosting.standby", "owner.yield_to_others")
+    switches = ("mdns.enabled", "hosting.standby", "owner.yield_to_others", "placement.auto")
     for setting in (*switches, *(each[1] for each in _SIZE_FLAGS)):
         chosen = flags.get(setting.replace(".", "__"))
         section, _, name = setting.partition(".")

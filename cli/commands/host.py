@@ -31,17 +31,19 @@ def host(
 
     Experts are named run/block.i.j, and [a:b] stands for the coordinates from a up to, but not
     including, b. Layers are blocks of a language model: one that begins with fresh weights, or one
-    whose weights are in a directory in Hugging Face's format.
+    whose weights are in a directory in Hugging Face's format. With --auto, the node hosts what the
+    run needs most, and moves when that is worth it.
 
     \b
     p2pnode host --experts 'digits/ffn0.[0:4].[0:4]' --bootstrap ADDR --invite TOKEN
     p2pnode host --layers 'lm/blocks.[0:6]' --model tiny --bootstrap ADDR --invite TOKEN
+    p2pnode host --run lm --auto --bootstrap ADDR --invite TOKEN
     """  # noqa: D301  # \b is click's mark for lines it must not wrap
     settings = settings_from(flags, assignments, config_file)
-    if not (settings.node.experts or settings.node.layers):
+    if not (settings.node.experts or settings.node.layers or settings.placement.auto):
         raise click.UsageError(
             "say what to host, as in --experts 'digits/ffn0.[0:4].[0:4]' or --layers"
-            " 'lm/blocks.[0:6]' --model tiny"
+            " 'lm/blocks.[0:6]' --model tiny, or let the node choose, as in --run lm --auto"
         )
     if settings.hosting.model not in {"", *PRESETS}:  # a daemon stands in another directory
         model = str(Path(settings.hosting.model).expanduser().resolve())
@@ -70,7 +72,7 @@ def changed(settings: Settings) -> dict[str, Any]:
     """
     defaults = Settings()
     found = {}
-    for section in ("node", "hosting", "owner", "limits", "metrics"):
+    for section in ("node", "hosting", "placement", "owner", "limits", "metrics"):
         values = dataclasses.asdict(getattr(settings, section))
         usual = dataclasses.asdict(getattr(defaults, section))
         found[section] = {name: value for name, value in values.items() if value != usual[name]}

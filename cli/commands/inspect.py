@@ -53,6 +53,8 @@ def status(data_dir: DataDir, as_json: bool) -> None:
         "takes calls": describe_owner(found["owner"]),
         "calls": ", ".join(f"{count} {name}" for name, count in found["calls"].items()) or None,
     }
+    for placed in found["placement"]:
+        facts[f"chosen in {placed['run']}"] = describe_placement(placed)
     for run in found["runs"]:
         facts[f"run {run['run']}"] = describe_run(run)
     print_facts("Status", facts)
@@ -68,6 +70,12 @@ def describe_owner(found: dict[str, Any]) -> str:
             # The owner's own clock: what quiet hours are written in.
             line += f", until {dt.datetime.fromtimestamp(found['until']).astimezone():%a %H:%M}"
     return "\n".join(filter(None, (line, found["missing"])))
+
+
+def describe_placement(found: dict[str, Any]) -> str:
+    """Say what a node that chooses hosts, and why, one stretch a line."""
+    hosted = f"{count(found['moves'], 'move')}, room for {found['capacity']} of {found['units']}"
+    return "\n".join([*found["why"], hosted])
 
 
 def describe_reachability(found: dict[str, Any]) -> str:

@@ -7,26 +7,38 @@ names are put back in what is shown.
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import psutil
 import torch
 import trio
 
 from p2pnode.clock import wall_time
 from p2pnode.config import HostingSettings, Settings
-from p2pnode.errors import PermissionDeniedError, TokenExpiredError
+from p2pnode.errors import CallError, ConfigError, PermissionDeniedError, TokenExpiredError
+from p2pnode.experts.backend import build_backend
+from p2pnode.experts.events import BatchComputed
 from p2pnode.experts.service import ExpertHost
 from p2pnode.experts.sessions.service import SessionServer
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.server import CallServed, TensorServer
+from p2pnode.rpc.tensors import dtype_of
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.announce import Announcer, Proof
 from p2pnode.swarm.network import Network
+from p2pnode.swarm.placement.meter import Meter
 from p2pnode.swarm.weights.gate import Gate
 from p2pnode.swarm.weights.replication import Replication
+from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
+
+SHARE_OF_MEMORY: Final = 0.5  # of what is free, for experts; the rest is for batches, and others
+COPIES_OF_WEIGHTS: Final = 4  # themselves, their gradients, and Adam's two moments
+MEASURED_ROWS: Final = 256
+MEASURING_TIMEOUT: Final = 30.0
 
 
 class Hosting:
@@ -44,7 +56,10 @@ class Hosting:
         self._memberships: dict[str, Membership] = {}  # by run id
         self._calls: Counter[str] = Counter()
         self._is_aside = False
+        self._loading = 0  # experts that will be hosted soon
+        self._meter = Meter()
         events = network.host.events
+        events.on(BatchComputed, self._meter.receive)
         self._experts = ExpertHost(settings.hosting, checkpoints, events, rpc=settings.rpc)
         authority = Authority(self._memberships, settings.rpc.token_cache_size)
         self._gate = Gate(self._experts)
@@ -65,6 +80,7 @@ class Hosting:
             settings.hosting,
             proof_of=self._proof_of,
             load=self._load,
+            throughput=lambda: self.throughput,
             rng=rng,
         )
         self._replication = Replication(
@@ -109,15 +125,7 @@ class Hosting:
             InvalidUidError: they cannot be announced, being too many and too scattered.
             ConfigError, CheckpointError: as `ExpertHost.add`.
         """
-        if "host" not in membership.scopes:
-            raise PermissionDeniedError(
-                f"your invite to the run {membership.name} does not allow hosting; ask its owner "
-                "for one with the scope host"
-            )
-        if membership.expires_at <= wall_time():
-            raise TokenExpiredError(
-                f"your invite to the run {membership.name} has expired; ask its owner for a new one"
-            )
+        self._check_may_host(membership)
         self._memberships[membership.run_id] = membership
         by_id = [uid.in_run(membership.run_id) for uid in uids]
         self._announcer.check(by_id)
@@ -137,6 +145,107 @@ class Hosting:
         if self._is_aside:
             await self.free_device()
         return [status.uid.in_run(membership.name) for status in added]
+
+    async def exchange(
+        self,
+        membership: Membership,
+        settings: HostingSettings,
+        *,
+        add: Sequence[Uid],
+        remove: Sequence[Uid],
+    ) -> None:
+        """Host some experts in place of others, runs named by id; the rest goes on meanwhile.
+
+        Raises:
+            P2PNodeError: as `add`, or an expert that is to go could not be saved.
+        """
+        self._check_may_host(membership)
+        self._memberships[membership.run_id] = membership
+        self._loading = len(add)
+        self._announcer.set_loading(add)
+        try:
+            if remove:  # first, since there may be no room for both
+                await self._replication.leave(remove)
+                self._announcer.remove(remove)
+                await self._experts.remove(remove)
+                await self._replication.forget(remove)
+            await self.add(membership, add, settings)
+        finally:
+            self._loading = 0
+            self._announcer.set_loading(())
+
+    def _check_may_host(self, membership: Membership) -> None:
+        if "host" not in membership.scopes:
+            raise PermissionDeniedError(
+                f"your invite to the run {membership.name} does not allow hosting; ask its owner "
+                "for one with the scope host"
+            )
+        if membership.expires_at <= wall_time():
+            raise TokenExpiredError(
+                f"your invite to the run {membership.name} has expired; ask its owner for a new one"
+            )
+
+    # --- what this node can do: for who decides where it is needed ------------------------------
+
+    @property
+    def uids(self) -> list[Uid]:
+        """What is hosted, replicas that stand by aside."""
+        return [uid for uid in self._experts.uids if not self._replication.stands_by(uid)]
+
+    @property
+    def throughput(self) -> float:
+        """Rows a second through each expert when all are in use; 0 before it was measured."""
+        return self._meter.speed / max(len(self._experts.uids) + self._loading, 1)
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether nothing is served, as the machine's owner wants it."""
+        return self._is_aside
+
+    async def capacity(self, uid: Uid, settings: HostingSettings) -> int:
+        """Return how many experts like this one fit into the memory that this node may use.
+
+        Raises:
+            ConfigError: not even one, or it cannot be built.
+        """
+        owner = self._settings.owner
+        allowed = owner.max_memory if settings.device == "cpu" else owner.max_vram
+
+        def count() -> int:
+            if settings.device == "cpu":
+                room = psutil.virtual_memory().available
+            else:
+                room = torch.cuda.mem_get_info(torch.device(settings.device.split(",")[0]))[0]
+            room = int(room * SHARE_OF_MEMORY)
+            module = build_backend(uid, replace(settings, device="cpu")).module
+            size = COPIES_OF_WEIGHTS * sum(each.nbytes for each in module.parameters())
+            return (min(room, allowed) if allowed else room) // max(size, 1)
+
+        found = await trio.to_thread.run_sync(count)
+        if not found:
+            raise ConfigError(
+                f"there is no memory for even one expert such as {uid.name}; free some, or say how"
+                " many to host with --max-layers"
+            )
+        return min(found, self._settings.hosting.max_experts)
+
+    async def measure(self, own: PeerId) -> None:
+        """See how fast the device is, with zeros, so that others know before calls come."""
+        rows = 1
+        while rows <= MEASURED_ROWS and self.uids and not self._is_aside:
+            uid = self.uids[0]
+            info = self._experts.info(uid)
+            free = {at: 1 for spec in info.inputs for at in spec.free}
+            metas = [spec.with_rows(min(rows, info.max_rows), free) for spec in info.inputs]
+            inputs = [torch.zeros(meta.shape, dtype=dtype_of(meta.dtype)) for meta in metas]
+            began = trio.current_time()
+            try:
+                await self._experts.forward(
+                    uid, inputs, caller=own, deadline=began + MEASURING_TIMEOUT
+                )
+            except CallError:  # it has left, or the device is busy: then calls will tell
+                return
+            rows *= 4
 
     # --- the owner comes first: see `p2pnode.daemon.owner.service.Standby` -----------------------
 

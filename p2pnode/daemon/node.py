@@ -21,15 +21,17 @@ import trio
 from multiaddr import Multiaddr
 
 from p2pnode import __version__
-from p2pnode.config import HostingSettings, NodeSettings, Settings
+from p2pnode.config import HostingSettings, NodeSettings, PlacementSettings, Settings
 from p2pnode.daemon.control.service import ControlServer
 from p2pnode.daemon.data_dir import DataDir
+from p2pnode.daemon.descriptions import Descriptions
 from p2pnode.daemon.dht import DhtCommands
 from p2pnode.daemon.doctor.diagnosis import diagnose
 from p2pnode.daemon.doctor.examination import examine
 from p2pnode.daemon.doctor.facts import as_plain
 from p2pnode.daemon.owner.commands import OwnerCommands, describe_owner
 from p2pnode.daemon.owner.service import OwnerService
+from p2pnode.daemon.placing import Placing, units_of
 from p2pnode.daemon.reachability import describe_reachability
 from p2pnode.daemon.relaying import describe_relaying
 from p2pnode.daemon.runs import RunStore
@@ -38,6 +40,7 @@ from p2pnode.events import Event, EventBus
 from p2pnode.host.budgets import BudgetReport, ScopeUse
 from p2pnode.host.portmap import PortMappingService
 from p2pnode.security.tokens import Membership
+from p2pnode.swarm.description import RunDescription, agreed
 from p2pnode.swarm.lookup import HostEntry
 from p2pnode.swarm.network import Network
 from p2pnode.transport.base import Transport
@@ -94,6 +97,8 @@ class Node:
         self._stop = trio.Event()
         self._started_at = 0.0
         self._network: Network | None = None
+        self._descriptions: Descriptions | None = None
+        self._placing: Placing | None = None
         self._hosting: Hosting | None = None
         self._hosting_lock = trio.Lock()
         self._owner = OwnerService(
@@ -127,8 +132,9 @@ class Node:
             membership = self._accept_invite(node)
             self._runs.all()  # a corrupt one is said now, not by the command that meets it first
             run = membership.name if membership else node.run
-            wanted = self._wanted(node, run, self.settings.hosting)
-            if wanted:
+            by_need = self.settings.placement.auto
+            wanted = [] if by_need else self._wanted(node, run, self.settings.hosting)
+            if wanted or by_need:
                 await _load_hosting()  # before anything listens: importing torch takes seconds
             self._network = Network(
                 self._data_dir.load_or_create_identity(),
@@ -144,7 +150,7 @@ class Node:
                 try:
                     await self._network.listen(node.listen)
                     await self._join(node.bootstrap)
-                    await self._serve(wanted, task_status)
+                    await self._serve(wanted, run, task_status)
                 finally:
                     with trio.CancelScope(shield=True):  # bounded by dht.leave_timeout
                         await self._network.leave()
@@ -162,13 +168,21 @@ class Node:
     async def _serve(
         self,
         wanted: Sequence[tuple[Sequence[Uid], HostingSettings]],
+        run: str,
         task_status: trio.TaskStatus[None],
     ) -> None:
         async with trio.open_nursery() as services:
             self._services = services
+            self._placing = Placing(self.network, self._rng)
+            self._descriptions = Descriptions(self._runs, self.network.dht)
+            await services.start(self._descriptions.run)
+            await services.start(self._placing.run)
             await services.start(self._owner.run)
             for uids, hosting in wanted:
                 await self.host_experts(uids, hosting)
+            if self.settings.placement.auto:
+                node = dataclasses.replace(self.settings.node, run=run)
+                await self.host_by_need(node, self.settings.hosting, self.settings.placement)
             control = ControlServer(
                 self._data_dir.control_socket,
                 {
@@ -180,6 +194,7 @@ class Node:
                     "host": self._host,
                     "stop": self._stop_now,
                     "doctor": self._doctor,
+                    **self._descriptions.methods(),
                     **OwnerCommands(self._owner).methods(),
                     **DhtCommands(self.network).methods(),
                 },
@@ -191,6 +206,7 @@ class Node:
             self._started_at = trio.current_time()
             task_status.started()
             await self._stop.wait()
+            self._placing.stop()
             if self._hosting is not None:
                 await self._hosting.drain(self.settings.node.shutdown_grace)
             services.cancel_scope.cancel()
@@ -233,6 +249,53 @@ class Node:
             CheckpointError: an expert has checkpoints, and none can be read.
             ConfigError: the layer or another setting does not fit.
         """
+        hosting = await self._open_hosting()
+        by_run: dict[str, list[Uid]] = {}
+        for uid in uids:
+            by_run.setdefault(uid.run, []).append(uid)
+        added = []
+        for run, members in by_run.items():
+            membership = self.membership_of(run)
+            added += await hosting.add(
+                membership, members, await self._agreed(membership, settings)
+            )
+        return added
+
+    async def host_by_need(
+        self, node: NodeSettings, settings: HostingSettings, placement: PlacementSettings
+    ) -> None:
+        """Host what a run needs most, and go on choosing.
+
+        Raises:
+            ConfigError: the run is not named, or nobody says what it consists of, or nothing fits.
+            P2PNodeError: as `host_experts`.
+        """
+        experts, layers = self._expand(node.experts, node.run), self._expand(node.layers, node.run)
+        runs = {uid.run for uid in (*experts, *layers)} | ({node.run} if node.run else set())
+        if len(runs) != 1:
+            raise ConfigError("say in which run to choose what to host, as in --run lm --auto")
+        membership = self.membership_of(runs.pop())
+        description = await self._description_of(membership)
+        units = units_of(membership, description, experts=experts, layers=layers)
+        assert self._placing is not None, "it is made before anything is hosted"
+        await self._placing.begin(
+            await self._open_hosting(),
+            membership,
+            units,
+            settings=settings if description is None else agreed(settings, description),
+            placement=placement,
+        )
+
+    async def _agreed(self, membership: Membership, settings: HostingSettings) -> HostingSettings:
+        """Return the settings with those that the run's owner has chosen for all."""
+        description = await self._description_of(membership)
+        return settings if description is None else agreed(settings, description)
+
+    async def _description_of(self, membership: Membership) -> RunDescription | None:
+        assert self._descriptions is not None, "it is made before anything is hosted"
+        return await self._descriptions.find(membership)
+
+    async def _open_hosting(self) -> "Hosting":
         async with self._hosting_lock:
             if self._hosting is None:
                 await _load_hosting()
@@ -248,13 +311,7 @@ class Node:
                 await self._services.start(hosting.run)
                 self._hosting = hosting
                 self._owner.begin(hosting)
-        by_run: dict[str, list[Uid]] = {}
-        for uid in uids:
-            by_run.setdefault(uid.run, []).append(uid)
-        added = []
-        for run, members in by_run.items():
-            added += await self._hosting.add(self.membership_of(run), members, settings)
-        return added
+            return self._hosting
 
     def hosted(self) -> list[dict[str, Any]]:
         """Describe each hosted expert."""
@@ -284,6 +341,7 @@ class Node:
                 "records": network.dht.record_count,
             },
             "experts": len(self.hosted()),
+            "placement": self._placing.describe() if self._placing else [],
             "owner": describe_owner(self._owner),
             "calls": self._hosting.calls() if self._hosting else {},
             "runs": [membership.summary() for membership in self._memberships()],
@@ -377,15 +435,21 @@ class Node:
         settings = Settings.load(environ={}, overrides={"hosting": hosting}).hosting
         membership = self._accept_invite(node)
         run = membership.name if membership else node.run or self.settings.node.run
-        wanted = self._wanted(node, run, settings)
+        asked = {"placement": _table(params, "placement")}
+        placement = Settings.load(environ={}, overrides=asked).placement
+        known = {expert["uid"] for expert in self.hosted()}
+        wanted = [] if placement.auto else self._wanted(node, run, settings)
         await self.network.join(node.bootstrap)
-        fresh = set()
         for uids, each in wanted:
-            fresh.update(str(uid) for uid in await self.host_experts(uids, each))
-        return [expert for expert in self.hosted() if expert["uid"] in fresh]
+            await self.host_experts(uids, each)
+        if placement.auto:
+            await self.host_by_need(dataclasses.replace(node, run=run), settings, placement)
+        return [expert for expert in self.hosted() if expert["uid"] not in known]
 
     async def _stop_now(self, _params: Mapping[str, Any]) -> Any:
         try:
+            if self._placing is not None:
+                self._placing.stop()
             if self._hosting is not None:  # here, so that whoever asked hears if it fails
                 await self._hosting.drain(self.settings.node.shutdown_grace)
                 await self._hosting.save()

@@ -43,7 +43,18 @@ def status(monkeypatch):
         "ways": {"direct": 2, "punched": 1},
         "relay": {"held": None, "given": None},
         "dht": {"peers": 0, "mode": "server", "records": 0},
-        "experts": 0,
+        "experts": 4,
+        "owner": {"paused": False, "cause": None, "reason": None, "until": None, "missing": None},
+        "placement": [
+            {
+                "run": "lm",
+                "units": 12,
+                "capacity": 4,
+                "moves": 1,
+                "slowest": 2.5,
+                "why": ["blocks.4-5: slowest, 1 host", "blocks.6-7: nobody hosted it"],
+            }
+        ],
         "calls": {},
         "runs": [],
         "budget": budget,
@@ -141,3 +152,10 @@ def test_status_tells_whether_others_reach_the_node_and_who_was_asked_last():
     assert inspect.describe_reachability({"state": "private", "forced": True}) == (
         "private, as the settings say"
     )
+
+
+def test_status_says_why_a_node_hosts_what_it_hosts(status, tmp_path):
+    shown = show(tmp_path)
+    assert "blocks.4-5: slowest, 1 host" in row(shown, "chosen in lm")
+    assert row(shown, "blocks.6-7: nobody hosted it")
+    assert row(shown, "1 move, room for 4 of 12")

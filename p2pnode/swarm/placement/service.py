@@ -41,6 +41,11 @@ class PlacedHost(ABC):
     def throughput(self) -> float:
         """Rows a second through each of them when all are in use; 0 when not known."""
 
+    @property
+    def is_movable(self) -> bool:
+        """Whether `place` may be called now."""
+        return True
+
     @abstractmethod
     async def place(self, add: Sequence[Uid], remove: Sequence[Uid]) -> None:
         """Stop serving some, and serve others; those in neither list are left alone.
@@ -156,12 +161,12 @@ class Placement:
         }
 
     async def _reconsider(self) -> None:
-        if not self._decide(await self._look()).moves:
+        if not self._host.is_movable or not self._decide(await self._look()).moves:
             return
         await trio.sleep(self._rng.uniform(0, self._settings.back_off))
         servers = await self._look()
         decision = self._decide(servers)
-        if decision.moves:
+        if decision.moves and self._host.is_movable:
             await self._follow(servers, decision)
             self.moves += 1
 
