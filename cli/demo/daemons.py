@@ -142,14 +142,20 @@ class DemoDaemon:
                 yield json.loads(line)
 
 
-def start_all(daemons: Sequence[DemoDaemon]) -> None:
+def start_all(daemons: Sequence[DemoDaemon], bootstrap: Sequence[str] = ()) -> None:
     """Start daemons, the others at once when the first is ready to be joined through.
+
+    Args:
+        daemons: the daemons.
+        bootstrap: what the first joins through.
 
     Raises:
         LocalError: one of them could not start.
         DeadlineExceededError: it took too long.
     """
     first, *others = daemons
+    for address in bootstrap:
+        first.join(address)
     first.start()
     wait_until(first.poll, f"starting {first.name}", START_TIMEOUT)
     for daemon in others:

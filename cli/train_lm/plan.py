@@ -1,6 +1,7 @@
 """What is trained how; and for `--demo`, which of three hosts has which blocks.
 
-Each block has two hosts, so that the blocks of any one of the three live on when it is killed.
+Two hosts serve half of the blocks each. The third keeps replicas of all of them, a moment behind,
+and takes over the half of the one that is killed.
 """
 
 from dataclasses import dataclass
@@ -10,11 +11,8 @@ from typing import Any, Final
 RUN: Final = "lm"
 BLOCK: Final = "blocks"
 MODEL: Final = "tiny"
-LAYERS: Final = (  # of the hosts of a demo; its model has six blocks
-    (f"{RUN}/{BLOCK}.[0:4]",),
-    (f"{RUN}/{BLOCK}.[2:6]",),
-    (f"{RUN}/{BLOCK}.[0:2]", f"{RUN}/{BLOCK}.[4:6]"),
-)
+SERVED: Final = (f"{RUN}/{BLOCK}.[0:3]", f"{RUN}/{BLOCK}.[3:6]")  # of the demo's six blocks
+REPLICAS: Final = f"{RUN}/{BLOCK}.[0:6]"
 LEARNING_RATE: Final = 2e-3  # of the trainer's own layers, and of a demo's blocks
 
 
@@ -48,10 +46,11 @@ class Options:
         return self.steps // 2 if self.demo else None
 
 
-def host_settings(layers: tuple[str, ...], seed: int) -> dict[str, dict[str, Any]]:
-    """Return the settings of a demo's host."""
+def host_settings(number: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the settings of one of a demo's hosts."""
+    stands_by = number == len(SERVED)
     return {
-        "node": {"layers": list(layers)},
+        "node": {"layers": [REPLICAS if stands_by else SERVED[number]]},
         "hosting": {
             "model": MODEL,
             "optimizer": "adamw",
@@ -59,5 +58,7 @@ def host_settings(layers: tuple[str, ...], seed: int) -> dict[str, dict[str, Any
             "seed": seed,
             "threads": 1,  # four processes share this machine
             "update_period": 1.0,
+            "standby": stands_by,
+            "standby_interval": 1.0,
         },
     }

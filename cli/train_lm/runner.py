@@ -143,17 +143,17 @@ class _Run:
     def _kill(
         self, model: RemoteLanguageModel, windows: torch.Tensor, hosts: Sequence[DemoDaemon]
     ) -> None:
-        """Kill the host that has learnt most, in the middle of everything."""
+        """Kill a host that has learnt, in the middle of everything."""
         record = self.record
         record.held_out_at_kill = evaluate(model, windows)
-        victim = max(hosts, key=_steps_of)
+        victim = hosts[0]
         victim.kill()
         record.killed, record.killed_after_step = victim.name, len(record.steps)
         record.held_out_after_kill = evaluate(model, windows)
         self.note(
             f"killed {victim.name} after step {record.killed_after_step}: held-out loss"
-            f" {record.held_out_at_kill:.3f} before, {record.held_out_after_kill:.3f} over the"
-            " hosts that are left"
+            f" {record.held_out_at_kill:.3f} before, {record.held_out_after_kill:.3f} with the"
+            " replicas of its blocks"
         )
 
     def _generate(self, model: RemoteLanguageModel) -> str:
@@ -216,11 +216,12 @@ def _run_demo(options: plan.Options, training: _Run) -> None:
         state = Path(folder)
         hosts = [
             _make_host(number, options, key, state, options.report or state)
-            for number in range(len(plan.LAYERS))
+            for number in range(len(plan.SERVED) + 1)
         ]
         with ending(hosts):
-            training.note(f"starting {len(hosts)} hosts; each block is on two of them")
-            start_all(hosts)
+            training.note("starting two hosts for half of the blocks each, and one that stands by")
+            start_all(hosts[:-1])
+            start_all(hosts[-1:], [host.address for host in hosts[:-1]])
             training.train([host.address for host in hosts], _invite(key, "train"), hosts)
             training.note("stopping the hosts")
 
@@ -231,7 +232,7 @@ def _make_host(
     name = f"host-{number}"
     config = logs / f"{name}.toml"
     lines = []
-    for section, values in plan.host_settings(plan.LAYERS[number], options.seed).items():
+    for section, values in plan.host_settings(number, options.seed).items():
         lines += [
             f"[{section}]",
             *(f"{field} = {json.dumps(value)}" for field, value in values.items()),
@@ -243,7 +244,3 @@ def _make_host(
 
 def _invite(key: RunKey, scope: str) -> str:
     return issue_invite(key, plan.RUN, scopes={scope}, expires_at=wall_time() + _INVITE_LIFETIME)
-
-
-def _steps_of(host: DemoDaemon) -> int:
-    return sum(expert["steps"] for expert in host.experts())
