@@ -17,6 +17,7 @@ import trio
 
 from p2pnode.clock import wall_time
 from p2pnode.config import HostingSettings, Settings
+from p2pnode.daemon.owner.limits import DeviceLimits
 from p2pnode.errors import CallError, ConfigError, PermissionDeniedError, TokenExpiredError
 from p2pnode.experts.backend import build_backend
 from p2pnode.experts.events import BatchComputed
@@ -60,7 +61,14 @@ class Hosting:
         self._meter = Meter()
         events = network.host.events
         events.on(BatchComputed, self._meter.receive)
-        self._experts = ExpertHost(settings.hosting, checkpoints, events, rpc=settings.rpc)
+        self._limits = DeviceLimits(settings.owner, settings.hosting)
+        self._experts = ExpertHost(
+            self._limits.hosting,
+            checkpoints,
+            events,
+            rpc=settings.rpc,
+            compute=self._limits.compute(),
+        )
         authority = Authority(self._memberships, settings.rpc.token_cache_size)
         self._gate = Gate(self._experts)
         self._server = TensorServer(network.host, settings.rpc, self._gate, authority)
@@ -123,6 +131,7 @@ class Hosting:
         Raises:
             PermissionDeniedError, TokenExpiredError: we may not host in this run.
             InvalidUidError: they cannot be announced, being too many and too scattered.
+            MemoryLimitError: the machine's owner allows no memory for all of them.
             ConfigError, CheckpointError: as `ExpertHost.add`.
         """
         self._check_may_host(membership)
@@ -130,6 +139,7 @@ class Hosting:
         by_id = [uid.in_run(membership.run_id) for uid in uids]
         self._announcer.check(by_id)
         hosted = set(self._experts.uids)
+        await self._limits.admit(by_id, settings, hosted)
         fresh = [uid for uid in by_id if uid not in hosted]
         self._gate.close(fresh)  # until others have been asked what they know of them
         try:

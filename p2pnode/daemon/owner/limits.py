@@ -1,0 +1,166 @@
+"""What the node's experts may take of the machine: processor time and memory.
+
+The processor is limited twice. Torch gets no more threads than the node may have cores; and when
+all of the process, its network included, has taken more time than it may, the next batch waits
+until that is paid for. So a share of half a core works, too.
+
+Memory is refused before it is taken: experts are admitted by what they will use at most, their
+gradients and the optimiser's moments included. A GPU's allocator is told the limit as well, since
+batches need memory, too.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+import trio
+
+from p2pnode.config import MIB, HostingSettings, OwnerSettings
+from p2pnode.errors import MemoryLimitError
+from p2pnode.experts.backend import build_backend
+from p2pnode.experts.runtime import Compute
+from p2pnode.host.pacing import Pace
+from p2pnode.wire.uids import Uid
+
+T = TypeVar("T")
+
+
+class PacedCompute:
+    """A worker that rests before its work while the process is ahead of its share.
+
+    Args:
+        cores: how many cores' time the process may take.
+        compute: the worker.
+        cpu_seconds: what the process has taken so far; by default the system says so.
+    """
+
+    def __init__(
+        self,
+        cores: float,
+        compute: Compute,
+        *,
+        cpu_seconds: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._pace = Pace(cores)
+        self._compute = compute
+        self._cpu_seconds = cpu_seconds
+        self._seen = cpu_seconds()
+        self._seen_at = trio.current_time()
+
+    async def __call__(self, work: Callable[[], T]) -> T:
+        """See `Compute`."""
+        now, taken = trio.current_time(), self._cpu_seconds()
+        self._pace.reserve(taken - self._seen, self._seen_at)  # what idle time has paid for, too
+        self._seen, self._seen_at = taken, now
+        at = self._pace.reserve(0, now)
+        if at > now:
+            await trio.sleep_until(at)
+        return await self._compute(work)
+
+
+class DeviceLimits:
+    """The owner's limits, as hosting applies them.
+
+    Args:
+        owner: the limits.
+        hosting: what they are limits for; its device is that of all experts.
+        cores: of this machine, by default those that this process may use.
+    """
+
+    def __init__(
+        self, owner: OwnerSettings, hosting: HostingSettings, *, cores: int | None = None
+    ) -> None:
+        self._owner = owner
+        self._cores = owner.cores_of(cores or _cores())
+        self._sizes: dict[Uid, int] = {}
+        self.hosting = hosting
+        if self._cores is not None:
+            most = math.ceil(self._cores)
+            threads = min(hosting.threads or most, most)
+            self.hosting = replace(hosting, threads=threads)
+
+    def compute(self) -> Compute | None:
+        """Return the worker of all devices; None where each may have one of its own."""
+        if self._cores is None:
+            return None
+        devices = self.hosting.device.split(",")
+        return PacedCompute(self._cores, _workers(len(devices)))
+
+    async def admit(
+        self, wanted: Sequence[Uid], settings: HostingSettings, hosted: Collection[Uid]
+    ) -> None:
+        """See that there is room for more experts.
+
+        Args:
+            wanted: the experts, all of one size; those hosted already need nothing.
+            settings: what they are built with.
+            hosted: those that are there now.
+
+        Raises:
+            MemoryLimitError: they do not all fit; the text says how many would.
+            ConfigError, ModelError: they cannot be built.
+        """
+        device = settings.device.split(",")
+        on_gpu = torch.device(device[0]).type == "cuda"
+        limit = self._owner.max_vram * len(device) if on_gpu else self._owner.max_memory
+        fresh = [uid for uid in dict.fromkeys(wanted) if uid not in hosted]
+        if not limit or not fresh:
+            return
+        if on_gpu:
+            for name in device:
+                _limit_allocator(torch.device(name), self._owner.max_vram)
+        size = await trio.to_thread.run_sync(expert_bytes, fresh[0], settings)
+        self._sizes = {uid: each for uid, each in self._sizes.items() if uid in hosted}
+        held = sum(self._sizes.values())
+        fit = (limit - held) // max(size, 1)
+        if fit < len(fresh):
+            flag = "--max-vram" if on_gpu else "--max-memory"
+            raise MemoryLimitError(
+                f"{len(fresh)} experts need {_mib(size)} each with their optimiser, but {flag} of"
+                f" {_mib(limit)} has room for {max(fit, 0)} beside the {len(self._sizes)} hosted"
+                " now; host fewer of them, or raise the limit"
+            )
+        self._sizes |= dict.fromkeys(fresh, size)
+
+
+def expert_bytes(uid: Uid, settings: HostingSettings) -> int:
+    """Return what an expert uses at most, besides its batches: it is built once to see that.
+
+    Raises:
+        ConfigError, ModelError: it cannot be built.
+    """
+    module = build_backend(uid, replace(settings, device="cpu")).module
+    weights = sum(each.nbytes for each in module.parameters())
+    learning = sum(each.nbytes for each in module.parameters() if each.requires_grad)
+    buffers = sum(each.nbytes for each in module.buffers())
+    moments = 0 if settings.optimizer == "sgd" else 2
+    return weights + buffers + learning * (1 + moments)
+
+
+def _limit_allocator(device: torch.device, limit: int) -> None:
+    """Keep torch's own allocator within the limit; CUDA's context, which it needs, is beside it."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(limit / total, 1.0), device)
+
+
+def _workers(count: int) -> Compute:
+    limiter = trio.CapacityLimiter(count)
+
+    async def compute(work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=limiter)
+
+    return compute
+
+
+def _cores() -> int:
+    """Return how many cores this process may use; not every system says it of a process."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.1f} MiB"
