@@ -25,6 +25,7 @@ from p2pnode.experts.optimizers import (
     tensors_of,
 )
 from p2pnode.models.seeding import seeded
+from p2pnode.rpc.staging import to_device, to_main_memory
 from p2pnode.rpc.tensors import TensorMeta, TensorSpec, dtype_of, meta_of
 from p2pnode.wire.uids import Uid
 
@@ -323,7 +324,8 @@ def forward_through(
     """
     with torch.no_grad(), failures(chain, "forward"):
         pieces = [
-            [each.cpu() for each in _run_through(chain, piece)] for piece in _split(inputs, at_once)
+            to_main_memory(_run_through(chain, to_device(piece, chain[0].device)))
+            for piece in _split(inputs, at_once)
         ]
         return _rejoin(pieces)
 
@@ -381,20 +383,21 @@ def _accumulate(
     gradients: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Add to the parameters' gradients, and give those of the inputs."""
-    leaves = [each.to(chain[0].device).detach() for each in inputs]
+    leaves = [each.detach() for each in to_device(inputs, chain[0].device)]
     for leaf in leaves:
         leaf.requires_grad_(leaf.is_floating_point())
     outputs = _run_through(chain, leaves)
+    placed = to_device(gradients, chain[-1].device)
     wanted = [
-        (output, gradient.to(output.device))
-        for output, gradient in zip(outputs, gradients, strict=True)
+        (output, gradient)
+        for output, gradient in zip(outputs, placed, strict=True)
         if output.requires_grad
     ]
     if wanted:
         torch.autograd.backward(
             [output for output, _ in wanted], [gradient for _, gradient in wanted]
         )
-    return [(torch.zeros_like(x) if x.grad is None else x.grad).cpu() for x in leaves]
+    return to_main_memory([torch.zeros_like(x) if x.grad is None else x.grad for x in leaves])
 
 
 def _split(tensors: Sequence[torch.Tensor], rows: int | None) -> list[Sequence[torch.Tensor]]:

@@ -68,7 +68,7 @@ def buffer_of(tensor: torch.Tensor) -> memoryview:
     """Return the elements as flat bytes.
 
     A contiguous tensor in main memory is not copied: the buffer is its memory, and writing to it
-    writes the tensor. Any other is copied once.
+    writes the tensor. Any other is copied once; `p2pnode.rpc.staging` fetches several faster.
     """
     if tensor.requires_grad:
         tensor = tensor.detach()

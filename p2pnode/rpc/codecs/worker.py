@@ -9,6 +9,7 @@ import trio
 from p2pnode.config import RpcSettings
 from p2pnode.rpc.codecs.transform import decode, encode
 from p2pnode.rpc.schema import TensorMeta
+from p2pnode.rpc.staging import to_main_memory
 from p2pnode.rpc.tensors import buffer_of
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class Transcoder:
 
         def work() -> list[memoryview]:
             pairs = zip(tensors, metas, strict=True)
-            return [buffer_of(encode(tensor, meta)) for tensor, meta in pairs]
+            return list(map(buffer_of, to_main_memory([encode(*pair) for pair in pairs])))
 
         return await self._do(work, tensors, metas)
 
