@@ -1,0 +1,85 @@
+"""Replicas and hand-over between real daemons, while somebody trains."""
+
+import contextlib
+import time
+
+import pytest
+import torch
+
+import p2pnode as package
+from p2pnode.errors import P2PNodeError
+from p2pnode.testing.daemons import ask_command
+
+pytestmark = pytest.mark.real
+EXPERT = "digits/ffn.0"
+INTERVAL = 0.5
+QUICK = (
+    "--experts", EXPERT,
+    "--set", "hosting.update_period=1",
+    "--set", "hosting.threads=1",
+    "--set", f"hosting.standby_interval={INTERVAL}",
+    "--set", "hosting.standby_grace=0.5",
+    "--set", "weights.snapshot_interval=0.1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def token(tmp_path):
+    ask_command("run", "create", "digits", "--data-dir", tmp_path / "owner")
+    return ask_command("run", "invite", "digits", "--data-dir", tmp_path / "owner")["invite"]
+
+
+def shown(daemon):
+    (expert,) = daemon.ask("experts")
+    return ("standby" if expert["standby"] else "serving", expert["steps"])
+
+
+def await_state(daemon, wanted, within=30.0):
+    until = time.monotonic() + within
+    while (found := shown(daemon)) != wanted:
+        assert time.monotonic() < until, f"{found} instead of {wanted}"
+        time.sleep(0.1)
+
+
+def test_a_replica_takes_over_from_a_killed_host_and_gives_back_and_is_handed_over_to(
+    start, token, tmp_path
+):
+    join = start("join", "--invite", token)
+    options = ("--invite", token, "--bootstrap", join.address, *QUICK)
+    primary = start("primary", *options, command="host")
+    replica = start("replica", *options, "--standby", command="host")
+    rows = torch.randn(4, 64)
+    with package.connect(join.address, run="digits", invite=token) as swarm:
+        expert = swarm.expert("ffn.0", forward_timeout=5.0, backward_timeout=5.0)
+        steps = 0
+
+        def step():
+            nonlocal steps
+            expert(rows).sum().backward()
+            steps += 1
+
+        for _ in range(10):
+            step()
+        await_state(replica, ("standby", steps), within=10 * INTERVAL + 5)
+        primary.kill()
+        at_most = time.monotonic() + 30
+        while time.monotonic() < at_most:
+            with contextlib.suppress(P2PNodeError):
+                step()
+                break
+            time.sleep(0.1)
+        assert shown(replica) == ("serving", steps) == ("serving", 11)
+        # Its host comes back with what it had saved, and takes what was learnt meanwhile.
+        primary = start("primary", *options, command="host")
+        assert shown(primary) == ("serving", steps)
+        for _ in range(5):
+            step()
+        await_state(replica, ("standby", steps))
+        assert shown(primary) == ("serving", 16)
+        # It is stopped in good order, in the middle of training: no step is lost.
+        for _ in range(3):
+            step()
+        assert primary.terminate() == 0
+        for _ in range(3):
+            step()
+        assert shown(replica) == ("serving", steps) == ("serving", 22)
