@@ -4,6 +4,7 @@ This is where a node imports torch. People name runs; everything below knows the
 names are put back in what is shown.
 """
 
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -18,9 +19,15 @@ import trio
 from p2pnode.clock import wall_time
 from p2pnode.config import HostingSettings, Settings
 from p2pnode.daemon.owner.limits import DeviceLimits
-from p2pnode.errors import CallError, ConfigError, PermissionDeniedError, TokenExpiredError
+from p2pnode.errors import (
+    CallError,
+    ConfigError,
+    InvalidUidError,
+    PermissionDeniedError,
+    TokenExpiredError,
+)
 from p2pnode.experts.backend import build_backend
-from p2pnode.experts.events import BatchComputed
+from p2pnode.experts.events import BatchComputed, ExpertRestarted, ExpertStopped
 from p2pnode.experts.service import ExpertHost
 from p2pnode.experts.sessions.service import SessionServer
 from p2pnode.rpc.access import Access
@@ -104,6 +111,8 @@ class Hosting:
             rng=rng,
         )
         events.on(CallServed, self._count)
+        events.on(ExpertStopped, lambda event: self._announcer.remove([event.uid]))
+        events.on(ExpertRestarted, self._announce_again)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve and announce until cancelled; ends with the experts withdrawn and saved.
@@ -323,10 +332,18 @@ class Hosting:
                 "queued": status.queued,
                 "restored": status.restored,
                 "saved_at": status.saved_at,
+                "device": status.device,
+                "stopped": status.stopped or None,
                 "standby": self._replication.stands_by(status.uid),
             }
             for status in self._experts.status()
         ]
+
+    def _announce_again(self, event: ExpertRestarted) -> None:
+        if event.uid in self.uids and self._gate.is_open(event.uid):
+            # Others may have taken its place among the records; then it is served unannounced.
+            with contextlib.suppress(InvalidUidError):
+                self._announcer.add([event.uid])
 
     def _count(self, event: CallServed) -> None:
         self._calls["failed" if event.error else event.operation] += 1
