@@ -30,7 +30,7 @@ def _bfloat16_rows(hidden_dim):
     return (TensorSpec("bfloat16", (None, hidden_dim)),)
 
 
-@register_layer("half-linear", inputs=_bfloat16_rows)
+@register_layer("test-bfloat16", inputs=_bfloat16_rows)
 def _half_linear(hidden_dim):
     return nn.Linear(hidden_dim, hidden_dim, dtype=torch.bfloat16)
 
@@ -57,7 +57,7 @@ async def hosted(settings, directory):
 async def test_it_trains_as_it_would_locally_and_goes_on_after_a_restart(
     settings, optimizer, codec, tmp_path, autojump_clock
 ):
-    settings = dataclasses.replace(settings, layer="half-linear", optimizer=optimizer)
+    settings = dataclasses.replace(settings, layer="test-bfloat16", optimizer=optimizer)
     twin = build_backend(UID, settings)
     exact = codec == "none"
     for life in range(2):
