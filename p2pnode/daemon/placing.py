@@ -6,6 +6,7 @@ starts the node says it, by flags.
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -30,7 +31,7 @@ class _HostedRun(PlacedHost):
     ) -> None:
         self._hosting = hosting
         self._membership = membership
-        self._settings = settings
+        self._settings = replace(settings, standby=False)  # it is needed where it goes
 
     @property
     def uids(self) -> Sequence[Uid]:

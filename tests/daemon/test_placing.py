@@ -1,0 +1,210 @@
+"""Daemons that choose what they host, from the owner's word to the experts they serve."""
+
+import contextlib
+import functools
+import random
+from collections import Counter
+
+import pytest
+import trio
+
+from p2pnode.clock import wall_time
+from p2pnode.config import Settings
+from p2pnode.daemon.control.client import call_daemon
+from p2pnode.daemon.data_dir import DataDir
+from p2pnode.daemon.node import Node
+from p2pnode.daemon.placing import units_of
+from p2pnode.daemon.runs import RunStore
+from p2pnode.errors import ConfigError
+from p2pnode.experts.events import ExpertAdded, ExpertRemoved
+from p2pnode.security.tokens import Membership
+from p2pnode.swarm.description import Kind, RunDescription
+from p2pnode.testing.memory import MemoryTransport
+from p2pnode.testing.network import VirtualNetwork
+from p2pnode.wire.addresses import tcp_address
+from p2pnode.wire.uids import expand
+
+PATIENCE = 60.0  # seconds of real time, as experts are computed in threads
+
+
+class _Volunteers:
+    """Starts daemons on one network; the first one owns the run `lm`."""
+
+    def __init__(self, path, nursery):
+        self.path = path
+        self.nursery = nursery
+        self.network = VirtualNetwork()
+        self.first = None
+        self.count = 0
+
+    async def start(self, *, placement=None, owner=None, **node):
+        self.count += 1
+        directory = DataDir(self.path / str(self.count))
+        if self.first is None:
+            runs = RunStore(directory)
+            runs.create("lm")
+            self.invite = functools.partial(
+                runs.invite, "lm", scopes=["host"], expires_at=wall_time() + 1000, peer=None
+            )
+            self.runs = runs
+        else:
+            node["bootstrap"] = self.first.network.full_addresses()
+            node.setdefault("invite", self.invite())
+        machine = MemoryTransport(self.network)
+        settings = Settings().replace(
+            node={"listen": (str(tcp_address(machine.ip, 4001)),), **({"run": "lm"} | node)},
+            hosting={"update_period": 0.5, "hidden_dim": 8, "threads": 1},
+            placement={"period": 0.3, "back_off": 0.1, **(placement or {})},
+            owner=owner or {},
+            dht={"rejoin_interval": 600.0},
+        )
+        started = Node(directory, settings, transports=[machine], rng=random.Random(self.count))
+        started.added, started.removed = [], []
+        started.events.on(ExpertAdded, lambda event: started.added.append(event.uid.name))
+        started.events.on(ExpertRemoved, lambda event: started.removed.append(event.uid.name))
+        scope = started.scope = trio.CancelScope()
+
+        async def run(*, task_status):
+            with scope:
+                await started.run(task_status=task_status)
+
+        await self.nursery.start(run)
+        self.first = self.first or started
+        return started
+
+    async def describe(self, pattern, **options):
+        """Say as the owner what there is, and have it published."""
+        self.runs.describe(
+            "lm", kind=Kind.LAYERS, patterns=[pattern], options=options, now=wall_time()
+        )
+        assert (await self.ask(1, "run.publish", run="lm"))["stored"] == 1
+
+    async def ask(self, number, command, **params):
+        """Send a command to the daemon that was started as the `number`th."""
+        socket = self.path / str(number) / "control.sock"
+        return await trio.to_thread.run_sync(
+            functools.partial(call_daemon, socket, command, timeout=PATIENCE, **params)
+        )
+
+
+@contextlib.asynccontextmanager
+async def volunteers(path):
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            yield _Volunteers(path, nursery)
+            nursery.cancel_scope.cancel()
+
+
+def names(node):
+    return [expert["uid"].removeprefix("lm/") for expert in node.hosted()]
+
+
+def covered(nodes):
+    return {name for node in nodes for name in names(node)} == {f"blocks.{n}" for n in range(4)}
+
+
+async def test_volunteers_host_what_the_owner_says_there_is_without_any_flag(tmp_path):
+    async with volunteers(tmp_path) as crowd:
+        owner = await crowd.start()
+        await crowd.describe("blocks.[0:4]", layer="nop", seed=3)
+        auto = {"auto": True, "max_layers": 2}
+        placed = [await crowd.start(placement=auto) for _ in range(2)]
+        assert sorted(names(placed[0]) + names(placed[1])) == [f"blocks.{n}" for n in range(4)]
+        assert {each["layer"] for node in placed for each in node.hosted()} == {"nop"}
+        assert owner.hosted() == []
+        (shown,) = (await crowd.ask(2, "status"))["placement"]
+        assert (shown["run"], shown["units"], shown["capacity"]) == ("lm", 4, 2)
+        first = names(placed[0])
+        assert shown["why"] == [f"{first[0]}-{first[1][-1]}: nobody hosted it"]
+
+
+async def test_a_daemon_moves_to_layers_that_have_lost_their_host_and_loads_nothing_twice(tmp_path):
+    async with volunteers(tmp_path) as crowd:
+        await crowd.start()
+        await crowd.describe("blocks.[0:4]", layer="nop")
+        two = {"auto": True, "max_layers": 2}
+        placed = [await crowd.start(placement=two) for _ in range(3)]
+        pairs = [tuple(names(each)) for each in placed]
+        (alone,) = (
+            each for each, pair in zip(placed, pairs, strict=True) if pairs.count(pair) == 1
+        )
+        twins = [each for each in placed if each is not alone]
+        alone.scope.cancel()
+        while not covered(twins):  # noqa: ASYNC110  # real time
+            await trio.sleep(0.1)
+        assert any(each.removed for each in twins)
+        for each in twins:
+            # Also where both went, and one came back: what is loaded was not there.
+            assert Counter(each.added) - Counter(each.removed) == Counter(names(each))
+
+
+async def test_experts_are_chosen_in_a_running_daemon_too_and_its_speed_is_told(tmp_path):
+    async with volunteers(tmp_path) as crowd:
+        node = await crowd.start()
+        what = {"node": {"run": "lm", "experts": ["ffn.[0:2].[0:2]"]}, "placement": {"auto": True}}
+        added = await crowd.ask(1, "host", **what)
+        assert [each["uid"] for each in added] == [
+            f"lm/ffn.{row}.{column}" for row in range(2) for column in range(2)
+        ]
+        with pytest.raises(ConfigError, match="chooses already"):
+            await crowd.ask(1, "host", **what)
+        watcher = await crowd.start()
+        uid = expand("ffn.0.0", node.membership_of("lm").run_id)[0]
+        while True:
+            hosts = await watcher.network.directory.hosts(uid)
+            if hosts and hosts[0].throughput > 0:
+                break
+            await trio.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"placement": {"auto": True}}, "has not said yet what it consists of"),
+        (
+            {"placement": {"auto": True}, "run": "open-one", "invite": ""},
+            "the open run open-one has no owner",
+        ),
+        (
+            {"placement": {"auto": True}, "layers": ["blocks.0"], "experts": ["ffn.0"]},
+            "and not both",
+        ),
+        ({"placement": {"auto": True}, "run": "", "invite": ""}, "say in which run"),
+        (
+            {
+                "placement": {"auto": True},
+                "layers": ["blocks.0"],
+                "owner": {"max_memory": 1},
+            },
+            "no memory for even one",
+        ),
+    ],
+)
+async def test_a_daemon_that_cannot_choose_says_what_to_do(tmp_path, settings, message):
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(ConfigError, match=message), flatten_subgroups=True, allow_unwrapped=True
+    ):
+        async with volunteers(tmp_path) as crowd:
+            await crowd.start()
+            await crowd.start(**settings)
+
+
+async def test_a_daemon_that_stops_moves_no_more(tmp_path):
+    async with volunteers(tmp_path) as crowd:
+        node = await crowd.start(placement={"auto": True}, layers=["blocks.[0:2]"])
+        assert names(node) == ["blocks.0", "blocks.1"]
+        await crowd.ask(1, "stop")
+        assert node.added == ["blocks.0", "blocks.1"]
+
+
+def test_flags_count_more_than_what_the_owner_says():
+    membership = Membership.open("lm")
+    said = RunDescription(
+        run_id=membership.run_id, sequence=0, kind=Kind.LAYERS, patterns=("blocks.[0:3]",)
+    )
+    flags = expand("lm/ffn.[0:2]")
+    assert units_of(membership, said, experts=flags, layers=[]) == (Kind.EXPERTS, flags)
+    assert units_of(membership, said, experts=[], layers=[]) == (
+        Kind.LAYERS,
+        expand("lm/blocks.[0:3]"),
+    )
