@@ -21,6 +21,7 @@ from p2pnode.experts.layers import Layer, check_input_specs, find_layer
 from p2pnode.experts.optimizers import (
     build_optimizer,
     learning_rate,
+    moments_of,
     state_from,
     tensors_of,
 )
@@ -83,6 +84,13 @@ class ExpertBackend:
         self._optimizer = build_optimizer(self._parameters, settings)
         self.broken = ""  # why, when an optimiser step was left half done
         self.outputs = outputs or self._infer_outputs()
+
+    @property
+    def size(self) -> int:
+        """Bytes it uses at most besides its batches: weights, gradients, and what Adam keeps."""
+        weights = sum(each.nbytes for each in (*self.module.parameters(), *self.module.buffers()))
+        learning = sum(each.nbytes for each in self._parameters)
+        return weights + learning * (1 + moments_of(self._settings.optimizer))
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run the module without autograd, see `forward_through`."""

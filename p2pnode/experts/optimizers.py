@@ -64,6 +64,11 @@ def build_optimizer(
     return kind.build(parameters, lr=settings.learning_rate, fused=True, **options)
 
 
+def moments_of(optimizer: str) -> int:
+    """Return how many values an optimiser keeps for each weight."""
+    return len(_KINDS[optimizer].state - {"step"})
+
+
 def learning_rate(settings: HostingSettings, steps: int) -> float:
     """Return the learning rate of the step after `steps` others.
 

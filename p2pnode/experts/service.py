@@ -14,7 +14,7 @@ from p2pnode.events import EventBus
 from p2pnode.experts.backend import ExpertBackend, build_backend
 from p2pnode.experts.calls import ServedExperts
 from p2pnode.experts.checkpoints import Checkpoint, Restored
-from p2pnode.experts.devices import Device, bytes_of, rooms_of, spread
+from p2pnode.experts.devices import Device, rooms_of, spread
 from p2pnode.experts.events import ExpertAdded, ExpertAdopted, ExpertRemoved
 from p2pnode.experts.failures import failures
 from p2pnode.experts.hosted import ExpertStatus, Hosted
@@ -190,7 +190,7 @@ class ExpertHost(ServedExperts):
                 for hosted in leaving:
                     del self._experts[hosted.uid]
                     hosted.removed = True
-                    hosted.device.held -= bytes_of(hosted.backend)
+                    hosted.device.held -= hosted.backend.size
                     self._replay.replace(hosted.uid, ())
                     self._events.emit(ExpertRemoved(uid=hosted.uid, steps=hosted.backend.steps))
         finally:
@@ -268,7 +268,7 @@ class ExpertHost(ServedExperts):
             hosted = await self._build(uid, settings, device, outputs, restored)
             built.append((hosted, restored))
             if not number:  # now it is known how large they are
-                counts = spread(len(uids), bytes_of(hosted.backend), rooms)
+                counts = spread(len(uids), hosted.backend.size, rooms)
                 order = sorted(range(len(devices)), key=lambda at: at != places[0])
                 places = [at for at in order for _ in range(counts[at])]
         return built
@@ -345,7 +345,7 @@ class ExpertHost(ServedExperts):
         self._keeper.tell_skipped(uid, restored)
         self._replay.replace(uid, () if restored is None else restored.checkpoint.applied)
         self._experts[uid] = hosted
-        hosted.device.held += bytes_of(hosted.backend)
+        hosted.device.held += hosted.backend.size
         self._events.emit(
             ExpertAdded(
                 uid=uid,

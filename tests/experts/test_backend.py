@@ -384,6 +384,14 @@ def test_a_state_of_another_kind_of_expert_is_refused(settings, changes, sentenc
     assert unchanged(other, before)
 
 
+@pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 2), ("adam", 4), ("adamw", 4)])
+def test_the_size_of_an_expert_is_that_of_its_weights_gradients_and_moments(
+    settings, optimizer, copies
+):
+    settings = dataclasses.replace(settings, layer="linear", optimizer=optimizer)
+    assert build_backend(UID, settings).size == 4 * (8 * 8 + 8) * copies
+
+
 # --- spans ----------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from p2pnode.errors import ConfigError
 from p2pnode.events import Event, EventBus
 from p2pnode.experts.backend import backward_through, build_backend
-from p2pnode.experts.devices import bytes_of, spread
+from p2pnode.experts.devices import spread
 from p2pnode.experts.events import BatchComputed
 from p2pnode.experts.service import ExpertHost
 from p2pnode.wire.keys import PrivateKey
@@ -101,7 +101,7 @@ async def test_neighbours_are_placed_together(served, autojump_clock):
     assert loops[0] is loops[1]
     assert loops[2] is loops[3]
     assert loops[1] is not loops[2]
-    assert loops[0].held == 2 * bytes_of(served._experts[FIRST].backend) > 0
+    assert loops[0].held == 2 * served._experts[FIRST].backend.size > 0
 
 
 async def test_devices_compute_at_the_same_time_and_each_one_batch_after_the_other(
