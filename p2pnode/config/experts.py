@@ -51,6 +51,7 @@ class HostingSettings:
     threads: int = 0  # torch's threads for one operation; 0 leaves torch's default
     max_batch_rows: int = 16_384
     batch_window: float = 0.0  # how long a batch waits for company when the device is idle
+    quick_work: float = 0.0003  # seconds; what takes no longer is computed without the worker
     max_queued_calls: int = 1024  # per expert
     # What one peer may use of a device, once another one has waited for `tolerated_wait`:
     max_queued_calls_per_peer: int = 128

@@ -6,7 +6,7 @@ placed in runs: the first so many on one device, the next on another.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import psutil
 import torch
@@ -14,17 +14,14 @@ import trio
 
 from p2pnode.config import HostingSettings
 from p2pnode.errors import ConfigError
-from p2pnode.experts.backend import ExpertBackend
 from p2pnode.experts.batches import Outcome
 from p2pnode.experts.pool import Batch, BatchPool, Call
+from p2pnode.experts.quick_work import QuickWork
 from p2pnode.experts.row_limits import RowLimits
 from p2pnode.experts.runtime import Compute, Runtime, WorkerThread
 from p2pnode.wire.uids import Uid
 
 T = TypeVar("T")
-
-# Bytes of an expert for each of its weights': themselves, their gradients, and Adam's two moments.
-_COPIES_OF_WEIGHTS: Final = 4
 
 
 class Device:
@@ -141,12 +138,20 @@ class Devices:
             self._on_settled,
             self._worker or WorkerThread(),
             turns_of=self._turns_of,
+            quick=self._quick_work(name),
         )
         device = Device(name, pool, runtime)
         self._devices.append(device)
         if self._nursery is not None:
             self._nursery.start_soon(runtime.run)
         return device
+
+    def _quick_work(self, name: str) -> QuickWork | None:
+        """Let threads be spared where there are some, and nobody wants batches to wait."""
+        settings = self._settings
+        if self._worker is not None or settings.batch_window or torch.device(name).type != "cpu":
+            return None
+        return QuickWork(settings.quick_work)
 
 
 class Turns:
@@ -175,23 +180,24 @@ class Turns:
             turn.release()
 
 
+def free_memory(name: str) -> int:
+    """Return the free bytes of a device; to be asked in a thread, it may take a moment."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
 def rooms_of(devices: Sequence[Device]) -> list[int]:
-    """Return how many bytes each device has for more experts; to be asked in a worker.
+    """Return how many bytes each device has for more experts; to be asked in a thread.
 
     Of several loops on one processor, each that has more experts has less room.
     """
-    available = int(psutil.virtual_memory().available)
+    free = {name: free_memory(name) for name in dict.fromkeys(each.name for each in devices)}
     return [
-        torch.cuda.mem_get_info(device.name)[0]
-        if torch.device(device.name).type == "cuda"
-        else available - device.held
+        free[device.name] - (0 if torch.device(device.name).type == "cuda" else device.held)
         for device in devices
     ]
-
-
-def bytes_of(backend: ExpertBackend) -> int:
-    """Return how much memory an expert will use at most, its gradients and moments included."""
-    return _COPIES_OF_WEIGHTS * sum(each.nbytes for each in backend.module.parameters())
 
 
 def spread(count: int, size: int, rooms: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ before the next piece starts, so such a copy always matches what has been answer
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -16,6 +17,7 @@ import trio
 from p2pnode.errors import DeadlineExceededError, OverloadedError, P2PNodeError
 from p2pnode.experts.batches import Outcome
 from p2pnode.experts.pool import Batch, BatchPool, Call
+from p2pnode.experts.quick_work import QuickWork
 from p2pnode.wire.uids import Uid
 
 T = TypeVar("T")
@@ -70,6 +72,7 @@ class Runtime:
         compute: the worker.
         turns_of: the turns of all devices that hold some of these experts, in one order for all
             runtimes, where there are several devices; a batch needs them all.
+        quick: what an idle device computes at once, without its worker; None for nothing.
     """
 
     def __init__(
@@ -78,7 +81,9 @@ class Runtime:
         execute: Callable[[Sequence[Uid], Sequence[Call]], list[Outcome]],
         on_settled: Callable[[Batch, float], None],
         compute: Compute,
+        *,
         turns_of: Callable[[Sequence[Uid]], Sequence[trio.StrictFIFOLock]] | None = None,
+        quick: QuickWork | None = None,
     ) -> None:
         self.turn = trio.StrictFIFOLock()
         self._pool = pool
@@ -86,6 +91,7 @@ class Runtime:
         self._on_settled = on_settled
         self.compute = compute
         self._turns_of = turns_of or (lambda _: (self.turn,))
+        self._quick = quick
         self._arrival = trio.Event()
         self._progress = trio.Event()  # of the next call that is settled or dropped
         self._computing: Batch | None = None
@@ -108,11 +114,14 @@ class Runtime:
                     await self._compute_batch(batch, held)
 
     def submit(self, call: Call) -> None:
-        """Queue a call.
+        """Queue a call, or compute it at once if that is quick and the device is idle.
 
         Raises:
             OverloadedError: its expert's queues are full.
         """
+        if self._is_quick(call):
+            self._compute_at_once(Batch(uids=call.uids, kind=call.kind, calls=[call]))
+            return
         self._pool.push(call)
         self._arrival.set()
 
@@ -171,9 +180,42 @@ class Runtime:
         )
         self._tell_progress()
 
+    def _is_quick(self, call: Call) -> bool:
+        return (
+            self._quick is not None
+            and self._quick.includes(call.uids, call.kind, call.amount)
+            and not len(self._pool)
+            and not any(turn.locked() for turn in self._turns_of(call.uids))
+        )
+
+    def _compute_at_once(self, batch: Batch) -> None:
+        seconds, outcomes = self._timed(batch)
+        self._settle(batch, outcomes, seconds, seconds)
+
+    def _timed(self, batch: Batch) -> tuple[float, list[Outcome]]:
+        """Compute a batch; also in a worker, so the clock is not trio's."""
+        began = time.perf_counter()
+        outcomes = self._execute(batch.uids, batch.calls)
+        return time.perf_counter() - began, outcomes
+
+    def _settle(
+        self, batch: Batch, outcomes: Sequence[Outcome], computing: float, seconds: float
+    ) -> None:
+        """Give a batch's calls their outcomes; those without one were not computed."""
+        for call, outcome in zip(batch.calls, outcomes, strict=False):
+            call.settle(outcome)
+        for call in batch.calls[len(outcomes) :]:
+            call.settle(OverloadedError("the host is shutting down; call another"))
+        if outcomes and self._quick is not None:
+            self._quick.note(batch, computing)
+        self._pool.charge(batch, seconds, trio.current_time())
+        self._on_settled(batch, seconds)
+        self._tell_progress()
+
     async def _compute_batch(self, batch: Batch, held: contextlib.AsyncExitStack) -> None:
         self._computing = batch
         began = trio.current_time()
+        computing, outcomes = 0.0, list[Outcome]()
         try:
             turns = self._turns_of(batch.uids)
             if len(turns) > 1:
@@ -181,15 +223,7 @@ class Runtime:
                 for turn in turns:
                     await held.enter_async_context(turn)
             began = trio.current_time()
-            outcomes = await self.compute(lambda: self._execute(batch.uids, batch.calls))
-            for call, outcome in zip(batch.calls, outcomes, strict=True):
-                call.settle(outcome)
+            computing, outcomes = await self.compute(lambda: self._timed(batch))
         finally:
-            for call in batch.calls:
-                if not call.settled:  # cancelled before the worker began
-                    call.settle(OverloadedError("the host is shutting down; call another"))
             self._computing = None
-            now = trio.current_time()
-            self._pool.charge(batch, now - began, now)
-            self._on_settled(batch, now - began)
-            self._tell_progress()
+            self._settle(batch, outcomes, computing, trio.current_time() - began)
