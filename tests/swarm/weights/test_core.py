@@ -15,6 +15,9 @@ def everything(count):
     return (1 << count) - 1
 
 
+VERBS = ("have", "ask", "send", "lose")
+
+
 def start(count, *, have=0, seed=0, hashes=None):
     return Download(hashes or chunks(count), have, random.Random(seed))
 
@@ -110,7 +113,7 @@ def test_in_the_end_an_overdue_chunk_is_asked_of_an_idle_holder_too_once():
     count=st.integers(1, 40),
     have=st.integers(0, 2**40),
     seed=st.integers(0, 9),
-    script=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["have", "ask", "send", "lose"]),
+    script=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(VERBS),
                               st.integers(0, 2**40))),
 )  # fmt: skip
 def test_whatever_holders_do_nothing_is_lost_and_a_good_one_ends_it(count, have, seed, script):
