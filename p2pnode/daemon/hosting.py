@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import torch
 import trio
 
@@ -27,6 +26,7 @@ from p2pnode.errors import (
     TokenExpiredError,
 )
 from p2pnode.experts.backend import build_backend
+from p2pnode.experts.devices import free_memory
 from p2pnode.experts.events import BatchComputed, ExpertRestarted, ExpertStopped
 from p2pnode.experts.service import ExpertHost
 from p2pnode.experts.sessions.service import SessionServer
@@ -44,7 +44,6 @@ from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
 SHARE_OF_MEMORY: Final = 0.5  # of what is free, for experts; the rest is for batches, and others
-COPIES_OF_WEIGHTS: Final = 4  # themselves, their gradients, and Adam's two moments
 MEASURED_ROWS: Final = 256
 MEASURING_TIMEOUT: Final = 30.0
 
@@ -228,17 +227,16 @@ class Hosting:
             ConfigError: not even one, or it cannot be built.
         """
         owner = self._settings.owner
-        allowed = owner.max_memory if settings.device == "cpu" else owner.max_vram
 
         def count() -> int:
-            if settings.device == "cpu":
-                room = psutil.virtual_memory().available
-            else:
-                room = torch.cuda.mem_get_info(torch.device(settings.device.split(",")[0]))[0]
-            room = int(room * SHARE_OF_MEMORY)
-            module = build_backend(uid, replace(settings, device="cpu")).module
-            size = COPIES_OF_WEIGHTS * sum(each.nbytes for each in module.parameters())
-            return (min(room, allowed) if allowed else room) // max(size, 1)
+            size = max(1, build_backend(uid, replace(settings, device="cpu")).size)
+            found = 0
+            for name in dict.fromkeys(each.strip() for each in settings.device.split(",")):
+                on_gpu = torch.device(name).type == "cuda"
+                room = int(free_memory(name) * SHARE_OF_MEMORY)
+                allowed = owner.max_vram if on_gpu else owner.max_memory
+                found += (min(room, allowed) if allowed else room) // size
+            return found
 
         found = await trio.to_thread.run_sync(count)
         if not found:

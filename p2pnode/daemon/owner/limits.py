@@ -133,12 +133,7 @@ def expert_bytes(uid: Uid, settings: HostingSettings) -> int:
     Raises:
         ConfigError, ModelError: it cannot be built.
     """
-    module = build_backend(uid, replace(settings, device="cpu")).module
-    weights = sum(each.nbytes for each in module.parameters())
-    learning = sum(each.nbytes for each in module.parameters() if each.requires_grad)
-    buffers = sum(each.nbytes for each in module.buffers())
-    moments = 0 if settings.optimizer == "sgd" else 2
-    return weights + buffers + learning * (1 + moments)
+    return build_backend(uid, replace(settings, device="cpu")).size
 
 
 def _limit_allocator(device: torch.device, limit: int) -> None:
