@@ -109,7 +109,7 @@ class ServedExperts(CallHandler):
         deadline: float,
     ) -> list[torch.Tensor]:
         """See `CallHandler`."""
-        self.check(uid, span, caller=caller)
+        self._find_open(uid, span)
         runtime = self._experts[uid].device.runtime
         call = self._new_call("forward", uid.span(span), caller, inputs, deadline=deadline)
         runtime.submit(call)
@@ -143,7 +143,7 @@ class ServedExperts(CallHandler):
             with contextlib.suppress(CallError):  # of a span that overlaps with this one
                 await self._experts[earlier.uids[0]].device.runtime.result(earlier)
         if earlier is None:
-            self.check(uid, span, caller=caller)
+            self._find_open(uid, span)
             call = self._new_call(
                 "backward", uids, caller, inputs, deadline=deadline, gradients=gradients, key=key
             )
@@ -158,6 +158,46 @@ class ServedExperts(CallHandler):
         finally:
             if call.dropped or call.settled:
                 self._forget_pending(call)
+
+    async def step(
+        self,
+        uid: Uid,
+        work: Callable[[Sequence[ExpertBackend]], list[torch.Tensor]],
+        *,
+        span: int,
+        rows: int,
+        positions: int,
+        caller: PeerId,
+        deadline: float,
+    ) -> list[torch.Tensor]:
+        """Run a step of an inference session when its turn comes; cancelling gives it up.
+
+        Args:
+            uid: the first block.
+            work: computes the step on the blocks, in the device's worker.
+            span: how many blocks.
+            rows: of the step.
+            positions: of each row.
+            caller: who calls.
+            deadline: on trio's clock; work that cannot start before is dropped.
+
+        Raises:
+            CallError: as `work` failed, or because the host takes no more work.
+        """
+        self._find_open(uid, span)
+        runtime = self._experts[uid].device.runtime
+        call = WaitedCall(
+            uids=uid.span(span),
+            kind="step",
+            caller=caller,
+            rows=rows,
+            positions=positions,
+            inputs=(work,),
+            arrived=trio.current_time(),
+            deadline=deadline,
+        )
+        runtime.submit(call)
+        return await runtime.result(call)
 
     async def compute(self, uid: Uid, span: int, work: Callable[[Sequence[ExpertBackend]], T]) -> T:
         """Run `work` on a span of experts in the device's worker, when its turn comes.
@@ -248,6 +288,8 @@ class ServedExperts(CallHandler):
         stopped = next((hosted for hosted in found if hosted.stopped), None)
         if stopped is not None:
             return [self._out_of_service(stopped) for _ in calls]
+        if calls[0].kind == "step":
+            return [_stepped(call, [hosted.backend for hosted in found]) for call in calls]
         # A state that was adopted while a call was queued may contain it.
         applied = {call.key for call in calls if call.key and self._replay.knows(uids, call.key)}
         fresh = [call for call in calls if call.key not in applied]
@@ -288,3 +330,13 @@ class ServedExperts(CallHandler):
                 seconds=seconds,
             )
         )
+
+
+def _stepped(call: Call, chain: Sequence[ExpertBackend]) -> Outcome:
+    """Compute one step; each has a cache of its own, so they are not joined."""
+    (work,) = call.inputs
+    try:
+        answer: list[torch.Tensor] = work(chain)
+    except CallError as error:
+        return type(error)(str(error))  # without the frames, which hold tensors
+    return answer

@@ -37,7 +37,7 @@ from p2pnode.wire.uids import Uid
 _PACE_SMOOTHING: Final = 0.2  # weight of the newest batch in the usual length of one
 _STALE_DEADLINES: Final = 64  # entries of calls that are gone, kept in a heap beyond the others
 
-Kind = Literal["forward", "backward"]
+Kind = Literal["forward", "backward", "step"]  # the last of an inference session
 _Key = tuple[tuple[Uid, ...], Kind, tuple[tuple[int, ...], ...]]
 
 
@@ -150,12 +150,7 @@ class BatchPool:
             OverloadedError: the queues of one of them are full; or others wait, and the caller has
                 used up its share of the queues or of the device.
         """
-        limit = self._settings.max_queued_calls
-        for uid in uids:
-            if self._queued[uid] >= limit:
-                raise OverloadedError(
-                    f"{limit} calls of {uid.name} are queued here already; go elsewhere"
-                )
+        self._check_room(uids)
         mine = self._callers.get(caller)
         most = self._settings.max_queued_calls_per_peer
         if mine is not None and len(mine.calls) >= most and self._others_wait(caller, now):
@@ -168,12 +163,13 @@ class BatchPool:
             )
 
     def push(self, call: Call) -> None:
-        """Queue a call.
+        """Queue a call; what its caller may use was checked before its tensors were received.
 
         Raises:
-            OverloadedError: as `check`.
+            OverloadedError: the queues of one of its experts are full.
         """
-        self.check(call.uids, call.caller, call.arrived)
+        if call.kind != "step":  # sessions are few, and a refusal would cost all that they keep
+            self._check_room(call.uids)
         key = (call.uids, call.kind, call.form)
         queue = self._queues.setdefault(key, _Queue())
         queue.calls[id(call)] = call
@@ -229,6 +225,14 @@ class BatchPool:
             amounts[call.caller] += call.amount
         self._shares.charge(amounts, seconds, now)
         self._pace += _PACE_SMOOTHING * (seconds - self._pace)
+
+    def _check_room(self, uids: Iterable[Uid]) -> None:
+        limit = self._settings.max_queued_calls
+        for uid in uids:
+            if self._queued[uid] >= limit:
+                raise OverloadedError(
+                    f"{limit} calls of {uid.name} are queued here already; go elsewhere"
+                )
 
     def _leader(self, now: float) -> Call | None:
         waiting = []

@@ -38,11 +38,11 @@ class Caches:
     def step(
         self,
         chain: Sequence[ExpertBackend],
-        hidden: torch.Tensor,
         *,
+        hidden: torch.Tensor,
         position: int,
         order: Sequence[int] | None,
-    ) -> torch.Tensor:
+    ) -> list[torch.Tensor]:
         """Run the next positions through the blocks.
 
         Args:
@@ -72,7 +72,7 @@ class Caches:
             hidden = hidden.cpu()
         if not all_finite([hidden]):
             raise ExpertFailedError(f"{chain[-1].uid.name} has outputs that are not finite")
-        return hidden
+        return [hidden]
 
 
 def _blocks(chain: Sequence[ExpertBackend]) -> list[DecoderBlock]:

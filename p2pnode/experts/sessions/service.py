@@ -1,11 +1,13 @@
 """The host's side of inference sessions.
 
-Each step takes its turn at the device between two batches, in order of arrival: it waits for what
-is being computed and for the steps before it, and a queue of batches does not hold it up. What a
-session holds is freed when its stream ends, whoever ends it.
+Steps wait for the device among the other calls, and the order is fair between callers (see
+`p2pnode.experts.pool`): who generates text waits for the batch that is being computed, and not for
+all that a trainer has queued. What a session holds is freed when its stream ends, whoever ends it.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import trio
@@ -20,6 +22,7 @@ from p2pnode.errors import (
     TensorTooLargeError,
 )
 from p2pnode.events import Event
+from p2pnode.experts.backend import ExpertBackend
 from p2pnode.experts.service import ExpertHost
 from p2pnode.experts.sessions.compute import Caches, bytes_of_caches
 from p2pnode.experts.sessions.core import (
@@ -41,6 +44,8 @@ from p2pnode.rpc.server import CallHandler, send_refusal
 from p2pnode.rpc.tensors import buffer_of, metas_of
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
+
+_Work = Callable[[Sequence[ExpertBackend]], list[torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +193,8 @@ class SessionServer:
             (hidden,) = await session.incoming.tensors(
                 step.tensors, patience=self._rpc.payload_patience
             )
-            answer = await self._compute(session, request, step, hidden, caches)
+            work = partial(caches.step, hidden=hidden, position=step.position, order=step.order)
+            (answer,) = await self._compute(session, request, step.tensors[0].shape, work)
             state.position = end
             session.steps += 1
             session.positions += end - step.position
@@ -199,25 +205,23 @@ class SessionServer:
                 raise StreamResetError("the caller takes no answer")
 
     async def _compute(
-        self,
-        session: "_Session",
-        request: Open,
-        step: Step,
-        hidden: torch.Tensor,
-        caches: Caches,
-    ) -> torch.Tensor:
+        self, session: "_Session", request: Open, shape: Sequence[int], work: _Work
+    ) -> list[torch.Tensor]:
+        stream = session.stream
         with trio.CancelScope() as scope:
-            session.stream.cancel_when_lost(scope)
+            stream.cancel_when_lost(scope)
             try:
-                return await self._experts.compute(
+                return await self._experts.step(
                     request.uid,
-                    request.span,
-                    lambda chain: caches.step(
-                        chain, hidden, position=step.position, order=step.order
-                    ),
+                    work,
+                    span=request.span,
+                    rows=shape[0],
+                    positions=shape[1],
+                    caller=stream.peer_id,
+                    deadline=trio.current_time() + self._rpc.max_deadline,
                 )
             finally:
-                session.stream.cancel_when_lost(None)
+                stream.cancel_when_lost(None)
         raise StreamResetError("the caller has given the session up")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from p2pnode.errors import (
     UnknownExpertError,
 )
 from p2pnode.experts.backend import build_backend, forward_through
+from p2pnode.experts.events import BatchComputed
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.experts.sessions.client import SessionClient
@@ -47,11 +49,9 @@ ROW_BYTES = 2 * 2 * 16 * 4 * SPAN  # keys and values, two heads of 16 float32, i
 class Rig:
     """A host of three blocks, and a client."""
 
-    def __init__(self, far, near, hosting, settings, rpc):
+    def __init__(self, far, near, hosting, settings, *, rpc, compute):
         self.far, self.near = far, near
-        self.experts = ExpertHost(
-            hosting, None, far.events, compute=compute_inline, disk=compute_inline
-        )
+        self.experts = ExpertHost(hosting, None, far.events, compute=compute, disk=compute_inline)
         self.expires_at = EPOCH + 1000
         self.authority = Authority({"lm": self.member(far)}, rpc.token_cache_size)
         tensors = TensorServer(far, rpc, self.experts, self.authority)
@@ -99,11 +99,12 @@ def hosting(settings):
 @pytest.fixture
 def rig(hosting):
     @contextlib.asynccontextmanager
-    async def make(settings=None, rpc=None):
+    async def make(settings=None, rpc=None, compute=compute_inline):
         settings, rpc = settings or SessionSettings(), rpc or RpcSettings()
         bind_wall_time_to_trio(EPOCH)
         async with light_hosts() as world, trio.open_nursery() as nursery:
-            made = Rig(await world.add_host(), await world.add_host(), hosting, settings, rpc)
+            near, far = await world.add_host(), await world.add_host()
+            made = Rig(far, near, hosting, settings, rpc=rpc, compute=compute)
             await made.experts.add([uid.in_run(KEY.run_id) for uid in UIDS])
             await nursery.start(made.experts.run)
             yield made
@@ -230,6 +231,34 @@ async def test_the_cache_is_freed_however_a_session_ends(rig, end, autojump_cloc
         assert session.is_over
         (told,) = it.ended
         assert (told.steps, told.positions) == (1, 3)
+        await session.aclose()
+
+
+async def test_a_step_waits_for_one_batch_and_not_for_all_that_are_queued(rig, autojump_clock):
+    computed = []
+
+    async def slow(work):
+        await trio.sleep(1.0)
+        return work()
+
+    async with rig(compute=slow) as it:
+        session = await it.open()
+        it.far.events.on(BatchComputed, lambda event: computed.append(event.kind))
+        async with trio.open_nursery() as nursery:
+            for rows in range(1, 6):  # of other forms, so that they are not joined
+                nursery.start_soon(
+                    partial(
+                        it.experts.forward,
+                        UIDS[0].in_run(KEY.run_id),
+                        [torch.randn(1, rows, 64)],
+                        caller=it.far.peer_id,
+                        deadline=math.inf,
+                    )
+                )
+            await trio.testing.wait_all_tasks_blocked()
+            await session.step(torch.randn(2, 3, 64))
+            assert computed == ["forward", "step"]
+        assert computed == ["forward", "step", "forward", "forward", "forward", "forward"]
         await session.aclose()
 
 
