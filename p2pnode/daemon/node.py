@@ -49,6 +49,7 @@ from p2pnode.wire.uids import Uid, expand_all
 
 if TYPE_CHECKING:
     from p2pnode.daemon.hosting import Hosting
+    from p2pnode.daemon.metrics.page import MetricsPage
     from p2pnode.daemon.owner.sampling import Sampler
 
 MAX_PINGS: Final = 100
@@ -101,6 +102,7 @@ class Node:
         self._placing: Placing | None = None
         self._hosting: Hosting | None = None
         self._hosting_lock = trio.Lock()
+        self._metrics: MetricsPage | None = None
         self._owner = OwnerService(
             settings.owner, self.events, lambda: self._hosting, sampler=_sampler(settings)
         )
@@ -178,6 +180,9 @@ class Node:
             await services.start(self._descriptions.run)
             await services.start(self._placing.run)
             await services.start(self._owner.run)
+            if self.settings.metrics.listen:
+                self._metrics = _metrics(self.settings, self.network, self._owner)
+                await services.start(self._metrics.run)
             for uids, hosting in wanted:
                 await self.host_experts(uids, hosting)
             if self.settings.placement.auto:
@@ -311,6 +316,8 @@ class Node:
                 await self._services.start(hosting.run)
                 self._hosting = hosting
                 self._owner.begin(hosting)
+                if self._metrics is not None:
+                    self._metrics.begin_hosting(hosting.describe)
             return self._hosting
 
     def hosted(self) -> list[dict[str, Any]]:
@@ -343,6 +350,7 @@ class Node:
             "experts": len(self.hosted()),
             "placement": self._placing.describe() if self._placing else [],
             "owner": describe_owner(self._owner),
+            "metrics": self._metrics.address if self._metrics else None,
             "calls": self._hosting.calls() if self._hosting else {},
             "runs": [membership.summary() for membership in self._memberships()],
             "budget": _describe_budgets(network.host.info().budgets),
@@ -480,6 +488,13 @@ def _sampler(settings: Settings) -> "Sampler | None":
     from p2pnode.daemon.owner.sampling import CpuSampler, GpuSampler  # noqa: PLC0415
 
     return CpuSampler() if settings.hosting.device == "cpu" else GpuSampler()
+
+
+def _metrics(settings: Settings, network: Network, owner: OwnerService) -> "MetricsPage":
+    # Prometheus's client takes a tenth of a second to import, which others need not wait for.
+    from p2pnode.daemon.metrics.page import MetricsPage  # noqa: PLC0415
+
+    return MetricsPage(settings.metrics, network, lambda: owner.decision)
 
 
 def _describe_host(host: HostEntry) -> dict[str, Any]:
