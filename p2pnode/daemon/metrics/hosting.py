@@ -3,6 +3,7 @@
 import re
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -10,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from p2pnode.daemon.metrics.network import SECONDS
-from p2pnode.events import EventBus
+from p2pnode.events import Event, EventBus
 from p2pnode.experts.events import (
     BatchComputed,
     CheckpointFailed,
@@ -91,7 +92,7 @@ class HostingMetrics(Collector):
             (CheckpointFailed, "checkpoints_failed", "Checkpoints that could not be written."),
         ):
             counter = Counter(f"p2pnode_{name}", text, registry=registry)
-            events.on(kind, lambda _event, counter=counter: counter.inc())
+            events.on(kind, partial(_increment, counter))
 
     def _receive_call(self, event: CallServed) -> None:
         operation = event.operation or "unreadable"
@@ -122,6 +123,10 @@ class HostingMetrics(Collector):
         yield GaugeMetricFamily(
             "p2pnode_calls_queued", "Calls that wait for a device.", value=queued
         )
+
+
+def _increment(counter: Counter, _event: Event) -> None:
+    counter.inc()
 
 
 def _state(expert: dict[str, Any]) -> str:

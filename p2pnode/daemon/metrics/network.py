@@ -124,8 +124,8 @@ class NetworkMetrics(Collector):
         carried = CounterMetricFamily(
             "p2pnode_stream_bytes", "Bytes that streams have carried.", labels=["direction"]
         )
-        for direction in ("sent", "received"):
-            carried.add_metric([direction], moved[direction])
+        for towards in ("sent", "received"):
+            carried.add_metric([towards], moved[towards])
         yield carried
         used = GaugeMetricFamily(
             "p2pnode_budget_used", "What is used of the node's budget.", labels=["resource"]

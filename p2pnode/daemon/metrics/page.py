@@ -28,7 +28,8 @@ class MetricsPage:
     def __init__(
         self, settings: MetricsSettings, network: Network, decision: Callable[[], Decision]
     ) -> None:
-        disable_created_metrics()  # a time beside each figure, which nobody reads
+        # It would put a time beside each figure, which nobody reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # of a typed package
         self._registry = CollectorRegistry()
         self._events = network.host.events
         self._server = MetricsServer(settings, self._registry)
