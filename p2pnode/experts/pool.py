@@ -22,6 +22,7 @@ argument.
 import heapq
 import itertools
 import math
+import operator
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +135,7 @@ class BatchPool:
         self._queued: Counter[Uid] = Counter()  # calls that run through each expert
         self._numbers = itertools.count()
         self._pace = 0.0  # seconds of a usual batch
+        self._earliest = math.inf  # no deadline is before it
 
     def __len__(self) -> int:
         """Return how many calls are queued."""
@@ -182,6 +184,7 @@ class BatchPool:
             caller = self._callers[call.caller] = _Caller()
             self._shares.enter(call.caller)
         caller.calls[id(call)] = call
+        self._earliest = min(self._earliest, call.deadline)
         heapq.heappush(caller.deadlines, (call.deadline, next(self._numbers), call))
         self._queued.update(call.uids)
 
@@ -194,15 +197,20 @@ class BatchPool:
 
     def take_late(self, now: float) -> list[Call]:
         """Take out the calls whose deadline has passed."""
-        late = []
+        late: list[Call] = []
+        if now < self._earliest:
+            return late
         for caller in tuple(self._callers.values()):
             while (call := self._most_urgent(caller)) is not None and call.deadline <= now:
                 self._remove(call)
                 late.append(call)
+        self._find_earliest()
         return late
 
     def next_time(self) -> float:
         """Return when the next batch is ready, which may be in the past; infinity when empty."""
+        if not self._window:  # all of them are ready
+            return next((each.oldest.arrived for each in self._callers.values()), math.inf)
         times = [caller.oldest.arrived + self._window for caller in self._callers.values()]
         times += [next(iter(self._queues[key].calls.values())).arrived for key in self._full]
         return min(times, default=math.inf)
@@ -237,22 +245,29 @@ class BatchPool:
     def _leader(self, now: float) -> Call | None:
         waiting = []
         for peer_id, caller in self._callers.items():
-            call = next((each for each in caller.calls.values() if self._is_ready(each, now)), None)
+            call: Call | None = caller.oldest
+            if self._window:
+                ready = (each for each in caller.calls.values() if self._is_ready(each, now))
+                call = next(ready, None)
             if call is not None:
                 waiting.append((self._shares.time_of(peer_id), call.arrived, call))
         if not waiting:
             return None
-        time, _, call = min(waiting, key=lambda entry: entry[:2])
+        time, _, call = min(waiting, key=operator.itemgetter(0, 1))
         return self._urgent(time + self._settings.urgent_lead, now) or call
 
     def _urgent(self, latest: float, now: float) -> Call | None:
         """Return the call that must go ahead, if any, of a caller whose time allows it."""
         found: Call | None = None
+        soon = now + 2 * self._pace
+        if soon < self._earliest:
+            return None
+        self._find_earliest()
         for peer_id, caller in self._callers.items():
             call = self._most_urgent(caller)
             if (
                 call is not None
-                and call.deadline < now + 2 * self._pace
+                and call.deadline < soon
                 and self._shares.time_of(peer_id) <= latest
                 and (found is None or call.deadline < found.deadline)
             ):
@@ -297,6 +312,10 @@ class BatchPool:
             for other, caller in self._callers.items()
             if other != peer_id
         )
+
+    def _find_earliest(self) -> None:
+        calls = (self._most_urgent(caller) for caller in self._callers.values())
+        self._earliest = min((call.deadline for call in calls if call), default=math.inf)
 
     def _most_urgent(self, caller: _Caller) -> Call | None:
         """Return the call with the earliest deadline."""
