@@ -22,6 +22,7 @@ from p2pnode.errors import (
     CallError,
     ConfigError,
     InvalidUidError,
+    P2PNodeError,
     PermissionDeniedError,
     TokenExpiredError,
 )
@@ -183,14 +184,21 @@ class Hosting:
         self._announcer.set_loading(add)
         try:
             if remove:  # first, since there may be no room for both
-                await self._replication.leave(remove)
-                self._announcer.remove(remove)
-                await self._experts.remove(remove)
-                await self._replication.forget(remove)
+                await self._remove(remove)
             await self.add(membership, add, settings)
         finally:
             self._loading = 0
             self._announcer.set_loading(())
+
+    async def _remove(self, uids: Sequence[Uid]) -> None:
+        await self._replication.leave(uids)
+        self._announcer.remove(uids)
+        try:
+            await self._experts.remove(uids)
+        except P2PNodeError:  # they stay: so they are served on
+            await self._replication.serve(uids)
+            raise
+        await self._replication.forget(uids)
 
     def _check_may_host(self, membership: Membership) -> None:
         if "host" not in membership.scopes:

@@ -15,7 +15,7 @@ from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.node import Node
 from p2pnode.daemon.placing import units_of
 from p2pnode.daemon.runs import RunStore
-from p2pnode.errors import ConfigError
+from p2pnode.errors import CheckpointError, ConfigError
 from p2pnode.experts.events import ExpertAdded, ExpertRemoved
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.description import Kind, RunDescription
@@ -187,6 +187,29 @@ async def test_a_daemon_that_cannot_choose_says_what_to_do(tmp_path, settings, m
         async with volunteers(tmp_path) as crowd:
             await crowd.start()
             await crowd.start(**settings)
+
+
+async def test_what_could_not_be_saved_before_a_move_is_served_on(tmp_path, monkeypatch):
+    async def refuse(_uids):
+        raise CheckpointError("the disk is full")
+
+    async with volunteers(tmp_path) as crowd:
+        auto = {"auto": True, "max_layers": 1, "period": 1000.0}
+        node = await crowd.start(placement=auto, layers=["blocks.[0:2]"])
+        (held,) = names(node)
+        membership = node.membership_of("lm")
+        here, there = expand("blocks.[0:2]", membership.run_id)
+        if held != here.name:
+            here, there = there, here
+        hosting = node._hosting
+        monkeypatch.setattr(hosting._experts, "remove", refuse)
+        with pytest.raises(CheckpointError):
+            await hosting.exchange(membership, node.settings.hosting, add=[there], remove=[here])
+        assert names(node) == [held]
+        watcher = await crowd.start()
+        while not await watcher.network.directory.hosts(here):  # noqa: ASYNC110  # real time
+            await trio.sleep(0.1)
+        assert not await watcher.network.directory.hosts(there)
 
 
 async def test_a_daemon_that_stops_moves_no_more(tmp_path):
