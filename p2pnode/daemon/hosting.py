@@ -159,10 +159,10 @@ class Hosting:
         if settings.standby:
             for status in added:
                 self._replication.stand_by(status.uid, has_state=status.restored)
-        else:
+        elif not self._is_aside:  # else they are served when the node comes back
             await self._replication.serve([status.uid for status in added])
         if self._is_aside:
-            await self.free_device()
+            await self._experts.free_device(self._settings.owner.finish_timeout)
         return [status.uid.in_run(membership.name) for status in added]
 
     async def exchange(
@@ -281,7 +281,9 @@ class Hosting:
         self._announcer.suspend()
 
     async def free_device(self) -> None:
-        """Let calls under way end, for a bounded time, and move the experts off their device."""
+        """Hand experts over and let calls end, for a bounded time each, and free the device."""
+        with trio.move_on_after(self._settings.owner.finish_timeout):
+            await self._replication.leave(self.uids)
         await self._experts.free_device(self._settings.owner.finish_timeout)
 
     async def come_back(self) -> bool:
@@ -291,8 +293,12 @@ class Hosting:
                 await self._experts.resume()
             except torch.OutOfMemoryError:
                 return False
-            self._is_aside = False
+            served = self.uids
+            self._gate.close(served)  # until others have been asked what they learnt meanwhile
+            self._announcer.remove(served)
             self._announcer.go_on()
+            await self._replication.serve(served)
+            self._is_aside = False
         return True
 
     # --- the end --------------------------------------------------------------------------------

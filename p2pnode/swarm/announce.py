@@ -148,6 +148,11 @@ class Announcer:
             self._uids.pop(uid, None)
         self._update()
 
+    @property
+    def is_suspended(self) -> bool:
+        """Whether nothing is announced until `go_on`."""
+        return self._is_suspended
+
     def suspend(self) -> None:
         """Withdraw everything until `go_on`; what is added or removed meanwhile counts then."""
         self._is_suspended = True

@@ -131,7 +131,8 @@ class Following:
                     await self._update(replica, hosts)
                 return
             standby.receive_absence(trio.current_time())
-            if trio.current_time() >= standby.take_over_at:
+            is_due = trio.current_time() >= standby.take_over_at
+            if is_due and not self._local.announcer.is_suspended:  # a paused node serves nobody
                 await self._take_over(replica)
 
     async def _reachable(self, standby: Standby) -> list[PeerId]:

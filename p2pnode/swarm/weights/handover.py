@@ -302,6 +302,8 @@ class Handovers:
     async def _receive_offer(self, offer: Offer, talk: "_Talk") -> None:
         uid = offer.uid
         own = self._local.experts.steps(uid)
+        if self._local.announcer.is_suspended:
+            raise OverloadedError("this node is paused; offer the expert to another one")
         if uid in self._following:
             known: Sequence[PeerId] = self._following.hosts(uid)
         elif own >= offer.steps:
