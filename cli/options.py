@@ -123,7 +123,13 @@ _NODE_FLAGS: Final = (
         "Layers or experts that --auto hosts at once.  [as memory allows]",
     ),
     ("--hidden-dim", "hosting.hidden_dim", "N", False, "Width of the experts.  [64]"),
-    ("--device", "hosting.device", "NAME", False, "Where to compute: cpu, cuda:0.  [cpu]"),
+    (
+        "--device",
+        "hosting.device",
+        "NAMES",
+        False,
+        "Where to compute: cpu, cuda:0, or cuda:0,cuda:1.  [cpu]",
+    ),
     ("--max-cpu", "owner.max_cpu", "SHARE", False, "Of all cores: 50%; or a number of them: 1.5."),
     (
         "--quiet-hours",

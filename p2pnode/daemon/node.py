@@ -487,7 +487,7 @@ def _sampler(settings: Settings) -> "Sampler | None":
     # What reads the system need not be loaded by nodes that give way to nobody.
     from p2pnode.daemon.owner.sampling import CpuSampler, GpuSampler  # noqa: PLC0415
 
-    return CpuSampler() if settings.hosting.device == "cpu" else GpuSampler()
+    return GpuSampler() if "cuda" in settings.hosting.device else CpuSampler()
 
 
 def _metrics(settings: Settings, network: Network, owner: OwnerService) -> "MetricsPage":
