@@ -111,5 +111,5 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "peer_id"):  # a connection
         return str(value.peer_id)
     if isinstance(value, bytes) and type(value) is bytes:
-        return value.hex()
+        return value.hex() or None  # such as the trace of a call that has none
     return str(value)

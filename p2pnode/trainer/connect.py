@@ -17,6 +17,7 @@ from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.codecs.names import find_codec
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.network import Network
+from p2pnode.trainer.call_log import log_calls
 from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.expert import RemoteExpert
 from p2pnode.trainer.mixture import RemoteMixtureOfExperts
@@ -294,6 +295,7 @@ async def _serve(
         portmap={"mode": "off"},
     )
     network = Network(key, alone, rng=rng)
+    log_calls(network.host.events)
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)
         if settings.dcutr.enabled:

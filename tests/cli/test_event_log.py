@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ import trio
 from cli.event_log import MAX_LINES, PERIOD, EventLog
 from p2pnode.events import Event
 from p2pnode.host import PeerMisbehaved
+from p2pnode.rpc.server import CallServed
+from p2pnode.wire.keys import PrivateKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,21 @@ async def test_a_line_has_the_event_its_level_and_its_facts(capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.endswith("warning disk full  reason=no space\n")
+
+
+async def test_a_call_can_be_followed_by_its_trace(capsys):
+    call = CallServed(
+        peer_id=PrivateKey.from_seed(bytes(32)).peer_id, operation="forward", uid=None, rows=3,
+        seconds=0.1, error=None, trace=b"\x01\xab" * 4,
+    )  # fmt: skip
+    EventLog("debug", as_json=False).write(call)
+    assert "  trace=01ab01ab01ab01ab\n" in capsys.readouterr().err
+    log = EventLog("debug", as_json=True)
+    log.release()
+    log.write(call)
+    log.write(dataclasses.replace(call, trace=b""))
+    with_trace, without = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (with_trace["trace"], without["trace"]) == ("01ab01ab01ab01ab", None)
 
 
 async def test_events_below_the_level_are_not_written(capsys):

@@ -1,5 +1,7 @@
 """A volunteer who wants the machine back, as the trainer sees it, and as the volunteer does."""
 
+import logging
+
 import pytest
 import torch
 
@@ -61,3 +63,16 @@ def test_quiet_hours_and_times_that_are_none_are_refused_by_name(start, tmp_path
     with pytest.raises(ConfigError, match="--for 2h"):
         call_daemon(socket, "pause", seconds=-5)
     assert not ask_command("resume", "--data-dir", daemon.data_dir)["paused"]
+
+
+def test_one_call_can_be_followed_from_the_trainers_log_to_its_hosts(start, caplog):
+    host = start("host", "--experts", "digits/ffn.0", "--log-level", "debug", *QUICK,
+                 command="host")  # fmt: skip
+    caplog.set_level(logging.DEBUG, "p2pnode.calls")
+    with package.connect(host.address, run="digits") as swarm:
+        swarm.expert("ffn.0")(X)
+    (made,) = [each.trace for each in caplog.records if each.getMessage().startswith("forward")]
+    while (served := host.wait_for("call_served"))["operation"] != "forward":
+        pass
+    assert served["trace"] == made
+    assert len(made) == 16
