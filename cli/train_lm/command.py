@@ -53,9 +53,9 @@ from cli.train_lm.plan import LEARNING_RATE, MODEL, RUN, Options
 @click.option(
     "--micro-batches",
     type=click.IntRange(min=1),
-    default=4,
+    default=1,
     show_default=True,
-    help="Parts of a batch, in flight at once; each steps the blocks.",
+    help="Parts of a batch, in flight at once; each steps the blocks anew.",
 )
 @click.option(
     "--learning-rate",

@@ -32,7 +32,7 @@ class Options:
     steps: int = 200
     batch: int = 16
     context: int = 128
-    micro_batches: int = 4
+    micro_batches: int = 1
     learning_rate: float = LEARNING_RATE
     seed: int = 0
     prompt: str = "The "

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from cli.demo.daemons import DemoDaemon, ending, sigterm_unwinds, start_all
+from cli.demo.daemons import DemoDaemon, ending, sigterm_unwinds, start_all, wait_until
 from cli.output import as_one_line, print_event, print_facts, print_line, print_note
 from cli.train_lm import plan
 from cli.train_lm.text import Batches, Text, read
@@ -24,6 +24,7 @@ from p2pnode.security.tokens import RunKey, issue_invite
 _LINES: Final = 20  # progress lines of a whole run
 _INVITE_LIFETIME: Final = 3600.0
 _BYTES: Final = 256
+_REPLICA_TIMEOUT: Final = 30.0  # seconds; it asks every second
 
 
 @dataclass(slots=True, kw_only=True)
@@ -143,8 +144,10 @@ class _Run:
     def _kill(
         self, model: RemoteLanguageModel, windows: torch.Tensor, hosts: Sequence[DemoDaemon]
     ) -> None:
-        """Kill a host that has learnt, in the middle of everything."""
+        """Kill a host whose replica has learnt something, in the middle of everything."""
         record = self.record
+        what = f"the first version of all blocks to reach {hosts[-1].name}"
+        wait_until(lambda: all(e["steps"] for e in hosts[-1].experts()), what, _REPLICA_TIMEOUT)
         record.held_out_at_kill = evaluate(model, windows)
         victim = hosts[0]
         victim.kill()
