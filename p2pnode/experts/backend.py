@@ -130,6 +130,7 @@ class ExpertBackend:
 
         Raises:
             CheckpointError: it is of another kind of expert; nothing was changed.
+            ExpertFailedError: there was no room for it; the expert is broken until it is restored.
         """
         if (state.layer, state.optimizer) != (self.layer.name, self._settings.optimizer):
             raise CheckpointError(
@@ -162,11 +163,14 @@ class ExpertBackend:
                 f"the checkpoint of {self.uid.name} has an optimiser state that does not fit its"
                 f" weights ({error}); bring back another copy"
             ) from error
-        self.module.load_state_dict(weights)
-        if self._optimizer is not None:
-            self._optimizer.load_state_dict(
-                {"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]}
-            )
+        try:
+            self.module.load_state_dict(weights)
+            if self._optimizer is not None:
+                groups = self._optimizer.state_dict()["param_groups"]
+                self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        except Exception as error:  # all of it was checked; there may be no memory, though
+            self.broken = f"{self.uid.name} failed while its state was replaced"
+            raise ExpertFailedError(f"{self.broken}: {error}") from error
         self.steps, self.rows = state.steps, state.rows
         self.broken = ""
 

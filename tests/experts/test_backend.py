@@ -384,6 +384,25 @@ def test_a_state_of_another_kind_of_expert_is_refused(settings, changes, sentenc
     assert unchanged(other, before)
 
 
+def test_an_expert_whose_state_was_replaced_in_part_is_not_used(settings, monkeypatch):
+    backend, x = build_backend(UID, settings), torch.ones(1, 8)
+    backend.backward([x], [x])
+    state = backend.state()
+
+    def no_room(_):
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend._optimizer, "load_state_dict", no_room)
+        with pytest.raises(ExpertFailedError, match="no room"):
+            backend.load(state)
+    for use in (lambda: backend.forward([x]), backend.state):
+        with pytest.raises(ExpertFailedError, match="while its state was replaced"):
+            use()
+    backend.load(state)
+    backend.forward([x])
+
+
 @pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 2), ("adam", 4), ("adamw", 4)])
 def test_the_size_of_an_expert_is_that_of_its_weights_gradients_and_moments(
     settings, optimizer, copies

@@ -68,7 +68,7 @@ def test_a_transformer_takes_any_size(hidden_dim):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("fnn", "unknown layer 'fnn'; use one of ffn, linear"),
+        ("fnn", "unknown layer 'fnn'; use one of ffn, "),
         ("no_such_module:Class", "no_such_module"),
         ("torch.nn:NoSuchClass", "has no class 'NoSuchClass'"),
         ("/no/such/file.py:Class", "cannot load"),

@@ -238,6 +238,29 @@ async def test_a_full_queue_refuses_until_there_is_room(settings, nursery, autoj
     rig.assert_nothing_is_left()
 
 
+async def test_a_trainer_is_not_held_up_by_a_thousand_calls_of_another(
+    settings, nursery, autojump_clock
+):
+    settings = dataclasses.replace(settings, max_batch_rows=32)
+    uids = [Uid(RUN, f"ffn.{number}") for number in range(10)]
+    rig = Rig(settings, compute=Slow(1.0))
+    await rig.host.add(uids)
+    await nursery.start(rig.host.run)
+    with trio.CancelScope() as flood:
+        for number in range(1000):
+            nursery.start_soon(rig.forward, X, uids[number % 10])
+        await trio.sleep(0.1)
+        assert rig.host.queued > 900
+        for number in range(5):
+            began = trio.current_time()
+            await rig.forward(uid=uids[number], caller=BOB)
+            # One batch is being computed, one may be the other's turn, and one has the call.
+            assert trio.current_time() - began <= 3.0
+        flood.cancel()
+    assert rig.host.queued > 600
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_failing_call_harms_neither_its_expert_nor_others(
     settings, nursery, autojump_clock
 ):
