@@ -9,7 +9,13 @@ import torch
 import trio
 
 from p2pnode.config import HostingSettings, RpcSettings
-from p2pnode.errors import ExpertFailedError, HostLostError, SchemaError, UnknownExpertError
+from p2pnode.errors import (
+    ExpertFailedError,
+    HostLostError,
+    OverloadedError,
+    SchemaError,
+    UnknownExpertError,
+)
 from p2pnode.experts.backend import backward_through, build_backend, forward_through
 from p2pnode.experts.events import BatchComputed
 from p2pnode.experts.runtime import compute_inline
@@ -26,11 +32,11 @@ UID = Uid("digits", "ffn.1.2")
 
 
 class Remote:
-    def __init__(self, far, near, settings, directory=None):
+    def __init__(self, far, near, settings, directory=None, compute=compute_inline):
         self.settings = settings
         self.far, self.near = far, near
         self.experts = ExpertHost(
-            settings, directory, self.far.events, compute=compute_inline, disk=compute_inline
+            settings, directory, self.far.events, compute=compute, disk=compute_inline
         )
         rpc = RpcSettings()
         authority = Authority({"digits": self.member(self.far)}, rpc.token_cache_size)
@@ -62,6 +68,14 @@ async def remote(settings, uids=(UID,), **options):
         assert made.server.budget.bytes_in_flight == 0
         assert made.server.budget.calls_in_flight == 0
         nursery.cancel_scope.cancel()
+
+
+class Slow:
+    """Inline compute that takes a virtual second."""
+
+    async def __call__(self, work):
+        await trio.sleep(1.0)
+        return work()
 
 
 def numbered(number):
@@ -162,3 +176,31 @@ async def test_a_span_called_from_afar_equals_its_layers_called_here(settings, a
         assert await it.client.info(it.far.peer_id, UID, span=3)
         with pytest.raises(UnknownExpertError, match=r"ffn\.1\.5"):
             await it.forward(x, span=4)
+
+
+async def test_a_peer_over_its_share_is_refused_before_its_tensors_come(settings, autojump_clock):
+    """Only while another waits: a peer that is alone has all of the device."""
+    settings = dataclasses.replace(
+        settings, device_seconds_per_peer=2.0, device_window=100.0, tolerated_wait=0.5
+    )
+    x = torch.zeros(1000, 8)  # 32 000 bytes
+    async with light_hosts() as world, trio.open_nursery() as nursery:
+        far, busy, other = [await world.add_host() for _ in range(3)]
+        it = Remote(far, busy, settings, compute=Slow())
+        await it.experts.add([UID.in_run(KEY.run_id)])
+        await nursery.start(it.experts.run)
+        other.add_addresses(far.peer_id, far.addresses, math.inf)
+        second = TensorClient(other, RpcSettings(), {"digits": it.member(other)})
+        for _ in range(4):
+            await it.forward(x)  # four seconds of the device, with nobody else there
+        nursery.start_soon(it.forward, x)  # is computed first
+        await trio.sleep(0.1)
+        nursery.start_soon(second.forward, far.peer_id, UID, [x])
+        await trio.sleep(0.6)
+        held = it.server.budget.bytes_in_flight
+        with pytest.raises(OverloadedError, match="your share of this device"):
+            await it.forward(x)
+        assert it.server.budget.bytes_in_flight == held == 2 * 2 * x.nbytes
+        await trio.sleep(3.0)
+        await it.forward(x)  # nobody waits any more
+        nursery.cancel_scope.cancel()
