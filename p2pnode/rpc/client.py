@@ -130,8 +130,7 @@ class TensorClient:
         metas = metas_of(inputs)
         answer = None
         if info is not None:
-            info.check_inputs(metas)
-            answer = tuple(info.outputs_of(metas))
+            answer = tuple(info.check_forward(metas)[1])
         request = Request(
             operation="forward",
             uid=uid,

@@ -8,7 +8,7 @@ a limit, such as the length of a sequence, has one size in all tensors of a call
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from p2pnode.config.experts import Codec
@@ -30,6 +30,7 @@ MAX_DIMENSIONS: Final = 8  # numpy and torch take more; no expert here has neede
 MAX_TENSORS: Final = 64  # of one call, inputs and gradients together
 _MAX_SIZE: Final = 2**40  # of one dimension: far above any byte limit, far below overflow
 _MAX_TEXT: Final = 256
+_MAX_KNOWN: Final = 64  # shapes that are remembered of each expert
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,10 @@ class ExpertInfo:
     keywords: tuple[str, ...] = ()
     max_rows: int  # of one call; where dimensions are free, each of their positions counts as one
     max_bytes: int  # of the tensors of one request
+    # Inputs that were found to fit, with what they give: calls repeat, and checking takes longer.
+    _known: dict[tuple[TensorMeta, ...], tuple[int, list[TensorMeta]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         known = {at for spec in self.inputs for at in spec.free}
@@ -143,10 +148,20 @@ class ExpertInfo:
             SchemaError: count, dtype or shape are not what the expert takes.
             TensorTooLargeError: there are more rows or bytes than the host takes in one call.
         """
+        return self.check_forward(inputs)[0]
+
+    def check_forward(self, inputs: Sequence[TensorMeta]) -> tuple[int, list[TensorMeta]]:
+        """Check as `check_inputs` does; returns the number of rows, and what is answered."""
+        key = tuple(inputs)
+        if (known := self._known.get(key)) is not None:
+            return known
         _check("input", self._input_names(), self.inputs, inputs)
         rows = _check_sizes("input", self.inputs, inputs)
         self._check_amount(inputs, inputs)
-        return rows
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        found = self._known[key] = rows, self.outputs_of(inputs)
+        return found
 
     def check_gradients(self, inputs: Sequence[TensorMeta], gradients: Sequence[TensorMeta]) -> int:
         """Check a backward call's inputs and gradients of the outputs.

@@ -207,8 +207,7 @@ class TensorServer:
         count = len(request.tensors) - request.gradients
         metas, gradient_metas = request.tensors[:count], request.tensors[count:]
         if request.operation == "forward":
-            call.rows = info.check_inputs(metas)
-            wanted = info.outputs_of(metas)
+            call.rows, wanted = info.check_forward(metas)
         else:
             call.rows = info.check_gradients(metas, gradient_metas)
             wanted = list(metas)

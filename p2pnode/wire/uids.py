@@ -14,8 +14,8 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Self
+from dataclasses import dataclass
+from typing import Final
 
 from p2pnode.errors import InvalidUidError
 
@@ -46,14 +46,14 @@ class Uid:
         if len(self.run) + 1 + len(self.name) > MAX_UID_CHARS:
             raise InvalidUidError(f"a uid has at most {MAX_UID_CHARS} characters")
 
-    @classmethod
-    def parse(cls, text: str, run: str | None = None) -> Self:
+    @staticmethod
+    def parse(text: str, run: str | None = None) -> "Uid":
         """Read `run/block.i.j`, or `block.i.j` when a default `run` is given.
 
         Raises:
             InvalidUidError: it is not such a text.
         """
-        return cls(*_split_run(text, run))
+        return _parse(text, run)
 
     @property
     def block(self) -> str:
@@ -93,13 +93,24 @@ class Uid:
         """
         return (self,) if length == 1 else _span(self, length)
 
-    def in_run(self, run: str) -> Self:
+    def in_run(self, run: str) -> "Uid":
         """Return the uid of the same name in another run, or under the run's id."""
-        return replace(self, run=run)
+        return _in_run(self, run)
 
     def __str__(self) -> str:
         """Return `run/name`."""
         return f"{self.run}/{self.name}"
+
+
+# Every call names its expert twice, and most calls name one that was named a moment ago.
+@functools.lru_cache(maxsize=4096)
+def _parse(text: str, run: str | None) -> Uid:
+    return Uid(*_split_run(text, run))
+
+
+@functools.lru_cache(maxsize=4096)
+def _in_run(uid: Uid, run: str) -> Uid:
+    return Uid(run, uid.name)
 
 
 @functools.lru_cache(maxsize=1024)  # a stack of layers is called by the same few spans all the time
