@@ -7,6 +7,7 @@ import click
 
 from cli.options import json_option
 from cli.train_lm.plan import LEARNING_RATE, MODEL, RUN, Options
+from p2pnode.config.experts import CODECS
 
 
 @click.command(name="train-lm")
@@ -63,6 +64,13 @@ from cli.train_lm.plan import LEARNING_RATE, MODEL, RUN, Options
     default=LEARNING_RATE,
     show_default=True,
     help="Of embedding and head; the blocks' hosts have their own.",
+)
+@click.option(
+    "--codec",
+    type=click.Choice(CODECS),
+    default="none",
+    show_default=True,
+    help="How activations and gradients travel; the others take less of slow links.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(

@@ -34,6 +34,7 @@ class Options:
     context: int = 128
     micro_batches: int = 1
     learning_rate: float = LEARNING_RATE
+    codec: str = "none"
     seed: int = 0
     prompt: str = "The "
     length: int = 200

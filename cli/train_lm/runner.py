@@ -103,6 +103,7 @@ class _Run:
                 seed=options.seed,
                 dtype=options.dtype,
                 micro_batches=options.micro_batches,
+                codec=options.codec,
             )
             if model.ends.config.vocab_size != _BYTES:
                 raise ConfigError(

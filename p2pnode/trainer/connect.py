@@ -178,6 +178,7 @@ class Trainer:
         micro_batches: int = 1,
         forward_timeout: float | None = None,
         backward_timeout: float | None = None,
+        codec: str | None = None,
     ) -> RemoteLanguageModel:
         """Return a language model whose blocks are hosted, with its ends in this process.
 
@@ -190,8 +191,10 @@ class Trainer:
             micro_batches: see `RemoteSequential`.
             forward_timeout: seconds for the forward pass; by default as the settings say.
             backward_timeout: the same for backward.
+            codec: how tensors travel in training; by default as the settings say.
 
         Raises:
+            ConfigError: there is no such codec.
             ModelError: there is no such model.
             InvalidUidError: no block can have this name.
             ValueError: `micro_batches` is not positive.
@@ -204,6 +207,7 @@ class Trainer:
             micro_batches=micro_batches,
             forward_timeout=forward_timeout,
             backward_timeout=backward_timeout,
+            codec=codec,
         )
         return RemoteLanguageModel(found.build_ends(seed), blocks)
 

@@ -109,7 +109,7 @@ class Chain:
                 self._start,
                 self._stop,
                 batches[number],
-                Pass.begin(policy),
+                Pass.begin(policy, self._client.new_trace()),
                 self._keeper.keep if keep else Stage.release,
             )
 
@@ -140,7 +140,10 @@ class Chain:
 
         async def run(number: int) -> torch.Tensor:
             return await self._backward(
-                passages[number], batches[number], gradients[number], Pass.begin(policy)
+                passages[number],
+                batches[number],
+                gradients[number],
+                Pass.begin(policy, self._client.new_trace()),
             )
 
         return await self._pipelined(len(batches), run)
@@ -256,7 +259,7 @@ class Chain:
             Attempt(),
         )
         await self._client.info(hop.peer_id, uid, give_up, attempt, span=hop.span)
-        call = ExpertCall(name=uid.name, inputs=(inputs,), span=hop.span)
+        call = ExpertCall(name=uid.name, inputs=(inputs,), span=hop.span, trace=on_way.trace)
         started = trio.current_time()
         answer = await self._client.forward(hop.peer_id, call, on_way.policy, give_up, attempt)
         self._planner.paces.receive_answer(hop.peer_id, hop.span, trio.current_time() - started)
@@ -271,7 +274,13 @@ class Chain:
         call_id: bytes,
     ) -> torch.Tensor:
         uid, give_up = self._planner.uid(hop.start), await self._planner.limit(hop, on_way)
-        call = ExpertCall(name=uid.name, inputs=(inputs,), gradients=(gradients,), span=hop.span)
+        call = ExpertCall(
+            name=uid.name,
+            inputs=(inputs,),
+            gradients=(gradients,),
+            span=hop.span,
+            trace=on_way.trace,
+        )
         answer = await self._client.backward(
             hop.peer_id, call, on_way.policy, give_up, Attempt(), call_id=call_id
         )

@@ -31,19 +31,21 @@ class Pass:
     Attributes:
         policy: whether answers are searched for NaN.
         until: when it is given up, on trio's clock.
+        trace: by which logs tell of its calls.
         alone: peers that are asked for one block at a time.
         avoid: peers that are asked where nobody else is left.
     """
 
     policy: CallPolicy
     until: float
+    trace: bytes = b""
     alone: set[PeerId] = field(default_factory=set)
     avoid: set[PeerId] = field(default_factory=set)
 
     @classmethod
-    def begin(cls, policy: CallPolicy) -> Self:
+    def begin(cls, policy: CallPolicy, trace: bytes = b"") -> Self:
         """Start the clock."""
-        return cls(policy, trio.current_time() + policy.timeout)
+        return cls(policy, trio.current_time() + policy.timeout, trace)
 
     def receive_failure(self, hop: Hop, error: RemoteError) -> None:
         """A hop failed; the book of hosts has judged its peer already.
