@@ -41,7 +41,7 @@ def await_state(daemon, wanted, within=30.0):
         time.sleep(0.1)
 
 
-def test_a_replica_takes_over_from_a_killed_host_and_gives_back_and_is_handed_over_to(
+def test_a_replica_serves_while_its_host_is_dead_paused_or_stopped_and_no_step_is_lost(
     start, token, tmp_path
 ):
     join = start("join", "--invite", token)
@@ -76,10 +76,16 @@ def test_a_replica_takes_over_from_a_killed_host_and_gives_back_and_is_handed_ov
             step()
         await_state(replica, ("standby", steps))
         assert shown(primary) == ("serving", 16)
-        # It is stopped in good order, in the middle of training: no step is lost.
-        for _ in range(3):
-            step()
+        # Its machine's owner pauses it for a while.
+        primary.ask("pause")
+        await_state(replica, ("serving", steps))
+        step()
+        primary.ask("resume")
+        await_state(replica, ("standby", steps))
+        step()
+        assert shown(primary) == ("serving", 18)
+        # It is stopped in good order, between two steps: none is lost.
         assert primary.terminate() == 0
         for _ in range(3):
             step()
-        assert shown(replica) == ("serving", steps) == ("serving", 22)
+        assert shown(replica) == ("serving", steps) == ("serving", 21)

@@ -51,6 +51,8 @@ class ReplicaFailed(Event):
 class _Replica:
     standby: Standby
     fetch_at: float = -math.inf  # when it asks for a newer version
+    look_at: float = -math.inf  # when somebody looks who serves the expert
+    is_busy: bool = False  # somebody is looking
 
 
 class Following:
@@ -104,36 +106,54 @@ class Following:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look after the replicas until cancelled."""
-        task_status.started()
-        while True:
-            self._changed = trio.Event()
-            async with trio.open_nursery() as nursery:
-                for replica in self._replicas.values():
-                    nursery.start_soon(self._look_after, replica)
-            now = trio.current_time()
-            due = [each.standby.take_over_at for each in self._replicas.values()]
-            if self._replicas:
-                due.append(now + min(self._settings.update_period, self._settings.standby_interval))
-            with trio.move_on_at(max(min(due, default=math.inf), now)):
-                await self._changed.wait()
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                self._changed = trio.Event()
+                waiting = [each for each in self._replicas.values() if not each.is_busy]
+                now = trio.current_time()
+                for replica in waiting:
+                    if replica.look_at <= now:
+                        replica.is_busy = True
+                        nursery.start_soon(self._look_after, replica)
+                due = (each.look_at for each in waiting if not each.is_busy)
+                with trio.move_on_at(min(due, default=math.inf)):
+                    await self._changed.wait()
 
     async def _look_after(self, replica: _Replica) -> None:
+        try:
+            async with self._limiter:
+                await self._look(replica)
+        except RemoteError as error:
+            self._tell(replica, error)
+        now = trio.current_time()
+        replica.look_at = now + min(self._settings.update_period, self._settings.standby_interval)
+        if now < replica.standby.take_over_at < replica.look_at:
+            replica.look_at = replica.standby.take_over_at
+        replica.is_busy = False
+        self._changed.set()
+
+    async def _look(self, replica: _Replica) -> None:
+        """See who serves the expert, and do what follows from it.
+
+        Raises:
+            RemoteError: the expert has just been removed here.
+        """
         standby = replica.standby
-        async with self._limiter:
-            hosts = await self._local.hosts(standby.uid)
-            if not hosts:
-                hosts = await self._reachable(standby)
-            if not self._is_current(replica):
-                return
-            if hosts:
-                standby.receive_hosts(hosts)
-                if trio.current_time() >= replica.fetch_at:
-                    await self._update(replica, hosts)
-                return
-            standby.receive_absence(trio.current_time())
-            is_due = trio.current_time() >= standby.take_over_at
-            if is_due and not self._local.announcer.is_suspended:  # a paused node serves nobody
-                await self._take_over(replica)
+        hosts = await self._local.hosts(standby.uid)
+        if not hosts:
+            hosts = await self._reachable(standby)
+        if not self._is_current(replica):
+            return
+        if hosts:
+            standby.receive_hosts(hosts)
+            if trio.current_time() >= replica.fetch_at:
+                await self._update(replica, hosts)
+            return
+        standby.receive_absence(trio.current_time())
+        is_due = trio.current_time() >= standby.take_over_at
+        if is_due and not self._local.announcer.is_suspended:  # a paused node serves nobody
+            await self._take_over(replica)
 
     async def _reachable(self, standby: Standby) -> list[PeerId]:
         """Find out which of the hosts of before still serve the expert, though not announced."""
@@ -180,7 +200,7 @@ class Following:
             )
             standby.has_state = True
         except (RemoteError, LocalError) as error:
-            self._local.host.events.emit(ReplicaFailed(uid=standby.uid, reason=str(error)))
+            self._tell(replica, error)
 
     async def _take_over(self, replica: _Replica) -> None:
         standby = replica.standby
@@ -198,6 +218,9 @@ class Following:
             )
         )
         await self.promote(standby.uid)
+
+    def _tell(self, replica: _Replica, error: P2PNodeError) -> None:
+        self._local.host.events.emit(ReplicaFailed(uid=replica.standby.uid, reason=str(error)))
 
     def _is_current(self, replica: _Replica) -> bool:
         return self._replicas.get(replica.standby.uid) is replica

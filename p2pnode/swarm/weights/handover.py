@@ -86,9 +86,9 @@ class ExpertTaken(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandoverFailed(Event):
-    """An expert was not handed over to this peer, or not taken from it."""
+    """A peer did not take over an expert; another one may, or it stays where it is."""
 
-    level = "warning"
+    level = "info"
 
     uid: Uid
     peer_id: PeerId
@@ -246,13 +246,13 @@ class Handovers:
             if steps is None:
                 return
             kept[peer_id] = steps
-        if kept and max(kept.values()) > self._local.experts.steps(uid):
-            best = max(kept, key=lambda peer_id: kept[peer_id])
-            try:
+        best = max(kept, key=lambda peer_id: kept[peer_id], default=None)
+        try:
+            if best is not None and kept[best] > self._local.experts.steps(uid):
                 head = await self._local.client.head(best, uid)
                 await self._local.adopt(uid, head.name, head.steps, [best])
-            except (RemoteError, LocalError) as error:
-                failures.append(str(error))
+        except (RemoteError, LocalError) as error:
+            failures.append(str(error))
         if failures:
             self._tell_behind(uid, "; ".join(failures))
 

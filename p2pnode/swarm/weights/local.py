@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import trio
 
-from p2pnode.errors import NoPeersError, TransferError
+from p2pnode.errors import RemoteError, TransferError
 from p2pnode.events import Event
 from p2pnode.experts.service import ExpertHost
 from p2pnode.host import Host
@@ -49,7 +49,7 @@ class LocalExperts:
         look_up = self.directory.look_again if anew else self.directory.hosts
         try:
             found = await look_up(uid)
-        except NoPeersError:
+        except RemoteError:
             return []
         return [each.peer_id for each in found if each.peer_id != self.host.peer_id]
 

@@ -391,6 +391,10 @@ async def test_a_host_that_leaves_hands_over_and_no_step_is_lost(taker, net, aut
         assert other.steps == trainer.applied > given
 
 
+async def never(_uid, _checkpoint):
+    await trio.sleep_forever()
+
+
 def only(station, candidates):
     """Let a trainer know no other host."""
 
@@ -504,3 +508,67 @@ async def test_a_stranger_cannot_push_a_state_to_a_replica(net, autojump_clock):
         assert any("not known to serve" in reason for reason in reasons)
         assert replica.steps == 1
         assert not replica.is_serving
+
+
+async def test_a_paused_replica_neither_takes_over_nor_is_handed_to(net, autojump_clock):
+    async with net() as here:
+        await here.add()
+        primary, replica = await here.add(), await here.add()
+        await primary.serve()
+        await replica.stand_by()
+        trainer = await here.trainer()
+        await trainer.step()
+        await until(lambda: replica.steps == 1, within=4)
+        replica.announcer.suspend()
+        with primary.host.events.subscribe(HandoverFailed) as failures:
+            assert await primary.replication.leave([UID]) == []
+            assert "is paused" in (await failures.get()).reason
+        primary.crash()
+        await trio.sleep(30)
+        assert not replica.is_serving
+        replica.announcer.go_on()
+        await until(lambda: replica.is_serving, within=5)
+
+
+async def test_who_takes_an_expert_and_dies_leaves_it_where_it_was(
+    net, autojump_clock, monkeypatch
+):
+    async with net() as here:
+        await here.add()
+        leaver, replica = await here.add(), await here.add()
+        await leaver.serve()
+        await replica.stand_by()
+        trainer = await here.trainer()
+        await trainer.step()
+        await until(lambda: replica.steps == 1, within=4)
+        await trainer.step()
+        monkeypatch.setattr(replica.experts, "adopt", never)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leaver.replication.leave, [UID])
+            await trio.sleep(1)
+            replica.crash()
+        await trainer.step()
+        assert trainer.by[-1] == leaver.peer_id
+        assert leaver.steps == 3
+
+
+async def test_a_host_that_has_to_end_in_the_middle_takes_no_step_after_its_last_version(
+    net, autojump_clock, monkeypatch
+):
+    async with net() as here:
+        await here.add()
+        leaver, replica = await here.add(), await here.add()
+        await leaver.serve()
+        await replica.stand_by()
+        trainer = await here.trainer()
+        await trainer.step()
+        await until(lambda: replica.steps == 1, within=4)
+        await trainer.step()
+        monkeypatch.setattr(replica.experts, "adopt", never)
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(1):
+                await leaver.replication.leave([UID])
+            with pytest.raises(UnknownExpertError):
+                await trainer.client.forward(leaver.peer_id, UID, [trainer.rows])
+            nursery.cancel_scope.cancel()
+        assert leaver.steps == 2
