@@ -56,6 +56,7 @@ def test_a_whole_number_serves_where_a_number_is_asked():
         ({"dht": {"max_record_bytes": 1 << 20}}, "max_record_bytes must be 4 KiB below"),
         ({"dht": {"ban_time": 601.0}}, "ban_time must not exceed"),
         ({"trainer": {"latency_smoothing": 1.5}}, "must not exceed 1"),
+        ({"trainer": {"codec": "zip"}}, "one of none, float16, bfloat16, blockwise-int8"),
         ({"limits": {"low_water": 900}}, r"low_water must not exceed limits\.high_water"),
         ({"limits": {"ip4_network_prefix": 33}}, "ip4_network_prefix must be at least 1"),
         ({"limits": {"ip6_address_prefix": 129}}, "must not exceed 128"),
