@@ -22,6 +22,7 @@ from p2pnode.errors import (
     HostLostError,
     NoLiveExpertError,
     NotAMemberError,
+    OverloadedError,
     P2PNodeError,
     PausedError,
     ResourceLimitError,
@@ -123,7 +124,11 @@ class HostBook:
     def receive_failure(
         self, peer_id: PeerId, uid: Uid, error: P2PNodeError, *, span: int = 1
     ) -> None:
-        """A call failed; which of a span's layers is to blame is not known, so none is banned."""
+        """A call failed.
+
+        Which of a span's layers is to blame is not known, so none is banned, unless they are only
+        too busy.
+        """
         self.recorder.failed(peer_id)
         if isinstance(error, AlreadyAppliedError):
             return  # the host did its work; only the answer is gone
@@ -133,7 +138,7 @@ class HostBook:
             self._reasons.popitem(last=False)
         if isinstance(error, HOST_FAILURES):
             self._directory.mark_failed(peer_id)
-        elif span == 1:
+        elif span == 1 or isinstance(error, OverloadedError):
             self._bans.receive_failure((peer_id, uid), trio.current_time())
 
     def receive_straggle(self, peer_id: PeerId) -> None:

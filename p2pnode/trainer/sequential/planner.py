@@ -12,7 +12,7 @@ from typing import Self
 import trio
 
 from p2pnode.config import Settings
-from p2pnode.errors import DeadlineExceededError, NotAMemberError, RemoteError
+from p2pnode.errors import DeadlineExceededError, NotAMemberError, OverloadedError, RemoteError
 from p2pnode.swarm.lookup import HostEntry
 from p2pnode.trainer.hosts import HOST_FAILURES
 from p2pnode.trainer.judged import FINAL, JudgedClient
@@ -55,7 +55,7 @@ class Pass:
         """
         if isinstance(error, FINAL) or trio.current_time() >= self.until:
             raise error
-        if isinstance(error, HOST_FAILURES):
+        if isinstance(error, (*HOST_FAILURES, OverloadedError)):
             self.avoid.add(hop.peer_id)
         elif hop.span > 1:
             self.alone.add(hop.peer_id)

@@ -6,6 +6,7 @@ dies, others open sessions for its blocks, are sent those positions again, and t
 stages before and behind it notice nothing.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -148,7 +149,8 @@ class ChainSession(trio.abc.AsyncResource):
         """End the sessions; their hosts free what they hold."""
         for stage in self._stages:
             if stage.session is not None:
-                await stage.session.aclose()
+                with contextlib.suppress(RemoteError):  # its host is gone
+                    await stage.session.aclose()
         self._stages.clear()
 
     def _check(self, hidden: torch.Tensor, start: int) -> None:

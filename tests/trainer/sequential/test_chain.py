@@ -9,6 +9,7 @@ from p2pnode.errors import (
     DeadlineExceededError,
     NoLiveExpertError,
     NonFiniteError,
+    OverloadedError,
     SchemaError,
     UnknownExpertError,
 )
@@ -249,6 +250,27 @@ async def test_a_host_that_comes_back_in_time_is_waited_for(autojump_clock, lab)
             await trio.sleep(3)
             await swarm.serve("blocks.1")
         assert outputs
+
+
+async def test_a_busy_host_is_asked_again_after_a_while_and_not_in_pieces(autojump_clock, lab):
+    refusals = 2
+
+    async def refuse(when, _number):
+        nonlocal refusals
+        await trio.lowlevel.checkpoint()
+        if when == "before forward" and refusals:
+            refusals -= 1
+            raise OverloadedError("full")
+
+    async with lab.open() as swarm:
+        await swarm.serve()
+        _, handler = await serve_scripted(swarm, refuse, "blocks.[0:3]")
+        chain = await lab.chain(swarm, 3)
+        await lab.look(chain)
+        started = trio.current_time()
+        await lab.forward(chain)
+        assert handler.calls == [("forward", 0, 3)] * 3
+        assert trio.current_time() - started >= 3 * swarm.settings.swarm.ban_time
 
 
 async def test_a_span_that_a_host_does_not_have_is_asked_for_block_by_block(autojump_clock, lab):

@@ -190,3 +190,16 @@ async def test_a_session_without_a_live_host_is_a_typed_error(
             last.crash()
             with pytest.raises(NoLiveExpertError, match=r"no live host of blocks\.0 is known"):
                 await session.step(hidden[:, 1:2])
+
+
+async def test_sessions_with_a_host_that_has_died_are_closed_without_a_word(
+    autojump_clock, lab, settings, hidden
+):
+    async with lab.open(settings) as swarm:
+        servers = [await swarm.serve("blocks.0"), await swarm.serve("blocks.1")]
+        chain = await lab.chain(swarm, 2)
+        async with chain.session(LENGTH, POLICY) as session:
+            await session.step(hidden[:, :1])
+            servers[0].crash()
+        await trio.sleep(0.1)
+        assert servers[1].sessions.budget.sessions == 0
