@@ -36,6 +36,7 @@ from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
 _PACE_SMOOTHING: Final = 0.2  # weight of the newest batch in the usual length of one
+_KEPT_FREE: Final = 1 / 8  # of an expert's queue, of whoever has more than half of it
 _STALE_DEADLINES: Final = 64  # entries of calls that are gone, kept in a heap beyond the others
 
 Kind = Literal["forward", "backward", "step"]  # the last of an inference session
@@ -108,6 +109,7 @@ class _Caller:
     calls: dict[int, Call] = field(default_factory=dict)  # of all queues, in order of arrival
     # By deadline; some of the calls are gone, or have got more time.
     deadlines: list[tuple[float, int, Call]] = field(default_factory=list)
+    queued: Counter[Uid] = field(default_factory=Counter)  # calls that run through each expert
 
     @property
     def oldest(self) -> Call:
@@ -152,8 +154,9 @@ class BatchPool:
             OverloadedError: the queues of one of them are full; or others wait, and the caller has
                 used up its share of the queues or of the device.
         """
-        self._check_room(uids)
         mine = self._callers.get(caller)
+        for uid in uids:
+            self._check_room(uid, mine)
         most = self._settings.max_queued_calls_per_peer
         if mine is not None and len(mine.calls) >= most and self._others_wait(caller, now):
             raise OverloadedError(
@@ -171,7 +174,8 @@ class BatchPool:
             OverloadedError: the queues of one of its experts are full.
         """
         if call.kind != "step":  # sessions are few, and a refusal would cost all that they keep
-            self._check_room(call.uids)
+            for uid in call.uids:
+                self._check_room(uid, self._callers.get(call.caller))
         key = (call.uids, call.kind, call.form)
         queue = self._queues.setdefault(key, _Queue())
         queue.calls[id(call)] = call
@@ -187,6 +191,7 @@ class BatchPool:
         self._earliest = min(self._earliest, call.deadline)
         heapq.heappush(caller.deadlines, (call.deadline, next(self._numbers), call))
         self._queued.update(call.uids)
+        caller.queued.update(call.uids)
 
     def discard(self, call: Call) -> bool:
         """Drop a call if it is still queued; tells whether it was."""
@@ -234,13 +239,18 @@ class BatchPool:
         self._shares.charge(amounts, seconds, now)
         self._pace += _PACE_SMOOTHING * (seconds - self._pace)
 
-    def _check_room(self, uids: Iterable[Uid]) -> None:
-        limit = self._settings.max_queued_calls
-        for uid in uids:
-            if self._queued[uid] >= limit:
-                raise OverloadedError(
-                    f"{limit} calls of {uid.name} are queued here already; go elsewhere"
-                )
+    def _check_room(self, uid: Uid, caller: "_Caller | None") -> None:
+        limit, queued = self._settings.max_queued_calls, self._queued[uid]
+        if queued >= limit:
+            raise OverloadedError(
+                f"{limit} calls of {uid.name} are queued here already; go elsewhere"
+            )
+        kept_free = int(limit * _KEPT_FREE)  # or else nobody else could ever show that they wait
+        if queued >= limit - kept_free and caller is not None and 2 * caller.queued[uid] > queued:
+            raise OverloadedError(
+                f"{queued} calls of {uid.name} are queued here already, most of them yours, and"
+                " the last places are for others; go elsewhere"
+            )
 
     def _leader(self, now: float) -> Call | None:
         waiting = []
@@ -355,6 +365,7 @@ class BatchPool:
     def _remove_from_caller(self, call: Call) -> None:
         caller = self._callers[call.caller]
         del caller.calls[id(call)]
+        caller.queued.subtract(call.uids)
         if not caller.calls:
             del self._callers[call.caller]
             self._shares.leave(call.caller)

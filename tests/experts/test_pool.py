@@ -178,7 +178,7 @@ def numbered(number):
 
 
 def test_one_call_is_in_the_next_batch_whatever_the_number_of_anothers():
-    it = filled(*(call() for _ in range(90)), max_rows=10, max_queued_calls_per_peer=100)
+    it = filled(*(call() for _ in range(90)), max_rows=10, max_calls=999)
     mine = call(arrived=1.0, caller=BOB)
     it.push(mine)
     batch = it.next_batch(2.0)
@@ -245,6 +245,22 @@ def test_a_peer_has_its_share_of_the_queues_only_once_others_have_waited():
     with pytest.raises(OverloadedError, match="5 calls of yours"):
         it.check([B], ALICE, 51.0)
     it.check([B], BOB, 51.0)
+
+
+def test_whoever_fills_a_queue_leaves_the_last_places_to_others():
+    it = filled(*(call() for _ in range(14)), max_calls=16, max_queued_calls_per_peer=100)
+    with pytest.raises(OverloadedError, match="most of them yours"):
+        it.check([B, A], ALICE, 0.0)
+    with pytest.raises(OverloadedError, match="most of them yours"):
+        it.push(call())
+    it.check([B], ALICE, 0.0)
+    for _ in range(2):
+        it.push(call(caller=BOB))
+    with pytest.raises(OverloadedError, match=r"16 calls of ffn\.0"):
+        it.push(call(caller=BOB))
+    while it.take_late(1e9):
+        pass
+    it.check([A], ALICE, 0.0)
 
 
 def test_a_peer_has_its_share_of_the_device_only_once_others_have_waited():
