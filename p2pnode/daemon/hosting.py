@@ -278,6 +278,7 @@ class Hosting:
         """Withdraw the experts, and refuse new calls from now on."""
         self._is_aside = True
         self._experts.pause()
+        self._sessions.end_all()
         self._announcer.suspend()
 
     async def free_device(self) -> None:

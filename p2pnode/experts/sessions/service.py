@@ -104,11 +104,17 @@ class SessionServer:
         self._experts = experts
         self._authority = authority
         self._tensors = tensors
+        self._open: dict[_Session, trio.CancelScope] = {}
         host.set_handler(PROTOCOL, self._serve)
 
     def close(self) -> None:
         """Open no more sessions; those that are open go on until the experts are drained."""
         self._host.remove_handler(PROTOCOL)
+
+    def end_all(self) -> None:
+        """End all sessions now: what they hold is wanted for something else."""
+        for scope in self._open.values():
+            scope.cancel()
 
     async def _serve(self, stream: Stream) -> None:
         session = _Session(stream)
@@ -128,6 +134,16 @@ class SessionServer:
             self._host.events.emit(session.ended(failure))
 
     async def _run(self, session: "_Session") -> None:
+        with trio.CancelScope() as scope:
+            self._open[session] = scope
+            try:
+                await self._hold(session)
+            finally:
+                del self._open[session]
+        if scope.cancelled_caught:
+            raise StreamResetError("the host has ended the session")
+
+    async def _hold(self, session: "_Session") -> None:
         request = session.request = await self._receive_open(session)
         peer_id = session.stream.peer_id
         rows, length = request.rows, request.length

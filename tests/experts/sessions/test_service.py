@@ -210,7 +210,7 @@ async def test_a_session_beyond_the_budget_is_refused_until_another_ends(
         await (await it.open()).aclose()
 
 
-@pytest.mark.parametrize("end", ["reset", "connection", "close", "idle"])
+@pytest.mark.parametrize("end", ["reset", "connection", "close", "idle", "host"])
 async def test_the_cache_is_freed_however_a_session_ends(rig, end, autojump_clock):
     async with rig(settings=SessionSettings(idle_timeout=5.0)) as it:
         session = await it.open()
@@ -222,6 +222,8 @@ async def test_the_cache_is_freed_however_a_session_ends(rig, end, autojump_cloc
             it.near.connection_to(it.far.peer_id).close("the cable was pulled")
         elif end == "close":
             await session.aclose()
+        elif end == "host":
+            it.server.end_all()
         else:
             await trio.sleep(6.0)
         await trio.sleep(0.1)
