@@ -154,7 +154,7 @@ PRESETS: Final = {
         max_positions=1024,
         tie_embeddings=True,
     ),
-    "medium": ModelConfig(  # 250 million parameters: for a few machines with a GPU each
+    "medium": ModelConfig(  # 236 million parameters: for a few machines with a GPU each
         vocab_size=256,
         hidden_size=1024,
         layers=20,
