@@ -68,13 +68,21 @@ class Chain:
         self._stop = stop
         self._client = client
         self._settings = settings.sequential
-        smoothing = settings.trainer.latency_smoothing
-        self._planner = Planner(
-            client, block, Paces(smoothing), settings, gain=self._settings.training_reroute_gain
-        )
+        served: set[int] = set()
         # Steps of a few positions take other times than passes of whole batches.
-        self._session_planner = Planner(
-            client, block, Paces(smoothing), settings, gain=self._settings.session_reroute_gain
+        self._planner, self._session_planner = (
+            Planner(
+                client,
+                block,
+                Paces(settings.trainer.latency_smoothing),
+                settings,
+                gain=gain,
+                served=served,
+            )
+            for gain in (
+                self._settings.training_reroute_gain,
+                self._settings.session_reroute_gain,
+            )
         )
         self._opener = SessionClient(client.client.access, settings.rpc)
         self._keeper = Keeper(settings.sequential.kept_bytes)

@@ -78,16 +78,25 @@ class Planner:
         paces: how fast calls were.
         settings: limits and intervals.
         gain: the part of a route's expected cost that another one must save to be taken.
+        served: the numbers of the blocks that have had hosts; shared by planners of one stack.
     """
 
     def __init__(
-        self, client: JudgedClient, block: str, paces: Paces, settings: Settings, *, gain: float
+        self,
+        client: JudgedClient,
+        block: str,
+        paces: Paces,
+        settings: Settings,
+        *,
+        gain: float,
+        served: set[int],
     ) -> None:
         self.paces = paces
         self._client = client
         self._block = block
         self._settings = settings.sequential
         self._gain = gain
+        self._served = served
         self._used: dict[int, PeerId] = {}  # by block
         self._surveying = trio.Lock()  # who never answered is probed once, not by every call
 
@@ -122,7 +131,7 @@ class Planner:
             now = trio.current_time()
             if isinstance(error, NotAMemberError) or now >= patient_until:
                 raise error
-            if gap not in self._used:  # it never had one
+            if gap not in self._served:
                 patient_until = now
             with trio.move_on_at(on_way.until):
                 await trio.sleep(self._settings.retry_interval if now < patient_until else 0)
@@ -187,6 +196,7 @@ class Planner:
         route = settle(found, used, survey.hosted, survey.offers, self._gain)
         for hop in route:
             self._used.update(dict.fromkeys(range(hop.start, hop.stop), hop.peer_id))
+        self._served.update(self._used)
         return route
 
     async def _probe(self, rows: Sequence[Sequence[HostEntry]], start: int) -> bool:

@@ -203,3 +203,18 @@ async def test_sessions_with_a_host_that_has_died_are_closed_without_a_word(
             servers[0].crash()
         await trio.sleep(0.1)
         assert servers[1].sessions.budget.sessions == 0
+
+
+async def test_a_session_waits_for_a_block_that_training_has_lost(
+    autojump_clock, lab, settings, hidden
+):
+    async with lab.open(settings) as swarm:
+        await swarm.serve()
+        lost = await swarm.serve("blocks.0")
+        chain = await lab.chain(swarm, 1)
+        await lab.forward(chain, hidden)
+        lost.crash()
+        async with chain.session(LENGTH, POLICY) as session, trio.open_nursery() as nursery:
+            nursery.start_soon(session.step, hidden[:, :1])
+            await trio.sleep(3)
+            await swarm.serve("blocks.0")
