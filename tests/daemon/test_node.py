@@ -57,6 +57,7 @@ async def test_a_corrupt_membership_is_told_at_the_start_and_left_as_it_is(tmp_p
         ({"node": ["experts"]}, BadRequestError, "node must be a table"),
         ({"node": {"experts": 5}}, ConfigError, "node.experts must be a list"),
         ({"node": {"listen": []}}, ConfigError, "cannot change node.listen"),
+        ({"node": {"layers": ["lm/blocks.0"]}}, ConfigError, "of which model the layers are"),
         ({"hosting": 5}, BadRequestError, "hosting must be a table"),
         ({"hosting": {"layer": 5}}, ConfigError, "hosting.layer must be a text"),
     ],
@@ -71,6 +72,20 @@ async def test_a_malformed_request_to_host_is_refused_and_the_node_goes_on(
     assert status["peer_id"] == str(node.network.peer_id)
     assert status["listening"] == [str(each) for each in node.network.host.listening] != []
     assert status["observed"] == []
+
+
+async def test_experts_and_layers_of_a_model_are_hosted_side_by_side(node, tmp_path):
+    ask = functools.partial(
+        call_daemon,
+        tmp_path / "control.sock",
+        "host",
+        timeout=20,
+        node={"experts": ["lm/gates.0"], "layers": ["lm/blocks.[1:3]"]},
+        hosting={"layer": "nop", "model": "tiny"},
+    )
+    added = await trio.to_thread.run_sync(ask)
+    layers = {each["uid"]: each["layer"].partition("-")[0] for each in added}
+    assert layers == {"lm/gates.0": "nop", "lm/blocks.1": "block", "lm/blocks.2": "block"}
 
 
 async def test_host_may_repeat_what_the_daemon_was_started_with(node, tmp_path):

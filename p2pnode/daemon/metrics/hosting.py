@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -20,6 +20,7 @@ from p2pnode.experts.events import (
     ExpertRestarted,
     ExpertStopped,
 )
+from p2pnode.experts.sessions.service import SessionEnded, SessionOpened
 from p2pnode.rpc.server import CallServed
 
 ROWS: Final = tuple(4.0**power for power in range(9))  # up to 65,536
@@ -81,7 +82,28 @@ class HostingMetrics(Collector):
             ["kind"],
             registry=registry,
         )
+        self._sessions = Counter(
+            "p2pnode_sessions",
+            "Inference sessions that are over, by how they ended: ok, or the error.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._session_positions = Counter(
+            "p2pnode_session_positions",
+            "Positions computed in inference sessions, of all rows together.",
+            registry=registry,
+        )
+        self._sessions_open = Gauge(
+            "p2pnode_sessions_open", "Inference sessions that are open.", registry=registry
+        )
+        self._session_bytes = Gauge(
+            "p2pnode_session_bytes",
+            "Room kept for keys and values of open sessions.",
+            registry=registry,
+        )
         registry.register(self)
+        events.on(SessionOpened, self._receive_opened)
+        events.on(SessionEnded, self._receive_ended)
         events.on(CallServed, self._receive_call)
         events.on(BatchComputed, self._receive_batch)
         for kind, name, text in (
@@ -106,6 +128,17 @@ class HostingMetrics(Collector):
         self._batch_rows.labels(event.kind).observe(event.rows)
         self._batch_calls.labels(event.kind).observe(event.calls)
         self._device_seconds.labels(event.kind).inc(event.seconds)
+
+    def _receive_opened(self, event: SessionOpened) -> None:
+        self._sessions_open.inc()
+        self._session_bytes.inc(event.cache_bytes)
+
+    def _receive_ended(self, event: SessionEnded) -> None:
+        self._sessions.labels("ok" if event.error is None else _snake(event.error)).inc()
+        self._session_positions.inc(event.positions)
+        if event.cache_bytes:
+            self._sessions_open.dec()
+            self._session_bytes.dec(event.cache_bytes)
 
     def describe(self) -> Iterator[Metric]:
         """Name nothing beforehand, see `NetworkMetrics`."""

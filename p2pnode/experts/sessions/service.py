@@ -66,8 +66,9 @@ class SessionEnded(Event):
 
     peer_id: PeerId
     uid: Uid | None  # None when it was never understood
+    cache_bytes: int  # that are free now; 0 when it was refused
     steps: int
-    positions: int  # computed, those after going back included
+    positions: int  # computed, of all rows, those after going back included
     seconds: float
     error: str | None
 
@@ -158,6 +159,7 @@ class SessionServer:
                 request.uid, request.span, lambda chain: Caches(chain, rows, length)
             )
             state = SessionState(info, rows, length)
+            session.cache_bytes = size
             self._host.events.emit(
                 SessionOpened(
                     peer_id=peer_id,
@@ -213,7 +215,7 @@ class SessionServer:
             (answer,) = await self._compute(session, request, step.tensors[0].shape, work)
             state.position = end
             session.steps += 1
-            session.positions += end - step.position
+            session.positions += request.rows * (end - step.position)
             header = encode_reply(Reply(tensors=metas_of([answer])))
             with trio.move_on_after(self._settings.idle_timeout) as scope:
                 await send_message(stream, header, [buffer_of(answer)], is_last=False)
@@ -248,6 +250,7 @@ class _Session:
         self.stream = stream
         self.incoming = IncomingMessage(stream)
         self.request: Open | None = None
+        self.cache_bytes = 0
         self.steps = 0
         self.positions = 0
         self._began = trio.current_time()
@@ -257,6 +260,7 @@ class _Session:
         return SessionEnded(
             peer_id=self.stream.peer_id,
             uid=self.request.uid if self.request else None,
+            cache_bytes=self.cache_bytes,
             steps=self.steps,
             positions=self.positions,
             seconds=trio.current_time() - self._began,

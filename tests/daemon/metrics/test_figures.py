@@ -16,6 +16,7 @@ from p2pnode.daemon.node import Node
 from p2pnode.errors import CallError
 from p2pnode.events import EventBus
 from p2pnode.experts.events import BatchComputed, CheckpointSaved, ExpertFailed
+from p2pnode.experts.sessions.service import SessionEnded, SessionOpened
 from p2pnode.host import ConnectionEnded
 from p2pnode.host.connections import InboundStreamFailed
 from p2pnode.rpc.server import CallServed
@@ -107,6 +108,29 @@ def test_batches_the_device_and_experts_have_their_figures(events, figures, tmp_
     assert found["p2pnode_calls_queued",] == 3
     assert {state: found["p2pnode_experts", state] for state in ("serving", "standby", "stopped")} \
         == {"serving": 1, "standby": 1, "stopped": 1}  # fmt: skip
+
+
+def test_sessions_are_counted_with_what_they_hold(events, figures):
+    for _ in range(2):
+        events.emit(SessionOpened(peer_id=PEER, uid=UID, span=2, rows=1, length=9, cache_bytes=100))
+    for cache_bytes, error in ((100, None), (0, "OverloadedError")):
+        events.emit(
+            SessionEnded(
+                peer_id=PEER,
+                uid=UID,
+                cache_bytes=cache_bytes,
+                steps=3,
+                positions=7,
+                seconds=1.0,
+                error=error,
+            )
+        )
+    found = figures()
+    assert found["p2pnode_sessions_total", "ok"] == 1
+    assert found["p2pnode_sessions_total", "overloaded"] == 1
+    assert found["p2pnode_sessions_open",] == 1
+    assert found["p2pnode_session_bytes",] == 100
+    assert found["p2pnode_session_positions_total",] == 14
 
 
 def node_on(network, path, **sections):

@@ -232,7 +232,7 @@ async def test_the_cache_is_freed_however_a_session_ends(rig, end, autojump_cloc
             await session.step(torch.randn(2, 1, 64))
         assert session.is_over
         (told,) = it.ended
-        assert (told.steps, told.positions) == (1, 3)
+        assert (told.steps, told.positions, told.cache_bytes) == (1, 6, 2 * 20 * ROW_BYTES)
         await session.aclose()
 
 
