@@ -51,6 +51,7 @@ def status(data_dir: DataDir, as_json: bool) -> None:
         "DHT": f"{found['dht']['mode']}, {found['dht']['records']} records",
         "experts": f"{found['experts']} hosted",
         "takes calls": describe_owner(found["owner"]),
+        "metrics": found["metrics"] and f"http://{found['metrics']}/metrics",
         "calls": ", ".join(f"{count} {name}" for name, count in found["calls"].items()) or None,
     }
     for placed in found["placement"]:

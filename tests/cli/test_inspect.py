@@ -45,6 +45,7 @@ def status(monkeypatch):
         "dht": {"peers": 0, "mode": "server", "records": 0},
         "experts": 4,
         "owner": {"paused": False, "cause": None, "reason": None, "until": None, "missing": None},
+        "metrics": "127.0.0.1:9400",
         "placement": [
             {
                 "run": "lm",
