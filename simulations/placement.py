@@ -27,7 +27,7 @@ PLACEMENT: Final[Mapping[str, Parameter]] = {
         (10.0, 20.0, 40.0, 80.0), "of volunteers, drawn for each: rows a second through one layer"
     ),
     "capacities": Parameter((2, 3, 4, 6, 8), "of volunteers, drawn for each: layers"),
-    "loading": Parameter(10.0, "that a volunteer takes to load a layer", "s", 0.0),
+    "loading": Parameter(5.0, "that a volunteer takes to load a layer", "s", 0.0),
     "placement.period": Parameter(60.0, "between two looks at the index", "s", minimum=1.0),
     "placement.back_off": Parameter(15.0, "at most, before a move", "s", minimum=0.001),
     "placement.min_gain": Parameter(

@@ -215,12 +215,18 @@ class Placement:
         wanted = [self._units[number] for number in decision.units]
         add = [uid for uid in wanted if uid not in hosted]
         remove = [uid for uid in hosted if uid not in wanted]
-        await self._host.place(add, remove)
+        others = {uid: sum(self._numbers[uid] in each.units for each in servers) for uid in add}
+        bare = [uid for uid in add if not others[uid]]
+        rest = [uid for uid in add if others[uid]]
+        if bare and rest:  # what nobody hosts is served before the rest is loaded
+            await self._host.place(bare, remove)
+            await self._host.place(rest, ())
+        else:
+            await self._host.place(add, remove)
         for uid in remove:
             self._reasons.pop(uid, None)
         for uid in add:
-            count = sum(self._numbers[uid] in each.units for each in servers)
-            self._reasons[uid] = self._reason(count)
+            self._reasons[uid] = self._reason(others[uid])
         self._events.emit(
             PlacementChanged(
                 run_id=self.run_id,
