@@ -31,7 +31,7 @@ from p2pnode.daemon.doctor.examination import examine
 from p2pnode.daemon.doctor.facts import as_plain
 from p2pnode.daemon.owner.commands import OwnerCommands, describe_owner
 from p2pnode.daemon.owner.service import OwnerService
-from p2pnode.daemon.placing import Placing, units_of
+from p2pnode.daemon.placing import Placing
 from p2pnode.daemon.reachability import describe_reachability
 from p2pnode.daemon.relaying import describe_relaying
 from p2pnode.daemon.runs import RunStore
@@ -40,7 +40,6 @@ from p2pnode.events import Event, EventBus
 from p2pnode.host.budgets import BudgetReport, ScopeUse
 from p2pnode.host.portmap import PortMappingService
 from p2pnode.security.tokens import Membership
-from p2pnode.swarm.description import RunDescription, agreed
 from p2pnode.swarm.lookup import HostEntry
 from p2pnode.swarm.network import Network
 from p2pnode.transport.base import Transport
@@ -175,8 +174,8 @@ class Node:
     ) -> None:
         async with trio.open_nursery() as services:
             self._services = services
-            self._placing = Placing(self.network, self._rng)
             self._descriptions = Descriptions(self._runs, self.network.dht)
+            self._placing = Placing(self.network, self._descriptions, self._rng)
             await services.start(self._descriptions.run)
             await services.start(self._placing.run)
             await services.start(self._owner.run)
@@ -254,6 +253,7 @@ class Node:
             CheckpointError: an expert has checkpoints, and none can be read.
             ConfigError: the layer or another setting does not fit.
         """
+        assert self._descriptions is not None, "it is made before anything is hosted"
         hosting = await self._open_hosting()
         by_run: dict[str, list[Uid]] = {}
         for uid in uids:
@@ -261,9 +261,8 @@ class Node:
         added = []
         for run, members in by_run.items():
             membership = self.membership_of(run)
-            added += await hosting.add(
-                membership, members, await self._agreed(membership, settings)
-            )
+            agreed = await self._descriptions.agreed(membership, settings)
+            added += await hosting.add(membership, members, agreed)
         return added
 
     async def host_by_need(
@@ -279,26 +278,15 @@ class Node:
         runs = {uid.run for uid in (*experts, *layers)} | ({node.run} if node.run else set())
         if len(runs) != 1:
             raise ConfigError("say in which run to choose what to host, as in --run lm --auto")
-        membership = self.membership_of(runs.pop())
-        description = await self._description_of(membership)
-        units = units_of(membership, description, experts=experts, layers=layers)
         assert self._placing is not None, "it is made before anything is hosted"
         await self._placing.begin(
             await self._open_hosting(),
-            membership,
-            units,
-            settings=settings if description is None else agreed(settings, description),
+            self.membership_of(runs.pop()),
+            experts=experts,
+            layers=layers,
+            settings=settings,
             placement=placement,
         )
-
-    async def _agreed(self, membership: Membership, settings: HostingSettings) -> HostingSettings:
-        """Return the settings with those that the run's owner has chosen for all."""
-        description = await self._description_of(membership)
-        return settings if description is None else agreed(settings, description)
-
-    async def _description_of(self, membership: Membership) -> RunDescription | None:
-        assert self._descriptions is not None, "it is made before anything is hosted"
-        return await self._descriptions.find(membership)
 
     async def _open_hosting(self) -> "Hosting":
         async with self._hosting_lock:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from p2pnode.config import HostingSettings, PlacementSettings
+from p2pnode.daemon.descriptions import Descriptions
 from p2pnode.errors import ConfigError
 from p2pnode.security.tokens import Membership
-from p2pnode.swarm.description import Kind, RunDescription
+from p2pnode.swarm.description import Kind, RunDescription, agreed
 from p2pnode.swarm.network import Network
 from p2pnode.swarm.placement.service import PlacedHost, Placement
 from p2pnode.wire.uids import Uid
@@ -54,11 +55,13 @@ class Placing:
 
     Args:
         network: the index, and who this node is.
+        descriptions: what the runs' owners say there is.
         rng: the source of chance.
     """
 
-    def __init__(self, network: Network, rng: random.Random) -> None:
+    def __init__(self, network: Network, descriptions: Descriptions, rng: random.Random) -> None:
         self._network = network
+        self._descriptions = descriptions
         self._rng = rng
         self._placements: dict[str, Placement] = {}  # by the run's name
         self._nursery: trio.Nursery | None = None
@@ -74,8 +77,9 @@ class Placing:
         self,
         hosting: "Hosting",
         membership: Membership,
-        units: tuple[Kind, Sequence[Uid]],
         *,
+        experts: Sequence[Uid],
+        layers: Sequence[Uid],
         settings: HostingSettings,
         placement: PlacementSettings,
     ) -> None:
@@ -84,12 +88,14 @@ class Placing:
         Args:
             hosting: serves what is chosen.
             membership: of the run.
-            units: its layers or experts, all of them.
+            experts: all there are, where the owner does not say it.
+            layers: the same of a pipeline.
             settings: how they are built.
             placement: when to look, how many to host, and what a move is worth.
 
         Raises:
-            ConfigError: this node chooses in this run already, or not even one unit fits here.
+            ConfigError: this node chooses in this run already, or nobody says what there is, or not
+                even one unit fits here.
             P2PNodeError: what was chosen cannot be hosted.
         """
         if membership.name in self._placements:
@@ -97,7 +103,10 @@ class Placing:
                 f"this node chooses already what it hosts of {membership.name}; stop it with"
                 " `p2pnode stop` to start it with other settings"
             )
-        kind, members = units
+        description = await self._descriptions.find(membership)
+        kind, members = units_of(membership, description, experts=experts, layers=layers)
+        if description is not None:
+            settings = agreed(settings, description)
         by_id = [uid.in_run(membership.run_id) for uid in members]
         placed = Placement(
             self._network.directory,
