@@ -64,6 +64,7 @@ class Hosting:
         self._memberships: dict[str, Membership] = {}  # by run id
         self._calls: Counter[str] = Counter()
         self._is_aside = False
+        self._adding = trio.Lock()
         self._loading = 0  # experts that will be hosted soon
         self._meter = Meter()
         events = network.host.events
@@ -147,15 +148,16 @@ class Hosting:
         self._memberships[membership.run_id] = membership
         by_id = [uid.in_run(membership.run_id) for uid in uids]
         self._announcer.check(by_id)
-        hosted = set(self._experts.uids)
-        await self._limits.admit(by_id, settings, hosted)
-        fresh = [uid for uid in by_id if uid not in hosted]
-        self._gate.close(fresh)  # until others have been asked what they know of them
-        try:
-            added = await self._experts.add(by_id, settings)
-        except BaseException:
-            self._gate.open(fresh)
-            raise
+        async with self._adding:  # so that what one has been promised is not promised again
+            hosted = set(self._experts.uids)
+            await self._limits.admit(by_id, settings, hosted)
+            fresh = [uid for uid in by_id if uid not in hosted]
+            self._gate.close(fresh)  # until others have been asked what they know of them
+            try:
+                added = await self._experts.add(by_id, settings)
+            except BaseException:
+                self._gate.open(fresh)
+                raise
         if settings.standby:
             for status in added:
                 self._replication.stand_by(status.uid, has_state=status.restored)
