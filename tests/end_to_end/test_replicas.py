@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import p2pnode as package
+from p2pnode.daemon.control.client import call_daemon
 from p2pnode.errors import P2PNodeError
 from p2pnode.testing.daemons import ask_command
 
@@ -30,7 +31,7 @@ def token(tmp_path):
 
 
 def shown(daemon):
-    (expert,) = daemon.ask("experts")
+    (expert,) = call_daemon(daemon.data_dir / "control.sock", "experts")
     return ("standby" if expert["standby"] else "serving", expert["steps"])
 
 
@@ -44,13 +45,14 @@ def await_state(daemon, wanted, within=30.0):
 def test_a_replica_serves_while_its_host_is_dead_paused_or_stopped_and_no_step_is_lost(
     start, token, tmp_path
 ):
-    join = start("join", "--invite", token)
-    options = ("--invite", token, "--bootstrap", join.address, *QUICK)
+    options = ("--invite", token, *QUICK)
     primary = start("primary", *options, command="host")
-    replica = start("replica", *options, "--standby", command="host")
+    replica = start(
+        "replica", *options, "--standby", "--bootstrap", primary.address, command="host"
+    )
     rows = torch.randn(4, 64)
-    with package.connect(join.address, run="digits", invite=token) as swarm:
-        expert = swarm.expert("ffn.0", forward_timeout=5.0, backward_timeout=5.0)
+    with package.connect(replica.address, run="digits", invite=token) as swarm:
+        expert = swarm.expert("ffn.0", forward_timeout=15.0, backward_timeout=15.0)
         steps = 0
 
         def step():
@@ -70,7 +72,7 @@ def test_a_replica_serves_while_its_host_is_dead_paused_or_stopped_and_no_step_i
             time.sleep(0.1)
         assert shown(replica) == ("serving", steps) == ("serving", 11)
         # Its host comes back with what it had saved, and takes what was learnt meanwhile.
-        primary = start("primary", *options, command="host")
+        primary = start("primary", *options, "--bootstrap", replica.address, command="host")
         assert shown(primary) == ("serving", steps)
         for _ in range(5):
             step()
