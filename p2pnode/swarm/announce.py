@@ -149,6 +149,11 @@ class Announcer:
         self._update()
 
     @property
+    def lifetime(self) -> float:
+        """How long what is announced counts, in seconds."""
+        return self._lifetime
+
+    @property
     def is_suspended(self) -> bool:
         """Whether nothing is announced until `go_on`."""
         return self._is_suspended

@@ -11,7 +11,7 @@ from p2pnode.daemon.control.client import call_daemon
 from p2pnode.errors import P2PNodeError
 from p2pnode.testing.daemons import ask_command
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 EXPERT = "digits/ffn.0"
 INTERVAL = 0.5
 QUICK = (

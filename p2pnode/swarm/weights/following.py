@@ -88,8 +88,14 @@ class Following:
         """Let a hosted expert stand by; `has_state` says whether it could serve as it is."""
         self._local.stand_aside([uid])
         self._stand_ins.discard(uid)
-        own, grace = self._local.host.peer_id, self._settings.standby_grace
-        self._replicas[uid] = _Replica(Standby(own, uid, grace, has_state=has_state))
+        standby = Standby(
+            self._local.host.peer_id,
+            uid,
+            grace=self._settings.standby_grace,
+            lifetime=self._local.announcer.lifetime,
+            has_state=has_state,
+        )
+        self._replicas[uid] = _Replica(standby)
         self._changed.set()
 
     async def promote(self, uid: Uid) -> None:

@@ -8,6 +8,8 @@ Rules:
    Replicas know of each other from the hosts they follow. The one closest to the expert goes first,
    by XOR of the hashes as in the DHT; the next one waits twice as long, and so on, and finds the
    expert served when it looks again.
+   A replica that has seen no host yet, as it has just started, first waits for as long as
+   announcements live: it may not have found those that there are.
 3. A replica that has no state does not take over: fresh weights are nobody's.
 
 What two replicas do that never heard of each other, or cannot reach each other, is what any two
@@ -34,15 +36,19 @@ class Standby:
         own: this node.
         uid: the expert, its run named by id.
         grace: seconds without any host until the closest replica takes over.
+        lifetime: seconds on top, until any host has been seen.
         has_state: whether there is a state to serve with.
     """
 
-    def __init__(self, own: PeerId, uid: Uid, grace: float, *, has_state: bool) -> None:
+    def __init__(
+        self, own: PeerId, uid: Uid, *, grace: float, lifetime: float, has_state: bool
+    ) -> None:
         self.uid = uid
         self.has_state = has_state
         self.hosts: tuple[PeerId, ...] = ()  # those that served the expert last
         self._own = own
         self._grace = grace
+        self._lifetime = lifetime
         self._others: dict[PeerId, tuple[PeerId, ...]] = {}  # replicas, by the host that told
         self._gone_since = math.inf
 
@@ -71,7 +77,8 @@ class Standby:
             return math.inf
         own = distance(self._own, self.uid)
         before = sum(distance(each, self.uid) < own for each in self.replicas)
-        return self._gone_since + self._grace * (1 + before)
+        patience = 0.0 if self.hosts else self._lifetime
+        return self._gone_since + patience + self._grace * (1 + before)
 
     def _told_by(self, host: PeerId) -> tuple[PeerId, ...]:
         return self._others.get(host, ())

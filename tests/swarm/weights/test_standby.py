@@ -11,12 +11,18 @@ PEERS = [PrivateKey.from_seed(bytes([each]) * 32).peer_id for each in range(1, 6
 HOST, *REPLICAS = PEERS
 ORDER = sorted(REPLICAS, key=lambda each: distance(each, UID))
 GRACE = 2.0
+LIFETIME = 10.0
 
 
 def standby(own=ORDER[0], *, has_state=True):
-    found = Standby(own, UID, GRACE, has_state=has_state)
+    found = unmet(own, has_state=has_state)
     found.receive_hosts([HOST])
     return found
+
+
+def unmet(own=ORDER[0], *, has_state=True):
+    """A replica that has just started."""
+    return Standby(own, UID, grace=GRACE, lifetime=LIFETIME, has_state=has_state)
 
 
 def test_as_long_as_there_is_a_host_it_stands_by():
@@ -71,3 +77,12 @@ def test_the_closest_replica_depends_on_the_expert():
         for number in range(64)
     }
     assert first == set(REPLICAS)
+
+
+def test_one_that_has_just_started_waits_until_hosts_would_have_been_found():
+    found = unmet()
+    found.receive_absence(5.0)
+    assert found.take_over_at == 5.0 + LIFETIME + GRACE
+    found.receive_hosts([HOST])
+    found.receive_absence(50.0)
+    assert found.take_over_at == 50.0 + GRACE
