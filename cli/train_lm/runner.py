@@ -24,7 +24,7 @@ from p2pnode.security.tokens import RunKey, issue_invite
 _LINES: Final = 20  # progress lines of a whole run
 _INVITE_LIFETIME: Final = 3600.0
 _BYTES: Final = 256
-_REPLICA_TIMEOUT: Final = 30.0  # seconds; it asks every second
+_REPLICA_TIMEOUT: Final = 60.0  # seconds; it asks every second
 
 
 @dataclass(slots=True, kw_only=True)

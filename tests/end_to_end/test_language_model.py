@@ -24,10 +24,11 @@ def train(capsys):
     return run
 
 
+@pytest.mark.timeout(240)  # four processes import torch; busy machines take their time
 def test_a_killed_host_costs_no_step_of_a_training_over_three(train, tmp_path):
-    *events, report = train("--demo", "--steps", 24, "--report", tmp_path)
-    assert (report["steps"], report["steps_lost"]) == (24, 0)
-    assert (report["killed"], report["killed_after_step"]) == ("host-0", 12)
+    *events, report = train("--demo", "--steps", 16, "--report", tmp_path)
+    assert (report["steps"], report["steps_lost"]) == (16, 0)
+    assert (report["killed"], report["killed_after_step"]) == ("host-0", 8)
     assert report["failed_calls"] > 0
     assert report["held_out_after"] < report["held_out_at_kill"] < report["held_out_before"]
     assert len(report["sample"].encode()) >= len("The ") + 20
