@@ -38,9 +38,11 @@ class Narrow(nn.Module):
         self.room = room
         self.error = error
         self.seen = []
+        self.refused = 0
 
     def forward(self, x):
         if len(x) > self.room:
+            self.refused += 1
             raise self.error
         if len(x) != 3 or x.any():  # not the probe
             self.seen.append(len(x))
@@ -91,6 +93,9 @@ def test_a_batch_that_does_not_fit_is_halved_by_calls_and_the_size_is_remembered
     torch.testing.assert_close([outcome[0] for outcome in outcomes], expected)
     assert backend.module.seen == [4, 4, 4, 4]
     assert limits.of((UID,)) == 4
+    refused = backend.module.refused
+    compute_batch([backend], [call("forward", torch.randn(2, 8)) for _ in range(8)], limits)
+    assert backend.module.refused == refused  # what is known is not tried again
 
 
 def test_a_single_forward_call_that_does_not_fit_is_computed_in_pieces(settings):

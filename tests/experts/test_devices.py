@@ -131,6 +131,21 @@ async def test_a_span_over_two_devices_is_one_batch_that_has_both(served, autoju
     assert [served.steps(uid) for uid in UIDS] == [2, 2, 2, 2]
 
 
+async def test_a_span_over_two_devices_leaves_a_third_alone(settings, nursery, autojump_clock):
+    worker = Slow()
+    settings = dataclasses.replace(settings, device="cpu,cpu,cpu")
+    host = ExpertHost(settings, None, EventBus(), compute=worker)
+    uids = FIRST.span(6)
+    await host.add(uids)
+    await nursery.start(host.run)
+    worker.most, began = 0, trio.current_time()
+    async with trio.open_nursery() as callers:
+        callers.start_soon(backward, host, uids[1], 2, 1)
+        callers.start_soon(forward, host, uids[5])
+    assert worker.most == 2
+    assert trio.current_time() - began == pytest.approx(1.0)
+
+
 async def test_spans_that_cross_in_both_directions_do_not_wait_for_each_other(
     served, autojump_clock
 ):

@@ -20,6 +20,8 @@ def test_what_did_not_fit_is_halved_for_its_own_chain_only():
     limits.failed(A, 50)
     limits.failed(A, 25)
     assert limits.of(A) == 12
+    limits.failed(A, 100)  # of a batch that was chosen before
+    assert limits.of(A) == 12
     for _ in range(9):
         limits.failed(A, limits.of(A))
     assert limits.of(A) == 1

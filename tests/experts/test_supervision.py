@@ -64,13 +64,21 @@ def settings(settings):
     )
 
 
+class Slow:
+    """Inline compute that takes a virtual second."""
+
+    async def __call__(self, work):
+        await trio.sleep(1.0)
+        return work()
+
+
 class Rig:
-    def __init__(self, settings, directory=None):
+    def __init__(self, settings, directory=None, compute=compute_inline):
         self.events = EventBus()
         self.seen = []
         self.events.on(Event, self.seen.append)
         self.host = ExpertHost(
-            settings, directory, self.events, compute=compute_inline, disk=compute_inline
+            settings, directory, self.events, compute=compute, disk=compute_inline
         )
         self.calls = 0
 
@@ -150,6 +158,8 @@ async def test_an_expert_that_answers_in_between_is_not_suspected(rig, monkeypat
     assert tried == []
     await rig.fail(3, x=BAD)
     assert tried == [1]
+    await rig.fail(2, x=BAD)  # it was found well: counting starts anew
+    assert tried == [1]
 
 
 async def test_a_stopped_expert_is_restarted_from_its_checkpoint(rig, autojump_clock):
@@ -222,6 +232,21 @@ async def test_an_expert_that_cannot_be_built_again_is_tried_again(
     await trio.sleep(4.0)
     assert len(rig.of(ExpertRestarted)) == 1
     await rig.forward()
+
+
+async def test_a_call_that_was_queued_for_a_stopped_expert_is_not_computed(
+    settings, nursery, autojump_clock
+):
+    rig = Rig(settings, compute=Slow())
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    rig.module().crashed = True
+    await rig.fail(2)
+    nursery.start_soon(rig.fail, 1)
+    await trio.sleep(1.5)  # now it is tried
+    assert rig.stopped() == ""
+    with pytest.raises(ExpertFailedError, match="out of service"):
+        await rig.forward()
 
 
 async def test_a_stopped_expert_may_be_removed(rig, autojump_clock):
