@@ -235,7 +235,7 @@ def test_the_bound_is_what_the_machines_and_their_room_allow():
 def test_thirty_servers_of_mixed_speed_stay_near_the_bound_while_a_third_is_replaced():
     """What docs/replicas.md reports, without the network."""
     reached, moves = [], []
-    for seed in range(4):
+    for seed in range(2):
         rng = random.Random(seed)
         members = [(rng.choice((2, 3, 4, 6, 8)), rng.choice((1, 2, 4, 8))) for _ in range(30)]
         swarm = _Swarm(24, *zip(*members, strict=True), seed=seed)
