@@ -52,8 +52,9 @@ async def run(sim: Simulation) -> None:
         fresh = await world.add_nodes(size - len(hosts), over=size / parameters["join.rate"])
         hosts += fresh
         sim.begin(f"announcing, at {size}")
-        await _spread(experts, fresh, parameters["experts.period"])
-        await trio.sleep(2 * parameters["experts.period"] + parameters["settle"])
+        period = parameters["experts.period"]
+        await _spread(experts, fresh[: round(len(fresh) * parameters["hosting"] / 100)], period)
+        await trio.sleep((parameters["announce.rounds"] - 1) * period + parameters["settle"])
         if size == sizes[-1]:
             sim.nursery.start_soon(churn.run, hosts)
         sim.begin(f"searching, at {size}")
@@ -221,7 +222,11 @@ SCENARIO = Scenario(
     summary="new trainers search for the best of thousands of experts; how soon, and what is found",
     parameters={
         "nodes": Parameter(
-            (100,), "that host; several sizes are reached one after the other", minimum=4
+            (100,), "of the DHT; several sizes are reached one after the other", minimum=4
+        ),
+        "hosting": Parameter(100.0, "of them host experts", "%", minimum=1.0, maximum=100.0),
+        "announce.rounds": Parameter(
+            3, "periods from the first announcement until the search", minimum=1
         ),
         "trainers": Parameter(50, "that come to search, at each size", minimum=1),
         "searches": Parameter(5, "of each trainer, for one sample each", minimum=1),
