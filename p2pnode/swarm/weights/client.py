@@ -146,8 +146,7 @@ class WeightsClient:
             with self._store.using(state):
                 await _Transfer(self, state, self._settings, self._rng).run(holders)
         except StorageError:
-            with trio.CancelScope(shield=True):  # room for others; deleting a file is quick
-                await self._store.drop(state)
+            await self._store.drop(state)  # room for others
             raise
         return state
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import trio
+
 from p2pnode.config import WeightsSettings
 from p2pnode.errors import ProtocolError, StorageError
 from p2pnode.experts.checkpoints import Checkpoint
@@ -185,7 +187,8 @@ class StateStore:
         for state in states:
             if not state.users and self._states.get(state.manifest.name) is state:
                 del self._states[state.manifest.name]
-                await self._disk(state.file.delete)
+                with trio.CancelScope(shield=True):  # or nobody would know of the file any more
+                    await self._disk(state.file.delete)
 
     def _scan(self) -> list[Manifest]:
         """Return the manifests of unfinished states; whole ones have none beside them."""
