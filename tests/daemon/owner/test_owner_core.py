@@ -1,6 +1,8 @@
 import datetime as dt
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2pnode.config import OwnerSettings
 from p2pnode.daemon.owner.core import RUN, Cause, Hysteresis, OwnerPolicy, Sample
@@ -108,6 +110,29 @@ def test_resume_overrides_the_others_until_they_are_done():
     assert not any(watch(policy, [0.9] * 5, begin=15.0))
     assert not any(watch(policy, [0.1] * 5, begin=40.0))
     assert watch(policy, [0.9] * 3, begin=65.0) == [False, False, True]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 20), st.sampled_from([0.1, 0.4, 0.9])), max_size=80),
+    st.floats(1, 30),
+    st.floats(1, 60),
+)
+def test_each_pause_and_each_return_is_preceded_by_what_it_takes(steps, rise, fall):
+    policy = make_policy(pause_after=rise, resume_after=fall)
+    now, seen, paused = 0.0, [], False
+    for pause, share in steps:
+        now += pause
+        policy.receive_sample(Sample(at=now, cpu=share))
+        seen.append((now, share))
+        was, paused = paused, policy.decide(NOON).paused
+        if paused != was:
+            wanted, lasted = (0.9, rise) if paused else (0.1, fall)
+            began = now
+            for at, each in reversed(seen):
+                if each != wanted:
+                    break
+                began = at
+            assert now - began >= lasted
 
 
 @pytest.mark.parametrize(

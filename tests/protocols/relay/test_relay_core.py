@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -156,6 +156,23 @@ def test_a_relay_that_stops_takes_all_reservations_back():
     relay.drop_all("enough")
     assert log == [(A, "enough"), (B, "enough")]
     assert relay.reservations == 0
+
+
+@given(
+    limit=st.integers(0, 10**6),
+    pieces=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 65536)), max_size=50),
+)
+def test_a_circuit_has_room_for_what_it_may_carry_each_way_and_no_more(limit, pieces):
+    circuit = Circuit(
+        source=PEERS[0], target=PEERS[1], began_at=0.0, limit=Limit(duration=0, data=limit)
+    )
+    offered = [0, 0]
+    for way, size in pieces:
+        room = circuit.room(way, size)
+        assert 0 <= room <= size
+        circuit.carried[way] += room
+        offered[way] += size
+    assert circuit.carried == [min(each, limit) if limit else each for each in offered]
 
 
 class Counts(RuleBasedStateMachine):
