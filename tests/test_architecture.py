@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,13 @@ def test_a_core_has_no_clock_no_chance_and_no_sockets(path):
     assert not IMPURE & set(imported_roots(path))
 
 
+@functools.cache
+def imported_with_hypothesis():
+    """Return, for each test module that hypothesis drives, what it imports."""
+    modules = (set(imported_modules(test)) for test in TESTS.rglob("test_*.py"))
+    return [names for names in modules if "hypothesis.given" in names]
+
+
 def imported_modules(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -95,8 +103,7 @@ DECODERS = [
 @pytest.mark.parametrize("path", CORES + DECODERS, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_hypothesis_drives_whatever_reads_bytes_from_elsewhere(path):
     module = ".".join(("p2pnode", *path.relative_to(PACKAGE).with_suffix("").parts))
-    tests = [set(imported_modules(test)) for test in TESTS.rglob("test_*.py")]
-    assert any(module in names and "hypothesis.given" in names for names in tests)
+    assert any(module in names for names in imported_with_hypothesis())
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from p2pnode.testing.network import VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
 from p2pnode.wire.uids import expand
 
+pytestmark = pytest.mark.real  # experts are computed in threads, which no virtual clock moves
+
 PATIENCE = 60.0  # seconds of real time, as experts are computed in threads
 
 

@@ -316,7 +316,7 @@ class _Transfer:
         self._settings = settings
         self._rng = rng
         self._reused = state.have.bit_count()
-        self._download: Download[PeerId] = Download(state.manifest.chunks, state.have, rng)
+        self._download: Download[PeerId] = Download(state.manifest.chunks, state.have, rng.random)
         self._changed = trio.Event()
         self._failures: list[str] = []
         self._storage_error: StorageError | None = None

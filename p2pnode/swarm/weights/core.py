@@ -14,8 +14,7 @@ Rules:
 Inputs are `receive_*`, the choice is `next_chunk`. Indices are those of the manifest.
 """
 
-import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
@@ -39,10 +38,10 @@ class Download(Generic[H]):
     Args:
         chunks: the hash of each.
         have: the set of chunks that are there already, as an integer: bit i stands for chunk i.
-        rng: draws the order of equally rare chunks.
+        chance: draws from 0 to 1, for the order of equally rare chunks.
     """
 
-    def __init__(self, chunks: Sequence[bytes], have: int, rng: random.Random) -> None:
+    def __init__(self, chunks: Sequence[bytes], have: int, chance: Callable[[], float]) -> None:
         self._places: dict[bytes, list[int]] = {}
         for index, digest in enumerate(chunks):
             self._places.setdefault(digest, []).append(index)
@@ -50,7 +49,7 @@ class Download(Generic[H]):
         self._first = {each[0]: each for each in self._places.values()}
         self._holders: dict[H, _Holder] = {}
         self._missing = {
-            first: rng.random()
+            first: chance()
             for first, places in self._first.items()
             if any(not have >> place & 1 for place in places)
         }

@@ -19,7 +19,7 @@ VERBS = ("have", "ask", "send", "lose")
 
 
 def start(count, *, have=0, seed=0, hashes=None):
-    return Download(hashes or chunks(count), have, random.Random(seed))
+    return Download(hashes or chunks(count), have, random.Random(seed).random)
 
 
 def test_each_chunk_is_asked_of_one_holder_only():
