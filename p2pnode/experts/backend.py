@@ -486,8 +486,7 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
             continue
         # A sum is finite only if all elements are; it costs no memory. It can overflow, though,
         # so that the slow way has the last word.
-        if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not (
-            torch.isfinite(tensor).all()
-        ):
+        total = tensor.sum(dtype=torch.float32).item()
+        if not math.isfinite(total) and not torch.isfinite(tensor).all():
             return False
     return True
