@@ -33,6 +33,7 @@ from p2pnode.events import Event
 from p2pnode.host import Stream
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
+from p2pnode.swarm.places import SPAN
 from p2pnode.swarm.weights.client import greeted
 from p2pnode.swarm.weights.followers import Followers
 from p2pnode.swarm.weights.following import Following
@@ -230,6 +231,12 @@ class Handovers:
                 if scope.cancelled_caught:
                     self._tell_behind(uid, "it took too long")
 
+        uids = list(uids)
+        # What this node knew before it was paused may be old. One question answers for neighbours.
+        one_of_each = {(uid.run, uid.prefix, uid.coordinate // SPAN): uid for uid in uids}
+        with trio.move_on_after(self._settings.handover_timeout):
+            for uid in one_of_each.values():
+                await self._local.hosts(uid, anew=True)
         async with trio.open_nursery() as nursery:
             for uid in uids:
                 nursery.start_soon(catch_up, uid)

@@ -530,6 +530,23 @@ async def test_a_paused_replica_neither_takes_over_nor_is_handed_to(net, autojum
         await until(lambda: replica.is_serving, within=5)
 
 
+async def test_a_host_that_was_away_for_a_moment_takes_its_expert_back(net, autojump_clock):
+    async with net() as here:
+        await here.add()
+        primary, replica = await here.add(), await here.add()
+        await primary.serve()
+        await replica.stand_by()
+        trainer = await here.trainer()
+        await trainer.step()
+        await primary.directory.hosts(UID)  # what it knows now will be old
+        assert await primary.replication.leave([UID]) == [UID]
+        await until(lambda: trainer.by[-1] == replica.peer_id or replica.is_serving)
+        await trainer.step()
+        await primary.replication.serve([UID])
+        await until(lambda: not replica.is_serving, within=1)
+        assert (primary.steps, primary.is_serving) == (2, True)
+
+
 async def test_who_takes_an_expert_and_dies_leaves_it_where_it_was(
     net, autojump_clock, monkeypatch
 ):
