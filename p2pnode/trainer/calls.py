@@ -140,7 +140,7 @@ class ExpertCaller:
             NoLiveExpertError: no live host is known.
             RemoteError: what the last host tried answered.
         """
-        uid = Uid(self._run_id, name)
+        uid = Uid.parse(name, self._run_id)
 
         async def ask(peer_id: PeerId, give_up: float) -> ExpertInfo:
             return await self.client.info(peer_id, uid, give_up, Attempt())
@@ -169,7 +169,7 @@ class ExpertCaller:
         async def ask(peer_id: PeerId, give_up: float) -> Answer:
             return await self.client.forward(peer_id, call, policy, give_up, watched)
 
-        return await self._try_hosts(Uid(self._run_id, call.name), policy.timeout, ask)
+        return await self._try_hosts(Uid.parse(call.name, self._run_id), policy.timeout, ask)
 
     async def backward(
         self, call: ExpertCall, policy: CallPolicy, attempt: Attempt | None = None
@@ -197,7 +197,7 @@ class ExpertCaller:
                 peer_id, call, policy, give_up, watched, call_id=call_id
             )
 
-        uid = Uid(self._run_id, call.name)
+        uid = Uid.parse(call.name, self._run_id)
         return await self._try_hosts(uid, policy.timeout, ask, preferred=call.answered_by)
 
     # --- one host after the other ---------------------------------------------------------------

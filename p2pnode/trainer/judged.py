@@ -121,7 +121,7 @@ class JudgedClient:
                 carry them.
             RemoteError: what the host answered, or why it did not.
         """
-        uid = Uid(self.run_id, call.name)
+        uid = Uid.parse(call.name, self.run_id)
         trace = call.trace or self.new_trace()
         info = await self.info(peer_id, uid, give_up, attempt, span=call.span)
         info.check_inputs(metas_of(call.inputs))
@@ -174,7 +174,7 @@ class JudgedClient:
             AlreadyAppliedError: the step was taken, but the answer is lost.
             RemoteError: what the host answered, or why it did not.
         """
-        uid = Uid(self.run_id, call.name)
+        uid = Uid.parse(call.name, self.run_id)
         trace = call.trace or self.new_trace()
         info = await self.info(peer_id, uid, give_up, attempt, span=call.span)
         info.check_gradients(metas_of(call.inputs), metas_of(call.gradients))
@@ -226,10 +226,13 @@ class JudgedClient:
             timed: whether its duration says how fast the host computes.
         """
         limiter = self.book.limiter(peer_id)
-        with trio.move_on_at(give_up) as scope:
-            await limiter.acquire()
-        if scope.cancelled_caught:
-            raise OverloadedError(f"too many calls of {peer_id} are under way")
+        if limiter.available_tokens:
+            limiter.acquire_nowait()
+        else:
+            with trio.move_on_at(give_up) as scope:
+                await limiter.acquire()
+            if scope.cancelled_caught:
+                raise OverloadedError(f"too many calls of {peer_id} are under way")
         try:
             attempt.peer_id = peer_id
             started = trio.current_time()
