@@ -158,10 +158,8 @@ class TcpListener(Listener):
                     raise
                 await trio.sleep(_SHORTAGE_PAUSE)
                 continue
-            try:
+            with suppress(OSError):  # the peer left before we could ask for its address
                 return _raw_connection(stream)
-            except OSError:  # the peer left before we could ask for its address
-                await trio.aclose_forcefully(stream)
 
     async def aclose(self) -> None:
         """See `Listener`."""
@@ -235,12 +233,13 @@ def _listen(endpoint: Endpoint, settings: NetworkSettings) -> trio.socket.Socket
 def _raw_connection(
     stream: trio.SocketStream, settle: Callable[[], object] | None = None
 ) -> RawConnection:
-    return RawConnection(
-        stream=stream,
-        local_address=tcp_address(*stream.socket.getsockname()[:2]),
-        remote_address=tcp_address(*stream.socket.getpeername()[:2]),
-        settle=settle,
-    )
+    with _closed_on_error(stream.socket):  # the peer may have left: then it has no name any more
+        return RawConnection(
+            stream=stream,
+            local_address=tcp_address(*stream.socket.getsockname()[:2]),
+            remote_address=tcp_address(*stream.socket.getpeername()[:2]),
+            settle=settle,
+        )
 
 
 def no_answer(address: Multiaddr, error: OSError) -> DialError:

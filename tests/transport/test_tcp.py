@@ -177,6 +177,22 @@ async def test_a_socket_that_would_connect_to_itself_is_refused(monkeypatch):
 
 
 @pytest.mark.real
+async def test_a_peer_that_leaves_at_once_costs_no_file(monkeypatch):
+    opened = []
+
+    async def connect_to_nobody(connecting, _target):
+        """As if the peer had been there for a moment: then the system knows no name of it."""
+        opened.append(connecting)
+        return trio.SocketStream(connecting)
+
+    monkeypatch.setattr(tcp, "_connect", connect_to_nobody)
+    for action in (TcpTransport().dial, TcpTransport().connect):
+        target = parse_address("/ip4/127.0.0.1/tcp/9")
+        with pytest.raises((DialError, OSError)):
+            await action(target if action.__name__ == "dial" else tcp.endpoint_of(target))
+    assert [each.fileno() for each in opened] == [-1, -1]
+
+
 async def test_a_port_is_reused_only_while_it_is_listened_on_and_if_the_settings_say_so():
     target = await TcpTransport().listen(LOOPBACK)
     for settings, reuses in [
