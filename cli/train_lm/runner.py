@@ -186,7 +186,10 @@ class _Run:
         if options.as_json:
             print_event("report", **summary)
         else:
-            facts = {name.replace("_", " "): each for name, each in summary.items()}
+            facts = {
+                name.replace("_", " "): f"{each:.3f}" if isinstance(each, float) else each
+                for name, each in summary.items()
+            }
             sample = facts.pop("sample")
             print_facts("train-lm, losses in nats a byte", facts)
             print_line("\n".join(map(as_one_line, str(sample).split("\n"))), sys.stdout)
