@@ -169,6 +169,8 @@ table inet igd {
         """Lose all mappings, as a router that reboots."""
         self._process.kill()
         self._process.wait()
+        self._router.ns.run(["nft", "flush", "chain", "inet", "igd", "redirected"])
+        assert self.mappings() == []
         self._start()
 
     def mappings(self):
