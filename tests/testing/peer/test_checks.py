@@ -22,7 +22,7 @@ pytestmark = pytest.mark.real
 
 ALL = table(KAD)
 NAMES = [each.name for each in ALL]
-SOON = 0.5  # seconds a peer that never answers is waited for
+SOON = 1.0  # seconds a peer that never answers is waited for
 
 
 @pytest.fixture
