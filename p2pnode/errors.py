@@ -312,6 +312,12 @@ class AlreadyAppliedError(CallError):
     code = 409
 
 
+class StaleUpdateError(CallError):
+    """The layer has taken too many steps since the samples' forward pass; the update is dropped."""
+
+    code = 412
+
+
 class ExpertFailedError(CallError):
     """The expert itself failed while computing."""
 

@@ -15,6 +15,7 @@ from p2pnode.errors import (
     OverloadedError,
     P2PNodeError,
     PausedError,
+    StaleUpdateError,
     UnknownExpertError,
 )
 from p2pnode.events import EventBus
@@ -27,6 +28,7 @@ from p2pnode.experts.pool import Batch, Call, Kind
 from p2pnode.experts.replay import ReplayLog, replay_key
 from p2pnode.experts.row_limits import RowLimits
 from p2pnode.experts.runtime import Compute, WaitedCall
+from p2pnode.rpc.age import Age
 from p2pnode.rpc.schema import ExpertInfo
 from p2pnode.rpc.server import CallHandler
 from p2pnode.wire.peer_id import PeerId
@@ -107,11 +109,12 @@ class ServedExperts(CallHandler):
         span: int = 1,
         caller: PeerId,
         deadline: float,
+        age: Age | None = None,
     ) -> list[torch.Tensor]:
         """See `CallHandler`."""
         self._find_open(uid, span)
         runtime = self._experts[uid].device.runtime
-        call = self._new_call("forward", uid.span(span), caller, inputs, deadline=deadline)
+        call = self._new_call("forward", uid.span(span), caller, inputs, deadline=deadline, age=age)
         runtime.submit(call)
         return await runtime.result(call)
 
@@ -125,6 +128,7 @@ class ServedExperts(CallHandler):
         caller: PeerId,
         call_id: bytes,
         deadline: float,
+        age: Age | None = None,
     ) -> list[torch.Tensor]:
         """See `CallHandler`."""
         uids = uid.span(span)
@@ -145,7 +149,14 @@ class ServedExperts(CallHandler):
         if earlier is None:
             self._find_open(uid, span)
             call = self._new_call(
-                "backward", uids, caller, inputs, deadline=deadline, gradients=gradients, key=key
+                "backward",
+                uids,
+                caller,
+                inputs,
+                deadline=deadline,
+                gradients=gradients,
+                key=key,
+                age=age,
             )
             runtime.submit(call)
             for hosted in found:
@@ -224,6 +235,7 @@ class ServedExperts(CallHandler):
         deadline: float,
         gradients: Sequence[torch.Tensor] = (),
         key: bytes = b"",
+        age: Age | None = None,
     ) -> WaitedCall:
         shapes = [tuple(each.shape) for each in inputs]
         return WaitedCall(
@@ -236,6 +248,7 @@ class ServedExperts(CallHandler):
             inputs=inputs,
             gradients=gradients,
             key=key,
+            age=age,
             arrived=trio.current_time(),
             deadline=deadline,
         )
@@ -290,20 +303,30 @@ class ServedExperts(CallHandler):
             return [self._out_of_service(stopped) for _ in calls]
         if calls[0].kind == "step":
             return [_stepped(call, [hosted.backend for hosted in found]) for call in calls]
-        # A state that was adopted while a call was queued may contain it.
-        applied = {call.key for call in calls if call.key and self._replay.knows(uids, call.key)}
-        fresh = [call for call in calls if call.key not in applied]
         chain = [hosted.backend for hosted in found]
+        refusals = [self._refusal(uids, call, chain) for call in calls]
+        fresh = [call for call, refusal in zip(calls, refusals, strict=True) if refusal is None]
         computed = iter(compute_batch(chain, fresh, self._limits) if fresh else ())
-        return [
-            AlreadyAppliedError(
+        return [next(computed) if refusal is None else refusal for refusal in refusals]
+
+    def _refusal(
+        self, uids: Sequence[Uid], call: Call, chain: Sequence[ExpertBackend]
+    ) -> CallError | None:
+        """Say why a call is not computed now that its turn has come, if it is not."""
+        if call.key and self._replay.knows(uids, call.key):
+            # A state that was adopted while the call was queued contains it.
+            return AlreadyAppliedError(
                 f"this backward call of {call.name} was applied at another host, and its answer is"
                 " not kept here; go on with the next step"
             )
-            if call.key in applied
-            else next(computed)
-            for call in calls
-        ]
+        if call.age is not None:
+            call.age.receive([backend.steps for backend in chain])
+            if call.age.is_stale:
+                return StaleUpdateError(
+                    f"{call.name} has taken {call.age.staleness} steps since the forward pass of"
+                    f" these samples, more than {call.age.bound}; the update is dropped"
+                )
+        return None
 
     def _settled(self, batch: Batch, seconds: float) -> None:
         uid = batch.uids[0]

@@ -32,6 +32,7 @@ from p2pnode.config import HostingSettings
 from p2pnode.errors import OverloadedError
 from p2pnode.experts.row_limits import RowLimits
 from p2pnode.experts.shares import Shares
+from p2pnode.rpc.age import Age
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
@@ -56,6 +57,7 @@ class Call:
     inputs: Sequence[Any]
     gradients: Sequence[Any] = ()
     key: bytes = b""  # of a backward call, for replays
+    age: Age | None = None  # told which weights compute it
     arrived: float
     deadline: float
     dropped: bool = False  # taken back before it was computed

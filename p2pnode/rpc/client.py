@@ -28,6 +28,7 @@ from p2pnode.errors import (
 from p2pnode.events import Event
 from p2pnode.host import Connection, Host, Stream
 from p2pnode.rpc.access import Access
+from p2pnode.rpc.age import Age
 from p2pnode.rpc.codecs.names import held_bytes, travelling
 from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.rpc.framing import IncomingMessage, send_and_receive
@@ -108,6 +109,7 @@ class TensorClient:
         info: ExpertInfo | None = None,
         codec: Codec = "none",
         trace: bytes = b"",
+        age: Age | None = None,
     ) -> list[torch.Tensor]:
         """Compute the expert's outputs.
 
@@ -120,6 +122,7 @@ class TensorClient:
             info: the schema, to check both what is sent and what comes back.
             codec: how tensors travel, there and back.
             trace: 8 bytes for the host's log, or nothing.
+            age: told which weights computed them.
 
         Raises:
             SchemaError, TensorTooLargeError: the inputs do not fit; nothing was sent when `info`
@@ -139,7 +142,9 @@ class TensorClient:
             trace=trace,
             reply=codec,
         )
-        _, outputs = await self._call(peer_id, request, inputs, timeout=timeout, answer=answer)
+        reply, outputs = await self._call(peer_id, request, inputs, timeout=timeout, answer=answer)
+        if age is not None:
+            age.receive(reply.steps)
         return outputs
 
     async def backward(
@@ -155,6 +160,7 @@ class TensorClient:
         info: ExpertInfo | None = None,
         codec: Codec = "none",
         trace: bytes = b"",
+        age: Age | None = None,
     ) -> list[torch.Tensor]:
         """Step the expert's optimiser, and return the gradients of the inputs.
 
@@ -171,8 +177,11 @@ class TensorClient:
             info: the schema, to check what is sent.
             codec: how tensors travel, there and back.
             trace: 8 bytes for the host's log, or nothing.
+            age: which weights the forward call met, and how many steps may lie between; told
+                which weights were stepped.
 
         Raises:
+            StaleUpdateError: more steps lie between; none was taken.
             SchemaError, TensorTooLargeError: the tensors do not fit; nothing was sent when `info`
                 is given.
             AlreadyAppliedError: the call was applied earlier, its answer is no longer kept.
@@ -189,10 +198,14 @@ class TensorClient:
             call_id=call_id,
             trace=trace,
             reply=codec,
+            since=age.since if age else (),
+            bound=age.bound if age else None,
         )
-        _, input_gradients = await self._call(
+        reply, input_gradients = await self._call(
             peer_id, request, (*inputs, *gradients), timeout=timeout, answer=metas
         )
+        if age is not None:
+            age.receive(reply.steps)
         return input_gradients
 
     async def _call(

@@ -8,9 +8,11 @@ Request:  {v: 1, op: "info" | "forward" | "backward", uid: "<run id>/<block.i.j>
           milliseconds from now, span?: so many consecutive layers from `uid` on are one call (1),
           token?: biscuit, id?: 16 bytes (backward), grads?: how many of the tensors, at the end,
           are gradients of outputs, trace?: 8 bytes by which the logs of both sides can be joined,
-          reply?: the codec wanted for the answer (none), tensors: [[dtype, shape, codec, bytes on
-          the wire]…]}
-Reply:    {v: 1, tensors: […]} | {v: 1, info: {…}} | {v: 1, error: [code, sentence]}
+          reply?: the codec wanted for the answer (none), since?: of each layer the steps that the
+          forward call met (backward), bound?: the most steps that may lie between, tensors:
+          [[dtype, shape, codec, bytes on the wire]…]}
+Reply:    {v: 1, tensors: […], steps?: that each layer had taken} | {v: 1, info: {…}} |
+          {v: 1, error: [code, sentence]}
 
 Elements are little-endian in row-major order, tensor after tensor without padding; or what a
 tensor's codec makes of them, as `p2pnode.rpc.codecs.names` has it. Keys a reader does not know are
@@ -46,6 +48,7 @@ MAX_SPAN: Final = 256  # layers of one call: twice those of the deepest language
 
 _MAX_SENTENCE: Final = 500  # characters of an error message, sent or received
 _MAX_MILLISECONDS: Final = 2**40
+_MAX_STEPS: Final = 2**53  # of an optimiser: more than any will take, and exact in every language
 
 Operation = Literal["info", "forward", "backward"]
 OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
@@ -65,6 +68,8 @@ class Request:
     token: bytes | None = None
     trace: bytes = b""  # of TRACE_BYTES, or nothing
     reply: Codec = "none"  # wanted for the answer's tensors
+    since: tuple[int, ...] = ()  # steps that a backward call's forward call met, of each layer
+    bound: int | None = None  # how many more the weights may have taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +77,7 @@ class Reply:
     """One answer's header."""
 
     tensors: tuple[TensorMeta, ...] = ()
+    steps: tuple[int, ...] = ()  # that each layer had taken when the tensors were computed
     info: ExpertInfo | None = None
     error: P2PNodeError | None = None
 
@@ -91,6 +97,10 @@ def encode_request(request: Request) -> bytes:
     if request.operation == "backward":
         header["id"] = request.call_id
         header["grads"] = request.gradients
+        if request.since:
+            header["since"] = request.since
+        if request.bound is not None:
+            header["bound"] = request.bound
     if request.trace:
         header["trace"] = request.trace
     if request.reply != "none":
@@ -122,6 +132,7 @@ def decode_request(data: bytes) -> Request:
         if type(milliseconds) is not int or not 0 <= milliseconds <= _MAX_MILLISECONDS:
             raise BadRequestError("the deadline must be in milliseconds")
         first, span = read_span(header)
+        since, bound = _read_age(header, span) if operation == "backward" else ((), None)
         return Request(
             operation=operation,
             uid=first,
@@ -133,6 +144,8 @@ def decode_request(data: bytes) -> Request:
             token=read_token(header),
             trace=trace,
             reply=read_codec(header.get("reply", "none")),
+            since=since,
+            bound=bound,
         )
     except (ProtocolError, InvalidUidError) as error:
         raise BadRequestError(str(error)) from error
@@ -147,6 +160,23 @@ def _read_backward(header: Mapping[Any, Any], tensors: Sequence[TensorMeta]) -> 
     return gradients, call_id
 
 
+def _read_age(header: Mapping[Any, Any], span: int) -> tuple[tuple[int, ...], int | None]:
+    since, bound = _read_steps(header.get("since", [])), header.get("bound")
+    if since and len(since) != span:
+        raise BadRequestError("the steps met in forward must be those of each layer")
+    if bound is not None and (type(bound) is not int or not 0 <= bound <= _MAX_STEPS):
+        raise BadRequestError("the bound on steps between forward and backward must be a number")
+    return since, bound
+
+
+def _read_steps(data: Any) -> tuple[int, ...]:
+    if not isinstance(data, list) or len(data) > MAX_SPAN:
+        raise ProtocolError(f"steps must be a list of at most {MAX_SPAN} numbers")
+    if not all(type(each) is int and 0 <= each <= _MAX_STEPS for each in data):
+        raise ProtocolError("steps must be numbers from 0 on")
+    return tuple(data)
+
+
 def encode_reply(reply: Reply) -> bytes:
     """Return the reply's header behind its length; an error must be one with a code."""
     header: dict[str, Any] = {"v": VERSION}
@@ -157,6 +187,8 @@ def encode_reply(reply: Reply) -> bytes:
         header["info"] = reply.info.to_wire()
     else:
         header["tensors"] = pack_metas(reply.tensors)
+        if reply.steps:
+            header["steps"] = reply.steps
     return prefixed(header)
 
 
@@ -178,7 +210,10 @@ def decode_reply(data: bytes) -> Reply:
         return Reply(error=from_code(code, shown))
     if (info := header.get("info")) is not None:
         return Reply(info=ExpertInfo.from_wire(info))
-    return Reply(tensors=unpack_metas(header.get("tensors"), CODECS))
+    return Reply(
+        tensors=unpack_metas(header.get("tensors"), CODECS),
+        steps=_read_steps(header.get("steps", [])),
+    )
 
 
 def read_span(header: Mapping[Any, Any]) -> tuple[Uid, int]:

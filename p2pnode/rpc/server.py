@@ -27,6 +27,7 @@ from p2pnode.errors import (
 )
 from p2pnode.events import Event
 from p2pnode.host import Host, Stream
+from p2pnode.rpc.age import Age
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.budget import Budget, Charge
 from p2pnode.rpc.codecs.names import held_bytes, travelling
@@ -87,6 +88,7 @@ class CallHandler(ABC):
         span: int = 1,
         caller: PeerId,
         deadline: float,
+        age: Age | None = None,
     ) -> list[torch.Tensor]:
         """Compute an expert's outputs; cancelling gives the work up.
 
@@ -96,6 +98,7 @@ class CallHandler(ABC):
             span: run through so many consecutive layers, as one piece of work.
             caller: who calls.
             deadline: on trio's clock; work that cannot start before is dropped.
+            age: told which weights computed it.
 
         Raises:
             CallError: the subclasses say why it failed.
@@ -112,6 +115,7 @@ class CallHandler(ABC):
         caller: PeerId,
         call_id: bytes,
         deadline: float,
+        age: Age | None = None,
     ) -> list[torch.Tensor]:
         """Step an expert's optimiser, once per caller and `call_id`; cancelling gives up.
 
@@ -123,11 +127,14 @@ class CallHandler(ABC):
             caller: who calls.
             call_id: what the caller numbers its calls with; a replay has the same.
             deadline: on trio's clock; work that cannot start before is dropped.
+            age: which weights the forward call met, and how many steps may lie between; told
+                which weights are stepped.
 
         Returns:
             The gradients of the inputs.
 
         Raises:
+            StaleUpdateError: more steps lie between; none was taken.
             CallError: the subclasses say why it failed.
         """
 
@@ -225,6 +232,7 @@ class TensorServer:
             request.tensors,
         )
         inputs, gradients = tensors[:count], tensors[count:]
+        age = Age(since=request.since, bound=request.bound)
         if request.operation == "forward":
             outputs = await self._handler.forward(
                 request.uid,
@@ -232,6 +240,7 @@ class TensorServer:
                 span=request.span,
                 caller=call.stream.peer_id,
                 deadline=call.patience.deadline,
+                age=age,
             )
         else:
             outputs = await self._handler.backward(
@@ -242,6 +251,7 @@ class TensorServer:
                 caller=call.stream.peer_id,
                 call_id=request.call_id,
                 deadline=call.patience.deadline,
+                age=age,
             )
         sent = tuple(travelling(meta, request.reply) for meta in metas_of(outputs))
         try:
@@ -251,7 +261,7 @@ class TensorServer:
                 f"{request.uid.name} answers NaN or infinite values, which {request.reply} cannot"
                 " carry"
             ) from error
-        await send_message(call.stream, encode_reply(Reply(tensors=sent)), buffers)
+        await send_message(call.stream, encode_reply(Reply(tensors=sent, steps=age.steps)), buffers)
 
 
 async def send_refusal(stream: Stream, error: P2PNodeError, timeout: float) -> None:

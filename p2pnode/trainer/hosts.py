@@ -26,6 +26,7 @@ from p2pnode.errors import (
     P2PNodeError,
     PausedError,
     ResourceLimitError,
+    StaleUpdateError,
 )
 from p2pnode.protocols.kad.bans import Bans
 from p2pnode.swarm.lookup import ExpertDirectory, HostEntry
@@ -130,8 +131,8 @@ class HostBook:
         too busy.
         """
         self.recorder.failed(peer_id)
-        if isinstance(error, AlreadyAppliedError):
-            return  # the host did its work; only the answer is gone
+        if isinstance(error, AlreadyAppliedError | StaleUpdateError):
+            return  # the host did its work: the answer is gone, or the caller was too slow
         for each in uid.span(span):
             self._reasons[each] = error
         while len(self._reasons) > _MAX_REASONS:

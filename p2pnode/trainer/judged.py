@@ -21,6 +21,7 @@ from p2pnode.errors import (
     OverloadedError,
     RemoteError,
     SchemaError,
+    StaleUpdateError,
     TensorTooLargeError,
 )
 from p2pnode.experts.backend import all_finite
@@ -36,8 +37,8 @@ from p2pnode.wire.uids import Uid
 
 T = TypeVar("T")
 
-# Another host would not do: the step is taken already, or the caller's tensors do not fit.
-FINAL: Final = (AlreadyAppliedError, SchemaError, TensorTooLargeError)
+# Another host would not do: the step is taken already or too late, or the tensors do not fit.
+FINAL: Final = (AlreadyAppliedError, SchemaError, StaleUpdateError, TensorTooLargeError)
 
 
 class JudgedClient:
@@ -137,6 +138,7 @@ class JudgedClient:
                     info=info,
                     codec=policy.codec,
                     trace=trace,
+                    age=call.age,
                 )
             except ExpertFailedError as error:
                 raise (anomaly_in(call) or error) from error
@@ -172,6 +174,7 @@ class JudgedClient:
             NonFiniteError: the expert failed on tensors that are not finite, or the codec cannot
                 carry them.
             AlreadyAppliedError: the step was taken, but the answer is lost.
+            StaleUpdateError: `call.age` is beyond its bound; no step was taken.
             RemoteError: what the host answered, or why it did not.
         """
         uid = Uid.parse(call.name, self.run_id)
@@ -192,6 +195,7 @@ class JudgedClient:
                     info=info,
                     codec=policy.codec,
                     trace=trace,
+                    age=call.age,
                 )
             except ExpertFailedError as error:
                 raise (anomaly_in(call) or error) from error

@@ -13,6 +13,7 @@ import torch
 from p2pnode.config.experts import Codec
 from p2pnode.errors import NonFiniteError, P2PNodeError
 from p2pnode.experts.backend import all_finite
+from p2pnode.rpc.age import Age
 
 Scores = npt.NDArray[np.float32]
 
@@ -28,6 +29,7 @@ class ExpertCall:
     answered_by: Any = None  # in a backward call, `Answer.by` of its forward call
     span: int = 1  # so many consecutive layers are called as one
     trace: bytes = b""  # by which logs tell of it, wherever it is tried; its maker gives one
+    age: Age | None = None  # told which weights compute it; of backward, what forward met
 
 
 def anomaly_in(call: ExpertCall) -> NonFiniteError | None:

@@ -94,11 +94,13 @@ class Doubler(CallHandler):
         if self.full:
             raise OverloadedError("no room")
 
-    async def forward(self, uid, inputs, *, span=1, caller, deadline):
+    async def forward(self, uid, inputs, *, span=1, caller, deadline, age=None):
         self.seen.append(("forward", uid, deadline))
         return [2 * each for each in await self._work(inputs)]
 
-    async def backward(self, uid, inputs, gradients, *, span=1, caller, call_id, deadline):
+    async def backward(
+        self, uid, inputs, gradients, *, span=1, caller, call_id, deadline, age=None
+    ):
         self.seen.append(("backward", uid, caller, call_id))
         return [2 * each for each in await self._work(gradients)]
 

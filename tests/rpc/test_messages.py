@@ -83,6 +83,7 @@ metas = st.builds(
     ),
     codecs,
 ).filter(lambda meta: meta.nbytes < 2**63)  # msgpack's integers end there, and so does memory
+steps = st.integers(0, 2**53)
 requests = st.builds(
     Request,
     operation=st.sampled_from(["info", "forward"]),
@@ -101,6 +102,8 @@ requests = st.builds(
     tensors=st.lists(metas, min_size=2, max_size=4).map(tuple),
     gradients=st.integers(0, 2),
     call_id=st.binary(min_size=CALL_ID_BYTES, max_size=CALL_ID_BYTES),
+    since=st.just(()) | st.tuples(steps),
+    bound=st.none() | steps,
 )
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text() | st.binary(),
@@ -181,9 +184,9 @@ def test_a_request_survives_the_wire(request_):
     assert decode_request(unframed(encode_request(request_))) == request_
 
 
-@given(st.lists(metas, max_size=5).map(tuple))
-def test_a_reply_survives_the_wire(tensors):
-    reply = Reply(tensors=tensors)
+@given(st.lists(metas, max_size=5).map(tuple), st.lists(steps, max_size=5).map(tuple))
+def test_a_reply_survives_the_wire(tensors, taken):
+    reply = Reply(tensors=tensors, steps=taken)
     assert decode_reply(unframed(encode_reply(reply))) == reply
 
 
@@ -197,7 +200,10 @@ def test_garbage_is_neither_a_request_nor_a_reply(data):
 
 @given(
     st.sampled_from(
-        ["v", "op", "uid", "ms", "id", "grads", "tensors", "token", "trace", "reply", "span"]
+        [
+            *("v", "op", "uid", "ms", "id", "grads", "tensors", "token", "trace", "reply", "span"),
+            *("since", "bound"),
+        ]
     ),
     anything,
 )
@@ -210,7 +216,7 @@ def test_a_request_with_any_field_changed_is_read_or_refused(field, value):
     assert decode_request(unframed(encode_request(request))) == request
 
 
-@given(st.sampled_from(["v", "tensors", "error", "info"]), anything)
+@given(st.sampled_from(["v", "tensors", "steps", "error", "info"]), anything)
 def test_a_reply_with_any_field_changed_is_read_or_refused(field, value):
     try:
         decode_reply(msgpack.packb({"v": 1, "tensors": [], field: value}))
@@ -238,6 +244,11 @@ def test_fields_of_later_versions_are_skipped():
         ({"token": "text"}, "token"),
         ({"trace": b"short"}, "8 bytes"),
         ({"trace": "eight by"}, "8 bytes"),
+        ({"since": [1, 2]}, "of each layer"),
+        ({"since": [-1]}, "from 0 on"),
+        ({"since": [True]}, "from 0 on"),
+        ({"since": [0] * (MAX_SPAN + 1)}, "at most 256"),
+        ({"bound": -1}, "between forward and backward"),
         ({"reply": "zip"}, "codec 'zip'"),
         ({"reply": None}, "codec a NoneType"),
         ({"tensors": [["float32", [2, 3], "zip", 24]]}, "codec 'zip'"),

@@ -13,10 +13,12 @@ from p2pnode.errors import (
     NonFiniteError,
     OverloadedError,
     SchemaError,
+    StaleUpdateError,
     TensorTooLargeError,
     UnknownExpertError,
     WrongRunError,
 )
+from p2pnode.rpc.age import Age
 from p2pnode.rpc.messages import TRACE_BYTES
 from p2pnode.rpc.server import CallHandler, CallServed
 from p2pnode.trainer.sources import CallPolicy, ExpertCall
@@ -40,14 +42,16 @@ class Scripted(CallHandler):
     def check(self, uid, span=1, *, caller):
         self.experts.check(uid, span, caller=caller)
 
-    async def forward(self, uid, inputs, *, span=1, caller, deadline):
+    async def forward(self, uid, inputs, *, span=1, caller, deadline, age=None):
         self.calls.append("forward")
         answer = await self.experts.forward(
-            uid, inputs, span=span, caller=caller, deadline=deadline
+            uid, inputs, span=span, caller=caller, deadline=deadline, age=age
         )
         return await self.script("forward", uid, answer)
 
-    async def backward(self, uid, inputs, gradients, *, span=1, caller, call_id, deadline):
+    async def backward(
+        self, uid, inputs, gradients, *, span=1, caller, call_id, deadline, age=None
+    ):
         self.calls.append(call_id)
         answer = await self.experts.backward(
             uid,
@@ -57,6 +61,7 @@ class Scripted(CallHandler):
             caller=caller,
             call_id=call_id,
             deadline=deadline,
+            age=age,
         )
         return await self.script("backward", uid, answer)
 
@@ -573,3 +578,23 @@ async def test_a_call_has_one_trace_wherever_it_is_tried(autojump_clock, open_sw
         await trio.sleep(60)
         await caller.forward(call(), POLICY)
         assert served[-1].trace != tried[0].trace
+
+
+async def test_an_update_that_is_too_stale_is_dropped_and_nobody_is_blamed(
+    autojump_clock, open_swarm
+):
+    async with open_swarm() as swarm:
+        server = await swarm.serve(NAME)
+        caller = await swarm.session()
+        old = Age()
+        answer = await caller.forward(call(age=old), POLICY)
+        for _ in range(3):
+            await backward(caller, answer)
+        age = Age(since=old.steps, bound=2)
+        gradients = (torch.ones(3, 8),)
+        with pytest.raises(StaleUpdateError, match="3 steps"):
+            await caller.backward(call(gradients=gradients, age=age), POLICY)
+        age.bound = 3
+        await caller.backward(call(gradients=gradients, age=age), POLICY)
+        assert age.staleness == 3
+        assert server.experts.steps(server.experts.uids[0]) == 4

@@ -13,6 +13,7 @@ import torch
 import trio
 
 from p2pnode.errors import DeadlineExceededError, UnknownExpertError
+from p2pnode.rpc.age import Age
 from p2pnode.rpc.schema import ExpertInfo
 from p2pnode.rpc.server import CallHandler
 from p2pnode.wire.peer_id import PeerId
@@ -78,13 +79,14 @@ class Gate(CallHandler):
         span: int = 1,
         caller: PeerId,
         deadline: float,
+        age: Age | None = None,
     ) -> list[torch.Tensor]:
         """See `CallHandler`."""
         uids = uid.span(span)
         await self._pass(uids, deadline)
         with self._counted(uids):
             return await self._experts.forward(
-                uid, inputs, span=span, caller=caller, deadline=deadline
+                uid, inputs, span=span, caller=caller, deadline=deadline, age=age
             )
 
     async def backward(
@@ -97,6 +99,7 @@ class Gate(CallHandler):
         caller: PeerId,
         call_id: bytes,
         deadline: float,
+        age: Age | None = None,
     ) -> list[torch.Tensor]:
         """See `CallHandler`."""
         uids = uid.span(span)
@@ -110,6 +113,7 @@ class Gate(CallHandler):
                 caller=caller,
                 call_id=call_id,
                 deadline=deadline,
+                age=age,
             )
 
     async def _pass(self, uids: Sequence[Uid], deadline: float) -> None:

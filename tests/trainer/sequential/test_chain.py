@@ -30,12 +30,16 @@ class Scripted(CallHandler):
     def check(self, uid, span=1, *, caller):
         self.experts.check(uid, span, caller=caller)
 
-    async def forward(self, uid, inputs, *, span=1, caller, deadline):
+    async def forward(self, uid, inputs, *, span=1, caller, deadline, age=None):
         self.calls.append(("forward", uid.coordinate, span))
         await self.script("before forward", uid.coordinate)
-        return await self.experts.forward(uid, inputs, span=span, caller=caller, deadline=deadline)
+        return await self.experts.forward(
+            uid, inputs, span=span, caller=caller, deadline=deadline, age=age
+        )
 
-    async def backward(self, uid, inputs, gradients, *, span=1, caller, call_id, deadline):
+    async def backward(
+        self, uid, inputs, gradients, *, span=1, caller, call_id, deadline, age=None
+    ):
         self.calls.append(("backward", uid.coordinate, span))
         await self.script("before backward", uid.coordinate)
         answer = await self.experts.backward(
@@ -46,6 +50,7 @@ class Scripted(CallHandler):
             caller=caller,
             call_id=call_id,
             deadline=deadline,
+            age=age,
         )
         await self.script("after backward", uid.coordinate)
         return answer
