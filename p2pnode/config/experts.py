@@ -9,6 +9,8 @@ from p2pnode.errors import ConfigError
 Codec = Literal["none", "float16", "bfloat16", "blockwise-int8"]  # of tensors on the wire
 CODECS: Final[tuple[Codec, ...]] = get_args(Codec)
 SCHEDULES: Final = ("constant", "linear", "cosine")
+OptimizerPolicy = Literal["keep", "reset", "adopt"]  # of the optimiser's state, with new weights
+OPTIMIZER_POLICIES: Final[tuple[OptimizerPolicy, ...]] = get_args(OptimizerPolicy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,10 @@ class HostingSettings:
     beta1: float = 0.9  # of adam and adamw
     beta2: float = 0.999
     clip_grad_norm: float = 0.0  # 0 turns clipping off
+    # When weights of another member of the swarm are adopted: keep the optimiser's own state, reset
+    # it, or adopt the other's with the weights, which then travels with them.
+    optimizer_policy: str = "keep"
+    weights_codec: str = "none"  # in which a swarm's members give their weights; see trainer.codec
     seed: int = 0
     device: str = "cpu"
     threads: int = 0  # torch's threads for one operation; 0 leaves torch's default
@@ -90,6 +96,12 @@ class HostingSettings:
                 f"a {self.schedule} schedule ends at hosting.total_steps; set it above"
                 f" warmup_steps, which is {self.warmup_steps}"
             )
+        if self.optimizer_policy not in OPTIMIZER_POLICIES:
+            raise ConfigError(
+                f"hosting.optimizer_policy must be one of {', '.join(OPTIMIZER_POLICIES)}"
+            )
+        if self.weights_codec not in CODECS:
+            raise ConfigError(f"hosting.weights_codec must be one of {', '.join(CODECS)}")
         if max(self.beta1, self.beta2) >= 1:
             raise ConfigError("hosting.beta1 and hosting.beta2 must be below 1")
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from p2pnode.config import HostingSettings
+from p2pnode.config.experts import OptimizerPolicy
 from p2pnode.errors import CheckpointError, ConfigError, ExpertFailedError, ModelError
 from p2pnode.experts.blocks import block_layer
 from p2pnode.experts.failures import failures, named
@@ -102,15 +103,15 @@ class ExpertBackend:
         """Run the module again under autograd and step its optimiser, see `backward_through`."""
         return backward_through([self], inputs, gradients)
 
-    def state(self) -> ExpertState:
-        """Copy module and optimiser.
+    def state(self, *, complete: bool = True) -> ExpertState:
+        """Copy module and optimiser, or the module alone.
 
         Raises:
             ExpertFailedError: they are not in a state worth keeping.
         """
         self.check_usable()
         tensors = {_MODULE + name: each for name, each in self.module.state_dict().items()}
-        if self._optimizer is not None:
+        if self._optimizer is not None and complete:
             tensors |= tensors_of(self._optimizer)
         copies = {
             name: each.detach().to("cpu", copy=True).contiguous() for name, each in tensors.items()
@@ -125,8 +126,13 @@ class ExpertBackend:
             optimizer=self._settings.optimizer,
         )
 
-    def load(self, state: ExpertState) -> None:
+    def load(self, state: ExpertState, optimizer: OptimizerPolicy = "adopt") -> None:
         """Take over a saved state; the learning rate and the like stay as configured.
+
+        Args:
+            state: the weights, and how many steps they have come, which count from now on.
+            optimizer: whether the optimiser's state is taken over, too, or the own one is kept, or
+                begun anew.
 
         Raises:
             CheckpointError: it is of another kind of expert; nothing was changed.
@@ -157,7 +163,11 @@ class ExpertBackend:
                 " another copy"
             )
         try:
-            moments = state_from(state.tensors, self._parameters, state.optimizer)
+            moments = (
+                state_from(state.tensors, self._parameters, state.optimizer)
+                if optimizer == "adopt"
+                else {}
+            )
         except ValueError as error:
             raise CheckpointError(
                 f"the checkpoint of {self.uid.name} has an optimiser state that does not fit its"
@@ -165,7 +175,7 @@ class ExpertBackend:
             ) from error
         try:
             self.module.load_state_dict(weights)
-            if self._optimizer is not None:
+            if self._optimizer is not None and optimizer != "keep":
                 groups = self._optimizer.state_dict()["param_groups"]
                 self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
         except Exception as error:  # all of it was checked; there may be no memory, though

@@ -41,10 +41,17 @@ _APPLIED: Final = "replay.applied"  # uint8 of shape (calls, KEY_BYTES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What one file holds."""
+    """An expert's state: what one file holds, or another host gave.
+
+    Attributes:
+        state: the weights, and the optimiser's state.
+        applied: keys of the backward calls that the state contains, the oldest first.
+        complete: whether the optimiser's state and the calls are known; the weights always are.
+    """
 
     state: ExpertState
-    applied: Sequence[bytes]  # keys of the backward calls the state contains, the oldest first
+    applied: Sequence[bytes]
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import torch
 import trio
 
 from p2pnode.config import HostingSettings, RpcSettings
+from p2pnode.config.experts import OptimizerPolicy
 from p2pnode.errors import CheckpointError, ConfigError
 from p2pnode.events import EventBus
 from p2pnode.experts.backend import ExpertBackend, build_backend
@@ -197,34 +198,64 @@ class ExpertHost(ServedExperts):
             for hosted in leaving:
                 hosted.leaving = False
 
-    async def snapshot(self, uid: Uid) -> Checkpoint:
-        """Copy an expert between two batches, with the ids of the calls applied to it.
+    def settings(self, uid: Uid) -> HostingSettings:
+        """Return what an expert was built with, its run's description included.
+
+        Raises:
+            UnknownExpertError: it is not hosted.
+        """
+        (hosted,) = self._find(uid)
+        return hosted.settings
+
+    async def snapshot(self, uid: Uid, *, complete: bool = True) -> Checkpoint:
+        """Copy an expert between two batches.
+
+        Args:
+            uid: the expert.
+            complete: with its optimiser's state and the ids of the calls applied to it, or only
+                its weights.
 
         Raises:
             UnknownExpertError: it is not hosted.
             ExpertFailedError: it is not in a state worth keeping.
         """
         (hosted,) = self._find(uid)
-        return await self._copy(hosted)
+        return await self._copy(hosted, complete=complete)
 
-    async def adopt(self, uid: Uid, checkpoint: Checkpoint) -> None:
+    async def adopt(
+        self, uid: Uid, checkpoint: Checkpoint, *, optimizer: OptimizerPolicy = "adopt"
+    ) -> None:
         """Let a hosted expert go on from another state, from the next batch on.
 
         The calls that the state contains count as applied, and no others: a call that is queued
-        here, and was applied there, is not applied again.
+        here, and was applied there, is not applied again. Of weights alone nobody knows which calls
+        they contain; then those that were applied here count on, so that none is applied twice.
+
+        Args:
+            uid: the expert.
+            checkpoint: the state.
+            optimizer: whether its optimiser's state is adopted with the weights, or the own one is
+                kept, or begun anew.
 
         Raises:
             UnknownExpertError: it is not hosted.
-            CheckpointError: the state is of another kind of expert; nothing has changed.
+            CheckpointError: the state is of another kind of expert, or is to be adopted with an
+                optimiser's state that it does not hold; nothing has changed.
         """
+        if optimizer == "adopt" and not checkpoint.complete:
+            raise CheckpointError(
+                f"the weights of {uid.name} came without their optimiser's state; set"
+                " hosting.optimizer_policy to keep or reset, or have them published with it"
+            )
         async with self._changing:
             (hosted,) = self._find(uid)
             async with self._devices.between_batches([uid]) as compute:
                 before = hosted.backend.steps
-                await compute(lambda: hosted.backend.load(checkpoint.state))
+                await compute(lambda: hosted.backend.load(checkpoint.state, optimizer))
                 # No await from here on: weights and ids belong together.
                 hosted.saved_steps = None
-                self._replay.replace(uid, checkpoint.applied)
+                if checkpoint.complete:
+                    self._replay.replace(uid, checkpoint.applied)
         self._events.emit(ExpertAdopted(uid=uid, steps_before=before, steps=hosted.backend.steps))
 
     async def save_all(self) -> None:
@@ -244,10 +275,14 @@ class ExpertHost(ServedExperts):
             except CheckpointError:
                 continue  # each expert had its event; the next round tries again
 
-    async def _copy(self, hosted: Hosted) -> Checkpoint:
+    async def _copy(self, hosted: Hosted, *, complete: bool = True) -> Checkpoint:
         def copy() -> Checkpoint:
             # Between two batches: the steps taken and the ids recorded are the same ones.
-            return Checkpoint(state=hosted.backend.state(), applied=self._replay.keys(hosted.uid))
+            return Checkpoint(
+                state=hosted.backend.state(complete=complete),
+                applied=self._replay.keys(hosted.uid) if complete else (),
+                complete=complete,
+            )
 
         return await self._devices.exclusive([hosted.uid], copy)
 

@@ -51,6 +51,8 @@ SHARED: Final = (
     "beta2",
     "clip_grad_norm",
     "seed",
+    "optimizer_policy",
+    "weights_codec",
 )
 _MAX_NUMBER: Final = 2**53
 _OPTION: Final = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 import trio
 
 from p2pnode.config import WeightsSettings
+from p2pnode.config.experts import Codec
 from p2pnode.errors import (
     DeadlineExceededError,
     OverloadedError,
@@ -105,16 +106,31 @@ class WeightsClient:
             yield WeightsSession(stream, self._settings, greeting)
 
     async def head(
-        self, peer_id: PeerId, uid: Uid, *, complete: bool = True, follow: float | None = None
+        self,
+        peer_id: PeerId,
+        uid: Uid,
+        *,
+        complete: bool = True,
+        codec: Codec = "none",
+        follow: float | None = None,
     ) -> Head:
-        """Ask a host for its newest version of an expert; `follow` says when it is asked again.
+        """Ask a host for its newest version of an expert.
+
+        Args:
+            peer_id: the host.
+            uid: the expert.
+            complete: with the optimiser's state, or only the weights.
+            codec: in which the weights are wanted.
+            follow: after how many seconds a replica, which this node is then, asks again.
 
         Raises:
             UnknownExpertError: it does not host the expert.
             RemoteError: it cannot be asked.
         """
         async with self.session(peer_id, uid.run) as session:
-            return await session.head(uid, complete=complete, follow=follow)
+            return await session.head(
+                HeadRequest(uid=uid, complete=complete, codec=codec, follow=follow)
+            )
 
     async def fetch(self, uid: Uid, name: bytes, holders: Sequence[PeerId]) -> StoredState:
         """Fetch a state, from all holders at once; what is here of it already does not travel.
@@ -163,10 +179,11 @@ class WeightsClient:
             except RemoteError as error:
                 failures.append(f"{peer_id}: {error}")
             else:
-                if manifest.uid != uid or manifest.size > self._settings.max_state_bytes:
+                size = max(manifest.size, manifest.layout.decoded_size)
+                if manifest.uid != uid or size > self._settings.max_state_bytes:
                     raise TransferError(
                         f"the state offered for {uid.name} is of {manifest.uid.name} and has"
-                        f" {manifest.size} bytes; weights.max_state_bytes allows"
+                        f" {size} bytes; weights.max_state_bytes allows"
                         f" {self._settings.max_state_bytes}"
                     )
                 return manifest
@@ -239,9 +256,9 @@ class WeightsSession:
         self._settings = settings
         self._unsent = greeting  # goes with the first question
 
-    async def head(self, uid: Uid, *, complete: bool, follow: float | None = None) -> Head:
+    async def head(self, request: HeadRequest) -> Head:
         """Ask for the newest version of an expert."""
-        await self.ask(HeadRequest(uid=uid, complete=complete, follow=follow))
+        await self.ask(request)
         return await self._reply(Head, self._settings.request_timeout)
 
     async def manifest(self, name: bytes) -> bytes:

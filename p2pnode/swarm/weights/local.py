@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import trio
 
+from p2pnode.config.experts import OptimizerPolicy
 from p2pnode.errors import RemoteError, TransferError
 from p2pnode.events import Event
+from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.experts.service import ExpertHost
 from p2pnode.host import Host
 from p2pnode.swarm.announce import Announcer
@@ -105,15 +107,26 @@ class LocalExperts:
             )
         with self.store.using(state):
             checkpoint = await self.store.load(state)
-        before = self.experts.steps(uid)
         if not self._wants(uid, steps, anyway=anyway):  # it has been trained meanwhile
             return False
-        await self.experts.adopt(uid, checkpoint)
+        await self.go_on_from(uid, checkpoint, holders[0], optimizer="adopt")
+        return True
+
+    async def go_on_from(
+        self, uid: Uid, checkpoint: Checkpoint, source: PeerId, *, optimizer: OptimizerPolicy
+    ) -> None:
+        """Let an expert go on from a state of another host, and make no old version any more.
+
+        Raises:
+            CheckpointError: it does not fit the expert.
+            UnknownExpertError: the expert is not hosted here.
+        """
+        before = self.experts.steps(uid)
+        await self.experts.adopt(uid, checkpoint, optimizer=optimizer)
         self.publisher.replaced(uid)
         self.host.events.emit(
-            StateAdopted(uid=uid, source=holders[0], steps_before=before, steps=steps)
+            StateAdopted(uid=uid, source=source, steps_before=before, steps=checkpoint.state.steps)
         )
-        return True
 
     def _wants(self, uid: Uid, steps: int, *, anyway: bool) -> bool:
         own = self.experts.steps(uid)

@@ -6,13 +6,18 @@ state's *name*: who has it can fetch the rest from anybody, and verify every chu
 
 The manifest is the msgpack list
 
-    [version, uid, steps, rows, layer, optimizer, complete, [[name, dtype, shape]…], chunk bytes,
-     hashes of all chunks, joined]
+    [version, uid, steps, rows, layer, optimizer, complete, codec, [[name, dtype, shape]…],
+     chunk bytes, hashes of all chunks, joined]
 
 As in safetensors, elements are little-endian in row-major order. Offsets are not sent, since they
 follow from the order: each tensor starts at the next multiple of `ALIGNMENT`, and the bytes in
 between are zero. Tensors of weights come first, so that these fill the same chunks with and
 without the optimiser's.
+
+A state may be in one of the codecs of `p2pnode.rpc.codecs.names`, which tells how far each is off.
+Then its matrices of weights are what travels of them there. Everything else is as it is: vectors
+are small, and the optimiser's second moments, of which many are close to zero, become zero in most
+codecs, and divide steps.
 
 Hashes are SHA-256. BLAKE2b, which the rest of this package uses, is the faster one only without
 the processor's SHA instructions; with them, on all common processors of the last years, SHA-256
@@ -28,12 +33,15 @@ from typing import Any, Final, Self
 
 import msgpack
 
+from p2pnode.config.experts import Codec
 from p2pnode.config.units import KIB, MIB
 from p2pnode.errors import InvalidUidError, ProtocolError
+from p2pnode.rpc.codecs.names import read_codec, travelling, wire_bytes
 from p2pnode.rpc.schema import TensorMeta, read_meta
 from p2pnode.wire.uids import Uid
 
-VERSION: Final = 1
+VERSION: Final = 2
+WEIGHTS: Final = "module."  # how the names of weights begin, in checkpoints too
 HASH_BYTES: Final = 32
 ALIGNMENT: Final = 64  # what torch aligns its own memory to
 MAX_TENSORS: Final = 4096  # of one state; a transformer block with its optimiser's has about 50
@@ -42,7 +50,8 @@ MIN_CHUNK_BYTES: Final = KIB
 MAX_CHUNK_BYTES: Final = 4 * MIB
 _MAX_TEXT: Final = 256
 _MAX_COUNT: Final = 2**53
-_FIELDS: Final = (int, str, int, int, str, str, bool, list, int, bytes)
+_FIELDS: Final = (int, str, int, int, str, str, bool, str, list, int, bytes)
+_MATRIX: Final = 2  # dimensions, or more
 
 
 def hash_of(data: bytes | bytearray | memoryview) -> bytes:
@@ -50,9 +59,16 @@ def hash_of(data: bytes | bytearray | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
 
 
+def in_state(name: str, meta: TensorMeta, codec: Codec) -> TensorMeta:
+    """Describe a tensor as it lies in a state of this codec: matrices of weights are encoded."""
+    if name.startswith(WEIGHTS) and len(meta.shape) >= _MATRIX:
+        return travelling(meta, codec)
+    return meta
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where each tensor lies in a state; the order of `tensors` says it."""
+    """Where each tensor lies in a state; the order of `tensors`, and their codecs, say it."""
 
     tensors: tuple[tuple[str, TensorMeta], ...]
 
@@ -60,7 +76,7 @@ class Layout:
     def offsets(self) -> tuple[int, ...]:
         """Where each tensor begins, in bytes."""
         ends = itertools.accumulate(
-            (meta.nbytes for _, meta in self.tensors), lambda at, size: _aligned(at) + size
+            (wire_bytes(meta) for _, meta in self.tensors), lambda at, size: _aligned(at) + size
         )
         return (0, *map(_aligned, ends))[: len(self.tensors)]
 
@@ -69,7 +85,12 @@ class Layout:
         """The bytes of the whole state."""
         if not self.tensors:
             return 0
-        return self.offsets[-1] + self.tensors[-1][1].nbytes
+        return self.offsets[-1] + wire_bytes(self.tensors[-1][1])
+
+    @property
+    def decoded_size(self) -> int:
+        """The bytes of its tensors, once they are decoded."""
+        return sum(meta.nbytes for _, meta in self.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +105,7 @@ class Manifest:
         optimizer: the name of its optimiser.
         complete: whether the optimiser's state and the applied calls are part of it, or only the
             weights are.
+        codec: in which its matrices of weights are.
         layout: its tensors.
         chunk_bytes: of each chunk but the last one, which may be shorter.
         chunks: the hash of each.
@@ -95,6 +117,7 @@ class Manifest:
     layer: str
     optimizer: str
     complete: bool
+    codec: Codec
     layout: Layout
     chunk_bytes: int
     chunks: tuple[bytes, ...]
@@ -120,6 +143,7 @@ class Manifest:
                 self.layer,
                 self.optimizer,
                 self.complete,
+                self.codec,
                 [[name, meta.dtype, meta.shape] for name, meta in self.layout.tensors],
                 self.chunk_bytes,
                 b"".join(self.chunks),
@@ -161,7 +185,7 @@ class Manifest:
 
     @classmethod
     def _read(cls, fields: Sequence[Any]) -> Self:
-        uid, steps, rows, layer, optimizer, complete, tensors, chunk_bytes, joined = fields
+        uid, steps, rows, layer, optimizer, complete, codec, tensors, chunk_bytes, joined = fields
         if not (0 <= steps < _MAX_COUNT and 0 <= rows < _MAX_COUNT):
             raise ProtocolError("a manifest's steps or rows are out of range")
         if chunk_bytes & (chunk_bytes - 1) or not (
@@ -172,7 +196,8 @@ class Manifest:
             read_uid = Uid.parse(uid)
         except InvalidUidError as error:
             raise ProtocolError(f"a manifest names no expert: {error}") from error
-        layout = Layout(tensors=_read_tensors(tensors))
+        read = read_codec(codec)
+        layout = Layout(tensors=_read_tensors(tensors, read))
         if len(joined) != -(-layout.size // chunk_bytes) * HASH_BYTES:
             raise ProtocolError("a manifest has more or fewer hashes than chunks")
         return cls(
@@ -182,13 +207,14 @@ class Manifest:
             layer=_text(layer),
             optimizer=_text(optimizer),
             complete=complete,
+            codec=read,
             layout=layout,
             chunk_bytes=chunk_bytes,
             chunks=tuple(joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES)),
         )
 
 
-def _read_tensors(data: list[Any]) -> tuple[tuple[str, TensorMeta], ...]:
+def _read_tensors(data: list[Any], codec: Codec) -> tuple[tuple[str, TensorMeta], ...]:
     if len(data) > MAX_TENSORS:
         raise ProtocolError(f"a state has at most {MAX_TENSORS} tensors")
     found: dict[str, TensorMeta] = {}
@@ -196,10 +222,10 @@ def _read_tensors(data: list[Any]) -> tuple[tuple[str, TensorMeta], ...]:
         if not isinstance(entry, list) or len(entry) != 3:
             raise ProtocolError("a tensor of a state is described by name, dtype and shape")
         name, dtype, shape = entry
-        meta = read_meta(dtype, shape)
+        meta = in_state(_text(name), read_meta(dtype, shape), codec)
         if meta.nbytes > _MAX_COUNT:
             raise ProtocolError(f"a tensor of {meta} is too large")
-        found[_text(name)] = meta
+        found[name] = meta
     if len(found) != len(data):
         raise ProtocolError("two tensors of a state have the same name")
     return tuple(found.items())

@@ -5,15 +5,17 @@ is, then asks one thing after the other, without waiting for answers; they come 
 
     {v: 1, run: run id, as: "host" | "train", token?: biscuit}              first, not answered
 
-    {op: "head", name, all: bool, follow?: ms}   -> {head: [name, steps, bytes], peers: [peer id…]}
+    {op: "head", name, all: bool, codec, follow?: ms}
+                                                 -> {head: [name, steps, bytes], peers: [peer id…]}
     {op: "manifest", of: name}                   -> {bytes: n} and n bytes
     {op: "have", of: name}                       -> {have: bits}
     {op: "chunk", of: name, index}               -> {bytes: n} and n bytes
 
-`head` asks which version of an expert is the newest, with the optimiser's state or without; `name`
-is the expert's without its run. Who says to `follow` is told who else does: these are the expert's
-replicas, and each asks again within so many milliseconds. Of the bits of `have`, bit i of byte k
-stands for chunk 8 k + i; a holder that still fetches a state already gives what it has.
+`head` asks which version of an expert is the newest, with the optimiser's state or without, and in
+which codec; `name` is the expert's without its run. Who says to `follow` is told who else does:
+these are the expert's replicas, and each asks again within so many milliseconds. Of the bits of
+`have`, bit i of byte k stands for chunk 8 k + i; a holder that still fetches a state already gives
+what it has.
 
 Instead of any answer there may be `{error: [code, sentence]}`, and the stream goes on. States
 without the optimiser's are given to members with either scope, since whoever trains a run's
@@ -26,6 +28,7 @@ from typing import Any, Final
 
 import msgpack
 
+from p2pnode.config.experts import Codec
 from p2pnode.errors import (
     CallError,
     InvalidKeyError,
@@ -34,6 +37,7 @@ from p2pnode.errors import (
     ProtocolError,
     from_code,
 )
+from p2pnode.rpc.codecs.names import read_codec
 from p2pnode.security.tokens import MAX_TOKEN_BYTES, SCOPES, Operation
 from p2pnode.swarm.weights.manifest import HASH_BYTES, MAX_CHUNK_BYTES, MAX_MANIFEST_BYTES
 from p2pnode.wire import varint
@@ -64,6 +68,7 @@ class HeadRequest:
 
     uid: Uid
     complete: bool
+    codec: Codec = "none"
     follow: float | None = None  # seconds until the asker, a replica, asks again
 
 
@@ -162,6 +167,7 @@ def encode_request(request: WeightsRequest) -> bytes:
                 "op": "head",
                 "name": request.uid.name,
                 "all": request.complete,
+                "codec": request.codec,
             }
             if request.follow is not None:
                 message["follow"] = min(max(1, round(request.follow * 1000)), MAX_FOLLOW)
@@ -275,8 +281,12 @@ def _read_head_request(message: dict[Any, Any], run_id: str) -> HeadRequest:
         uid = Uid(run_id, name)
     except InvalidUidError as error:
         raise ProtocolError(str(error)) from error
-    seconds = None if follow is None else _count(follow, MAX_FOLLOW) / 1000
-    return HeadRequest(uid=uid, complete=complete, follow=seconds)
+    return HeadRequest(
+        uid=uid,
+        complete=complete,
+        codec=read_codec(message.get("codec")),
+        follow=None if follow is None else _count(follow, MAX_FOLLOW) / 1000,
+    )
 
 
 def _read_peer(data: Any) -> PeerId:

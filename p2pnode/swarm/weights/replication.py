@@ -15,6 +15,7 @@ from p2pnode.rpc.authority import Authority
 from p2pnode.swarm.announce import Announcer
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.swarm.weights.client import WeightsClient
+from p2pnode.swarm.weights.exchange import WeightsExchange
 from p2pnode.swarm.weights.following import Following
 from p2pnode.swarm.weights.gate import Gate
 from p2pnode.swarm.weights.handover import Handovers
@@ -27,6 +28,9 @@ from p2pnode.wire.uids import Uid
 
 class Replication:
     """Gives states, follows those of others, and hands experts over, while `run` runs.
+
+    Attributes:
+        exchange: what the rounds of a swarm do with weights.
 
     Args:
         host: the network.
@@ -70,6 +74,7 @@ class Replication:
             store=self._store,
             client=client,
         )
+        self.exchange = WeightsExchange(self._local)
         self._following = Following(self._local, settings.hosting)
         self._server = WeightsServer(host, settings.weights, publisher, self._store, authority)
         self._handovers = Handovers(

@@ -115,7 +115,9 @@ class WeightsServer:
 
     async def head(self, peer_id: PeerId, request: HeadRequest) -> Head:
         """Return the newest version of an expert; see `Publisher.newest` for what is raised."""
-        manifest = await self._publisher.newest(request.uid, complete=request.complete)
+        manifest = await self._publisher.newest(
+            request.uid, complete=request.complete, codec=request.codec
+        )
         now = trio.current_time()
         if request.follow is not None:
             self.followers.receive(request.uid, peer_id, request.follow, now)

@@ -1,8 +1,10 @@
 """The states that a node has on disk: those it gives, and those it fetches.
 
-Of each expert the last few versions are kept, and those that somebody is just reading or fetching;
-all others are deleted. A state that was not fetched to its end stays over a restart, and is gone on
-with. Chunks that an earlier version of the same expert has, too, are copied from there.
+Of each expert the last few versions are kept of each origin: those that were asked for, those that
+were announced, and those of others. So what a swarm was told of stays, whatever is fetched and
+rejected meanwhile. What somebody is just reading or fetching stays, too; all others are deleted. A
+state that was not fetched to its end stays over a restart, and is gone on with. Chunks that an
+earlier version of the same expert has, too, are copied from there.
 
 `StateStore` belongs to the event loop; what blocks runs in the worker it is given.
 """
@@ -12,10 +14,12 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import trio
 
 from p2pnode.config import WeightsSettings
+from p2pnode.config.experts import Codec
 from p2pnode.errors import ProtocolError, StorageError
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.experts.runtime import Compute, WorkerThread
@@ -23,6 +27,8 @@ from p2pnode.swarm.weights.files import MANIFEST_SUFFIX, StateFile
 from p2pnode.swarm.weights.manifest import Manifest, hash_of
 from p2pnode.swarm.weights.packing import read_state, write_state
 from p2pnode.wire.uids import Uid
+
+Origin = Literal["asked for", "announced", "fetched"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,6 +38,7 @@ class StoredState:
     file: StateFile
     have: int
     number: int  # rises with each state stored
+    origin: Origin = "fetched"
     users: int = 0
 
     @property
@@ -70,7 +77,7 @@ class StateStore:
             StorageError: the directory cannot be read.
         """
         for manifest in await self._disk(self._scan):
-            self._add(StateFile(self._directory, manifest), have=0)
+            self._add(StateFile(self._directory, manifest), 0, "fetched")
 
     async def close(self) -> None:
         """Delete what is whole, as it can be made again."""
@@ -92,11 +99,14 @@ class StateStore:
         finally:
             state.users -= 1
 
-    async def publish(self, uid: Uid, checkpoint: Checkpoint, *, complete: bool) -> Manifest:
+    async def publish(
+        self, uid: Uid, checkpoint: Checkpoint, *, complete: bool, codec: Codec, origin: Origin
+    ) -> Manifest:
         """Store an expert's state, to be given to others.
 
         Raises:
             StorageError: the disk fails or is full.
+            NonFiniteError: it holds values that the codec has no place for.
         """
         file = await self._disk(
             lambda: write_state(
@@ -104,10 +114,11 @@ class StateStore:
                 uid,
                 checkpoint,
                 complete=complete,
+                codec=codec,
                 chunk_bytes=self.settings.chunk_bytes,
             )
         )
-        await self._admit(file, (1 << len(file.manifest.chunks)) - 1)
+        await self._admit(file, (1 << len(file.manifest.chunks)) - 1, origin)
         return file.manifest
 
     async def begin(self, manifest: Manifest) -> StoredState:
@@ -122,7 +133,7 @@ class StateStore:
         others = [each.file for each in self._states.values() if each.manifest.uid == manifest.uid]
         file = StateFile(self._directory, manifest)
         have = await self._disk(lambda: _fill_in(file, others))
-        return await self._admit(file, have)
+        return await self._admit(file, have, "fetched")
 
     async def read(self, state: StoredState, index: int) -> bytes:
         """Return a chunk's bytes.
@@ -150,7 +161,7 @@ class StateStore:
         return await self._disk(check_and_write)
 
     async def load(self, state: StoredState) -> Checkpoint:
-        """Read a whole, complete state.
+        """Read a whole state.
 
         Raises:
             StorageError: the disk fails.
@@ -166,21 +177,24 @@ class StateStore:
         """Delete one state, unless it is in use."""
         await self._delete([state])
 
-    async def _admit(self, file: StateFile, have: int) -> StoredState:
-        state = self._add(file, have)
-        manifest = file.manifest
-        versions = [
-            each
-            for each in self._states.values()
-            if (each.manifest.uid, each.manifest.complete) == (manifest.uid, manifest.complete)
-        ]
+    async def _admit(self, file: StateFile, have: int, origin: Origin) -> StoredState:
+        state = self._add(file, have, origin)
+        versions = [each for each in self._states.values() if _kind(each) == _kind(state)]
         versions.sort(key=lambda each: each.number)
         await self._delete(versions[: -self.settings.versions_kept])
         return state
 
-    def _add(self, file: StateFile, have: int) -> StoredState:
-        state = StoredState(file=file, have=have, number=next(self._numbers))
-        self._states[file.manifest.name] = state
+    def _add(self, file: StateFile, have: int, origin: Origin) -> StoredState:
+        number = next(self._numbers)
+        state = self._states.get(file.manifest.name)
+        if state is None:
+            state = StoredState(file=file, have=have, number=number, origin=origin)
+            self._states[file.manifest.name] = state
+            return state
+        state.have |= have  # made anew, while others may be reading it
+        state.number = number
+        if state.origin != "announced":
+            state.origin = origin
         return state
 
     async def _delete(self, states: list[StoredState]) -> None:
@@ -210,6 +224,11 @@ class StateStore:
                 f"cannot read {self._directory} ({error.strerror}); give this user access to it"
             ) from error
         return found
+
+
+def _kind(state: StoredState) -> tuple[Uid, bool, Codec, Origin]:
+    manifest = state.manifest
+    return manifest.uid, manifest.complete, manifest.codec, state.origin
 
 
 def _fill_in(file: StateFile, others: list[StateFile]) -> int:

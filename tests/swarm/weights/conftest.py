@@ -67,7 +67,7 @@ class Experts:
             raise UnknownExpertError("not here")
         return self.states[uid].state.steps
 
-    async def snapshot(self, uid):
+    async def snapshot(self, uid, *, complete=True):
         await trio.lowlevel.checkpoint()
         self.snapshots += 1
         return self.states[uid]

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pnode.config.experts import CODECS
 from p2pnode.errors import ProtocolError
+from p2pnode.rpc.codecs.names import wire_bytes
 from p2pnode.rpc.schema import ITEM_BYTES, TensorMeta
 from p2pnode.swarm.weights.manifest import (
     ALIGNMENT,
@@ -14,6 +16,7 @@ from p2pnode.swarm.weights.manifest import (
     Layout,
     Manifest,
     hash_of,
+    in_state,
 )
 from p2pnode.wire.uids import Uid
 
@@ -27,11 +30,11 @@ LAYOUT = Layout(
     )
 )
 MANIFEST = Manifest(
-    uid=UID, steps=7, rows=64, layer="ffn", optimizer="adam", complete=True, layout=LAYOUT,
-    chunk_bytes=1024, chunks=(bytes(range(32)),),
+    uid=UID, steps=7, rows=64, layer="ffn", optimizer="adam", complete=True, codec="none",
+    layout=LAYOUT, chunk_bytes=1024, chunks=(bytes(range(32)),),
 )  # fmt: skip
 GOLDEN = (
-    "9a01b46f70656e3a6469676974732f66666e302e312e320740a366666ea46164616dc39493ad6d6f64756c652e7765"
+    "9b02b46f70656e3a6469676974732f66666e302e312e320740a366666ea46164616dc3a46e6f6e659493ad6d6f64756c652e7765"
     "69676874a7666c6f6174333292030593ab6d6f64756c652e62696173a862666c6f617431369101"
     "93ac6d6f64756c652e656d707479a7666c6f617433329100"
     "93b06f7074696d697a65722e302e73746570a7666c6f6174363490cd0400c420"
@@ -48,8 +51,11 @@ names = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=20)
 
 @st.composite
 def manifests(draw):
-    tensors = draw(st.dictionaries(names, metas, max_size=6))
-    layout = Layout(tensors=tuple(tensors.items()))
+    tensors = draw(st.dictionaries(st.one_of(names, names.map("module.{}".format)), metas))
+    codec = draw(st.sampled_from(CODECS))
+    layout = Layout(
+        tensors=tuple((name, in_state(name, meta, codec)) for name, meta in tensors.items())
+    )
     count = -(-layout.size // 1024)
     return Manifest(
         uid=UID,
@@ -58,6 +64,7 @@ def manifests(draw):
         layer=draw(names),
         optimizer=draw(names),
         complete=draw(st.booleans()),
+        codec=codec,
         layout=layout,
         chunk_bytes=1024,
         chunks=tuple(draw(st.binary(min_size=32, max_size=32)) for _ in range(count)),
@@ -76,13 +83,32 @@ def test_tensors_lie_one_after_the_other_each_aligned():
     assert Layout(tensors=()).size == 0
 
 
+def test_matrices_of_weights_are_encoded_and_nothing_else_is():
+    matrix = TensorMeta("float32", (64, 64))
+    found = {
+        name: wire_bytes(in_state(name, meta, "blockwise-int8"))
+        for name, meta in (
+            ("module.weight", matrix),
+            ("module.bias", TensorMeta("float32", (64,))),
+            ("module.table", TensorMeta("int64", (64, 64))),
+            ("optimizer.0.exp_avg_sq", matrix),
+        )
+    }
+    assert found == {
+        "module.weight": 64 * 64 + 4,
+        "module.bias": 4 * 64,
+        "module.table": 8 * 64 * 64,
+        "optimizer.0.exp_avg_sq": 4 * 64 * 64,
+    }
+
+
 @given(manifests())
 def test_a_manifest_is_read_as_it_was_written(manifest):
     read = Manifest.decode(manifest.encode())
     assert read == manifest
     assert all(offset % ALIGNMENT == 0 for offset in read.layout.offsets)
     ends = [
-        offset + meta.nbytes
+        offset + wire_bytes(meta)
         for offset, (_, meta) in zip(read.layout.offsets, read.layout.tensors, strict=True)
     ]
     assert all(end <= start for end, start in zip(ends, read.layout.offsets[1:], strict=False))
@@ -119,7 +145,7 @@ def changed(position, value):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (changed(0, 2), "of version 2"),
+        (changed(0, 1), "of version 1"),
         (changed(1, "no uid"), "names no expert"),
         (changed(2, -1), "out of range"),
         (changed(2, 2**60), "out of range"),
@@ -127,21 +153,22 @@ def changed(position, value):
         (changed(4, "x" * 300), "at most 256 characters"),
         (changed(4, "\x1b[2J"), "at most 256 characters"),
         (changed(6, 1), "fields it should"),
-        (changed(7, [["a", "float32", [1]]] * 2), "same name"),
-        (changed(7, [["a", "float32"]]), "name, dtype and shape"),
-        (changed(7, [["a", "complex64", [1]]]), "complex64"),
-        (changed(7, [["a", "float64", [2**40, 2**40]]]), "too large"),
-        (changed(7, [["a", "int8", []]] * 5000), "at most 4096"),
-        (changed(8, 1000), "power of two"),
-        (changed(8, 2**30), "power of two"),
-        (changed(9, bytes(HASH_BYTES * 2)), "more or fewer hashes"),
-        (changed(9, bytes(HASH_BYTES - 1)), "more or fewer hashes"),
+        (changed(7, "zip"), "codec 'zip' is not known"),
+        (changed(8, [["a", "float32", [1]]] * 2), "same name"),
+        (changed(8, [["a", "float32"]]), "name, dtype and shape"),
+        (changed(8, [["a", "complex64", [1]]]), "complex64"),
+        (changed(8, [["a", "float64", [2**40, 2**40]]]), "too large"),
+        (changed(8, [["a", "int8", []]] * 5000), "at most 4096"),
+        (changed(9, 1000), "power of two"),
+        (changed(9, 2**30), "power of two"),
+        (changed(10, bytes(HASH_BYTES * 2)), "more or fewer hashes"),
+        (changed(10, bytes(HASH_BYTES - 1)), "more or fewer hashes"),
         (b"", "not msgpack"),
         (b"\x80", "must be a list"),
-        (b"\x91\x01", "fields it should"),
+        (b"\x91\x02", "fields it should"),
         (bytes(MAX_MANIFEST_BYTES + 1), "too large"),
         (MANIFEST.encode() + b"\x00", "not msgpack"),
-        (b"\xdc\x00\x0a" + MANIFEST.encode()[1:], "shortest form"),
+        (b"\xdc\x00\x0b" + MANIFEST.encode()[1:], "shortest form"),
     ],
 )
 def test_what_is_no_manifest_is_refused(data, reason):
@@ -152,6 +179,6 @@ def test_what_is_no_manifest_is_refused(data, reason):
 def test_the_name_depends_on_everything():
     for change in (
         {"steps": 8}, {"rows": 65}, {"layer": "nop"}, {"complete": False},
-        {"chunks": (bytes(32),)}, {"uid": Uid("open:digits", "ffn0.1.3")},
+        {"codec": "float16"}, {"chunks": (bytes(32),)}, {"uid": Uid("open:digits", "ffn0.1.3")},
     ):  # fmt: skip
         assert dataclasses.replace(MANIFEST, **change).name != MANIFEST.name

@@ -46,7 +46,7 @@ HELLOS = [
 ]
 REQUESTS = [
     HeadRequest(uid=UID, complete=True),
-    HeadRequest(uid=UID, complete=False, follow=2.5),
+    HeadRequest(uid=UID, complete=False, codec="float16", follow=2.5),
     ManifestRequest(name=NAME),
     HaveRequest(name=NAME),
     ChunkRequest(name=NAME, index=MAX_CHUNKS - 1),
@@ -84,7 +84,8 @@ def test_a_reply_is_read_as_it_was_written(reply):
 
 def test_the_bytes_stay_as_they_are():
     assert encode_request(REQUESTS[1]).hex() == (
-        "26 84a26f70a468656164 a46e616d65a866666e302e312e32 a3616c6cc2 a6666f6c6c6f77cd09c4"
+        "34 85a26f70a468656164 a46e616d65a866666e302e312e32 a3616c6cc2"
+        "a5636f646563a7666c6f61743136 a6666f6c6c6f77cd09c4"
     ).replace(" ", "")
     assert encode_request(ChunkRequest(name=NAME, index=3)).hex() == (
         f"3683a26f70a56368756e6ba26f66c420{NAME.hex()}a5696e64657803"

@@ -391,7 +391,7 @@ async def test_a_host_that_leaves_hands_over_and_no_step_is_lost(taker, net, aut
         assert other.steps == trainer.applied > given
 
 
-async def never(_uid, _checkpoint):
+async def never(_uid, _checkpoint, **_options):
     await trio.sleep_forever()
 
 
@@ -432,7 +432,7 @@ async def test_a_hand_over_that_fails_leaves_the_expert_where_it_was(
         await until(lambda: replica.steps == 1, within=4)
         await trainer.step()
 
-        async def does_not_fit(_uid, _checkpoint):
+        async def does_not_fit(_uid, _checkpoint, **_options):
             raise CheckpointError("it does not fit")
 
         before = await replica.state()
@@ -458,9 +458,9 @@ async def test_calls_wait_while_an_expert_changes_hands(net, autojump_clock, mon
         await trainer.step()
         adopt = replica.experts.adopt
 
-        async def slowly(uid, checkpoint):
+        async def slowly(uid, checkpoint, **options):
             await trio.sleep(3)
-            await adopt(uid, checkpoint)
+            await adopt(uid, checkpoint, **options)
 
         monkeypatch.setattr(replica.experts, "adopt", slowly)
         async with trio.open_nursery() as nursery:
