@@ -39,6 +39,7 @@ from p2pnode.security.tokens import Membership
 from p2pnode.swarm.announce import Announcer, Proof
 from p2pnode.swarm.network import Network
 from p2pnode.swarm.placement.meter import Meter
+from p2pnode.swarm.weights.exchange import WeightsExchange
 from p2pnode.swarm.weights.gate import Gate
 from p2pnode.swarm.weights.replication import Replication
 from p2pnode.wire.peer_id import PeerId
@@ -224,6 +225,11 @@ class Hosting:
     def throughput(self) -> float:
         """Rows a second through each expert when all are in use; 0 before it was measured."""
         return self._meter.speed / max(len(self._experts.uids) + self._loading, 1)
+
+    @property
+    def weights(self) -> WeightsExchange:
+        """What the rounds of a swarm do with the weights of the experts here."""
+        return self._replication.exchange
 
     @property
     def is_aside(self) -> bool:
