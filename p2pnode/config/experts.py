@@ -25,6 +25,9 @@ class RpcSettings:
     max_deadline: float = 600.0
     default_timeout: float = 30.0
     header_timeout: float = 10.0  # from a stream's opening to its request's header
+    kept_streams: int = 32  # to one peer, idle after a call and ready for the next one
+    keep_stream_for: float = 30.0  # the caller; a host ends a stream that is idle for twice as long
+    kept_stream_bytes: int = 256 * KIB  # a call that moves more gives its stream up afterwards
     payload_patience: float = 30.0  # for each 256 KiB of a request's tensors to arrive
     token_cache_size: int = 4096
     codec_threads: int = 2  # that encode and decode large tensors beside the network
@@ -47,6 +50,7 @@ class HostingSettings:
     weight_decay: float = 0.0
     beta1: float = 0.9  # of adam and adamw
     beta2: float = 0.999
+    momentum: float = 0.0  # of sgd and rmsprop
     clip_grad_norm: float = 0.0  # 0 turns clipping off
     # When weights of another member of the swarm are adopted: keep the optimiser's own state, reset
     # it, or adopt the other's with the weights, which then travels with them.
@@ -104,6 +108,8 @@ class HostingSettings:
             raise ConfigError(f"hosting.weights_codec must be one of {', '.join(CODECS)}")
         if max(self.beta1, self.beta2) >= 1:
             raise ConfigError("hosting.beta1 and hosting.beta2 must be below 1")
+        if self.momentum >= 1:
+            raise ConfigError("hosting.momentum must be below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,14 @@ class Stream(trio.abc.HalfCloseableStream):
         """The peer at the other end."""
         return self.connection.peer_id
 
+    @property
+    @abstractmethod
+    def is_live(self) -> bool:
+        """Whether neither the peer nor we have ended or reset it, as far as is known here.
+
+        For who used a stream, and wants to use it again: a peer's end may be on its way.
+        """
+
     @abstractmethod
     def reset(self, code: int = 0) -> None:
         """Abort both directions at once; what has not been read or sent is lost. Never blocks."""

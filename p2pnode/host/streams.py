@@ -85,6 +85,11 @@ class NetworkStream(Stream):
         self._failure: P2PNodeError | None = None
         self._answered: trio.Event | None = None  # while somebody reads the answer, for others
 
+    @property
+    def is_live(self) -> bool:
+        """See `Stream`."""
+        return self._failure is None and self._muxed.is_live
+
     async def send_all(self, data: Buffer) -> None:
         """See `Stream`."""
         if self._unsettled is None and self._failure is None:

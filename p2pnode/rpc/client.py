@@ -1,6 +1,7 @@
-"""The caller's side of tensor calls: one stream and one round trip each.
+"""The caller's side of tensor calls: one round trip each, on a stream that no other call uses then.
 
-Cancelling a call, or letting it time out, resets its stream, and the host drops the work.
+Cancelling a call, or letting it time out, resets its stream, and the host drops the work. A host
+that ends a stream without a byte of an answer has not begun the call: it is sent again on another.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ from p2pnode.rpc.age import Age
 from p2pnode.rpc.codecs.names import held_bytes, travelling
 from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.rpc.framing import IncomingMessage, send_and_receive
+from p2pnode.rpc.kept_streams import KeptStreams
 from p2pnode.rpc.messages import (
     PROTOCOL,
     Operation,
@@ -87,6 +89,7 @@ class TensorClient:
         self._events = host.events
         self._settings = settings
         self._transcoder = Transcoder(settings)
+        self._kept = KeptStreams(settings)
 
     async def info(
         self, peer_id: PeerId, uid: Uid, *, span: int = 1, timeout: float | None = None
@@ -233,7 +236,14 @@ class TensorClient:
             with trio.move_on_after(timeout):
                 buffers = await self._transcoder.encode(tensors, request.tensors)
                 connection = await self.access.connect(peer_id)
-                exchange = _Exchange(self._settings, self._transcoder, peer_id, uid, answer)
+                exchange = _Exchange(
+                    self._settings,
+                    self._transcoder,
+                    self._kept,
+                    peer_id=peer_id,
+                    uid=uid,
+                    expected=answer,
+                )
 
                 async def ask(token: bytes | None) -> tuple[Reply, list[torch.Tensor]]:
                     remaining = trio.current_effective_deadline() - trio.current_time()
@@ -276,18 +286,21 @@ class TensorClient:
 
 
 class _Exchange:
-    """One request and its reply on a stream of their own."""
+    """One request and its reply."""
 
     def __init__(
         self,
         settings: RpcSettings,
         transcoder: Transcoder,
+        kept: KeptStreams,
+        *,
         peer_id: PeerId,
         uid: Uid,
         expected: tuple[TensorMeta, ...] | None,
     ) -> None:
         self._settings = settings
         self._transcoder = transcoder
+        self._kept = kept
         self._peer_id = peer_id
         self._uid = uid
         self._expected = expected
@@ -300,23 +313,46 @@ class _Exchange:
         Raises:
             RemoteError: as the reply says, or because there is none.
         """
-        stream: Stream | None = None
+        answer = None
         with failures_of(self._peer_id, self._uid):
-            try:
+            while answer is None and (stream := await self._kept.take(connection)) is not None:
+                answer = await self._ask(stream, header, buffers)
+            if answer is None:
                 stream = await connection.open_stream([PROTOCOL])
-                receive = partial(self._receive, stream)
-                reply, tensors = await send_and_receive(stream, header, buffers, receive)
-                await stream.aclose()
-                stream = None
-            finally:
-                if stream is not None:
-                    stream.reset()
+                answer = await self._ask(stream, header, buffers)
+            if answer is None:
+                raise ProtocolError("the stream ended without an answer")
+        reply, tensors = answer
         if reply.error is not None:
             raise reply.error
         return reply, tensors
 
-    async def _receive(self, stream: Stream) -> tuple[Reply, list[torch.Tensor]]:
+    async def _ask(
+        self, stream: Stream, header: bytes, buffers: Sequence[memoryview]
+    ) -> tuple[Reply, list[torch.Tensor]] | None:
+        """Exchange messages on a stream; None if the host has ended it without an answer."""
+        size = sum(map(len, buffers))
+        is_last = size > self._settings.kept_stream_bytes
+        receive = partial(self._receive, stream)
+        is_whole = False
+        try:
+            answer = await send_and_receive(stream, header, buffers, receive, is_last=is_last)
+            is_whole = True
+        finally:
+            if not is_whole:
+                stream.reset()
+        if answer is not None and answer[0].error is None:
+            size += sum(map(held_bytes, answer[0].tensors))
+            if size <= self._settings.kept_stream_bytes:
+                await self._kept.keep(stream)
+                return answer
+        await stream.aclose()
+        return answer
+
+    async def _receive(self, stream: Stream) -> tuple[Reply, list[torch.Tensor]] | None:
         incoming = IncomingMessage(stream)
+        if not await incoming.begins():
+            return None
         reply = decode_reply(await incoming.header(self._settings.max_header_bytes))
         if reply.error is None and self._expected not in {None, reply.tensors}:
             raise ProtocolError("its tensors are not what the schema promises")

@@ -4,6 +4,9 @@ Each step refuses as much as it can before the next one costs more: a free slot,
 caller's right, the expert, the schema, the budget; only then is memory allocated and the payload
 received. While the work is queued or runs, a caller that resets the stream, or whose connection
 ends, cancels it.
+
+A stream carries one call after the other, until the caller ends it, says nothing for a while, or is
+refused: what it sends behind a refused request's header was not read, and has no place any more.
 """
 
 from abc import ABC, abstractmethod
@@ -156,35 +159,58 @@ class TensorServer:
         self._settings = settings
         self._handler = handler
         self._authority = authority
+        self._is_closed = False
+        self._idle: dict[_Call, None] = {}  # wait for another call on their streams
         host.set_handler(PROTOCOL, self._serve)
 
     def close(self) -> None:
         """Take no more calls; those under way go on."""
         self._host.remove_handler(PROTOCOL)
+        self._is_closed = True
+        for call in list(self._idle):
+            call.patience.cancel()
 
     async def _serve(self, stream: Stream) -> None:
-        call = _Call(stream)
+        incoming = IncomingMessage(stream)
+        call = _Call(stream, incoming)
+        while await self._serve_call(call):
+            call = _Call(stream, incoming, is_first=False)
+
+    async def _serve_call(self, call: "_Call") -> bool:
+        """Wait for a call and answer it; returns whether another one may follow."""
         failure: str | None = None
         try:
-            with self.budget.call(stream.peer_id) as charge:
-                await self._answer_in_time(call, charge)
+            return await self._answer_in_time(call)
         except (StreamResetError, ConnectionClosedError) as error:
             failure = type(error).__name__
             raise
         except P2PNodeError as error:
             failure = type(error).__name__
-            await send_refusal(stream, error, self._settings.header_timeout)
+            await send_refusal(call.stream, error, self._settings.header_timeout)
+            return False
         except trio.Cancelled:
             failure = "Cancelled"
             raise
         finally:
-            self._host.events.emit(call.served(failure))
+            if call.has_begun or (failure and call.is_first):
+                self._host.events.emit(call.served(failure))
 
-    async def _answer_in_time(self, call: "_Call", charge: Charge) -> None:
-        with trio.move_on_after(self._settings.header_timeout) as call.patience:
+    async def _answer_in_time(self, call: "_Call") -> bool:
+        timeout = self._settings.header_timeout
+        with trio.move_on_after(
+            timeout if call.is_first else 2 * self._settings.keep_stream_for
+        ) as call.patience:
             call.stream.cancel_when_lost(call.patience)
-            await self._answer(call, charge)
-            return
+            if not await self._begins(call):
+                return False
+            call.patience.deadline = trio.current_time() + timeout
+            with self.budget.call(call.stream.peer_id) as charge:
+                await self._answer(call, charge)
+            return call.stream.is_live
+        if not call.has_begun and not call.is_first:
+            if not self._is_closed:  # else the end is a clean one: a call on its way was not begun
+                call.stream.reset()
+            return False
         if trio.current_time() < call.patience.deadline:
             raise call.lost()
         if call.request is None:
@@ -193,6 +219,22 @@ class TensorServer:
             f"the {call.request.operation} call of {call.request.uid.name} missed its deadline at"
             " the host"
         )
+
+    async def _begins(self, call: "_Call") -> bool:
+        """Wait for a call's first bytes; false when there are none."""
+        if call.is_first:
+            await call.incoming.begins()
+        else:
+            self._idle[call] = None
+            try:
+                if not await call.incoming.begins():
+                    return False
+            except (StreamResetError, ConnectionClosedError):
+                return False  # the caller may leave as it likes
+            finally:
+                del self._idle[call]
+        call.begin()
+        return True
 
     async def _answer(self, call: "_Call", charge: Charge) -> None:
         header = await call.incoming.header(self._settings.max_header_bytes)
@@ -204,7 +246,7 @@ class TensorServer:
         remaining = min(request.milliseconds / 1000, self._settings.max_deadline)
         call.patience.deadline = trio.current_time() + remaining
         if request.operation == "info":
-            await send_message(call.stream, encode_reply(Reply(info=info)), ())
+            await self._send(call, Reply(info=info), ())
         else:
             await self._compute(call, request, info, charge)
 
@@ -261,7 +303,12 @@ class TensorServer:
                 f"{request.uid.name} answers NaN or infinite values, which {request.reply} cannot"
                 " carry"
             ) from error
-        await send_message(call.stream, encode_reply(Reply(tensors=sent, steps=age.steps)), buffers)
+        await self._send(call, Reply(tensors=sent, steps=age.steps), buffers)
+
+    @staticmethod
+    async def _send(call: "_Call", reply: Reply, buffers: Sequence[memoryview]) -> None:
+        is_last = not call.stream.is_live  # the caller has ended its side: this is its last call
+        await send_message(call.stream, encode_reply(reply), buffers, is_last=is_last)
 
 
 async def send_refusal(stream: Stream, error: P2PNodeError, timeout: float) -> None:
@@ -277,15 +324,23 @@ async def send_refusal(stream: Stream, error: P2PNodeError, timeout: float) -> N
 
 
 class _Call:
-    """One stream being served, and what is known of it."""
+    """One call on a stream, from the wait for it to its end, and what is known of it."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, incoming: IncomingMessage, *, is_first: bool = True) -> None:
         self.stream = stream
-        self.incoming = IncomingMessage(stream)
+        self.incoming = incoming
+        self.is_first = is_first  # of its stream
+        self.has_begun = False
         self.patience = trio.CancelScope()  # ends with the deadline, or when the caller is gone
         self.request: Request | None = None
         self.rows = 0
         self._began = trio.current_time()
+
+    def begin(self) -> None:
+        """Note that the call has come."""
+        self.has_begun = True
+        if not self.is_first:
+            self._began = trio.current_time()
 
     def served(self, error: str | None) -> CallServed:
         """Describe the call at its end."""

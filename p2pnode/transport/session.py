@@ -73,6 +73,11 @@ class MuxedStream(trio.abc.HalfCloseableStream):
     def account(self) -> StreamAccount:
         """What it is charged to."""
 
+    @property
+    @abstractmethod
+    def is_live(self) -> bool:
+        """Whether neither side has finished or reset it, as far as is known here."""
+
     async def send_last(self, data: Buffer) -> None:
         """Send `data` and finish our direction, in one piece where that is possible."""
         await self.send_all(data)

@@ -128,12 +128,8 @@ class Rig:
         self.near, self.far = near, far
         self.handler = Doubler()
         self.settings = settings
-        self.server = TensorServer(
-            self.far,
-            settings,
-            self.handler,
-            Authority({"digits": self.member(self.far)}, cache_size),
-        )
+        self.authority = Authority({"digits": self.member(self.far)}, cache_size)
+        self.server = TensorServer(self.far, settings, self.handler, self.authority)
         self.memberships = {"digits": self.member(self.near)}
         self.client = TensorClient(self.near, settings, self.memberships)
         self.near.add_addresses(self.far.peer_id, self.far.addresses, math.inf)
@@ -174,10 +170,13 @@ class Rig:
             for stream in connection.streams
         ]
 
-    def assert_nothing_is_left(self):
+    async def assert_nothing_is_left(self):
+        """Once the streams that were kept for another call are given up."""
         assert self.server.budget.bytes_in_flight == 0
         assert self.server.budget.calls_in_flight == 0
         assert self.handler.began == self.handler.ended
+        await trio.sleep(2 * self.settings.keep_stream_for + 1)
+        await trio.testing.wait_all_tasks_blocked()
         assert self.streams() == []
 
 
@@ -189,7 +188,7 @@ async def rig(settings=RpcSettings(), delay=0.0, **options):  # noqa: B008  # fr
         yield made
         with trio.fail_after(60):  # virtual: all that is bounded ends within
             await trio.testing.wait_all_tasks_blocked()
-        made.assert_nothing_is_left()
+        await made.assert_nothing_is_left()
 
 
 async def reply_on(stream):
@@ -273,6 +272,106 @@ async def test_many_calls_share_a_connection(autojump_clock):
                 nursery.start_soon(call, number)
         assert all(torch.equal(y, 2 * (X + number)) for number, y in answers.items())
         assert len(it.near.connections()) == 1
+
+
+# --- streams that are used again ------------------------------------------------------------------
+
+
+async def test_small_calls_follow_one_another_on_one_stream(autojump_clock):
+    async with rig() as it:
+        await it.client.info(it.far.peer_id, UID)
+        for number in range(5):
+            (y,) = await it.forward(X + number, info=INFO)
+            assert torch.equal(y, 2 * (X + number))
+        await it.backward(X)
+        assert it.world.streams_served == 1
+        assert len(it.served) == 7
+        assert it.server.budget.calls_in_flight == 0  # an idle stream is no call
+
+
+async def test_each_call_has_its_own_deadline_on_a_stream(autojump_clock):
+    async with rig() as it:
+        await it.forward(X, timeout=5.0)
+        await trio.sleep(20.0)  # longer than the first call's deadline, and than a header may take
+        await it.forward(X, timeout=5.0)
+        assert it.handler.seen[-1][2] == pytest.approx(trio.current_time() + 5.0)
+        assert it.world.streams_served == 1
+        assert it.served[-1].seconds < 1.0  # the wait for it is no part of a call
+
+
+async def test_no_more_streams_are_kept_than_configured(autojump_clock):
+    settings = RpcSettings(kept_streams=3)
+    async with rig(settings) as it:
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(it.forward, X)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(it.streams()) == 2 * 3
+
+
+async def test_a_large_call_gives_its_stream_up(autojump_clock):
+    x = torch.zeros(1, 1024, 256, dtype=torch.bfloat16)
+    async with rig() as it:
+        for _ in range(2):
+            await it.forward(x, uid=WIDE, info=WIDE_INFO)
+            await trio.testing.wait_all_tasks_blocked()
+            assert it.streams() == []
+        assert it.world.streams_served == 2
+
+
+async def test_a_call_that_fails_gives_its_stream_up(autojump_clock):
+    async with rig() as it:
+        it.handler.failure = ExpertFailedError("it is broken")
+        with pytest.raises(ExpertFailedError):
+            await it.forward(X)
+        it.handler.failure = None
+        await trio.testing.wait_all_tasks_blocked()
+        assert it.streams() == []
+        await it.forward(X)
+        assert it.world.streams_served == 2
+
+
+async def test_an_idle_stream_is_given_up_by_caller_and_host(autojump_clock):
+    async with rig() as it:
+        await it.forward(X)
+        await trio.sleep(it.settings.keep_stream_for)
+        assert len(it.streams()) == 2
+        await it.forward(X)  # on a new one, for the host may be about to end the other
+        assert it.world.streams_served == 2
+        await trio.sleep(2 * it.settings.keep_stream_for + 1)
+        assert it.streams() == []
+        assert len(it.served) == 2
+
+
+async def test_a_call_that_meets_the_end_of_its_stream_is_sent_on_another(autojump_clock):
+    async with rig(delay=0.2) as it:
+        await it.forward(X)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.forward, X)
+            await trio.sleep(0.1)
+            it.server.close()  # while the request is on its way
+            it.server = TensorServer(it.far, it.settings, it.handler, it.authority)
+        assert it.world.streams_served == 2
+        assert it.handler.began == 2
+
+
+async def test_a_host_that_closes_ends_the_streams_that_are_idle(autojump_clock):
+    async with rig() as it:
+        await it.forward(X)
+        it.server.close()
+        with pytest.raises(UnknownExpertError):
+            await it.forward(X)
+        assert it.handler.began == 1
+
+
+async def test_a_host_lost_while_its_streams_are_idle_is_called_over_another_connection(
+    autojump_clock,
+):
+    async with rig() as it:
+        await it.forward(X)
+        await it.near.connections()[0].aclose()
+        (y,) = await it.forward(X)
+        assert torch.equal(y, 2 * X)
 
 
 # --- how tensors travel -------------------------------------------------------------------------
@@ -667,7 +766,7 @@ async def test_cancelling_at_any_moment_leaves_nothing_behind(step, rows, autoju
                 await it.forward(torch.zeros(rows, 4))
         assert scope.cancelled_caught == (step < 12)
         await trio.sleep(1.0)
-        it.assert_nothing_is_left()
+        await it.assert_nothing_is_left()
         await it.forward(X)
 
 

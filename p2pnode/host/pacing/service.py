@@ -65,6 +65,11 @@ class PacedStream(MuxedStream):
         """See `MuxedStream`."""
         return self._muxed.account
 
+    @property
+    def is_live(self) -> bool:
+        """See `MuxedStream`."""
+        return self._muxed.is_live
+
     def cancel_when_lost(self, scope: trio.CancelScope | None) -> None:
         """See `MuxedStream`."""
         self._muxed.cancel_when_lost(scope)

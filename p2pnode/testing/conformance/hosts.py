@@ -318,6 +318,39 @@ class HostConformance(ABC):
                 await connection.aclose()
             await ended.wait()
 
+    @pytest.mark.parametrize("by", ["us", "its end", "its reset", "the end of the connection"])
+    async def test_a_stream_is_live_until_either_side_ends_it(
+        self, clock: Clock | None, by: str
+    ) -> None:
+        async with self._connected() as (_, theirs, connection):
+
+            async def handler(stream: Stream) -> None:
+                while word := await stream.receive_some(1):
+                    await stream.send_all(word)
+                    if word == b"e":
+                        return
+                    if word == b"r":
+                        stream.reset()
+                        await trio.sleep_forever()
+
+            theirs.set_handler("/test/live", handler)
+            stream = await connection.open_stream(["/test/live"])
+            for _ in range(2):
+                await stream.send_all(b"x")
+                await stream.receive_exactly(1)
+                assert stream.is_live
+            if by == "us":
+                await stream.send_eof()
+            elif by == "the end of the connection":
+                await connection.aclose()
+            else:
+                await stream.send_all(by[4:5].encode())
+                with contextlib.suppress(StreamResetError):
+                    await stream.receive_exactly(1)
+                    assert await stream.receive_some() == b""
+            assert not stream.is_live
+            await stream.aclose()
+
     async def test_a_scope_that_was_let_go_outlives_the_stream(self, clock: Clock | None) -> None:
         async with self._connected() as (_, theirs, connection):
             scope, started, done = trio.CancelScope(), trio.Event(), trio.Event()

@@ -83,6 +83,16 @@ class Pipe:
             offset += len(piece)
             self.put(piece)
 
+    @property
+    def is_ended(self) -> bool:
+        """Whether the reader can know by now that nothing more will come."""
+        return self._eof_at is not None and self._eof_at <= trio.current_time()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its sender has ended it."""
+        return self._eof_at is not None
+
     def check_sender(self) -> None:
         """Raise what must keep the sender from sending."""
         if self._writer_failure is not None:
@@ -233,6 +243,12 @@ class LightStream(Stream):
         self._is_closed = False
         self._dependent: trio.CancelScope | None = None
         self._is_lost = False
+
+    @property
+    def is_live(self) -> bool:
+        """See `Stream`."""
+        ended = self._outgoing.is_finished or self._incoming.is_ended
+        return not (self._is_closed or self._is_lost or ended)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `Stream`."""

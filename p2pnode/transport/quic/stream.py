@@ -42,6 +42,12 @@ class QuicStream(MuxedStream):
         """See `MuxedStream`."""
         return self._state.account
 
+    @property
+    def is_live(self) -> bool:
+        """See `MuxedStream`."""
+        state = self._state
+        return not (self._closed or state.remote_finished or state.finish_wanted or state.failure)
+
     def wake(self, kind: EventKind) -> None:
         """Tell those who wait that something changed."""
         (self._readable if kind is EventKind.READABLE else self._writable).set()
