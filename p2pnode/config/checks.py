@@ -24,6 +24,7 @@ _MAY_BE_ZERO: Final = frozenset(
         "hosting.checkpoint_interval",
         "hosting.clip_grad_norm",
         "hosting.learning_rate",
+        "hosting.momentum",
         "hosting.quick_work",
         "hosting.seed",
         "hosting.threads",

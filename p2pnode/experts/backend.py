@@ -90,8 +90,8 @@ class ExpertBackend:
     def size(self) -> int:
         """Bytes it uses at most besides its batches: weights, gradients, and what Adam keeps."""
         weights = sum(each.nbytes for each in (*self.module.parameters(), *self.module.buffers()))
-        learning = sum(each.nbytes for each in self._parameters)
-        return weights + learning * (1 + moments_of(self._settings.optimizer))
+        learning = sum(each.nbytes for each in self.parameters)
+        return weights + learning * (1 + moments_of(self._settings))
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run the module without autograd, see `forward_through`."""

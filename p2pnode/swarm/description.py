@@ -49,6 +49,7 @@ SHARED: Final = (
     "weight_decay",
     "beta1",
     "beta2",
+    "momentum",
     "clip_grad_norm",
     "seed",
     "optimizer_policy",

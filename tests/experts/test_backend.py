@@ -103,7 +103,7 @@ def test_building_leaves_the_users_randomness_alone(settings):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"optimizer": "magic"}, "use one of adam, adamw, sgd"),
+        ({"optimizer": "magic"}, "use one of adagrad, adam, adamw, rmsprop, sgd"),
         ({"hidden_dim": 0}, "hidden_dim=0"),
         ({"device": "tpu"}, "on tpu"),
         ({"layer": "magic"}, "unknown layer"),

@@ -43,6 +43,7 @@ def test_without_warm_up_the_first_step_is_a_whole_one(settings):
         ({"schedule": "linear"}, "set it above warmup_steps, which is 0"),
         ({"schedule": "cosine", "warmup_steps": 5, "total_steps": 5}, "which is 5"),
         ({"beta2": 1.0}, "must be below 1"),
+        ({"momentum": 1.0}, "must be below 1"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(settings, changes, sentence):
@@ -50,8 +51,21 @@ def test_settings_that_do_not_fit_each_other_are_refused(settings, changes, sent
         dataclasses.replace(settings, **changes)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_an_expert_is_stepped_as_torch_would_with_the_same_options(settings, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "theirs", "options"),
+    [
+        ("adagrad", torch.optim.Adagrad, {}),
+        ("adam", torch.optim.Adam, {"betas": (0.8, 0.9)}),
+        ("adamw", torch.optim.AdamW, {"betas": (0.8, 0.9)}),
+        ("rmsprop", torch.optim.RMSprop, {"momentum": 0.7}),
+        ("rmsprop", torch.optim.RMSprop, {}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.7}),
+        ("sgd", torch.optim.SGD, {}),
+    ],
+)
+def test_an_expert_is_stepped_as_torch_would_with_the_same_options(
+    settings, optimizer, theirs, options
+):
     settings = dataclasses.replace(
         settings,
         optimizer=optimizer,
@@ -63,11 +77,10 @@ def test_an_expert_is_stepped_as_torch_would_with_the_same_options(settings, opt
         weight_decay=0.1,
         beta1=0.8,
         beta2=0.9,
+        momentum=options.get("momentum", 0.0),
     )
     backend, local = build_backend(UID, settings), build_backend(UID, settings).module
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
-    betas = {} if optimizer == "sgd" else {"betas": (0.8, 0.9)}
-    theirs = kind(local.parameters(), lr=0.05, weight_decay=0.1, **betas)
+    theirs = theirs(local.parameters(), lr=0.05, weight_decay=0.1, **options)
     rates = torch.optim.lr_scheduler.LambdaLR(
         theirs, lambda step: learning_rate(settings, step) / 0.05
     )
@@ -99,9 +112,25 @@ def test_a_schedule_goes_on_from_the_saved_step(settings):
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "momentum"), [("adagrad", 0.0), ("rmsprop", 0.0), ("rmsprop", 0.9), ("sgd", 0.9)]
+)
+def test_what_an_optimiser_has_gathered_is_saved_and_used_again(settings, optimizer, momentum):
+    settings = dataclasses.replace(settings, optimizer=optimizer, momentum=momentum)
+    whole, second = build_backend(UID, settings), build_backend(UID, settings)
+    batches = [(torch.randn(2, 8), torch.randn(2, 8)) for _ in range(3)]
+    for x, g in batches[:2]:
+        whole.backward([x], [g])
+    second.load(whole.state())
+    for each in (whole, second):
+        each.backward(*([tensor] for tensor in batches[2]))
+    for one, two in zip(whole.module.parameters(), second.module.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
 def test_what_cannot_learn_has_no_optimiser(settings):
     assert build_optimizer([], settings) is None
-    with pytest.raises(ConfigError, match="use one of adam, adamw, sgd"):
+    with pytest.raises(ConfigError, match="use one of adagrad, adam, adamw, rmsprop, sgd"):
         build_optimizer([], dataclasses.replace(settings, optimizer="magic"))
 
 
