@@ -318,6 +318,18 @@ class StaleUpdateError(CallError):
     code = 412
 
 
+class BehindError(CallError):
+    """This peer's weights are not those of its swarm; it fetches them before it serves again."""
+
+    code = 425
+
+
+class StepLostError(CallError):
+    """This step is not under way at the peer any more; its part has to be computed elsewhere."""
+
+    code = 428
+
+
 class ExpertFailedError(CallError):
     """The expert itself failed while computing."""
 

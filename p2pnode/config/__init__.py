@@ -24,6 +24,7 @@ the file, and a dataclass in one of these modules:
 
 Sizes are bytes and durations seconds, unless a name says otherwise.
 """
+| `splitting` | `[splitting]` |
 
 from p2pnode.config.dcutr import DcutrSettings
 from p2pnode.config.dht import DhtSettings
@@ -48,6 +49,7 @@ __all__ = [
     "MIB",
     "DcutrSettings",
     "DhtSettings",
+from p2pnode.config.splitting import SplittingSettings
     "HostingSettings",
     "LimitSettings",
     "MdnsSettings",
@@ -69,3 +71,4 @@ __all__ = [
     "TrainerSettings",
     "WeightsSettings",
 ]
+    "SplittingSettings",

@@ -27,6 +27,7 @@ from p2pnode.config.weights import WeightsSettings
 from p2pnode.errors import ConfigError
 
 
+from p2pnode.config.splitting import SplittingSettings
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of a node."""
@@ -54,6 +55,7 @@ class Settings:
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     @classmethod
+    splitting: SplittingSettings = field(default_factory=SplittingSettings)
     def load(
         cls,
         *,

@@ -57,6 +57,9 @@ class ExpertBackend:
         inputs: what it takes.
         outputs: what it gives, or None to find out with a small batch.
 
+    Attributes:
+        parameters: those that learn, in the module's order.
+
     Raises:
         ConfigError: the module cannot be run on its own inputs, or the optimiser is unknown.
     """
@@ -81,8 +84,8 @@ class ExpertBackend:
         self.device = next(
             (each.device for each in module.parameters()), torch.device(settings.device)
         )
-        self._parameters = [each for each in module.parameters() if each.requires_grad]
-        self._optimizer = build_optimizer(self._parameters, settings)
+        self.parameters = [each for each in module.parameters() if each.requires_grad]
+        self._optimizer = build_optimizer(self.parameters, settings)
         self.broken = ""  # why, when an optimiser step was left half done
         self.outputs = outputs or self._infer_outputs()
 
@@ -164,7 +167,7 @@ class ExpertBackend:
             )
         try:
             moments = (
-                state_from(state.tensors, self._parameters, state.optimizer)
+                state_from(state.tensors, self.parameters, state.optimizer)
                 if optimizer == "adopt"
                 else {}
             )
@@ -267,7 +270,7 @@ class ExpertBackend:
         Raises:
             ExpertFailedError: they are not finite.
         """
-        gradients = [each.grad for each in self._parameters if each.grad is not None]
+        gradients = [each.grad for each in self.parameters if each.grad is not None]
         if not gradients:
             return
         norms = [torch.linalg.vector_norm(each, dtype=torch.float32) for each in gradients]
@@ -317,7 +320,7 @@ class ExpertBackend:
 
     def forget_gradients(self) -> None:
         """Free the parameters' gradients."""
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             parameter.grad = None
 
     def check_usable(self) -> None:
@@ -380,23 +383,39 @@ def backward_through(
     """
     with torch.enable_grad(), failures(chain, "backward"):
         try:
-            answer = _rejoin(
-                [
-                    _accumulate(chain, *pieces)
-                    for pieces in zip(
-                        _split(inputs, at_once), _split(gradients, at_once), strict=True
-                    )
-                ]
-            )
-            if not all_finite(answer):
-                raise ExpertFailedError(f"{named(chain)} has input gradients that are not finite")
+            answer = accumulate_through(chain, inputs, gradients, at_once=at_once)
             for expert in chain:
                 expert.clip()
-            _step_through(chain, len(inputs[0]))
+            step_through(chain, len(inputs[0]))
         finally:
             for expert in chain:
                 expert.forget_gradients()
         return answer
+
+
+def accumulate_through(
+    chain: Sequence[ExpertBackend],
+    inputs: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    *,
+    at_once: int | None = None,
+) -> list[torch.Tensor]:
+    """Add to the gradients of all experts' parameters, and give those of the inputs.
+
+    Arguments are those of `backward_through`; autograd must be enabled.
+
+    Raises:
+        ExpertFailedError: the input gradients are not finite.
+    """
+    answer = _rejoin(
+        [
+            _accumulate(chain, *pieces)
+            for pieces in zip(_split(inputs, at_once), _split(gradients, at_once), strict=True)
+        ]
+    )
+    if not all_finite(answer):
+        raise ExpertFailedError(f"{named(chain)} has input gradients that are not finite")
+    return answer
 
 
 def _accumulate(
@@ -444,7 +463,11 @@ def _run_through(
     return list(tensors)
 
 
-def _step_through(chain: Sequence[ExpertBackend], rows: int) -> None:
+def step_through(chain: Sequence[ExpertBackend], rows: int) -> None:
+    """Step the optimisers with the gradients that are there, of so many rows.
+
+    What fails in the middle leaves the experts broken.
+    """
     begun: list[ExpertBackend] = []
     try:
         for expert in chain:

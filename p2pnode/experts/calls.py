@@ -225,6 +225,40 @@ class ServedExperts(CallHandler):
             found = self._find_open(uid, span)
             return await compute(lambda: work([hosted.backend for hosted in found]))
 
+    async def step_once(self, uid: Uid, work: Callable[[ExpertBackend], None], key: bytes) -> bool:
+        """Let `work` step an expert's optimiser between two batches, if it has not yet done so.
+
+        Args:
+            uid: the expert.
+            work: takes the step, in the device's worker.
+            key: by which the step counts as applied from then on, like a backward call.
+
+        Returns:
+            Whether the step was taken now, and not earlier.
+
+        Raises:
+            UnknownExpertError: the expert is not hosted.
+            ExpertFailedError: `work` failed.
+        """
+        self._find(uid)
+        async with self._devices.between_batches([uid]) as compute:
+            (hosted,) = self._find(uid)
+            if self._replay.knows([uid], key):
+                return False
+            try:
+                await compute(lambda: work(hosted.backend))
+            except ExpertFailedError:
+                self._on_outcome(hosted, True)
+                raise
+            # No await from here on: weights and ids belong together.
+            self._replay.remember(uid, key)
+            self._on_outcome(hosted, False)
+            return True
+
+    def was_applied(self, uid: Uid, key: bytes) -> bool:
+        """Tell whether the step or the backward call of this key is part of an expert's state."""
+        return self._replay.knows([uid], key)
+
     def _new_call(
         self,
         kind: Kind,

@@ -75,6 +75,10 @@ class ReplayLog:
             _, (_, freed) = self._answers.popitem(last=False)
             self.bytes -= freed
 
+    def remember(self, uid: Uid, key: bytes) -> None:
+        """Remember that a call was applied whose answer is not kept here."""
+        self._remember(uid, key)
+
     def keys(self, uid: Uid) -> list[bytes]:
         """Return the remembered calls of an expert, the oldest first."""
         return list(self._applied.get(uid, ()))
