@@ -336,12 +336,22 @@ class ExpertFailedError(CallError):
     code = 520
 
 
+class RoundError(CallError):
+    """The peer does not take this contribution: it is late, comes twice, or is of another group."""
+
+    code = 412
+
+
 class HostLostError(CallError):
     """The host died or became unreachable during the call."""
 
 
 class TransferError(RemoteError):
     """A state could not be fetched: no holder is left that gives the rest of it."""
+
+
+class AveragingError(RemoteError):
+    """A round of averaging ended without a result; the tensors are as they were."""
 
 
 class NoLiveExpertError(RemoteError):

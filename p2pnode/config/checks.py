@@ -65,6 +65,8 @@ _MAY_BE_ZERO: Final = frozenset(
         "relay.circuit_bytes",
         "relay.circuit_seconds",
         "relay.max_rate",
+        "rounds.max_loss",
+        "rounds.slack",
         "sequential.kept_bytes",
         "sequential.relay_penalty",
         "sequential.session_reroute_gain",

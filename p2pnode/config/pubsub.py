@@ -65,7 +65,7 @@ class PubSubSettings:
     max_message_bytes: int = 960 * KIB  # the data of one message; the rest is its envelope
     max_partial_bytes: int = 64 * MIB  # of RPCs half received, from all peers together
     receive_timeout: float = 60.0  # from an RPC's first byte to its last
-    max_topic_bytes: int = 256
+    max_topic_bytes: int = 320  # a layer's topic holds its uid
     max_topics: int = 1024  # that this node subscribes to
     max_topics_per_peer: int = 1024
     max_messages_per_rpc: int = 5000

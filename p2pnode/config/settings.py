@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from p2pnode.config.averaging import AveragingSettings
 from p2pnode.config.checks import check_known, check_section
 from p2pnode.config.dcutr import DcutrSettings
 from p2pnode.config.dht import DhtSettings
 from p2pnode.config.experts import HostingSettings, RpcSettings, SwarmSettings, TrainerSettings
+from p2pnode.config.gossip import GossipSettings
+from p2pnode.config.layerwise import LayerwiseSettings
 from p2pnode.config.limits import LimitSettings
 from p2pnode.config.network import NetworkSettings, PerfSettings
 from p2pnode.config.node import MdnsSettings, NodeSettings
@@ -20,14 +23,15 @@ from p2pnode.config.portmap import PortmapSettings
 from p2pnode.config.pubsub import PubSubSettings
 from p2pnode.config.reachability import ReachabilitySettings
 from p2pnode.config.relay import RelaySettings
+from p2pnode.config.rounds import RoundsSettings
 from p2pnode.config.sequential import SequentialSettings
 from p2pnode.config.sessions import SessionSettings
 from p2pnode.config.sources import from_environ, from_texts, read_file
+from p2pnode.config.splitting import SplittingSettings
 from p2pnode.config.weights import WeightsSettings
 from p2pnode.errors import ConfigError
 
 
-from p2pnode.config.splitting import SplittingSettings
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of a node."""
@@ -42,6 +46,7 @@ class Settings:
     portmap: PortmapSettings = field(default_factory=PortmapSettings)
     dht: DhtSettings = field(default_factory=DhtSettings)
     pubsub: PubSubSettings = field(default_factory=PubSubSettings)
+    gossip: GossipSettings = field(default_factory=GossipSettings)
     reachability: ReachabilitySettings = field(default_factory=ReachabilitySettings)
     rpc: RpcSettings = field(default_factory=RpcSettings)
     hosting: HostingSettings = field(default_factory=HostingSettings)
@@ -50,12 +55,15 @@ class Settings:
     swarm: SwarmSettings = field(default_factory=SwarmSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     sequential: SequentialSettings = field(default_factory=SequentialSettings)
+    splitting: SplittingSettings = field(default_factory=SplittingSettings)
     weights: WeightsSettings = field(default_factory=WeightsSettings)
+    rounds: RoundsSettings = field(default_factory=RoundsSettings)
+    averaging: AveragingSettings = field(default_factory=AveragingSettings)
+    layerwise: LayerwiseSettings = field(default_factory=LayerwiseSettings)
     owner: OwnerSettings = field(default_factory=OwnerSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     @classmethod
-    splitting: SplittingSettings = field(default_factory=SplittingSettings)
     def load(
         cls,
         *,

@@ -1,0 +1,226 @@
+"""The messages of `/p2pnode/averaging/1.0.0`: bytes to values and back, pure.
+
+Each member opens a stream to each member that reduces a part. Messages are msgpack maps behind
+their uvarint length:
+
+    {v: 1, run: run id, round, digest, members: bits, weight, takes?, token?}
+                                              and the sender's elements of the receiver's part
+
+Rank r in the group is bit r of `members`: those whose contributions the sender wants reduced. It
+does not wait for an answer, of which there are these:
+
+    {part: bits, weight}   and the reduced part
+    {whole: bits, weight}  the receiver has the whole result: come again, and say that you take it
+    {moved: bits}          the receiver has lost members: come again for these
+    {error: [code, sentence]}
+
+Who says `takes: true` sends no elements, and gets `whole` with all elements of the result as they
+are. `part` and `whole` name the members whose contributions are in the result, and the sum of their
+weights. Who has all parts says `{done: true}`. The receiver ends the stream when all have.
+
+Elements of a part are cut in chunks of `parts.CHUNK`, and each chunk travels in the group's codec
+as a tensor of one dimension, float32 or float64 as the group's tensors demand.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+from p2pnode.errors import (
+    BadRequestError,
+    CallError,
+    InvalidUidError,
+    P2PNodeError,
+    ProtocolError,
+    from_code,
+)
+from p2pnode.security.tokens import MAX_TOKEN_BYTES
+from p2pnode.swarm.averaging.group import MAX_MEMBERS, MAX_ROUND_ID_BYTES
+from p2pnode.wire import varint
+from p2pnode.wire.uids import check_run
+
+PROTOCOL: Final = "/p2pnode/averaging/1.0.0"
+VERSION: Final = 1
+DIGEST_BYTES: Final = 32
+MAX_MESSAGE_BYTES: Final = 8 * 1024  # a token and little else
+_MAX_SENTENCE: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """A member's contribution follows."""
+
+    run_id: str
+    round_id: bytes
+    digest: bytes
+    members: int
+    weight: float
+    takes: bool = False  # no contribution follows: the sender takes the whole result
+    token: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The reduced part follows."""
+
+    members: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """There is a result; all of it follows if the sender takes it."""
+
+    members: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """The receiver reduces the contributions of fewer members."""
+
+    members: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """The receiver does not take the contribution."""
+
+    error: P2PNodeError
+
+
+Answer = Part | Whole | Moved | Refusal
+
+
+def encode_join(join: Join) -> bytes:
+    """Return the message behind its length."""
+    message: dict[str, Any] = {
+        "v": VERSION,
+        "run": join.run_id,
+        "round": join.round_id,
+        "digest": join.digest,
+        "members": join.members,
+        "weight": join.weight,
+    }
+    if join.takes:
+        message["takes"] = True
+    if join.token is not None:
+        message["token"] = join.token
+    return _framed(message)
+
+
+def decode_join(data: bytes) -> Join:
+    """Read the message that a stream begins with, without its length.
+
+    Raises:
+        BadRequestError: it is malformed, or of another version.
+    """
+    try:
+        return _read_join(_unpack(data))
+    except (ProtocolError, InvalidUidError) as error:
+        raise BadRequestError(str(error)) from error
+
+
+def _read_join(message: dict[Any, Any]) -> Join:
+    if message.get("v") != VERSION:
+        raise ProtocolError(f"this node averages by version {VERSION}; update the older one")
+    run_id, round_id, token = message.get("run"), message.get("round"), message.get("token")
+    if not isinstance(run_id, str):
+        raise ProtocolError("a contribution must name its run")
+    if not isinstance(round_id, bytes) or not 1 <= len(round_id) <= MAX_ROUND_ID_BYTES:
+        raise ProtocolError("a contribution must name its round")
+    digest = message.get("digest")
+    if not isinstance(digest, bytes) or len(digest) != DIGEST_BYTES:
+        raise ProtocolError(f"a group's digest has {DIGEST_BYTES} bytes")
+    if token is not None and not (isinstance(token, bytes) and len(token) <= MAX_TOKEN_BYTES):
+        raise ProtocolError("the token of a contribution is malformed")
+    return Join(
+        run_id=check_run(run_id),
+        round_id=round_id,
+        digest=digest,
+        members=_members(message.get("members")),
+        weight=_weight(message.get("weight")),
+        takes=message.get("takes") is True,
+        token=token,
+    )
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """Return the message behind its length."""
+    match answer:
+        case Part(members=members, weight=weight):
+            return _framed({"part": members, "weight": weight})
+        case Whole(members=members, weight=weight):
+            return _framed({"whole": members, "weight": weight})
+        case Moved(members=members):
+            return _framed({"moved": members})
+        case Refusal(error=error):
+            code = CallError.code if error.code is None else error.code
+            return _framed({"error": [code, str(error)[:_MAX_SENTENCE]]})
+
+
+def decode_answer(data: bytes) -> Answer:
+    """Read an answer, without its length.
+
+    Raises:
+        ProtocolError: it is malformed.
+    """
+    message = _unpack(data)
+    if (error := message.get("error")) is not None:
+        if not (isinstance(error, list) and len(error) == 2):
+            raise ProtocolError("an error must be a code and a sentence")
+        code, sentence = error
+        if type(code) is not int or not isinstance(sentence, str):
+            raise ProtocolError("an error must be a code and a sentence")
+        shown = "".join(c if c.isprintable() else " " for c in sentence[:_MAX_SENTENCE])
+        return Refusal(error=from_code(code, shown))
+    if "moved" in message:
+        return Moved(members=_members(message["moved"]))
+    weight = _weight(message.get("weight"))
+    if "whole" in message:
+        return Whole(members=_members(message["whole"]), weight=weight)
+    return Part(members=_members(message.get("part")), weight=weight)
+
+
+def encode_done() -> bytes:
+    """Return what a member says that has the whole result."""
+    return _framed({"done": True})
+
+
+def decode_done(data: bytes) -> None:
+    """Check that a member says that it has the whole result.
+
+    Raises:
+        ProtocolError: it says something else.
+    """
+    if _unpack(data).get("done") is not True:
+        raise ProtocolError("a member that has the result can only say that it is done")
+
+
+def _framed(message: dict[str, Any]) -> bytes:
+    packed: bytes = msgpack.packb(message)
+    return varint.encode(len(packed)) + packed
+
+
+def _unpack(data: bytes) -> dict[Any, Any]:
+    try:
+        message = msgpack.unpackb(data)
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise ProtocolError("a message about averaging is not msgpack") from error
+    if not isinstance(message, dict):
+        raise ProtocolError("a message about averaging must be a map")
+    return message
+
+
+def _members(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 1 << MAX_MEMBERS:
+        raise ProtocolError(f"a set of members must be a number of 1 to {MAX_MEMBERS} bits")
+    return value
+
+
+def _weight(value: Any) -> float:
+    if type(value) not in {int, float} or not 0 < value < math.inf:
+        raise ProtocolError("a weight must be a finite number above 0")
+    return float(value)
