@@ -1,0 +1,170 @@
+"""What this node has found other peers to have done, and what follows from it; pure.
+
+Each offence costs points, which halve with time. A peer with any is left alone for a while that
+doubles at each further offence; one with too many is on the blacklist until enough of them have
+faded: neither heard nor asked. All of it is this node's own experience. It is never told to
+others, since who could be accused by others could be shut out by liars.
+"""
+
+import math
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from p2pnode.config.gossip import GossipSettings
+from p2pnode.events import Event
+from p2pnode.protocols.kad.bans import Bans
+from p2pnode.wire.peer_id import PeerId
+
+_FORGOTTEN: Final = 0.01  # points
+
+
+class Offence(StrEnum):
+    """What a peer can be found to have done."""
+
+    FALSE_SCORE = "false score"  # it announced a score that its weights do not reach
+    BAD_WEIGHTS = "bad weights"  # its weights are not finite, or not of the layer
+    WRONG_CHUNK = "wrong chunk"  # it gave bytes that are not what their hash says
+    BROKEN_PROMISE = "broken promise"  # the weights it announced were not to be had from it
+    FLOOD = "flood"  # it announced more than its share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffenceNoted(Event):
+    """A peer was found to have done something that it should not have."""
+
+    level = "info"
+
+    peer_id: PeerId
+    offence: Offence
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerBlacklisted(Event):
+    """A peer has done too much; it is neither heard nor asked until that has faded."""
+
+    level = "warning"
+
+    peer_id: PeerId
+    offences: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What there is against one peer, now.
+
+    Attributes:
+        peer_id: the peer.
+        points: what its offences count, after some have faded.
+        offences: how often it did what, since this node has started.
+        last_reason: of the last offence.
+        back_off: for how many seconds it is left alone yet; 0 if it is not.
+        is_blacklisted: whether it is neither heard nor asked.
+    """
+
+    peer_id: PeerId
+    points: float
+    offences: dict[str, int]
+    last_reason: str
+    back_off: float
+    is_blacklisted: bool
+
+
+@dataclass(slots=True)
+class _Record:
+    points: float = 0.0  # at `noted_at`
+    noted_at: float = 0.0
+    offences: Counter[str] = field(default_factory=Counter)
+    last_reason: str = ""
+
+
+class Reputation:
+    """The offences of all peers; `now` is on trio's clock.
+
+    Args:
+        settings: what each offence costs.
+    """
+
+    def __init__(self, settings: GossipSettings | None = None) -> None:
+        self._settings = settings or GossipSettings()
+        self._records: OrderedDict[PeerId, _Record] = OrderedDict()
+        self._bans: Bans[PeerId] = Bans(
+            self._settings.first_back_off, self._settings.longest_back_off
+        )
+        settings = self._settings
+        self._costs = {
+            Offence.FALSE_SCORE: settings.false_score_points,
+            Offence.BAD_WEIGHTS: settings.bad_weights_points,
+            Offence.WRONG_CHUNK: settings.wrong_chunk_points,
+            Offence.BROKEN_PROMISE: settings.broken_promise_points,
+            Offence.FLOOD: settings.flood_points,
+        }
+
+    def receive_offence(self, peer_id: PeerId, offence: Offence, reason: str, now: float) -> bool:
+        """Note an offence; returns whether it put the peer on the blacklist."""
+        before = self.is_blacklisted(peer_id, now)
+        record = self._records.setdefault(peer_id, _Record())
+        record.points = self._points(record, now) + self._costs[offence]
+        record.noted_at = now
+        record.offences[offence.value] += 1
+        record.last_reason = reason
+        self._records.move_to_end(peer_id)
+        if len(self._records) > self._settings.max_offenders:
+            self._forget_one(now)
+        if offence is not Offence.FLOOD:  # whose messages are dropped anyway
+            self._bans.receive_failure(peer_id, now)
+        return self.is_blacklisted(peer_id, now) and not before
+
+    def is_blacklisted(self, peer_id: PeerId, now: float) -> bool:
+        """Tell whether a peer is neither heard nor asked."""
+        record = self._records.get(peer_id)
+        return record is not None and self._is_too_much(record, now)
+
+    def is_shunned(self, peer_id: PeerId, now: float) -> bool:
+        """Tell whether to leave a peer alone now: it is on the blacklist, or backed off from."""
+        return self._bans.is_banned(peer_id, now) or self.is_blacklisted(peer_id, now)
+
+    def score(self, peer_id: PeerId, now: float) -> float:
+        """Return what the application thinks of a peer, for pub/sub: 0 or less."""
+        record = self._records.get(peer_id)
+        return (
+            0.0 if record is None else -self._settings.score_per_point * self._points(record, now)
+        )
+
+    def standing(self, peer_id: PeerId, now: float) -> Standing | None:
+        """Return what there is against a peer; None if it is nothing."""
+        record = self._records.get(peer_id)
+        if record is None or (points := self._points(record, now)) < _FORGOTTEN:
+            return None
+        return Standing(
+            peer_id=peer_id,
+            points=points,
+            offences=dict(record.offences),
+            last_reason=record.last_reason,
+            back_off=max(0.0, self._bans.banned_until(peer_id) - now),
+            is_blacklisted=self._is_too_much(record, now),
+        )
+
+    def standings(self, now: float) -> list[Standing]:
+        """List all peers that there is something against, the worst first."""
+        found = (self.standing(peer_id, now) for peer_id in self._records)
+        return sorted(
+            (each for each in found if each is not None),
+            key=lambda each: (-each.points, each.peer_id),
+        )
+
+    def _points(self, record: _Record, now: float) -> float:
+        halvings = (now - record.noted_at) / self._settings.points_half_life
+        return record.points * math.exp2(-halvings)
+
+    def _is_too_much(self, record: _Record, now: float) -> bool:
+        return self._points(record, now) >= self._settings.blacklist_points
+
+    def _forget_one(self, now: float) -> None:
+        """Make room: of the longest untouched, one that is not on the blacklist goes first."""
+        harmless = (
+            peer_id for peer_id, each in self._records.items() if not self._is_too_much(each, now)
+        )
+        del self._records[next(harmless, next(iter(self._records)))]
