@@ -67,6 +67,7 @@ _MAY_BE_ZERO: Final = frozenset(
         "relay.max_rate",
         "rounds.max_loss",
         "rounds.slack",
+        "rounds.start_peers",
         "sequential.kept_bytes",
         "sequential.relay_penalty",
         "sequential.session_reroute_gain",

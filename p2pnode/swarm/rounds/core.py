@@ -8,11 +8,12 @@ averaging:  JOIN -> CHECK* -> TRAIN -> COLLECT -> AVERAGE -> CHECK* -> TRAIN ...
 
 Rules:
 
-1. *Join.* A participant that starts says so (round 0), and listens for up to `patience`, or until
-   everybody it knows of has spoken. If some are in the midst of rounds, it adopts the best of their
-   weights as in rule 4, and goes on in the swarm's round: the lower median of the rounds that the
-   others say they are in, which less than half of them cannot move beyond what the others say. If
-   nobody is, it begins with round 1.
+1. *Join.* A participant that starts says so (round 0), and listens for up to `patience`. It goes on
+   earlier when nobody that it knows of is silent, and either `start_peers` others have spoken or
+   one is in the midst of rounds. If some are, it adopts the best of their weights as in rule 4, and
+   goes on in the swarm's round: the lower median of the rounds that the others say they are in,
+   which less than half of them cannot move beyond what the others say. If nobody is, it begins with
+   round 1.
 2. *Train*, then announce one's own score, in the swarm's round: who was slow and has fallen behind
    leaves out the rounds missed. So rounds need no clock that is shared.
 3. *Collect* until everybody who is waited for has announced this round, but for no longer than
@@ -157,6 +158,7 @@ class RoundsCore:
         self._deadline = now + settings.patience
         self._is_first = True
         self._heard: dict[PeerId, Announcement] = {}
+        self._present = 0
         self._silent: frozenset[PeerId] = frozenset()
         self._in_vain: frozenset[PeerId] = frozenset()
         self._refused: dict[PeerId, int] = {}  # the version of an announcement
@@ -175,11 +177,9 @@ class RoundsCore:
                 of round 0 only say that somebody is there.
             silent: who is known, and has not said anything.
         """
-        self._heard = {
-            each.peer_id: each
-            for each in heard
-            if each.claim.mode == self._settings.mode and each.claim.round > 0
-        }
+        present = [each for each in heard if each.claim.mode == self._settings.mode]
+        self._present = len(present)
+        self._heard = {each.peer_id: each for each in present if each.claim.round > 0}
         self._silent = frozenset(silent)
         self._in_vain -= {peer_id for peer_id, each in self._heard.items() if self._is_here(each)}
         self._refused = {
@@ -254,7 +254,7 @@ class RoundsCore:
         """Say what is to be done now."""
         if self.phase in {Phase.JOIN, Phase.COLLECT}:
             awaited = self._awaited()
-            if awaited and now < self._deadline:
+            if now < self._deadline and (awaited or not self._has_begun()):
                 return Wait(until=self._deadline)
             self._leave_collecting(awaited)
         if self.phase is Phase.AVERAGE:
@@ -279,6 +279,11 @@ class RoundsCore:
         late = {peer_id for peer_id, each in self._heard.items() if each.claim.round == last}
         awaited = late | self._silent if self._is_first else late
         return frozenset(awaited - self._in_vain)
+
+    def _has_begun(self) -> bool:
+        """Whether there is a swarm to train with, as far as can be told."""
+        is_joining = self.phase is Phase.JOIN
+        return not is_joining or bool(self._heard) or self._present >= self._settings.start_peers
 
     def _leave_collecting(self, awaited: frozenset[PeerId]) -> None:
         if self.phase is Phase.JOIN:

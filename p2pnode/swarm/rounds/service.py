@@ -13,6 +13,7 @@ import trio
 from p2pnode.config import RoundsSettings
 from p2pnode.errors import CheckpointError, P2PNodeError, RemoteError, TransferError
 from p2pnode.events import EventBus
+from p2pnode.experts.backend import all_finite
 from p2pnode.swarm.gossip.announcement import Announcement, Claim
 from p2pnode.swarm.gossip.reputation import Offence
 from p2pnode.swarm.gossip.service import LayerSwarm
@@ -211,7 +212,7 @@ class Rounds:
         found, claim, reason = None, None, ""
         try:
             checkpoint = await self._averaging.average(action.round, action.members)
-            found = await self._learner.score(checkpoint)
+            found = await self._score(checkpoint)
             if core.would_take(found):
                 own = self._swarm.peer_id
                 await self._weights.adopt(self.uid, checkpoint, source=own, optimizer="keep")
@@ -273,16 +274,25 @@ class Rounds:
         fetched = _Fetched()
         if not await self._fetch(check, fetched):
             return fetched
+        assert fetched.checkpoint is not None
         try:
-            fetched.found = await self._learner.score(fetched.checkpoint)
-            if not 0 <= fetched.found <= 1:  # NaN is neither
-                fetched.fault, fetched.reason = Verdict.UNFIT, "they score no number"
+            fetched.found = await self._score(fetched.checkpoint)
         except CheckpointError as error:
             fetched.fault, fetched.reason = Verdict.UNFIT, str(error)
         except P2PNodeError as error:
             fetched.fault, fetched.reason = Verdict.UNAVAILABLE, str(error)
             fetched.is_theirs = False
         return fetched
+
+    async def _score(self, checkpoint: "Checkpoint") -> float:
+        """Score weights that nobody has vouched for.
+
+        Raises:
+            CheckpointError: they are not finite, or do not fit the layer.
+        """
+        if not all_finite(checkpoint.state.tensors.values()):
+            raise CheckpointError("the weights are not finite")
+        return await self._learner.score(checkpoint)
 
     async def _fetch(self, check: Check, fetched: _Fetched) -> bool:
         timeout = self._settings.transfer_timeout

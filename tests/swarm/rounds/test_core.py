@@ -44,7 +44,7 @@ def in_round(number, score, others, **settings):
     """Return a core that has trained in a round, in which others say something."""
     core = core_of(**settings)
     core.receive_announcements((), ())
-    assert isinstance(core.next_action(0.0), Train)
+    assert isinstance(core.next_action(PATIENCE), Train)
     core.round = number
     core.receive_trained(score, b"\xf0" * 32, 0.0)
     core.receive_announcements(others, ())
@@ -54,8 +54,15 @@ def in_round(number, score, others, **settings):
 # --- joining ------------------------------------------------------------------------------------
 
 
-def test_who_is_alone_begins_with_the_first_round_at_once():
+def test_who_is_alone_waits_for_others_and_begins_then():
     core = core_of()
+    core.receive_announcements([], [])
+    assert core.next_action(0.0) == Wait(until=PATIENCE)
+    assert core.next_action(PATIENCE) == Train(round=1)
+
+
+def test_who_needs_nobody_begins_at_once():
+    core = core_of(start_peers=0)
     core.receive_announcements([], [])
     assert core.next_action(0.0) == Train(round=1)
 
@@ -67,10 +74,18 @@ def test_who_joins_waits_for_the_silent_but_not_beyond_its_patience():
     assert core.next_action(PATIENCE) == Train(round=1)
 
 
-def test_who_starts_with_others_that_have_not_begun_waits_for_nothing():
-    core = core_of()
+def test_those_who_start_together_begin_when_as_many_as_wanted_are_there():
+    core = core_of(start_peers=2)
     core.receive_announcements([said(0, 0, 0.9)], [])
+    assert core.next_action(0.0) == Wait(until=PATIENCE)
+    core.receive_announcements([said(0, 0, 0.9), said(1, 0, 0.9)], [])
     assert core.next_action(0.0) == Train(round=1)
+
+
+def test_who_finds_others_in_the_midst_of_rounds_waits_for_no_more_of_them():
+    core = core_of(start_peers=5)
+    core.receive_announcements([said(0, 4, 0.0)], [])
+    assert core.next_action(0.0) == Train(round=4)
 
 
 def test_a_late_joiner_adopts_the_best_weights_before_it_trains_and_goes_on_in_their_round():
@@ -105,7 +120,7 @@ def test_who_joins_a_swarm_that_has_reached_the_threshold_ends_when_it_has_seen_
 
 
 def test_who_has_fallen_behind_announces_the_swarms_round():
-    core = core_of()
+    core = core_of(start_peers=0)
     core.receive_announcements([], [])
     assert core.next_action(0.0) == Train(round=1)
     core.receive_announcements([said(0, 5, 0.5), said(1, 6, 0.5), said(2, 6, 0.5)], [])
