@@ -295,7 +295,7 @@ class OverloadedError(CallError):
 
 
 class PausedError(CallError):
-    """The host is paused by its owner; go elsewhere."""
+    """The host takes no calls now, as its owner paused or stopped it; go elsewhere."""
 
     code = 423
 
@@ -315,7 +315,7 @@ class AlreadyAppliedError(CallError):
 class StaleUpdateError(CallError):
     """The layer has taken too many steps since the samples' forward pass; the update is dropped."""
 
-    code = 412
+    code = 417
 
 
 class BehindError(CallError):

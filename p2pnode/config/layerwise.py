@@ -10,7 +10,9 @@ from p2pnode.errors import ConfigError
 class LayerwiseSettings:
     """What a participant sends through the layers, and how stale its updates may be."""
 
-    batch: int = 32  # examples of one micro-batch, which steps each layer once
+    # Examples of one micro-batch. Hosts that set `hosting.max_batch_rows` to as many take a step for
+    # each; others join those that wait, which are one step then.
+    batch: int = 32
     in_flight: int = 2  # micro-batches on their way at once, so that all layers compute
     max_staleness: int = 16  # steps of a layer between a micro-batch's forward and backward pass
     call_timeout: float = 30.0  # for one layer's forward or backward call, over all hosts tried

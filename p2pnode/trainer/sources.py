@@ -26,7 +26,8 @@ class ExpertCall:
     inputs: tuple[torch.Tensor, ...]  # each (rows, …)
     samples: tuple[int, ...] = ()  # which rows of the layer's batch these are
     gradients: tuple[torch.Tensor, ...] = ()  # of the outputs, in a backward call
-    answered_by: Any = None  # in a backward call, `Answer.by` of its forward call
+    # In a backward call, `Answer.by` of its forward call; in a forward call, who is asked first.
+    answered_by: Any = None
     span: int = 1  # so many consecutive layers are called as one
     trace: bytes = b""  # by which logs tell of it, wherever it is tried; its maker gives one
     age: Age | None = None  # told which weights compute it; of backward, what forward met

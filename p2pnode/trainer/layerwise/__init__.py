@@ -1,0 +1,1 @@
+"""Networks trained layer by layer: a swarm for each, gradients handed from swarm to swarm."""

@@ -1,0 +1,162 @@
+"""A network whose layers are hosted by swarms, as one participant calls it.
+
+The participant computes its own layer on its own device; for each other layer it calls the host in
+its lane (`lanes`), and another one where that fails. Every call tells which steps its weights had
+taken, so that the backward call of the same micro-batch can be dropped by a layer that has moved on
+too far meanwhile (`p2pnode.rpc.age`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+import trio
+
+from p2pnode.config import LayerwiseSettings
+from p2pnode.errors import ConfigError, SchemaError
+from p2pnode.experts.service import ExpertHost
+from p2pnode.rpc.age import Age
+from p2pnode.rpc.codecs.names import find_codec
+from p2pnode.trainer.calls import ExpertCaller
+from p2pnode.trainer.layerwise.lanes import partner
+from p2pnode.trainer.sources import CallPolicy, ExpertCall
+from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.uids import Uid
+
+_MIN_LAYERS: Final = 2
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """One micro-batch at one layer: what its backward pass needs of the forward pass."""
+
+    inputs: torch.Tensor
+    age: Age
+    by: PeerId
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Whom a participant works with, by the number of the layer; itself at its own."""
+
+    hosts: dict[int, PeerId | None] = field(default_factory=dict)
+
+
+class SwarmNetwork:
+    """The layers `block.0` up to `block.<layers - 1>` of a run.
+
+    Args:
+        caller: calls the other layers.
+        experts: hosts the participant's own.
+        own: the participant's layer, its run named by id.
+        peer_id: the participant.
+        layers: how many the network has.
+        settings: limits.
+
+    Raises:
+        ConfigError: `own` is no layer of such a network.
+    """
+
+    def __init__(
+        self,
+        caller: ExpertCaller,
+        experts: ExpertHost,
+        own: Uid,
+        *,
+        peer_id: PeerId,
+        layers: int,
+        settings: LayerwiseSettings,
+    ) -> None:
+        coordinates = own.coordinates
+        if layers < _MIN_LAYERS or len(coordinates) != 1 or coordinates[0] >= layers:
+            raise ConfigError(
+                f"{own.name} is no layer of a network of {layers}; there are two or more, numbered"
+                " from 0, as in layers.0"
+            )
+        self.layers = layers
+        self.own = own
+        self.number = coordinates[0]
+        self.uids = Uid(own.run, f"{own.block}.0").span(layers)
+        self._caller = caller
+        self._experts = experts
+        self._peer_id = peer_id
+        self._settings = settings
+        self._policy = CallPolicy(timeout=settings.call_timeout, codec=find_codec(settings.codec))
+
+    async def lane(self) -> Lane:
+        """Find whom to work with for a while.
+
+        Raises:
+            NoPeersError: the node knows nobody to ask.
+        """
+        swarms = [
+            [entry.peer_id for entry in await self._caller.book.candidates(uid)]
+            for uid in self.uids
+        ]
+        mates = swarms[self.number]
+        lane = {n: partner(self._peer_id, mates, hosts) for n, hosts in enumerate(swarms)}
+        return Lane({**lane, self.number: self._peer_id})
+
+    async def forward(
+        self, number: int, inputs: torch.Tensor, lane: Lane
+    ) -> tuple[torch.Tensor, Visit]:
+        """Compute a layer's outputs.
+
+        Raises:
+            P2PNodeError: nobody could.
+        """
+        age = Age()
+        if number == self.number:
+            (outputs,) = await self._experts.forward(
+                self.own, [inputs], caller=self._peer_id, deadline=self._deadline(), age=age
+            )
+            return outputs, Visit(inputs, age, self._peer_id)
+        call = ExpertCall(
+            name=self.uids[number].name,
+            inputs=(inputs,),
+            answered_by=lane.hosts.get(number),
+            age=age,
+        )
+        answer = await self._caller.forward(call, self._policy)
+        return _only(answer.tensors), Visit(inputs, age, answer.by)
+
+    async def backward(
+        self, number: int, visit: Visit, gradients: torch.Tensor
+    ) -> tuple[torch.Tensor, Age]:
+        """Step a layer where it was run, or on another host, and give its inputs' gradients.
+
+        Raises:
+            StaleUpdateError: it has taken too many steps since; it was not stepped.
+            P2PNodeError: nobody could.
+        """
+        age = Age(since=visit.age.steps, bound=self._settings.max_staleness)
+        if number == self.number:
+            (found,) = await self._experts.backward(
+                self.own,
+                [visit.inputs],
+                [gradients],
+                caller=self._peer_id,
+                call_id=self._caller.client.new_call_id(),
+                deadline=self._deadline(),
+                age=age,
+            )
+            return found, age
+        call = ExpertCall(
+            name=self.uids[number].name,
+            inputs=(visit.inputs,),
+            gradients=(gradients,),
+            answered_by=visit.by,
+            age=age,
+        )
+        answer = await self._caller.backward(call, self._policy)
+        return _only(answer.tensors), age
+
+    def _deadline(self) -> float:
+        return trio.current_time() + self._settings.call_timeout
+
+
+def _only(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    if len(tensors) != 1:
+        raise SchemaError("a layer of a network takes one tensor and gives one")
+    return tensors[0]
