@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 import trio
 
-from p2pnode.errors import DeadlineExceededError, OverloadedError, P2PNodeError
+from p2pnode.errors import DeadlineExceededError, P2PNodeError, PausedError
 from p2pnode.experts.batches import Outcome
 from p2pnode.experts.pool import Batch, BatchPool, Call
 from p2pnode.experts.quick_work import QuickWork
@@ -72,7 +72,8 @@ class Runtime:
         compute: the worker.
         turns_of: the turns of all devices that hold some of these experts, in one order for all
             runtimes, where there are several devices; a batch needs them all.
-        quick: what an idle device computes at once, without its worker; None for nothing.
+        quick: what is computed without the worker, at once if the device is idle; None for
+            nothing.
     """
 
     def __init__(
@@ -110,7 +111,11 @@ class Runtime:
                 for call in self._pool.take_late(now):
                     self._settle_late(call)
                 batch = self._pool.next_batch(now)
-                if batch is not None:
+                if batch is None:
+                    continue
+                if self._includes(batch) and len(self._turns_of(batch.uids)) == 1:
+                    self._compute_at_once(batch)
+                else:
                     await self._compute_batch(batch, held)
 
     def submit(self, call: Call) -> None:
@@ -180,10 +185,12 @@ class Runtime:
         )
         self._tell_progress()
 
+    def _includes(self, work: Call | Batch) -> bool:
+        return self._quick is not None and self._quick.includes(work.uids, work.kind, work.amount)
+
     def _is_quick(self, call: Call) -> bool:
         return (
-            self._quick is not None
-            and self._quick.includes(call.uids, call.kind, call.amount)
+            self._includes(call)
             and not len(self._pool)
             and not any(turn.locked() for turn in self._turns_of(call.uids))
         )
@@ -205,7 +212,7 @@ class Runtime:
         for call, outcome in zip(batch.calls, outcomes, strict=False):
             call.settle(outcome)
         for call in batch.calls[len(outcomes) :]:
-            call.settle(OverloadedError("the host is shutting down; call another"))
+            call.settle(PausedError("the host is shutting down; call another"))
         if outcomes and self._quick is not None:
             self._quick.note(batch, computing)
         self._pool.charge(batch, seconds, trio.current_time())

@@ -61,7 +61,7 @@ def test_it_forgets_what_has_not_been_called_for_longest():
     assert quick.includes(B, "forward", 1)
 
 
-async def test_an_idle_device_computes_quick_calls_where_they_come(nursery):
+async def test_a_device_computes_quick_calls_where_they_come(nursery):
     threads, settled = [], []
     ours = threading.get_ident()
 
@@ -95,10 +95,14 @@ async def test_an_idle_device_computes_quick_calls_where_they_come(nursery):
 
     assert await make(b"first") == [b"first"]  # nobody knows yet that it is quick
     assert await make(b"second") == [b"second"]
-    async with runtime.turn:
-        nursery.start_soon(make, b"third")
-        await trio.testing.wait_all_tasks_blocked()
-        assert len(threads) == 2  # something else has the device
-    await runtime.wait_idle()
-    assert [each == ours for each in threads] == [False, True, False]
-    assert [len(each.calls) for each in settled] == [1, 1, 1]
+    for number in (1, 2, 2):
+        before = len(threads)
+        async with runtime.turn:
+            for each in range(number):
+                nursery.start_soon(make, bytes([each]))
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(threads) == before  # something else has the device
+        await runtime.wait_idle()
+    # The first two together are new to it again.
+    assert [each == ours for each in threads] == [False, True, True, False, True]
+    assert [len(each.calls) for each in settled] == [1, 1, 1, 2, 2]
