@@ -35,6 +35,7 @@ from p2pnode.daemon.placing import Placing
 from p2pnode.daemon.reachability import describe_reachability
 from p2pnode.daemon.relaying import describe_relaying
 from p2pnode.daemon.runs import RunStore
+from p2pnode.daemon.swarms import SwarmService
 from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError, NoPeersError
 from p2pnode.events import Event, EventBus
 from p2pnode.host.budgets import BudgetReport, ScopeUse
@@ -101,6 +102,7 @@ class Node:
         self._placing: Placing | None = None
         self._hosting: Hosting | None = None
         self._hosting_lock = trio.Lock()
+        self._swarms: SwarmService | None = None
         self._metrics: MetricsPage | None = None
         self._owner = OwnerService(
             settings.owner, self.events, lambda: self._hosting, sampler=_sampler(settings)
@@ -111,6 +113,12 @@ class Node:
         """The node's network side; only while the node runs."""
         assert self._network is not None, "the node is not running"
         return self._network
+
+    @property
+    def swarms(self) -> SwarmService:
+        """The swarms of the layers hosted here; only while the node runs."""
+        assert self._swarms is not None, "the node is not running"
+        return self._swarms
 
     def request_stop(self) -> None:
         """Ask the node to withdraw its experts, finish running calls, save, and end."""
@@ -178,6 +186,15 @@ class Node:
             self._placing = Placing(self.network, self._descriptions, self._rng)
             await services.start(self._descriptions.run)
             await services.start(self._placing.run)
+            self._swarms = SwarmService(
+                self.network,
+                self.settings,
+                membership_of=self.membership_of,
+                hosting=lambda: self._hosting,
+                rng=self._rng,
+            )
+            if self.settings.gossip.enabled:
+                await services.start(self._swarms.swarms.run)
             await services.start(self._owner.run)
             if self.settings.metrics.listen:
                 self._metrics = _metrics(self.settings, self.network, self._owner)
@@ -201,6 +218,7 @@ class Node:
                     **self._descriptions.methods(),
                     **OwnerCommands(self._owner).methods(),
                     **DhtCommands(self.network).methods(),
+                    **self._swarms.methods(),
                 },
                 request_limit=self.settings.node.control_request_limit,
             )
@@ -263,6 +281,7 @@ class Node:
             membership = self.membership_of(run)
             agreed = await self._descriptions.agreed(membership, settings)
             added += await hosting.add(membership, members, agreed)
+        self.swarms.swarms.survey()
         return added
 
     async def host_by_need(
@@ -336,6 +355,7 @@ class Node:
                 "records": network.dht.record_count,
             },
             "experts": len(self.hosted()),
+            "swarms": self.swarms.describe(),
             "placement": self._placing.describe() if self._placing else [],
             "owner": describe_owner(self._owner),
             "metrics": self._metrics.address if self._metrics else None,

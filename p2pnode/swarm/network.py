@@ -1,6 +1,6 @@
-"""A node's way into the swarm: host, DHT and directory of experts, put together.
+"""A node's way into the swarm: host, DHT, directory of experts and pub/sub, put together.
 
-A daemon serves the DHT; a trainer only asks.
+A daemon serves the DHT and takes part in pub/sub; a trainer only asks.
 """
 
 import random
@@ -26,12 +26,14 @@ from p2pnode.protocols.kad.validators import PublicKeyValidator
 from p2pnode.protocols.mdns.service import MdnsService
 from p2pnode.protocols.perf.service import PerfService
 from p2pnode.protocols.ping.service import PingService
+from p2pnode.protocols.pubsub import PubSub
 from p2pnode.protocols.relay.client import RelayClient
 from p2pnode.protocols.relay.server import RelayServer
 from p2pnode.protocols.relay.transport import RelayTransport
 from p2pnode.security.tls import TlsIdentity
 from p2pnode.security.tokens import verify_token
 from p2pnode.swarm import description
+from p2pnode.swarm.gossip.reputation import Reputation
 from p2pnode.swarm.index import EntryCache, IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.swarm.places import NAMESPACE
@@ -111,6 +113,14 @@ class Network:
             else None
         )
         self.dht, self.directory = build_dht(self.host, settings, rng, table_file=table_file)
+        self.reputation = Reputation(settings.gossip)
+        self.pubsub = PubSub(
+            self.host,
+            key,
+            settings.pubsub,
+            rng=rng,
+            app_score=lambda peer_id: self.reputation.score(peer_id, trio.current_time()),
+        )
         self._listens = trio.Event()
         self.agents: dict[PeerId, str] = {}  # what connected peers say they run
         self.host.events.on(PeerIdentified, self._receive_identified)
@@ -131,6 +141,8 @@ class Network:
             if self._settings.perf.serve:
                 await nursery.start(self.perf.run)
             await nursery.start(self.dht.run)  # listens to what reachability finds
+            if self._settings.gossip.enabled:
+                await nursery.start(self.pubsub.run)
             if self.relay_server is not None:
                 await nursery.start(self.relay_server.run)
             if self.relay_client is not None:

@@ -297,6 +297,7 @@ async def _serve(
         relay={"client": "never", "server": "never"},
         reachability={"mode": "private", "serve": False},
         portmap={"mode": "off"},
+        gossip={"enabled": False},
     )
     network = Network(key, alone, rng=rng)
     log_calls(network.host.events)

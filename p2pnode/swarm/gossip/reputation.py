@@ -14,6 +14,7 @@ from typing import Final
 
 from p2pnode.config.gossip import GossipSettings
 from p2pnode.events import Event
+from p2pnode.host import PeerMisbehaved
 from p2pnode.protocols.kad.bans import Bans
 from p2pnode.wire.peer_id import PeerId
 
@@ -31,14 +32,13 @@ class Offence(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OffenceNoted(Event):
-    """A peer was found to have done something that it should not have."""
+class OffenceSeen(PeerMisbehaved):
+    """A part of the node has seen an offence; whoever keeps the node's reputation notes it.
 
-    level = "info"
+    It must be certain that it was no other peer.
+    """
 
-    peer_id: PeerId
     offence: Offence
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

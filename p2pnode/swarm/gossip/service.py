@@ -29,16 +29,12 @@ from p2pnode.swarm.gossip.announcement import (
     topic_of,
 )
 from p2pnode.swarm.gossip.core import Change, Fate, Listed, Member, Roster
-from p2pnode.swarm.gossip.reputation import (
-    Offence,
-    OffenceNoted,
-    PeerBlacklisted,
-    Reputation,
-)
+from p2pnode.swarm.gossip.reputation import Offence, OffenceSeen, Reputation
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
+_SOONEST: Final = 1 / 6  # of the renewal's interval, between two renewals
 _MARGIN: Final = 0.002  # seconds, by which an announcement ends before its proof; it is told in ms
 
 
@@ -102,7 +98,9 @@ class LayerSwarm:
         self._pace = Pace(settings.announcement_rate, settings.announcement_burst)
         self._own: Announcement | None = None
         self._renew_at = math.inf
+        self._renewed_at = -math.inf
         self._changed = trio.Event()
+        self._revision = 0
 
     # --- what there is to know ------------------------------------------------------------------
 
@@ -177,14 +175,24 @@ class LayerSwarm:
             offence: what.
             reason: one sentence for people.
         """
-        now = trio.current_time()
-        is_too_much = self._reputation.receive_offence(peer_id, offence, reason, now)
-        self._node_events.emit(OffenceNoted(peer_id=peer_id, offence=offence, reason=reason))
-        if is_too_much and (standing := self._reputation.standing(peer_id, now)) is not None:
-            self._node_events.emit(PeerBlacklisted(peer_id=peer_id, offences=standing.offences))
+        self._node_events.emit(
+            OffenceSeen(peer_id=peer_id, address=None, reason=reason, offence=offence)
+        )
         self._wake()
 
     # --- for `Swarms` ---------------------------------------------------------------------------
+
+    def renew_soon(self, delay: float) -> None:
+        """Renew what was announced sooner, since somebody has come who has not heard of it."""
+        if self._own is not None:
+            least = self._renewed_at + self._settings.renewal * _SOONEST
+            self._renew_at = min(self._renew_at, max(trio.current_time() + delay, least))
+            self._wake_keeper()
+
+    @property
+    def revision(self) -> int:
+        """Rises with every change in the swarm."""
+        return self._revision
 
     @property
     def renew_at(self) -> float:
@@ -260,7 +268,8 @@ class LayerSwarm:
         own = self._announcement(claim, version, self._own, is_leaving=False)
         await self._say(own)
         self._own = own
-        self._renew_at = trio.current_time() + self._settings.renewal
+        self._renewed_at = trio.current_time()
+        self._renew_at = self._renewed_at + self._settings.renewal
         self._wake_keeper()
         self._wake()
         return own
@@ -295,5 +304,6 @@ class LayerSwarm:
             self._wake()
 
     def _wake(self) -> None:
+        self._revision += 1
         self._changed.set()
         self._changed = trio.Event()

@@ -23,7 +23,7 @@ from p2pnode.host import Host
 from p2pnode.protocols.pubsub import PubSub, Subscription
 from p2pnode.rpc.authority import Authority
 from p2pnode.swarm.announce import Proof
-from p2pnode.swarm.gossip.reputation import Reputation
+from p2pnode.swarm.gossip.reputation import OffenceSeen, PeerBlacklisted, Reputation
 from p2pnode.swarm.gossip.service import LayerSwarm
 from p2pnode.swarm.lookup import ExpertDirectory, HostEntry
 from p2pnode.wire.keys import PrivateKey
@@ -32,6 +32,7 @@ from p2pnode.wire.uids import Uid
 
 _LOOKS_AT_ONCE: Final = 8
 _DIALS_AT_ONCE: Final = 8
+_REPLY_SPREAD: Final = 2.0  # seconds, over which members repeat themselves to a newcomer
 _JITTER: Final = 0.2  # of an interval, by which it may be shorter; nodes drift apart
 
 
@@ -45,6 +46,7 @@ class _Seat:
     used_until: float = -math.inf  # or by who only looks
     look_at: float = -math.inf
     is_busy: bool = False  # somebody is looking
+    audience: dict[PeerId, None] = field(default_factory=dict)  # peers in the topic, as seen last
     links: dict[PeerId, None] = field(default_factory=dict)  # connections that are kept
 
     def is_in_use(self, now: float) -> bool:
@@ -134,6 +136,12 @@ class Swarms:
             self._wake()
         seat.used_until = max(seat.used_until, now + within)
         return seat.swarm
+
+    async def refresh(self, uid: Uid) -> None:
+        """Look in the index now who hosts a layer whose swarm this node is in."""
+        others = await self._others(uid)
+        if others is not None and (seat := self._seats.get(uid)) is not None:
+            seat.swarm.receive_listing(others)
 
     @property
     def joined(self) -> list[LayerSwarm]:
@@ -234,6 +242,10 @@ class Swarms:
         else:
             swarm.receive_listing(others)
         seat.look_at = math.inf  # the survey will do
+        before = seat.audience
+        seat.audience = dict.fromkeys(self._pubsub.peers_of(swarm.topic))
+        if any(each not in before for each in seat.audience):
+            swarm.renew_soon(self._rng.uniform(0, _REPLY_SPREAD))
         if seat.is_in_use(now):
             seat.look_at = now + self._drawn(self._settings.look_interval)
         elif seat.swarm.members and swarm.uid in self._hosted():
@@ -321,6 +333,15 @@ class Swarms:
             pass  # the host backs off from it; whoever is connected brings what it says
         finally:
             self._dialling.discard(peer_id)
+
+    def _receive_offence(self, event: OffenceSeen) -> None:
+        if (peer_id := event.peer_id) is None:
+            return
+        now = trio.current_time()
+        is_too_much = self.reputation.receive_offence(peer_id, event.offence, event.reason, now)
+        standing = self.reputation.standing(peer_id, now)
+        if is_too_much and standing is not None:
+            self._host.events.emit(PeerBlacklisted(peer_id=peer_id, offences=standing.offences))
 
     def _wake(self) -> None:
         self._changed.set()

@@ -1,7 +1,6 @@
 """The peer itself: a node that serves what the checks ask for."""
 
 import hashlib
-import random
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,7 +8,6 @@ import trio
 
 from p2pnode.config import Settings
 from p2pnode.host import Stream
-from p2pnode.protocols.pubsub import PubSub
 from p2pnode.swarm.network import Network
 from p2pnode.wire.keys import PrivateKey
 
@@ -36,13 +34,12 @@ class Peer:
             pubsub={"ip_colocation_factor_weight": 0.0},  # who tests has all peers on one machine
         )
         self.network = Network(key, self.settings)
-        self.pubsub = PubSub(self.network.host, key, self.settings.pubsub, rng=random.Random())
+        self.pubsub = self.network.pubsub
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.network.run)
-            await nursery.start(self.pubsub.run)
             await nursery.start(self._answer_pings)
             self.network.host.set_handler(ECHO, echo)
             try:
