@@ -10,7 +10,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 import trio
@@ -19,6 +18,48 @@ from p2pnode.errors import ConnectionClosedError, P2PNodeError, first_leaf
 
 T = TypeVar("T")
 Served = TypeVar("Served")
+
+
+class _Outcome(Generic[T]):
+    """What a call has come to, told once, by one thread to another.
+
+    A `concurrent.futures.Future` does it as well, with a condition and callbacks, and takes
+    several times as long.
+    """
+
+    __slots__ = ("_error", "_told", "_value", "is_known")
+
+    def __init__(self) -> None:
+        self.is_known = False
+        self._value: T
+        self._error: BaseException | None = None
+        self._told = threading.Lock()
+        self._told.acquire()
+
+    def set(self, value: T) -> None:
+        self._value = value
+        self._tell()
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self._tell()
+
+    def _tell(self) -> None:
+        self.is_known = True
+        self._told.release()
+
+    def wait(self) -> T:
+        """Return the value or raise the error, once; Ctrl-C interrupts."""
+        self._told.acquire()
+        if self._error is not None:
+            raise self._take_error()
+        return self._value
+
+    def _take_error(self) -> BaseException:
+        """Let go of the error, whose traceback leads to whoever raises it, and so to us."""
+        assert self._error is not None
+        error, self._error = self._error, None
+        return error
 
 
 class Portal(Generic[Served]):
@@ -34,12 +75,13 @@ class Portal(Generic[Served]):
         self._service = service
         self._thread = threading.Thread(target=self._run, name=name)
         self._process = os.getpid()
-        self._ready: Future[Served] = Future()
+        self._ready: _Outcome[Served] = _Outcome()
+        self._was_ready = False
         self._crash: BaseException | None = None
         self._lock = threading.Lock()  # over the three below, which both sides use
         self._token: trio.lowlevel.TrioToken | None = None
         self._closing = False
-        self._pending: set[Future[Any]] = set()
+        self._pending: set[_Outcome[Any]] = set()
         self._scope = trio.CancelScope()
         self._calls: trio.Nursery | None = None
 
@@ -51,7 +93,7 @@ class Portal(Generic[Served]):
         """
         try:
             self._thread.start()
-            return self._ready.result()
+            return self._ready.wait()
         except BaseException:  # Ctrl-C as well
             self.close()
             raise
@@ -73,17 +115,17 @@ class Portal(Generic[Served]):
             )
         if threading.get_ident() == self._thread.ident:
             raise RuntimeError("a blocking call from inside the trio thread would wait for itself")
-        result: Future[T] = Future()
+        outcome: _Outcome[T] = _Outcome()
         scope = trio.CancelScope()
         try:
-            self._submit(function, args, result, scope)
-            return result.result()
+            self._submit(function, args, outcome, scope)
+            return outcome.wait()
         except BaseException:
-            if not result.done():  # the caller was interrupted, by Ctrl-C for example
+            if not outcome.is_known:  # the caller was interrupted, by Ctrl-C for example
                 self._soon(scope.cancel)
             raise
         finally:
-            self._pending.discard(result)
+            self._pending.discard(outcome)
 
     def close(self) -> None:
         """End the run and join its thread; does nothing the second time.
@@ -96,7 +138,7 @@ class Portal(Generic[Served]):
         self._soon(self._scope.cancel)
         if self._thread.ident is not None:
             self._thread.join()
-        if self._crash is not None and self._ready.exception() is None:
+        if self._crash is not None and self._was_ready:
             crash, self._crash = self._crash, None
             raise crash
 
@@ -104,14 +146,14 @@ class Portal(Generic[Served]):
         self,
         function: Callable[..., Awaitable[T]],
         args: tuple[Any, ...],
-        result: Future[T],
+        outcome: _Outcome[T],
         scope: trio.CancelScope,
     ) -> None:
         with self._lock:
             if self._token is None or self._closing:
                 raise self._ended("is closed")
-            self._pending.add(result)
-            self._token.run_sync_soon(self._spawn, function, args, result, scope)
+            self._pending.add(outcome)
+            self._token.run_sync_soon(self._spawn, function, args, outcome, scope)
 
     def _soon(self, function: Callable[[], object]) -> None:
         with self._lock, contextlib.suppress(trio.RunFinishedError):
@@ -128,11 +170,11 @@ class Portal(Generic[Served]):
         with self._lock:
             self._closing = True
             pending = list(self._pending)
-        if not self._ready.done():
-            self._ready.set_exception(self._crash or self._ended("was closed while it started"))
+        if not self._ready.is_known:
+            self._ready.fail(self._crash or self._ended("was closed while it started"))
         for each in pending:
-            if not each.done():
-                each.set_exception(self._ended("was closed during the call"))
+            if not each.is_known:
+                each.fail(self._ended("was closed during the call"))
 
     async def _main(self) -> None:
         with self._lock:
@@ -143,33 +185,34 @@ class Portal(Generic[Served]):
             async with trio.open_nursery() as services:
                 served: Served = await services.start(self._service)
                 async with trio.open_nursery() as self._calls:
-                    self._ready.set_result(served)
+                    self._was_ready = True
+                    self._ready.set(served)
                     await trio.sleep_forever()
 
     def _spawn(
         self,
         function: Callable[..., Awaitable[T]],
         args: tuple[Any, ...],
-        result: Future[T],
+        outcome: _Outcome[T],
         scope: trio.CancelScope,
     ) -> None:
         assert self._calls is not None, "calls are taken only once the service is ready"
-        self._calls.start_soon(self._complete, function, args, result, scope)
+        self._calls.start_soon(self._complete, function, args, outcome, scope)
 
     async def _complete(
         self,
         function: Callable[..., Awaitable[T]],
         args: tuple[Any, ...],
-        result: Future[T],
+        outcome: _Outcome[T],
         scope: trio.CancelScope,
     ) -> None:
         with scope:
             try:
                 value = await function(*args)
             except Exception as error:  # noqa: BLE001  # raised again in the caller's thread
-                result.set_exception(_leaf(error))
+                outcome.fail(_leaf(error))
             else:
-                result.set_result(value)
+                outcome.set(value)
 
     def _ended(self, how: str) -> BaseException:
         error = ConnectionClosedError(
