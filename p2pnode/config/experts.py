@@ -132,6 +132,11 @@ class TrainerSettings:
     forward_timeout: float = 30.0
     backward_timeout: float = 30.0
     timeout_after_k_min: float = 1.0  # for stragglers, once k_min experts have answered
+    # A single expert that has lost its hosts is waited for within a call's timeout, but no longer
+    # than this, until it has answered again: time for an announcement to expire, or for a restart.
+    patience: float = 20.0
+    retry_interval: float = 0.25  # before the second look for its hosts; doubles
+    max_retry_interval: float = 2.0
     straggles_tolerated: int = 1  # in a row; a host that is cut off more often counts as failed
     latency_smoothing: float = 0.2  # weight of the newest call in a host's average latency
     calls_at_once_per_host: int = 64  # below what a host takes from one peer (rpc section)

@@ -12,7 +12,6 @@ from p2pnode.errors import (
     AlreadyAppliedError,
     CallError,
     ExpertFailedError,
-    OverloadedError,
     P2PNodeError,
     PausedError,
     StaleUpdateError,
@@ -218,7 +217,7 @@ class ServedExperts(CallHandler):
 
         Raises:
             UnknownExpertError: one of the experts is not hosted.
-            OverloadedError, PausedError: the host is shutting down, or paused.
+            PausedError: the host is shutting down, or paused.
         """
         self._find_open(uid, span)
         async with self._devices.between_batches(uid.span(span)) as compute:
@@ -300,7 +299,7 @@ class ServedExperts(CallHandler):
         """Find experts that take more work."""
         found = self._find(uid, span)
         if self._draining:
-            raise OverloadedError("the host is shutting down; call another")
+            raise PausedError("the host is shutting down; call another")
         if self._paused:
             raise PausedError("the host is paused by its owner; call another")
         for hosted in found:

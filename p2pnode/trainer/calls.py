@@ -7,8 +7,13 @@ to it once under the same id, so that the host steps its optimiser at most once;
 other hosts are tried. A lost host may have taken the step before it was lost, and then two hosts
 of the expert have taken it, each once.
 
-When all hosts that are known have failed, the expert is looked up anew, once: a host that leaves
-hands its experts to another one, and says so by not knowing them any more.
+When all hosts that are known have failed, the expert is looked up anew: a host that leaves hands
+its experts to another one, and says so by not knowing them any more. If nobody else is found, and
+it was a host that failed, not the expert, a call of a single expert waits and looks again, at
+intervals that double: the DHT may name the old host for a moment longer, and a host that has died
+may be coming back. It waits until its timeout, and no expert is waited for longer than the
+settings' patience, however many calls are made: after that each call looks but once, until one has
+been answered again. A layer of experts does not wait: it goes on with those that live.
 
 An expert that fails on NaN or infinite values is not to blame for them: the caller is told, and the
 expert stays in use.
@@ -18,20 +23,27 @@ While another host is left to try, one attempt gets at most half of the remainin
 
 import contextlib
 import random
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import trio
 
 from p2pnode.config import Settings
-from p2pnode.errors import DeadlineExceededError, NoPeersError, P2PNodeError, RemoteError
+from p2pnode.errors import (
+    DeadlineExceededError,
+    NoPeersError,
+    P2PNodeError,
+    RemoteError,
+    UnknownExpertError,
+)
 from p2pnode.host import Host
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.schema import ExpertInfo
 from p2pnode.swarm.beam import Scores, beam_search, list_experts
 from p2pnode.swarm.lookup import ExpertDirectory
-from p2pnode.trainer.hosts import HostBook
+from p2pnode.trainer.hosts import HOST_FAILURES, HostBook
 from p2pnode.trainer.judged import FINAL, JudgedClient
 from p2pnode.trainer.quorum import Attempt, gather
 from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall
@@ -39,6 +51,8 @@ from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
 T = TypeVar("T")
+
+_MAX_VACANT: Final = 1024  # experts known to have no host; those looked for first are forgotten
 
 
 class ExpertCaller:
@@ -68,6 +82,8 @@ class ExpertCaller:
         self._host = host
         self._directory = directory
         self._run_id = run_id
+        self._settings = settings.trainer
+        self._vacant_since: OrderedDict[Uid, float] = OrderedDict()
 
     # --- a layer's experts ----------------------------------------------------------------------
 
@@ -111,12 +127,12 @@ class ExpertCaller:
 
     async def _call_all(
         self,
-        make: Callable[[ExpertCall, CallPolicy, Attempt], Awaitable[Answer]],
+        make: Callable[..., Awaitable[Answer]],
         calls: Sequence[ExpertCall],
         policy: CallPolicy,
     ) -> list[Answer | P2PNodeError]:
         outcomes, late = await gather(
-            calls, lambda call, attempt: make(call, policy, attempt), policy
+            calls, lambda call, attempt: make(call, policy, attempt, waits=False), policy
         )
         for peer_id in late:
             self.book.receive_straggle(peer_id)
@@ -145,17 +161,23 @@ class ExpertCaller:
         async def ask(peer_id: PeerId, give_up: float) -> ExpertInfo:
             return await self.client.info(peer_id, uid, give_up, Attempt())
 
-        return await self._try_hosts(uid, timeout, ask)
+        return await self._try_hosts(uid, timeout, ask, waits=True)
 
     async def forward(
-        self, call: ExpertCall, policy: CallPolicy, attempt: Attempt | None = None
+        self,
+        call: ExpertCall,
+        policy: CallPolicy,
+        attempt: Attempt | None = None,
+        *,
+        waits: bool = True,
     ) -> Answer:
         """Compute an expert's outputs on one of its hosts.
 
         Args:
-            call: the expert and its inputs.
+            call: the expert, its inputs, and who is to be asked first, if anybody is.
             policy: the timeout, and whether answers are searched for NaN.
             attempt: kept up to date with the host that is waited for.
+            waits: whether an expert that has just lost its hosts is waited for.
 
         Raises:
             SchemaError, TensorTooLargeError: the inputs do not fit; they were not sent.
@@ -169,10 +191,18 @@ class ExpertCaller:
         async def ask(peer_id: PeerId, give_up: float) -> Answer:
             return await self.client.forward(peer_id, call, policy, give_up, watched)
 
-        return await self._try_hosts(Uid.parse(call.name, self._run_id), policy.timeout, ask)
+        uid = Uid.parse(call.name, self._run_id)
+        return await self._try_hosts(
+            uid, policy.timeout, ask, waits=waits, preferred=call.answered_by
+        )
 
     async def backward(
-        self, call: ExpertCall, policy: CallPolicy, attempt: Attempt | None = None
+        self,
+        call: ExpertCall,
+        policy: CallPolicy,
+        attempt: Attempt | None = None,
+        *,
+        waits: bool = True,
     ) -> Answer:
         """Step an expert's optimiser, and return the gradients of its inputs.
 
@@ -180,6 +210,7 @@ class ExpertCaller:
             call: the expert, its inputs, the gradients of its outputs, and who gave those.
             policy: the timeout, and whether answers are searched for NaN.
             attempt: kept up to date with the host that is waited for.
+            waits: whether an expert that has just lost its hosts is waited for.
 
         Raises:
             SchemaError, TensorTooLargeError: the tensors do not fit; they were not sent.
@@ -198,7 +229,9 @@ class ExpertCaller:
             )
 
         uid = Uid.parse(call.name, self._run_id)
-        return await self._try_hosts(uid, policy.timeout, ask, preferred=call.answered_by)
+        return await self._try_hosts(
+            uid, policy.timeout, ask, waits=waits, preferred=call.answered_by
+        )
 
     # --- one host after the other ---------------------------------------------------------------
 
@@ -208,12 +241,14 @@ class ExpertCaller:
         timeout: float,
         ask: Callable[[PeerId, float], Awaitable[T]],
         *,
+        waits: bool,
         preferred: PeerId | None = None,
     ) -> T:
         until = trio.current_time() + timeout
         tried: set[PeerId] = set()
         failure: RemoteError | None = None
         looked_again = False
+        pause = self._settings.retry_interval
         while True:
             order = await self._order(uid, preferred, until)
             if order is None:
@@ -221,23 +256,48 @@ class ExpertCaller:
                     f"the hosts of {uid.name} could not be looked up within {timeout:g} s"
                 )
             order = [peer_id for peer_id in order if peer_id not in tried]
-            if not order and failure is not None and not looked_again:
-                looked_again = True  # the expert may have changed hands
-                with trio.move_on_at(until), contextlib.suppress(NoPeersError):
-                    await self._directory.look_again(uid)
+            changed_hands = failure or (waits and self.book.reason(uid))  # it may have, at least
+            if not order and changed_hands and not looked_again:
+                looked_again = True
+                await self._look_again(uid, until)
                 continue
             if not order:
-                raise failure or self.book.none_left(uid)
+                wake = trio.current_time() + pause
+                if not waits or wake >= self._patient_until(uid, failure, until):
+                    raise failure or self.book.none_left(uid)
+                await trio.sleep_until(wake)
+                await self._look_again(uid, until)
+                pause = min(2 * pause, self._settings.max_retry_interval)
+                tried.clear()  # whoever is worth another call is listed again
+                preferred = None
+                continue
             peer_id = order[0]
             tried.add(peer_id)
             remaining = until - trio.current_time()
             give_up = until if len(order) == 1 else until - remaining / 2
             try:
-                return await ask(peer_id, give_up)
+                answer = await ask(peer_id, give_up)
             except FINAL:
                 raise
             except RemoteError as error:
                 failure = error
+            else:
+                self._vacant_since.pop(uid, None)
+                return answer
+
+    def _patient_until(self, uid: Uid, failure: RemoteError | None, until: float) -> float:
+        """Return until when to look for a host of an expert that has none left now."""
+        reason = failure or self.book.reason(uid)
+        if not isinstance(reason, (*HOST_FAILURES, UnknownExpertError)):
+            return float("-inf")  # it was never there, or another host would fail, too
+        since = self._vacant_since.setdefault(uid, trio.current_time())
+        if len(self._vacant_since) > _MAX_VACANT:
+            self._vacant_since.popitem(last=False)
+        return min(until, since + self._settings.patience)
+
+    async def _look_again(self, uid: Uid, until: float) -> None:
+        with trio.move_on_at(until), contextlib.suppress(NoPeersError):
+            await self._directory.look_again(uid)
 
     async def _order(self, uid: Uid, preferred: PeerId | None, until: float) -> list[PeerId] | None:
         """List the hosts to try, the best first; None when the time is up."""

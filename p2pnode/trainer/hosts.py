@@ -149,6 +149,10 @@ class HostBook:
             del self._straggles[peer_id]
             self._directory.mark_failed(peer_id)
 
+    def reason(self, uid: Uid) -> P2PNodeError | None:
+        """Return how the last call of an expert failed; None after one that was answered."""
+        return self._reasons.get(uid)
+
     def none_left(self, uid: Uid) -> P2PNodeError:
         """Return the error for an expert without a candidate: why the last one failed, if known."""
         reason = self._reasons.get(uid)

@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from p2pnode.config import HostingSettings
-from p2pnode.errors import DeadlineExceededError, OverloadedError
+from p2pnode.errors import DeadlineExceededError, OverloadedError, PausedError
 from p2pnode.experts.pool import BatchPool
 from p2pnode.experts.runtime import Runtime, WaitedCall, WorkerThread, compute_inline
 from p2pnode.wire.keys import PrivateKey
@@ -187,7 +187,7 @@ async def test_stopping_the_loop_fails_what_it_had_taken(autojump_clock):
     async def call(key):
         try:
             await device.call(key)
-        except OverloadedError as error:
+        except (OverloadedError, PausedError) as error:
             failed.append(str(error))
 
     async def never(_work):
@@ -217,7 +217,7 @@ async def test_two_who_wait_for_one_call_each_get_their_own_error(nursery, autoj
     async def wait():
         try:
             await device.runtime.result(call)
-        except OverloadedError as error:
+        except (OverloadedError, PausedError) as error:
             errors.append(error)
 
     async with trio.open_nursery() as waiters:

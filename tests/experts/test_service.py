@@ -14,6 +14,7 @@ from p2pnode.errors import (
     DeadlineExceededError,
     ExpertFailedError,
     OverloadedError,
+    PausedError,
     SchemaError,
     UnknownExpertError,
 )
@@ -310,7 +311,7 @@ async def test_a_draining_host_finishes_what_it_has_and_takes_no_more(
     await trio.sleep(0.1)
     nursery.start_soon(rig.host.drain)
     await trio.sleep(0.1)
-    with pytest.raises(OverloadedError, match="shutting down"):
+    with pytest.raises(PausedError, match="shutting down"):
         await rig.forward()
     await rig.host.drain()
     assert trio.current_time() == pytest.approx(1.0 + 1.0)  # building took the first second

@@ -7,6 +7,7 @@ import trio
 from p2pnode.errors import (
     AlreadyAppliedError,
     DeadlineExceededError,
+    DialError,
     ExpertFailedError,
     HostLostError,
     NoLiveExpertError,
@@ -598,3 +599,92 @@ async def test_an_update_that_is_too_stale_is_dropped_and_nobody_is_blamed(
         await caller.backward(call(gradients=gradients, age=age), POLICY)
         assert age.staleness == 3
         assert server.experts.steps(server.experts.uids[0]) == 4
+
+
+# --- an expert that has just lost its hosts -------------------------------------------------------
+
+
+async def serve_leaver(swarm):
+    """Start a host that has left its expert, while the index still names it."""
+
+    async def script(_kind, _uid, _answer):
+        await trio.lowlevel.checkpoint()
+        raise UnknownExpertError("look up who serves it")
+
+    await swarm.serve()
+    await serve_scripted(swarm, script)
+
+
+async def serve_later(swarm, seconds):
+    await trio.sleep(seconds)
+    await swarm.serve(NAME)
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+async def test_a_call_of_one_expert_waits_until_its_next_host_is_found(
+    autojump_clock, open_swarm, kind
+):
+    async with open_swarm() as swarm:
+        await serve_leaver(swarm)
+        caller = await swarm.session()
+        swarm.nursery.start_soon(serve_later, swarm, 6.0)
+        started = trio.current_time()
+        if kind == "forward":
+            await caller.forward(call(), POLICY)
+        else:
+            await caller.backward(call(gradients=(torch.ones(3, 8),)), POLICY)
+        assert 6 <= trio.current_time() - started < 10
+
+
+async def test_a_layer_does_not_wait_for_an_expert_that_has_lost_its_host(
+    autojump_clock, open_swarm
+):
+    async with open_swarm() as swarm:
+        await serve_leaver(swarm)
+        caller = await swarm.session()
+        swarm.nursery.start_soon(serve_later, swarm, 6.0)
+        started = trio.current_time()
+        (outcome,) = await caller.forward_all([call()], POLICY)
+        assert isinstance(outcome, UnknownExpertError)
+        (outcome,) = await caller.backward_all([call(gradients=(torch.ones(3, 8),))], POLICY)
+        assert isinstance(outcome, NoLiveExpertError)
+        assert trio.current_time() - started < 2
+
+
+async def test_an_expert_whose_hosts_are_gone_is_waited_for_once_however_often_it_is_called(
+    autojump_clock, open_swarm
+):
+    async with open_swarm() as swarm:
+        patience = swarm.settings.trainer.patience
+        await swarm.serve()
+        server = await swarm.serve(NAME)
+        caller = await swarm.session()
+        policy = CallPolicy(timeout=3 * patience)
+        await caller.forward(call(), policy)
+        server.crash()
+        started = trio.current_time()
+        with pytest.raises((HostLostError, DialError)):
+            await caller.forward(call(), policy)
+        assert 0.8 * patience < trio.current_time() - started < 1.3 * patience
+        started = trio.current_time()
+        for _ in range(3):
+            with pytest.raises(NoLiveExpertError):
+                await caller.forward(call(), policy)
+        assert trio.current_time() - started < 3
+        # One that has answered since is worth the wait again.
+        server = await swarm.serve(NAME)
+        await trio.sleep(swarm.settings.swarm.max_absent_time)
+        await caller.forward(call(), policy)
+        server.crash()
+        swarm.nursery.start_soon(serve_later, swarm, patience / 2)
+        await caller.forward(call(), policy)
+
+
+async def test_an_expert_that_nobody_ever_served_is_not_waited_for(autojump_clock, open_swarm):
+    async with open_swarm() as swarm:
+        await swarm.serve(NAME)
+        caller = await swarm.session()
+        started = trio.current_time()
+        with pytest.raises(NoLiveExpertError, match=r"ffn\.7\.7"):
+            await caller.forward(call(name="ffn.7.7"), POLICY)
+        assert trio.current_time() - started < 2

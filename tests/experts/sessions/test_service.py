@@ -17,6 +17,7 @@ from p2pnode.errors import (
     HostLostError,
     NotAMemberError,
     OverloadedError,
+    PausedError,
     SchemaError,
     StreamResetError,
     TensorTooLargeError,
@@ -379,7 +380,7 @@ async def test_sessions_end_when_their_blocks_leave_or_the_host_shuts_down(rig, 
             await session.step(torch.randn(2, 1, 64))
         await other.step(torch.randn(2, 1, 64))
         await it.experts.drain()
-        with pytest.raises(OverloadedError, match="shutting down"):
+        with pytest.raises(PausedError, match="shutting down"):
             await other.step(torch.randn(2, 1, 64))
         it.server.close()
         with pytest.raises(UnknownExpertError):
