@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "status": ("cli.commands.inspect:status", "Show what the running daemon is doing."),
     "peers": ("cli.commands.inspect:peers", "List the peers the daemon is connected to."),
     "experts": ("cli.commands.inspect:experts", "List hosted experts, or find who hosts some."),
+    "swarm": ("cli.commands.swarm:swarm", "Show who shares a layer, and how good its weights are."),
     "dht": ("cli.commands.dht:dht", "Ask the DHT: its peers, and what lies under a key."),
     "ping": ("cli.commands.inspect:ping", "Measure the round trip to a peer."),
     "perf": ("cli.commands.perf:perf", "Measure how fast data goes to a peer, and comes back."),

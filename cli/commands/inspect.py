@@ -5,8 +5,9 @@ from typing import Any, Final
 
 import click
 
+from cli.commands.swarm import describe_offender
 from cli.options import data_dir_option, json_option
-from cli.output import count, print_facts, print_json, print_note, print_table
+from cli.output import as_one_line, count, print_facts, print_json, print_note, print_table
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.runs import FOREVER
@@ -50,6 +51,7 @@ def status(data_dir: DataDir, as_json: bool) -> None:
         "relays for others": describe_relay(found["relay"]),
         "DHT": f"{found['dht']['mode']}, {found['dht']['records']} records",
         "experts": f"{found['experts']} hosted",
+        "swarms": describe_swarms(found["swarms"]),
         "takes calls": describe_owner(found["owner"]),
         "metrics": found["metrics"] and f"http://{found['metrics']}/metrics",
         "calls": ", ".join(f"{count} {name}" for name, count in found["calls"].items()) or None,
@@ -60,6 +62,22 @@ def status(data_dir: DataDir, as_json: bool) -> None:
         facts[f"run {run['run']}"] = describe_run(run)
     print_facts("Status", facts)
     _print_budget(found["budget"])
+    if offenders := found["swarms"]["offenders"]:
+        rows = [
+            (each["peer_id"], describe_offender(each), as_one_line(each["last_reason"]))
+            for each in offenders
+        ]
+        print_table("Held against other peers", ("peer", "for", "the last offence"), rows)
+
+
+def describe_swarms(found: dict[str, Any]) -> str | None:
+    """Say in one line with whom the node shares layers; None if it does with nobody."""
+    if not found["joined"]:
+        return None
+    return (
+        f"{count(found['joined'], 'layer')} shared with {count(found['members'], 'peer')},"
+        f" {found['linked']} linked"
+    )
 
 
 def describe_owner(found: dict[str, Any]) -> str:

@@ -44,6 +44,7 @@ def status(monkeypatch):
         "relay": {"held": None, "given": None},
         "dht": {"peers": 0, "mode": "server", "records": 0},
         "experts": 4,
+        "swarms": {"joined": 0, "members": 0, "linked": 0, "offenders": []},
         "owner": {"paused": False, "cause": None, "reason": None, "until": None, "missing": None},
         "metrics": "127.0.0.1:9400",
         "placement": [
