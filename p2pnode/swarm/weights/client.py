@@ -7,57 +7,25 @@ when a fetch fails or is cancelled, and the next one goes on from there.
 
 import contextlib
 import random
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
 
 import trio
 
 from p2pnode.config import WeightsSettings
 from p2pnode.config.experts import Codec
-from p2pnode.errors import (
-    DeadlineExceededError,
-    OverloadedError,
-    P2PNodeError,
-    ProtocolError,
-    ProtocolNotSupportedError,
-    RemoteError,
-    StorageError,
-    TransferError,
-    UnknownExpertError,
-)
+from p2pnode.errors import ProtocolError, RemoteError, StorageError, TransferError
 from p2pnode.events import Event, EventBus
-from p2pnode.host import PeerMisbehaved, Stream
+from p2pnode.host import PeerMisbehaved
 from p2pnode.host.pacing import Pace
 from p2pnode.rpc.access import Access
-from p2pnode.swarm.weights.core import Download
-from p2pnode.swarm.weights.manifest import Manifest, hash_of
-from p2pnode.swarm.weights.messages import (
-    MAX_MESSAGE_BYTES,
-    PROTOCOL,
-    ChunkRequest,
-    Have,
-    HaveRequest,
-    Head,
-    HeadRequest,
-    Hello,
-    ManifestRequest,
-    Payload,
-    Refusal,
-    WeightsReply,
-    WeightsRequest,
-    decode_reply,
-    encode_hello,
-    encode_request,
-)
+from p2pnode.swarm.weights.manifest import Manifest
+from p2pnode.swarm.weights.messages import PROTOCOL, Head, HeadRequest
+from p2pnode.swarm.weights.session import WeightsSession, greeted
 from p2pnode.swarm.weights.store import StateStore, StoredState
+from p2pnode.swarm.weights.transfer import Transfer, listed
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
-
-R = TypeVar("R", bound=WeightsReply)
-
-_LISTED: Final = 3  # failures in one sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +128,7 @@ class WeightsClient:
         state = await self._store.begin(manifest)
         try:
             with self._store.using(state):
-                await _Transfer(self, state, self._settings, self._rng).run(holders)
+                await self._transfer(uid, state, holders)
         except StorageError:
             await self._store.drop(state)  # room for others
             raise
@@ -174,7 +142,7 @@ class WeightsClient:
                     data = await session.manifest(name)
                 manifest = Manifest.decode(data)
             except ProtocolError as error:
-                self.report(peer_id, str(error))
+                self._report(peer_id, str(error))
                 failures.append(f"{peer_id}: {error}")
             except RemoteError as error:
                 failures.append(f"{peer_id}: {error}")
@@ -187,267 +155,40 @@ class WeightsClient:
                         f" {self._settings.max_state_bytes}"
                     )
                 return manifest
-        raise TransferError(f"nobody tells what the state of {uid.name} is: {_listed(failures)}")
+        raise TransferError(f"nobody tells what the state of {uid.name} is: {listed(failures)}")
 
-    # --- for one transfer -----------------------------------------------------------------------
-
-    @property
-    def store(self) -> StateStore:
-        """Where what is fetched is kept."""
-        return self._store
-
-    def report(self, peer_id: PeerId, reason: str) -> None:
-        """Say that a peer broke a rule."""
+    async def _transfer(self, uid: Uid, state: StoredState, holders: Sequence[PeerId]) -> None:
+        reused, began = state.have.bit_count(), trio.current_time()
+        transfer = Transfer(
+            state,
+            self._store,
+            self._settings,
+            self._rng,
+            session=lambda peer_id: self.session(peer_id, uid.run),
+            report=self._report,
+            pace=self._wait_for_pace,
+        )
+        await transfer.run(holders)
         self._events.emit(
-            PeerMisbehaved(peer_id=peer_id, address=None, reason=f"{PROTOCOL}: {reason}")
-        )
-
-    def emit(self, event: WeightsFetched) -> None:
-        """Say that a state has come."""
-        self._events.emit(event)
-
-    async def pace(self, size: int) -> None:
-        """Wait until so many bytes may be asked for."""
-        await trio.sleep_until(self._pace.reserve(size, trio.current_time()))
-
-
-@contextlib.asynccontextmanager
-async def greeted(
-    access: Access, peer_id: PeerId, run_id: str, protocol: str
-) -> AsyncIterator[tuple[Stream, bytes]]:
-    """Open a stream for one run, and give it with the greeting that it has to begin with.
-
-    Raises:
-        NotAMemberError: this node is no member of the run.
-        DialError: the peer cannot be reached, or only over a relay that carries too little.
-        UnknownExpertError: it does not speak the protocol.
-        RemoteError: the stream failed.
-    """
-    membership = access.membership(run_id)
-    connection = await access.connect(peer_id)
-    stream = await connection.open_stream([protocol])
-    done = False
-    try:
-        hello = Hello(
-            run_id=run_id,
-            scope="host" if "host" in membership.scopes else "train",
-            token=membership.token,
-        )
-        yield stream, encode_hello(hello)
-        done = True
-    except ProtocolNotSupportedError as error:
-        raise UnknownExpertError(f"{peer_id} hosts no experts") from error
-    finally:
-        if not done:
-            stream.reset()
-    await stream.aclose()
-
-
-class WeightsSession:
-    """One stream to one holder; questions are answered in their order.
-
-    All methods raise, besides what each says, `DeadlineExceededError` when the answer takes too
-    long, `ProtocolError` when it is none, the holder's own `CallError`, and `StreamResetError` or
-    `ConnectionClosedError` when it is lost.
-    """
-
-    def __init__(self, stream: Stream, settings: WeightsSettings, greeting: bytes) -> None:
-        self._stream = stream
-        self._settings = settings
-        self._unsent = greeting  # goes with the first question
-
-    async def head(self, request: HeadRequest) -> Head:
-        """Ask for the newest version of an expert."""
-        await self.ask(request)
-        return await self._reply(Head, self._settings.request_timeout)
-
-    async def manifest(self, name: bytes) -> bytes:
-        """Ask what a state is made of; the hash of the answer is the name.
-
-        Raises:
-            ProtocolError: it is not.
-        """
-        await self.ask(ManifestRequest(name=name))
-        payload = await self._reply(Payload, self._settings.request_timeout)
-        with self._within(self._settings.request_timeout):
-            data = await self._stream.receive_exactly(payload.size)
-        if hash_of(data) != name:
-            raise ProtocolError("a manifest is not what its name says")
-        return data
-
-    async def have(self, name: bytes) -> int:
-        """Ask which chunks of a state the holder has; returns the set of them."""
-        await self.ask(HaveRequest(name=name))
-        return (await self._reply(Have, self._settings.request_timeout)).chunks
-
-    async def chunk(self, buffer: memoryview) -> None:
-        """Receive the chunk that was asked for first into `buffer`, which has its size.
-
-        Raises:
-            ProtocolError: it has another size.
-        """
-        payload = await self._reply(Payload, self._settings.chunk_patience)
-        if payload.size != len(buffer):
-            raise ProtocolError(f"a chunk has {payload.size} bytes instead of {len(buffer)}")
-        with self._within(self._settings.chunk_patience):
-            await self._stream.receive_into(buffer)
-
-    async def ask(self, request: WeightsRequest) -> None:
-        """Send a question without waiting for its answer."""
-        data, self._unsent = self._unsent + encode_request(request), b""
-        with self._within(self._settings.request_timeout):
-            await self._stream.send_all(data)
-
-    async def _reply(self, kind: type[R], timeout: float) -> R:
-        with self._within(timeout):
-            data = await self._stream.receive_prefixed(MAX_MESSAGE_BYTES)
-        if data is None:
-            raise ProtocolError("the holder ended the stream instead of answering")
-        reply = decode_reply(data)
-        if isinstance(reply, Refusal):
-            raise reply.error
-        if not isinstance(reply, kind):
-            raise ProtocolError("the holder answered another question than the one asked")
-        return reply
-
-    @contextlib.contextmanager
-    def _within(self, seconds: float) -> Iterator[None]:
-        with trio.move_on_after(seconds) as scope:
-            yield
-        if scope.cancelled_caught:
-            raise DeadlineExceededError(f"the holder did not answer within {seconds:g} s")
-
-
-class _Transfer:
-    """One state being fetched: a task for each holder, around the `Download` they share."""
-
-    def __init__(
-        self,
-        client: WeightsClient,
-        state: StoredState,
-        settings: WeightsSettings,
-        rng: random.Random,
-    ) -> None:
-        self._client = client
-        self._state = state
-        self._settings = settings
-        self._rng = rng
-        self._reused = state.have.bit_count()
-        self._download: Download[PeerId] = Download(state.manifest.chunks, state.have, rng.random)
-        self._changed = trio.Event()
-        self._failures: list[str] = []
-        self._storage_error: StorageError | None = None
-        self._bytes = 0
-
-    async def run(self, holders: Sequence[PeerId]) -> None:
-        """Fetch until nothing is missing.
-
-        Raises:
-            TransferError: no holder is left, and something is.
-            StorageError: the disk fails or is full.
-        """
-        began = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            for peer_id in dict.fromkeys(holders):
-                nursery.start_soon(self._use, peer_id, nursery.cancel_scope)
-        if self._storage_error is not None:
-            raise self._storage_error
-        uid = self._state.manifest.uid
-        if not self._download.is_complete:
-            raise TransferError(
-                f"the state of {uid.name} did not come whole: {_listed(self._failures)}"
-            )
-        self._client.emit(
             WeightsFetched(
                 uid=uid,
-                steps=self._state.manifest.steps,
-                bytes=self._bytes,
-                reused=self._reused,
+                steps=state.manifest.steps,
+                bytes=transfer.bytes,
+                reused=reused,
                 sources=len(set(holders)),
                 seconds=trio.current_time() - began,
             )
         )
 
-    async def _use(self, peer_id: PeerId, scope: trio.CancelScope) -> None:
-        """Take what one holder gives until nothing is missing, or it is of no use any more."""
-        for _ in range(self._settings.busy_tries):
-            try:
-                await self._pull(peer_id)
-                break
-            except (OverloadedError, UnknownExpertError) as error:  # it may yet have it
-                failure: P2PNodeError = error
-            except StorageError as error:
-                self._storage_error = error
-                scope.cancel()
-                return
-            except RemoteError as error:
-                if isinstance(error, ProtocolError):
-                    self._client.report(peer_id, str(error))
-                self._failures.append(f"{peer_id}: {error}")
-                return
-            finally:
-                self._download.receive_loss(peer_id)
-                self._wake()
-            await trio.sleep(self._settings.busy_pause * self._rng.uniform(0.5, 1.5))
-        else:
-            self._failures.append(f"{peer_id}: {failure}")
-        if self._download.is_complete:
-            scope.cancel()
+    def _report(self, peer_id: PeerId, reason: str) -> None:
+        """Say that a peer broke a rule."""
+        self._events.emit(
+            PeerMisbehaved(peer_id=peer_id, address=None, reason=f"{PROTOCOL}: {reason}")
+        )
 
-    async def _pull(self, peer_id: PeerId) -> None:
-        """Take all that a holder has and others do not bring.
-
-        Raises:
-            TransferError: it has had nothing for a while that is missing.
-        """
-        name, idle = self._state.manifest.name, 0
-        pause = self._settings.busy_pause
-        async with self._client.session(peer_id, self._state.manifest.uid.run) as session:
-            self._download.receive_have(peer_id, await session.have(name))
-            asked_at = trio.current_time()
-            asked: deque[int] = deque()
-            buffer = memoryview(bytearray(self._state.manifest.chunk_bytes))
-            while not self._download.is_complete:
-                await self._ask(session, peer_id, asked)
-                if asked:
-                    await self._receive(session, peer_id, asked.popleft(), buffer)
-                    self._wake()
-                    idle = 0
-                    continue
-                with trio.move_on_at(asked_at + pause):  # others get on, or are late
-                    await self._changed.wait()
-                if trio.current_time() >= asked_at + pause:
-                    idle += 1
-                    if idle >= self._settings.busy_tries:
-                        raise TransferError("it has nothing that is missing")
-                    self._download.receive_have(peer_id, await session.have(name))
-                    asked_at = trio.current_time()
-
-    async def _ask(self, session: WeightsSession, peer_id: PeerId, asked: deque[int]) -> None:
-        while len(asked) < self._settings.requests_ahead:
-            index = self._download.next_chunk(peer_id, trio.current_time())
-            if index is None:
-                return
-            asked.append(index)
-            await self._client.pace(self._state.manifest.span(index)[1])
-            await session.ask(ChunkRequest(name=self._state.manifest.name, index=index))
-
-    async def _receive(
-        self, session: WeightsSession, peer_id: PeerId, index: int, buffer: memoryview
-    ) -> None:
-        data = buffer[: self._state.manifest.span(index)[1]]
-        await session.chunk(data)
-        self._bytes += len(data)
-        places = self._download.places(index)
-        if not await self._client.store.check_and_write(self._state, index, places, data):
-            raise ProtocolError(f"chunk {index} is not what its hash says")
-        self._download.receive_chunk(peer_id, index, trio.current_time())
-        self._state.have = self._download.have
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-
-def _listed(failures: Sequence[str]) -> str:
-    return "; ".join(failures[:_LISTED]) or "no holder is known"
+    async def _wait_for_pace(self, size: int) -> None:
+        """Wait until so many bytes may be asked for."""
+        now = trio.current_time()
+        at = self._pace.reserve(size, now)
+        if at > now:
+            await trio.sleep_until(at)

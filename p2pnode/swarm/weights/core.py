@@ -4,7 +4,9 @@ Rules:
 
 1. A chunk is asked of a holder that has it, of one only at a time, the rarest among the holders
    first, and among equally rare ones in an order drawn for this download: peers that fetch the
-   same state at the same time so come to have different parts, and serve each other.
+   same state at the same time so come to have different parts, and serve each other. What holders
+   have is learnt bit by bit; the order is sorted anew once some more chunks were asked for, so that
+   sorting costs little even if there are many.
 2. Chunks of equal content are one: asked for once, and written wherever they belong.
 3. What a holder has not delivered when it is dropped is asked of the others.
 4. When nothing is left to ask for, a holder that would be idle is asked once more for the chunk
@@ -21,6 +23,7 @@ from typing import Final, Generic, TypeVar
 H = TypeVar("H", bound=Hashable)
 
 LATE: Final = 3.0
+SORTS: Final = 64  # at least this many choices of a whole download see what is rare just then
 MAX_REQUESTERS: Final = 2  # of one chunk at a time, in the end
 SMOOTHING: Final = 0.3  # weight of the newest chunk in a holder's average time
 
@@ -54,6 +57,8 @@ class Download(Generic[H]):
             if any(not have >> place & 1 for place in places)
         }
         self._order: list[int] | None = None  # of those not asked of anybody, the rarest last
+        self._is_stale = False  # holders have come to have more since
+        self._chosen = 0  # from this order
         self.have = have
         self.duplicates = 0  # chunks that came although they were there already
 
@@ -64,8 +69,20 @@ class Download(Generic[H]):
 
     def receive_have(self, holder: H, chunks: int) -> None:
         """Take in what a holder has, a new one or one known."""
-        self._holders.setdefault(holder, _Holder()).chunks = chunks
-        self._order = None
+        if holder not in self._holders:
+            self._order = None
+        state = self._holders.setdefault(holder, _Holder())
+        self._is_stale = self._is_stale or state.chunks != chunks
+        state.chunks = chunks
+
+    def has_all(self, holder: H) -> bool:
+        """Tell whether a holder has all that is missing, as far as is known."""
+        chunks = self._holders[holder].chunks
+        return all(chunks >> index & 1 for index in self._missing)
+
+    def chunks_of(self, holder: H) -> int:
+        """Return what a holder has, as far as is known."""
+        return self._holders[holder].chunks
 
     def receive_loss(self, holder: H) -> None:
         """Take in that a holder is not to be asked any more."""
@@ -88,9 +105,12 @@ class Download(Generic[H]):
 
     def receive_chunk(self, holder: H, index: int, now: float) -> None:
         """Take in that a chunk a holder has sent is what it should be, and is in its places."""
-        state = self._holders[holder]
-        took = now - state.asked.pop(index)
-        state.seconds += (took - state.seconds) * (SMOOTHING if state.seconds else 1.0)
+        state = self._holders.get(holder)
+        if state is not None and index in state.asked:
+            took = now - state.asked.pop(index)
+            state.seconds += (took - state.seconds) * (SMOOTHING if state.seconds else 1.0)
+        else:
+            self._order = None  # the holder was lost right behind it: it may be there again
         if self._missing.pop(index, None) is None:
             self.duplicates += 1
             return
@@ -98,12 +118,15 @@ class Download(Generic[H]):
             self.have |= 1 << place
 
     def _next_unasked(self, state: _Holder) -> int | None:
-        if self._order is None:
+        if self._order is None or (self._is_stale and self._chosen * SORTS >= len(self._missing)):
             self._order = self._sorted()
+            self._is_stale = False
+            self._chosen = 0
         for at in range(len(self._order) - 1, -1, -1):
             index = self._order[at]
             if state.chunks >> index & 1:
                 del self._order[at]
+                self._chosen += 1
                 return index
         return None
 

@@ -80,6 +80,20 @@ class StateFile:
         if done < len(buffer):
             raise StorageError(f"{self.path} is shorter than it should be; fetch the state again")
 
+    def read_cached(self, buffer: memoryview, offset: int) -> bool:
+        """Fill `buffer` from the system's memory; tells whether all of it was there.
+
+        It never waits for a disk, so that it needs no thread. Where the system cannot promise that,
+        or the file cannot be read, the answer is no.
+        """
+        if not hasattr(os, "RWF_NOWAIT"):
+            return False
+        try:
+            with self._opened(os.O_RDONLY) as descriptor:
+                return os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
+        except OSError:
+            return False
+
     def write(self, places: Iterable[int], data: bytes | bytearray | memoryview) -> None:
         """Write a chunk's bytes to all its places."""
         try:

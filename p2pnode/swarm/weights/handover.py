@@ -34,7 +34,6 @@ from p2pnode.host import Stream
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
 from p2pnode.swarm.places import SPAN
-from p2pnode.swarm.weights.client import greeted
 from p2pnode.swarm.weights.followers import Followers
 from p2pnode.swarm.weights.following import Following
 from p2pnode.swarm.weights.local import LocalExperts
@@ -53,6 +52,7 @@ from p2pnode.swarm.weights.offers import (
     decode_handover,
     encode_handover,
 )
+from p2pnode.swarm.weights.session import greeted
 from p2pnode.swarm.weights.standby import distance
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid

@@ -8,14 +8,17 @@ is, then asks one thing after the other, without waiting for answers; they come 
     {op: "head", name, all: bool, codec, follow?: ms}
                                                  -> {head: [name, steps, bytes], peers: [peer id…]}
     {op: "manifest", of: name}                   -> {bytes: n} and n bytes
-    {op: "have", of: name}                       -> {have: bits}
-    {op: "chunk", of: name, index}               -> {bytes: n} and n bytes
+    {op: "have", of: name, beyond?: n, within?: ms}
+                                                 -> {have: bits}
+    {op: "chunk", of: name, index}               -> {bytes: n, have?: bits} and n bytes
 
 `head` asks which version of an expert is the newest, with the optimiser's state or without, and in
 which codec; `name` is the expert's without its run. Who says to `follow` is told who else does:
 these are the expert's replicas, and each asks again within so many milliseconds. Of the bits of
 `have`, bit i of byte k stands for chunk 8 k + i; a holder that still fetches a state already gives
-what it has.
+what it has. With a chunk it says what that is, if it has more by now than it last said on the
+stream. Who knows of n chunks, and has nothing to ask for, may wait for some milliseconds until
+there are more. So those who fetch a state at the same time know what they can give each other.
 
 Instead of any answer there may be `{error: [code, sentence]}`, and the stream goes on. States
 without the optimiser's are given to members with either scope, since whoever trains a run's
@@ -50,6 +53,7 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024  # bits for 16 GiB in chunks of 1 MiB take 
 MAX_CHUNKS: Final = MAX_MANIFEST_BYTES // HASH_BYTES
 MAX_PEERS: Final = 64  # replicas of one expert that are told of
 MAX_FOLLOW: Final = 86_400_000  # milliseconds
+MAX_WITHIN: Final = 10_000  # milliseconds
 _MAX_SENTENCE: Final = 500
 
 
@@ -81,9 +85,11 @@ class ManifestRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaveRequest:
-    """Which of its chunks do you have?"""
+    """Which of its chunks do you have? Or tell me within so many seconds, when there are more."""
 
     name: bytes
+    beyond: int = 0  # how many the asker knows of
+    within: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +115,10 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payload:
-    """So many bytes follow: a manifest or a chunk."""
+    """So many bytes follow: a manifest or a chunk; and what else there is, if that is news."""
 
     size: int
+    have: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +182,9 @@ def encode_request(request: WeightsRequest) -> bytes:
             message = {"op": "manifest", "of": request.name}
         case HaveRequest():
             message = {"op": "have", "of": request.name}
+            if request.within:
+                message["beyond"] = request.beyond
+                message["within"] = min(max(1, round(request.within * 1000)), MAX_WITHIN)
         case ChunkRequest():
             message = {"op": "chunk", "of": request.name, "index": request.index}
     return _framed(message)
@@ -197,7 +207,11 @@ def decode_request(data: bytes, run_id: str) -> WeightsRequest:
         case "manifest":
             return ManifestRequest(name=_name(message.get("of")))
         case "have":
-            return HaveRequest(name=_name(message.get("of")))
+            return HaveRequest(
+                name=_name(message.get("of")),
+                beyond=_count(message.get("beyond", 0), MAX_CHUNKS),
+                within=_count(message.get("within", 0), MAX_WITHIN) / 1000,
+            )
         case "chunk":
             index = _count(message.get("index"), MAX_CHUNKS - 1)
             return ChunkRequest(name=_name(message.get("of")), index=index)
@@ -214,9 +228,10 @@ def encode_reply(reply: WeightsReply) -> bytes:
             }
         case Payload():
             message = {"bytes": reply.size}
+            if reply.have is not None:
+                message["have"] = _bits(reply.have)
         case Have():
-            size = -(-reply.chunks.bit_length() // 8)
-            message = {"have": reply.chunks.to_bytes(size, "little")}
+            message = {"have": _bits(reply.chunks)}
         case Refusal():
             message = {"error": pack_error(reply.error)}
     return _framed(message)
@@ -232,12 +247,12 @@ def decode_reply(data: bytes) -> WeightsReply:
     if "error" in message:
         return Refusal(error=read_error(message["error"]))
     if "bytes" in message:
-        return Payload(size=_count(message["bytes"], max(MAX_CHUNK_BYTES, MAX_MANIFEST_BYTES)))
+        return Payload(
+            size=_count(message["bytes"], max(MAX_CHUNK_BYTES, MAX_MANIFEST_BYTES)),
+            have=_read_bits(message["have"]) if "have" in message else None,
+        )
     if "have" in message:
-        have = message["have"]
-        if not isinstance(have, bytes) or len(have) > MAX_CHUNKS // 8:
-            raise ProtocolError("a set of chunks is malformed")
-        return Have(chunks=int.from_bytes(have, "little"))
+        return Have(chunks=_read_bits(message["have"]))
     head, peers = message.get("head"), message.get("peers")
     if not isinstance(head, list) or len(head) != 3:
         raise ProtocolError("a reply answers nothing")
@@ -294,6 +309,16 @@ def _read_peer(data: Any) -> PeerId:
         return PeerId(data if isinstance(data, bytes) else b"")
     except InvalidKeyError as error:
         raise ProtocolError("a replica's peer id is malformed") from error
+
+
+def _bits(chunks: int) -> bytes:
+    return chunks.to_bytes(-(-chunks.bit_length() // 8), "little")
+
+
+def _read_bits(value: Any) -> int:
+    if not isinstance(value, bytes) or len(value) > MAX_CHUNKS // 8:
+        raise ProtocolError("a set of chunks is malformed")
+    return int.from_bytes(value, "little")
 
 
 def _name(value: Any) -> bytes:

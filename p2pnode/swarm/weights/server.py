@@ -169,20 +169,23 @@ class WeightsServer:
             if not self._uploads[peer_id]:
                 del self._uploads[peer_id]  # a peer without streams leaves no trace
 
-    async def read(self, state: StoredState, index: int) -> bytes:
-        """Return a chunk of a state, when it may go.
+    async def wait_for_more(self, request: HaveRequest) -> None:
+        """Wait until there are more chunks of a state than the asker knows of, if it wants that."""
+        if request.within:
+            with trio.move_on_after(request.within):
+                await self._store.wait_for_more(request.name, request.beyond)
+
+    async def read_into(self, state: StoredState, index: int, buffer: memoryview) -> None:
+        """Read a chunk of a state into a buffer of its size, when it may go.
 
         Raises:
-            UnknownExpertError: it is not here.
             ExpertFailedError: the disk fails.
         """
-        if not state.have >> index & 1:
-            raise UnknownExpertError("this host does not have that chunk; ask what it has")
-        await trio.sleep_until(
-            self._pace.reserve(state.manifest.span(index)[1], trio.current_time())
-        )
+        at, now = self._pace.reserve(len(buffer), trio.current_time()), trio.current_time()
+        if at > now:
+            await trio.sleep_until(at)
         try:
-            return await self._store.read(state, index)
+            await self._store.read_into(state, index, buffer)
         except StorageError as error:
             raise ExpertFailedError(str(error)) from error
 
@@ -202,6 +205,8 @@ class _Serving:
         self._settings = settings
         self._held = held
         self._reading: StoredState | None = None  # the state that chunks were last asked of
+        self._buffer = memoryview(b"")  # a chunk of it behind its header
+        self._told = 0  # what of it the peer was told is here
         self._chunks = self._bytes = 0
         self._began = trio.current_time()
 
@@ -242,7 +247,9 @@ class _Serving:
                 manifest = self._server.find(request.name, hello).manifest.encode()
                 await self._send(encode_reply(Payload(size=len(manifest))), manifest)
             case HaveRequest():
+                await self._server.wait_for_more(request)
                 state = self._server.find(request.name, hello)
+                self._told = state.have
                 await self._send(encode_reply(Have(chunks=state.have)))
             case ChunkRequest():
                 await self._give(self._server.find(request.name, hello), request.index)
@@ -253,18 +260,27 @@ class _Serving:
             self._reading = None
             self._held.enter_context(self._server.place(self._stream.peer_id))
             self._held.enter_context(self._server.keeping(state))
+            self._buffer = memoryview(bytearray(MAX_MESSAGE_BYTES + state.manifest.chunk_bytes))
             self._reading = state
-        chunk = await self._server.read(state, index)
-        await self._send(encode_reply(Payload(size=len(chunk))), chunk)
+        if not state.have >> index & 1:
+            raise UnknownExpertError("this host does not have that chunk; ask what it has")
+        _, size = state.manifest.span(index)
+        await self._server.read_into(state, index, self._buffer[MAX_MESSAGE_BYTES:][:size])
+        news = None if state.have == self._told else state.have
+        header = encode_reply(Payload(size=size, have=news))
+        self._told = state.have
+        start = MAX_MESSAGE_BYTES - len(header)
+        self._buffer[start:MAX_MESSAGE_BYTES] = header
+        await self._send(self._buffer[start : MAX_MESSAGE_BYTES + size])
         self._chunks += 1
-        self._bytes += len(chunk)
+        self._bytes += size
 
     async def _receive(self) -> bytes | None:
         with trio.move_on_after(self._settings.idle_timeout):
             return await self._stream.receive_prefixed(MAX_MESSAGE_BYTES)
         raise StreamResetError(f"the peer asked for nothing for {self._settings.idle_timeout:g} s")
 
-    async def _send(self, header: bytes, payload: bytes = b"") -> None:
+    async def _send(self, header: bytes | memoryview, payload: bytes = b"") -> None:
         with trio.move_on_after(self._settings.chunk_patience) as scope:
             await self._stream.send_all(header)
             if payload:

@@ -11,8 +11,8 @@ earlier version of the same expert has, too, are copied from there.
 
 import contextlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -40,11 +40,18 @@ class StoredState:
     number: int  # rises with each state stored
     origin: Origin = "fetched"
     users: int = 0
+    grown: trio.Event = field(default_factory=trio.Event)  # set when there are more chunks
 
     @property
     def manifest(self) -> Manifest:
         """What the state is made of."""
         return self.file.manifest
+
+    def add(self, chunks: int) -> None:
+        """Take in that more chunks are there."""
+        self.have |= chunks
+        self.grown.set()
+        self.grown = trio.Event()
 
     @property
     def is_whole(self) -> bool:
@@ -69,6 +76,7 @@ class StateStore:
         self._disk = disk or WorkerThread()
         self._states: dict[bytes, StoredState] = {}
         self._numbers = itertools.count(1)
+        self._admitted = trio.Event()  # of the next new state
 
     async def open(self) -> None:
         """Take over what an earlier process has not fetched to its end; delete the rest.
@@ -135,28 +143,47 @@ class StateStore:
         have = await self._disk(lambda: _fill_in(file, others))
         return await self._admit(file, have, "fetched")
 
-    async def read(self, state: StoredState, index: int) -> bytes:
-        """Return a chunk's bytes.
+    async def wait_for_more(self, name: bytes, beyond: int) -> None:
+        """Wait until there are more than so many chunks of a state."""
+        while True:
+            state = self._states.get(name)
+            if state is not None and state.have.bit_count() > beyond:
+                return
+            await (self._admitted if state is None else state.grown).wait()
+
+    async def read_into(self, state: StoredState, index: int, buffer: memoryview) -> None:
+        """Read a chunk into a buffer of its size.
 
         Raises:
             StorageError: the disk fails.
         """
-        return await self._disk(lambda: state.file.read(index))
+        start, _ = state.manifest.span(index)
+        if state.file.read_cached(buffer, start):
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._disk(lambda: state.file.read_into(buffer, start))
 
     async def check_and_write(
-        self, state: StoredState, index: int, places: list[int], data: memoryview
-    ) -> bool:
-        """Write a chunk to its places, if it is what it should be; tells whether it is.
+        self, state: StoredState, arrived: Sequence[tuple[int, Sequence[int], memoryview]]
+    ) -> list[bool]:
+        """Write chunks to their places, if they are what they should be; tells which ones are.
+
+        Args:
+            state: the state.
+            arrived: each chunk's number, its places, and its bytes. What has no place any more is
+                neither written nor looked at.
 
         Raises:
             StorageError: the disk fails or is full.
         """
 
-        def check_and_write() -> bool:
-            if hash_of(data) != state.manifest.chunks[index]:
-                return False
-            state.file.write(places, data)
-            return True
+        def check_and_write() -> list[bool]:
+            verdicts = []
+            for index, places, data in arrived:
+                verdicts.append(not places or hash_of(data) == state.manifest.chunks[index])
+                if places and verdicts[-1]:
+                    state.file.write(places, data)
+            return verdicts
 
         return await self._disk(check_and_write)
 
@@ -190,8 +217,10 @@ class StateStore:
         if state is None:
             state = StoredState(file=file, have=have, number=number, origin=origin)
             self._states[file.manifest.name] = state
+            self._admitted.set()
+            self._admitted = trio.Event()
             return state
-        state.have |= have  # made anew, while others may be reading it
+        state.add(have)  # made anew, while others may be reading it
         state.number = number
         if state.origin != "announced":
             state.origin = origin
