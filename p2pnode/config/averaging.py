@@ -17,7 +17,6 @@ class AveragingSettings:
     arrival_timeout: float = 30.0  # for the other members to begin the round, too
     patience: float = 10.0  # for each 256 KiB to come, and for a member to come back
     asks: int = 3  # of one member in one attempt, until it counts as lost
-    linger: float = 5.0  # for the others to say that they have the result, before ending a round
 
     def __post_init__(self) -> None:
         """Check what a single value does not show.
@@ -27,3 +26,13 @@ class AveragingSettings:
         """
         if self.round_timeout <= self.arrival_timeout:
             raise ConfigError("averaging.round_timeout must be above averaging.arrival_timeout")
+
+    @property
+    def answer_patience(self) -> float:
+        """Seconds to wait for a part: who reduces it may first have to lose another member."""
+        return self.arrival_timeout + 3 * self.patience
+
+    @property
+    def linger(self) -> float:
+        """Seconds to wait for others to have the result: until then they may lose a member."""
+        return self.answer_patience + self.patience

@@ -3,19 +3,20 @@
 Each member opens a stream to each member that reduces a part. Messages are msgpack maps behind
 their uvarint length:
 
-    {v: 1, run: run id, round, digest, members: bits, weight, takes?, token?}
+    {v: 1, run: run id, round, digest, members: bits, weight, wants?, token?}
                                               and the sender's elements of the receiver's part
 
 Rank r in the group is bit r of `members`: those whose contributions the sender wants reduced. It
 does not wait for an answer, of which there are these:
 
     {part: bits, weight}   and the reduced part
-    {whole: bits, weight}  the receiver has the whole result: come again, and say that you take it
+    {whole: bits, weight}  the receiver has the whole result: come again, and say that you want it
     {moved: bits}          the receiver has lost members: come again for these
     {error: [code, sentence]}
 
-Who says `takes: true` sends no elements, and gets `whole` with all elements of the result as they
-are. `part` and `whole` name the members whose contributions are in the result, and the sum of their
+Two kinds of the first message come without elements. With `wants: "whole"` the sender gets `whole`
+with all elements of the result as they are; with `wants: "nothing"` it tells that it has them.
+`part` and `whole` name the members whose contributions are in the result, and the sum of their
 weights. Who has all parts says `{done: true}`. The receiver ends the stream when all have.
 
 Elements of a part are cut in chunks of `parts.CHUNK`, and each chunk travels in the group's codec
@@ -24,7 +25,7 @@ as a tensor of one dimension, float32 or float64 as the group's tensors demand.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import msgpack
 
@@ -48,16 +49,21 @@ MAX_MESSAGE_BYTES: Final = 8 * 1024  # a token and little else
 _MAX_SENTENCE: Final = 500
 
 
+# A contribution follows, and its sender wants the reduced part; or it wants the whole result; or it
+# has that, and says so.
+Wants = Literal["part", "whole", "nothing"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
-    """A member's contribution follows."""
+    """What a stream begins with."""
 
     run_id: str
     round_id: bytes
     digest: bytes
     members: int
     weight: float
-    takes: bool = False  # no contribution follows: the sender takes the whole result
+    wants: Wants = "part"
     token: bytes | None = None
 
 
@@ -71,7 +77,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """There is a result; all of it follows if the sender takes it."""
+    """There is a result; all of it follows if the sender has said that it wants it."""
 
     members: int
     weight: float
@@ -104,8 +110,8 @@ def encode_join(join: Join) -> bytes:
         "members": join.members,
         "weight": join.weight,
     }
-    if join.takes:
-        message["takes"] = True
+    if join.wants != "part":
+        message["wants"] = join.wants
     if join.token is not None:
         message["token"] = join.token
     return _framed(message)
@@ -136,13 +142,16 @@ def _read_join(message: dict[Any, Any]) -> Join:
         raise ProtocolError(f"a group's digest has {DIGEST_BYTES} bytes")
     if token is not None and not (isinstance(token, bytes) and len(token) <= MAX_TOKEN_BYTES):
         raise ProtocolError("the token of a contribution is malformed")
+    wants = message.get("wants", "part")
+    if wants not in get_args(Wants):
+        raise ProtocolError("a member wants a part, the whole result, or nothing")
     return Join(
         run_id=check_run(run_id),
         round_id=round_id,
         digest=digest,
         members=_members(message.get("members")),
         weight=_weight(message.get("weight")),
-        takes=message.get("takes") is True,
+        wants=wants,
         token=token,
     )
 

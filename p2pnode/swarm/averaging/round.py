@@ -9,6 +9,7 @@ has it all gives it to those that have lost whoever was to give them the rest.
 import contextlib
 import math
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 import trio
@@ -41,6 +42,7 @@ from p2pnode.swarm.averaging.messages import (
     Moved,
     Part,
     Refusal,
+    Wants,
     Whole,
     decode_answer,
     decode_done,
@@ -51,6 +53,8 @@ from p2pnode.swarm.averaging.messages import (
 from p2pnode.swarm.averaging.parts import Span, chunks, shares, spans
 from p2pnode.swarm.averaging.travel import Carrier
 from p2pnode.wire.peer_id import PeerId
+
+_LOOK_PAUSE: Final = 0.1  # seconds between two looks for members that do not come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +139,10 @@ class Round:
         """How many there were."""
         return self.view.attempt + 1
 
-    async def run(self) -> Reduced:
+    async def run(self) -> None:
         """Reduce with the others, until all of them have the result.
+
+        May be cancelled when there is a result: the others then have to do without this node.
 
         Raises:
             AveragingError: there is none.
@@ -150,6 +156,15 @@ class Round:
             self._changed.set()
             self._changed = trio.Event()
             await self._attempt.run()
+
+    def finish(self) -> Reduced:
+        """Return what became of the round when it has ended, or its time is up.
+
+        Raises:
+            AveragingError: there is no result.
+        """
+        if not self.view.is_complete:
+            raise AveragingError(self.describe("its time is up"))
         return Reduced(
             tensors=self.reducible.finished(),
             contributors=self.contributors,
@@ -178,8 +193,8 @@ class Round:
 
     # --- for attempts ---------------------------------------------------------------------------
 
-    def join(self, *, takes: bool = False) -> bytes:
-        """Return the message that our contributions begin with, or our taking of the result."""
+    def join(self, wants: Wants = "part") -> bytes:
+        """Return the message that our streams begin with."""
         return encode_join(
             Join(
                 run_id=self.group.run_id,
@@ -187,7 +202,7 @@ class Round:
                 digest=self._digest,
                 members=self.view.members,
                 weight=self.weight,
-                takes=takes,
+                wants=wants,
                 token=self._token,
             )
         )
@@ -241,6 +256,10 @@ class Round:
             OverloadedError: it holds too much memory here.
             RemoteError: it broke a rule, or is gone.
         """
+        if join.wants == "nothing":
+            if self._attempt is not None:
+                self._attempt.receive_informed(rank)
+            return
         verdict = self.view.receive_join(rank, join.members)
         self._follow_view()
         if verdict is Verdict.STRANGER or self.over.is_set():
@@ -264,7 +283,7 @@ class _Slot:
     weight: float = 0.0
     chunks: list[torch.Tensor] = field(default_factory=list)
     is_live: bool = False  # a stream is there
-    absent_since: float = 0.0
+    is_lost_at: float = 0.0  # unless it comes before
 
 
 class _Attempt:
@@ -291,9 +310,11 @@ class _Attempt:
         self._missing = {rank for rank in ranks(self._members) if self._reduces(rank)}
         self._slots = {rank: _Slot() for rank in ranks(self._members) if rank != current.own}
         self._weight = 0.0  # of all contributions to our part, once it is known
+        self._total_weight: float | None = None  # as the parts that have come say
         self._reduced: list[memoryview] = []  # chunks of our part, as they travel
         self._progress = trio.lowlevel.ParkingLot()
         self._complete = trio.Event()
+        self._given_by: int | None = None  # who gave us the whole result, if we needed it
         self._informed = 1 << current.own  # who has the result, as far as we know
         self._failure: P2PNodeError | None = None  # of the whole round
         self._scope = trio.CancelScope()
@@ -310,12 +331,13 @@ class _Attempt:
     async def run(self) -> None:
         """Go on until the round is over for all, or the view has changed."""
         own, began = self._round.own, trio.current_time()
+        limit = self._settings.patience if self.number else self._settings.arrival_timeout
         if not self._spans:
             raise AveragingError(
                 self._round.describe("no member is left that could reduce anything")
             )
         for slot in self._slots.values():
-            slot.absent_since = began
+            slot.is_lost_at = began + limit
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -327,7 +349,10 @@ class _Attempt:
                         nursery.start_soon(self._watch)
                     await self._complete.wait()
                     with trio.move_on_after(self._settings.linger):
-                        await self._await_informed()
+                        if self._given_by is None:
+                            await self._await_informed()
+                        else:
+                            await self._tell_all(self._given_by)
                         self._round.over.set()  # those that wait for it end their streams
                         while self._asking:
                             await self._progress.park()
@@ -345,6 +370,10 @@ class _Attempt:
     def _drop_served(self) -> None:
         for scope in self._serving:
             scope.cancel()
+
+    def _lose(self, rank: int, reason: str) -> None:
+        if self.number == self._view.attempt:  # else whoever is really lost will be found lost anew
+            self._round.lose(rank, reason)
 
     # --- the parts of others --------------------------------------------------------------------
 
@@ -364,7 +393,7 @@ class _Attempt:
                 if self._complete.is_set():
                     break
             if rank in self._missing:
-                self._round.lose(rank, failure)
+                self._lose(rank, failure)
         del self._asking[rank]
         self._progress.unpark_all()
 
@@ -419,7 +448,7 @@ class _Attempt:
             await self._carrier.send(stream, self._ours, self._spans[rank])
 
     async def _receive_answer(self, stream: Stream) -> Answer:
-        patience = self._settings.arrival_timeout + self._settings.patience
+        patience = self._settings.answer_patience
         data: bytes | None = None
         with trio.move_on_after(patience) as scope:
             data = await stream.receive_prefixed(MAX_MESSAGE_BYTES)
@@ -432,18 +461,19 @@ class _Attempt:
     async def _receive_part(self, stream: Stream, rank: int, part: Part) -> None:
         if part.members != self._members:
             raise ProtocolError("its part is of other members' contributions")
-        patience = self._settings.arrival_timeout + self._settings.patience
+        patience = self._settings.answer_patience
         await self._carrier.receive(stream, self._results, self._spans[rank], patience)
         self._finish_part(rank, part.weight)
 
     def _finish_part(self, rank: int, weight: float) -> None:
         if self.number != self._view.attempt or self._view.is_complete:
             return
-        if self._round.total_weight not in {0.0, weight}:
+        if self._total_weight not in {None, weight}:
             raise ProtocolError("the members' weights are not the same in all parts")
-        self._round.total_weight = weight
+        self._total_weight = weight
         self._missing.discard(rank)
         if not self._missing:
+            self._round.total_weight = weight
             self._view.receive_result()
             self._complete.set()
 
@@ -456,7 +486,7 @@ class _Attempt:
         stream = await self._round.open(rank)
         is_over = False
         try:
-            await stream.send_all(self._round.join(takes=True))
+            await stream.send_all(self._round.join("whole"))
             answer = await self._receive_answer(stream)
             if isinstance(answer, Refusal):
                 raise answer.error
@@ -466,7 +496,7 @@ class _Attempt:
             await self._carrier.receive_exactly(stream, self._results, patience)
             if self.number == self._view.attempt and not self._view.is_complete:
                 self._round.total_weight = answer.weight
-                self._missing.clear()
+                self._given_by = rank
                 self._view.receive_whole(answer.members)
                 self._complete.set()
             is_over = await self._say_done(stream)
@@ -474,6 +504,19 @@ class _Attempt:
             if not is_over:
                 stream.reset()
         await stream.aclose()
+
+    async def _tell_all(self, giver: int) -> None:
+        """Tell those that may wait for us that we were given the result."""
+        async with trio.open_nursery() as nursery:
+            for rank in ranks(self._view.members & ~(1 << giver)):
+                if rank != self._round.own and self._round.group.members[rank].bandwidth:
+                    nursery.start_soon(self._tell, rank)
+
+    async def _tell(self, rank: int) -> None:
+        with contextlib.suppress(RemoteError):  # it is gone, or waits for us in vain
+            stream = await self._round.open(rank)
+            async with stream:
+                await stream.send_last(self._round.join("nothing"))
 
     # --- our part -------------------------------------------------------------------------------
 
@@ -510,7 +553,7 @@ class _Attempt:
                     "the contributions are finite, but what they reduce to is not: scale them down"
                 )
             for rank in liars:
-                self._round.lose(rank, "contributed NaN or infinite values")
+                self._lose(rank, "contributed NaN or infinite values")
             return False
         travelling = await self._carrier.encode(result)
         self._results.put(span, travelling.decoded)
@@ -525,36 +568,36 @@ class _Attempt:
 
     async def _watch(self) -> None:
         """Lose members that do not come, or do not come back."""
-        arrival = self._settings.patience if self.number else self._settings.arrival_timeout
         while not self._complete.is_set():
-            now, next_look = trio.current_time(), math.inf
-            for rank, slot in self._slots.items():
-                if slot.is_live or len(slot.chunks) == len(self._chunks):
-                    continue
-                limit = self._settings.patience if slot.chunks else arrival
-                due = slot.absent_since + limit
-                if due <= now:
-                    self._round.lose(rank, f"did not contribute for {limit:g} s")
-                next_look = min(next_look, due)
-            with trio.move_on_at(max(next_look, now + 0.1)):
+            now = trio.current_time()
+            awaited = {
+                rank: slot.is_lost_at
+                for rank, slot in self._slots.items()
+                if not slot.is_live and len(slot.chunks) < len(self._chunks)
+            }
+            for rank, is_lost_at in awaited.items():
+                if is_lost_at <= now:
+                    self._lose(rank, "did not contribute in time")
+            with trio.move_on_at(max(min(awaited.values(), default=math.inf), now + _LOOK_PAUSE)):
                 await self._progress.park()
 
     async def serve(self, stream: Stream, rank: int, join: Join, charge: Charge) -> None:
         """See `Round.serve`."""
-        if self._view.is_complete and not join.takes:
+        takes = join.wants == "whole"
+        if self._view.is_complete and not takes:
             await stream.send_all(encode_answer(self._whole()))
             return
         slot = self._slots.setdefault(rank, _Slot())
         if slot.is_live:
             raise RoundError("you contribute already; do so once in a round")
-        if not self._view.is_complete and (join.takes or not self._chunks):
+        if not self._view.is_complete and (takes or not self._chunks):
             raise RoundError("this member has nothing to give; the members' groups differ")
         slot.is_live = True
         with trio.CancelScope() as scope:
             self._serving.append(scope)
             stream.cancel_when_lost(scope)
             try:
-                if join.takes:
+                if takes:
                     await stream.send_all(encode_answer(self._whole()))
                     await self._carrier.send_exactly(stream, self._results)
                 else:
@@ -565,11 +608,11 @@ class _Attempt:
                 return
             finally:
                 slot.is_live = False
-                slot.absent_since = trio.current_time()
+                slot.is_lost_at = trio.current_time() + self._settings.patience
                 self._serving.remove(scope)
                 if stream.connection.is_closed:
-                    self._informed |= 1 << rank  # there is nobody to inform any more
-                    self._round.lose(rank, "is gone")
+                    self._lose(rank, "is gone")
+                    self.receive_informed(rank)  # there is nobody to inform any more
                 self._progress.unpark_all()
         raise StreamResetError("the attempt is over, or its other side has given it up")
 
@@ -609,6 +652,10 @@ class _Attempt:
         if data is None:
             raise StreamResetError("it ended the stream without having the result")
         decode_done(data)
+        self.receive_informed(rank)
+
+    def receive_informed(self, rank: int) -> None:
+        """A member has the result."""
         self._informed |= 1 << rank
         self._progress.unpark_all()
 

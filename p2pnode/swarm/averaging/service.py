@@ -14,7 +14,6 @@ import trio
 from p2pnode.clock import wall_time
 from p2pnode.config import AveragingSettings
 from p2pnode.errors import (
-    AveragingError,
     ConfigError,
     ConnectionClosedError,
     DeadlineExceededError,
@@ -144,17 +143,15 @@ class AllReduce:
         began = trio.current_time()
         failure: str | None = "Cancelled"
         try:
-            with trio.move_on_after(
-                self._settings.round_timeout if timeout is None else timeout
-            ) as scope:
-                reduced = await current.run()
-                failure = None
-                return reduced
-            assert scope.cancelled_caught
-            raise AveragingError(current.describe("the round's time is up"))
+            with trio.move_on_after(self._settings.round_timeout if timeout is None else timeout):
+                await current.run()
+            reduced = current.finish()
+            failure = None
         except P2PNodeError as error:
             failure = type(error).__name__
             raise
+        else:
+            return reduced
         finally:
             current.end()
             del self._rounds[key]
