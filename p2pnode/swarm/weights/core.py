@@ -11,7 +11,9 @@ Rules:
 3. What a holder has not delivered when it is dropped is asked of the others.
 4. When nothing is left to ask for, a holder that would be idle is asked once more for the chunk
    that has been outstanding longest, if that is overdue: longer than `LATE` times what this holder
-   takes for one. So one slow holder does not hold up the end, and little is sent twice.
+   takes for one. So one slow holder does not hold up the end. This is done for so many chunks only
+   as one holder is asked for ahead, or for a few of a hundred, so that little is sent twice even
+   where all are slow now and then.
 
 Inputs are `receive_*`, the choice is `next_chunk`. Indices are those of the manifest.
 """
@@ -24,6 +26,8 @@ H = TypeVar("H", bound=Hashable)
 
 LATE: Final = 3.0
 SORTS: Final = 64  # at least this many choices of a whole download see what is rare just then
+MIN_TWICE: Final = 4  # chunks of a small state that may be asked for twice
+TWICE: Final = 32  # of a large one, one in so many
 MAX_REQUESTERS: Final = 2  # of one chunk at a time, in the end
 SMOOTHING: Final = 0.3  # weight of the newest chunk in a holder's average time
 
@@ -59,6 +63,7 @@ class Download(Generic[H]):
         self._order: list[int] | None = None  # of those not asked of anybody, the rarest last
         self._is_stale = False  # holders have come to have more since
         self._chosen = 0  # from this order
+        self._twice_left = max(MIN_TWICE, len(self._first) // TWICE)
         self.have = have
         self.duplicates = 0  # chunks that came although they were there already
 
@@ -93,8 +98,9 @@ class Download(Generic[H]):
         """Choose what to ask a holder for, if there is anything; counts as asked then."""
         state = self._holders[holder]
         index = self._next_unasked(state)
-        if index is None:
+        if index is None and self._twice_left:
             index = self._next_overdue(state, now)
+            self._twice_left -= index is not None
         if index is not None:
             state.asked[index] = now
         return index
