@@ -27,7 +27,7 @@ class RpcSettings:
     header_timeout: float = 10.0  # from a stream's opening to its request's header
     kept_streams: int = 32  # to one peer, idle after a call and ready for the next one
     keep_stream_for: float = 30.0  # the caller; a host ends a stream that is idle for twice as long
-    kept_stream_bytes: int = 256 * KIB  # a call that moves more gives its stream up afterwards
+    kept_stream_bytes: int = 8 * MIB  # what moves more gives its stream, and its window, up
     payload_patience: float = 30.0  # for each 256 KiB of a request's tensors to arrive
     token_cache_size: int = 4096
     codec_threads: int = 2  # that encode and decode large tensors beside the network

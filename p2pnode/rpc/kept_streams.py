@@ -1,7 +1,8 @@
 """Streams that have carried a call to its end, kept for the next call.
 
-To open a stream costs both sides about as much as all the rest of a small call. A stream of a large
-call is given up instead, and with it the receive window that it has grown to.
+To open a stream costs both sides about as much as all the rest of a small call, and one that was
+used has the receive window that calls of its kind need. The stream of a very large call is given
+up instead: its window is others' room.
 """
 
 from collections import deque

@@ -310,7 +310,7 @@ async def test_no_more_streams_are_kept_than_configured(autojump_clock):
 
 
 async def test_a_large_call_gives_its_stream_up(autojump_clock):
-    x = torch.zeros(1, 1024, 256, dtype=torch.bfloat16)
+    x = torch.zeros(10, 1024, 256, dtype=torch.bfloat16)
     async with rig() as it:
         for _ in range(2):
             await it.forward(x, uid=WIDE, info=WIDE_INFO)
