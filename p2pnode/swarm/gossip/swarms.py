@@ -11,6 +11,7 @@ many of each swarm as gossipsub needs, and to a bounded number of peers in all.
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +24,7 @@ from p2pnode.host import Host
 from p2pnode.protocols.pubsub import PubSub, Subscription
 from p2pnode.rpc.authority import Authority
 from p2pnode.swarm.announce import Proof
+from p2pnode.swarm.gossip.announcement import topic_of
 from p2pnode.swarm.gossip.reputation import OffenceSeen, PeerBlacklisted, Reputation
 from p2pnode.swarm.gossip.service import LayerSwarm
 from p2pnode.swarm.lookup import ExpertDirectory, HostEntry
@@ -95,11 +97,15 @@ class Swarms:
         self._rng = rng
         self._seats: dict[Uid, _Seat] = {}
         self._dialling: set[PeerId] = set()  # asked for membership only
+        self._linked: Counter[PeerId] = Counter()  # in how many swarms
         self._survey_at = -math.inf
+        self._listen_at = -math.inf
+        self._heard: dict[Uid, float] = {}  # until when an audience is no news
         self._is_running = False
         self._looks = trio.CapacityLimiter(_LOOKS_AT_ONCE)
         self._dials = trio.CapacityLimiter(_DIALS_AT_ONCE)
         self._changed = trio.Event()
+        host.events.on(OffenceSeen, self._receive_offence)
 
     def swarm(self, uid: Uid) -> LayerSwarm:
         """Return the swarm of a layer, and stay in it until it is released.
@@ -151,7 +157,7 @@ class Swarms:
     @property
     def links(self) -> list[PeerId]:
         """The peers whose connections are kept, since they are in swarms with this node."""
-        return sorted({peer_id for seat in self._seats.values() for peer_id in seat.links})
+        return sorted(self._linked)
 
     def survey(self) -> None:
         """Look soon who shares what is hosted here, since that has changed."""
@@ -182,6 +188,9 @@ class Swarms:
         if self._survey_at <= now:
             self._survey_at = math.inf  # until this one has ended
             nursery.start_soon(self._survey, nursery)
+        if self._listen_at <= now:
+            self._listen_at = now + self._drawn(self._settings.look_interval)
+            self._listen(nursery)
         for seat in self._seats.values():
             due = min(seat.look_at, seat.swarm.renew_at)
             if due <= now and not seat.is_busy:
@@ -194,22 +203,47 @@ class Swarms:
             for seat in self._seats.values()
             if not seat.is_busy
         )
-        return min(self._survey_at, min(waiting, default=math.inf))
+        return min(self._survey_at, self._listen_at, min(waiting, default=math.inf))
 
     async def _survey(self, nursery: trio.Nursery) -> None:
         """See who shares what is hosted here: all at once, as neighbours share records."""
+        interval = self._settings.survey_interval
         for uid in list(dict.fromkeys([*self._hosted(), *self._seats])):
             seat = self._seats.get(uid)
             if seat is not None and (seat.is_busy or seat.is_in_use(trio.current_time())):
                 continue
             others = await self._others(uid)
-            if seat is None and others and len(self._seats) < self._settings.max_swarms:
-                seat = self._sit_down(uid)
-            if seat is not None and self._seats.get(uid) is seat and not seat.is_busy:
-                await self._settle(seat, others, nursery)
+            if others is None:  # the node knows nobody yet
+                interval = self._settings.look_interval
+            await self._consider(uid, others, nursery)
         if self._survey_at == math.inf:  # or it is wanted anew already
-            self._survey_at = trio.current_time() + self._drawn(self._settings.survey_interval)
+            self._survey_at = trio.current_time() + self._drawn(interval)
         self._wake()
+
+    def _listen(self, nursery: trio.Nursery) -> None:
+        """See whether somebody is in the topic of what nobody seemed to share."""
+        now = trio.current_time()
+        self._heard = {uid: until for uid, until in self._heard.items() if until > now}
+        for uid in self._hosted():
+            if uid in self._seats or uid in self._heard or not self._pubsub.peers_of(topic_of(uid)):
+                continue
+            self._heard[uid] = now + self._settings.survey_interval  # whoever it is: not so soon
+            nursery.start_soon(self._look_anew, uid, nursery)
+
+    async def _look_anew(self, uid: Uid, nursery: trio.Nursery) -> None:
+        async with self._looks:
+            others = await self._others(uid, anew=True)
+        await self._consider(uid, others, nursery)
+
+    async def _consider(
+        self, uid: Uid, others: list[HostEntry] | None, nursery: trio.Nursery
+    ) -> None:
+        """Join the swarm of a layer if it has others, and see to it if it is joined."""
+        seat = self._seats.get(uid)
+        if seat is None and others and len(self._seats) < self._settings.max_swarms:
+            seat = self._sit_down(uid)
+        if seat is not None and not seat.is_busy:
+            await self._settle(seat, others, nursery)
 
     async def _tend(self, seat: _Seat, nursery: trio.Nursery) -> None:
         """Renew what this node has announced, or look who is in a swarm that is in use."""
@@ -224,10 +258,11 @@ class Swarms:
             seat.is_busy = False
             self._wake()
 
-    async def _others(self, uid: Uid) -> list[HostEntry] | None:
+    async def _others(self, uid: Uid, *, anew: bool = False) -> list[HostEntry] | None:
         """List the other hosts of a layer; None if nobody can be asked."""
+        look_up = self._directory.look_again if anew else self._directory.hosts
         try:
-            found = await self._directory.hosts(uid)
+            found = await look_up(uid)
         except P2PNodeError:
             return None
         return [each for each in found if each.peer_id != self._host.peer_id]
@@ -298,12 +333,12 @@ class Swarms:
         ]
         self._rng.shuffle(others)  # so that no member is everybody's choice
         others.sort(key=lambda peer_id: (peer_id not in seat.links, not self._reaches(peer_id)))
-        everywhere = set(self.links)  # asked for membership only
+        room = self._settings.max_protected - len(self._linked)
         chosen: list[PeerId] = []
         for peer_id in others:
-            if peer_id in everywhere or len(everywhere) < self._settings.max_protected:
+            if peer_id in self._linked or room > 0:
                 chosen.append(peer_id)
-                everywhere.add(peer_id)
+                room -= peer_id not in self._linked
             if len(chosen) == self._settings.max_links:
                 break
         self._link(seat, chosen)
@@ -317,9 +352,13 @@ class Swarms:
         for peer_id in before:
             if peer_id not in seat.links:
                 self._host.unprotect(peer_id, seat.swarm.topic)
+                self._linked[peer_id] -= 1
+                if not self._linked[peer_id]:
+                    del self._linked[peer_id]
         for peer_id in seat.links:
             if peer_id not in before:
                 self._host.protect(peer_id, seat.swarm.topic)
+                self._linked[peer_id] += 1
 
     def _reaches(self, peer_id: PeerId) -> bool:
         connection = self._host.connection_to(peer_id)
