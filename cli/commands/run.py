@@ -13,7 +13,7 @@ from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import DaemonNotRunningError
-from p2pnode.swarm.description import SHARED, Kind, Option, RunDescription
+from p2pnode.swarm.description import SHARED, SHARED_ROUNDS, Kind, Option, RunDescription
 
 
 @click.group()
@@ -137,12 +137,20 @@ def _options(
             raise click.UsageError(f"--set takes NAME=VALUE, not {assignment!r}")
         texts[setting] = value
     for setting in (*texts, *unset):
-        if setting not in SHARED:
+        if setting not in SHARED + SHARED_ROUNDS:
+            known = ", ".join(SHARED + SHARED_ROUNDS)
             raise click.UsageError(
-                f"{setting!r} is no setting that hosts must agree on; those are {', '.join(SHARED)}"
+                f"{setting!r} is no setting that all members must agree on; those are {known}"
             )
-    checked = Settings.load(environ={}, texts={"hosting": texts}).hosting
-    return {each: getattr(checked, each) for each in texts} | dict.fromkeys(unset)
+    by_section: dict[str, dict[str, str]] = {"hosting": {}, "rounds": {}}
+    places = {each: each.rpartition(".")[::2] for each in texts}
+    for setting, (section, name) in places.items():
+        by_section[section or "hosting"][name] = texts[setting]
+    checked = Settings.load(environ={}, texts=by_section)
+    return {
+        setting: getattr(getattr(checked, section or "hosting"), name)
+        for setting, (section, name) in places.items()
+    } | dict.fromkeys(unset)
 
 
 def _show(

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import trio
 
-from p2pnode.config import HostingSettings
+from p2pnode.config import HostingSettings, RoundsSettings
 from p2pnode.daemon.control.service import Method
 from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import BadRequestError, ConnectionClosedError, NoPeersError, NotFoundError
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.security.tokens import Membership
-from p2pnode.swarm.description import RunDescription, agreed, key_of
+from p2pnode.swarm.description import RunDescription, agreed, agreed_rounds, key_of
 
 FIND_TIMEOUT: Final = 10.0  # seconds, after which what is known here has to do
 
@@ -75,6 +75,18 @@ class Descriptions:
         """
         description = await self.find(membership)
         return settings if description is None else agreed(settings, description)
+
+    async def agreed_rounds(
+        self, membership: Membership, settings: RoundsSettings
+    ) -> RoundsSettings:
+        """Return a participant's settings with those that the run's owner has chosen for all.
+
+        Raises:
+            ConfigError: they do not fit here.
+            KeyFileError, LocalError: as `find`.
+        """
+        description = await self.find(membership)
+        return settings if description is None else agreed_rounds(settings, description)
 
     def methods(self) -> dict[str, Method]:
         """Return the commands of the control socket by name."""

@@ -7,11 +7,12 @@ may say it anew; the record with the highest sequence number counts. It stands u
     [sequence, kind, patterns, options]
 
 with the kind `layers` (of a pipeline, in the order in which it passes through them) or `experts`,
-the uids' patterns without the run (none where the owner does not say), and the settings of the
-section `hosting` that all hosts are to use. The signature is that of a libp2p envelope (RFC 2)
-whose payload is the body and whose payload type is the DHT key. The run's id is the key that made
-it, so any node can check the record, and any node may store it again. An open run has no owner, and
-no description.
+the uids' patterns without the run (none where the owner does not say), and the settings that all
+members are to use: those of the section `hosting` by their names, such as `learning_rate`, those of
+the rounds in which swarms train with their section's, such as `rounds.mode`. The signature is that
+of a libp2p envelope (RFC 2) whose payload is the body and whose payload type is the DHT key. The
+run's id is the key that made it, so any node can check the record, and any node may store it again.
+An open run has no owner, and no description.
 """
 
 import re
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 import msgpack
 
-from p2pnode.config import HostingSettings
+from p2pnode.config import HostingSettings, RoundsSettings
 from p2pnode.config.checks import check_section
 from p2pnode.errors import ConfigError, InvalidUidError, NotAMemberError, ProtocolError
 from p2pnode.protocols.kad.validators import Validator
@@ -55,8 +56,24 @@ SHARED: Final = (
     "optimizer_policy",
     "weights_codec",
 )
+# What all participants of a swarm's rounds must agree on.
+_ROUNDS: Final = "rounds."
+SHARED_ROUNDS: Final = tuple(
+    _ROUNDS + name
+    for name in (
+        "mode",
+        "samples",
+        "rounds",
+        "threshold",
+        "patience",
+        "min_hold_out",
+        "false_alarm",
+        "slack",
+        "max_loss",
+    )
+)
 _MAX_NUMBER: Final = 2**53
-_OPTION: Final = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
+_OPTION: Final = re.compile(r"(?:rounds\.)?[a-z][a-z0-9_]{0,63}", re.ASCII)
 _OUR_OWN: Final = re.compile(
     r"[A-Za-z0-9_-]*", re.ASCII
 )  # names of layers and models, not of files
@@ -80,7 +97,8 @@ class RunDescription:
         sequence: rises with every description; the owner's wall clock in ms is a good one.
         kind: what the patterns stand for.
         patterns: of uids without the run, such as `blocks.[0:12]`.
-        options: by name, values for the section `hosting` of every host's settings.
+        options: by name, values for the section `hosting` of every host's settings, and with
+            their section's name for `rounds`.
     """
 
     run_id: str
@@ -114,11 +132,10 @@ def agreed(settings: HostingSettings, description: RunDescription) -> HostingSet
     """
     chosen = {}
     for name, value in description.options.items():
+        if name.startswith(_ROUNDS):
+            continue
         if name not in SHARED:
-            raise ConfigError(
-                f"the run's owner sets hosting.{name}, which this version of p2pnode does not"
-                " take from owners; update p2pnode"
-            )
+            raise _not_taken(f"hosting.{name}")
         if name in {"layer", "model"}:
             own = getattr(settings, name)
             if not _OUR_OWN.fullmatch(own):
@@ -130,6 +147,28 @@ def agreed(settings: HostingSettings, description: RunDescription) -> HostingSet
                 )
         chosen[name] = value
     return replace(settings, **check_section(HostingSettings, "hosting", chosen))
+
+
+def agreed_rounds(settings: RoundsSettings, description: RunDescription) -> RoundsSettings:
+    """Return a participant's settings with those that the run's owner has chosen for all.
+
+    Raises:
+        ConfigError: an option is unknown here, or does not fit.
+    """
+    chosen = {}
+    for name, value in description.options.items():
+        if name.startswith(_ROUNDS):
+            if name not in SHARED_ROUNDS:
+                raise _not_taken(name)
+            chosen[name.removeprefix(_ROUNDS)] = value
+    return replace(settings, **check_section(RoundsSettings, "rounds", chosen))
+
+
+def _not_taken(setting: str) -> ConfigError:
+    return ConfigError(
+        f"the run's owner sets {setting}, which this version of p2pnode does not take from owners;"
+        " update p2pnode"
+    )
 
 
 def key_of(run_id: str) -> bytes:

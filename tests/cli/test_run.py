@@ -74,7 +74,7 @@ def test_a_running_daemon_publishes_at_once(type_in, monkeypatch):
     ("arguments", "message"),
     [
         (["--layers", "a.0", "--experts", "b.0"], "not of both"),
-        (["--set", "threads=2"], "'threads' is no setting that hosts must agree on"),
+        (["--set", "threads=2"], "'threads' is no setting that all members must agree on"),
         (["--set", "seed"], "NAME=VALUE"),
         (["--unset", "speed"], "'speed' is no setting"),
     ],

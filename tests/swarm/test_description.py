@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.config import HostingSettings
+from p2pnode.config import HostingSettings, RoundsSettings
 from p2pnode.errors import ConfigError, InvalidUidError, ProtocolError
 from p2pnode.security.tokens import RunKey, open_run_id
 from p2pnode.swarm.description import (
@@ -18,6 +18,7 @@ from p2pnode.swarm.description import (
     Kind,
     RunDescription,
     agreed,
+    agreed_rounds,
     key_of,
     open_description,
     seal_description,
@@ -206,6 +207,30 @@ def test_the_owners_options_count_for_all_and_the_rest_is_each_hosts_own():
 def test_what_an_owner_cannot_choose_for_others_is_refused(options, says):
     with pytest.raises(ConfigError, match=says):
         _agreed(options)
+
+
+def test_the_owner_chooses_the_rounds_of_all_participants_beside_what_hosts_use():
+    both = replace(
+        DESCRIPTION, options={"rounds.mode": "average", "rounds.samples": 7, "learning_rate": 0.5}
+    )
+    read = open_description(KEY.run_id, seal_description(KEY, both))
+    assert agreed_rounds(RoundsSettings(max_checked=3), read) == RoundsSettings(
+        mode="average", samples=7, max_checked=3
+    )
+    assert agreed(HostingSettings(), read) == HostingSettings(learning_rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"rounds.max_checked": 99}, "update p2pnode"),
+        ({"rounds.mode": "fastest"}, "one of best"),
+        ({"rounds.threshold": 2}, "part of 1"),
+    ],
+)
+def test_what_an_owner_cannot_choose_for_participants_is_refused(options, says):
+    with pytest.raises(ConfigError, match=says):
+        agreed_rounds(RoundsSettings(), replace(DESCRIPTION, options=options))
 
 
 def test_a_host_keeps_its_own_copy_of_code_and_weights():
