@@ -307,7 +307,7 @@ class DeadlineExceededError(CallError, TimeoutError):
 
 
 class AlreadyAppliedError(CallError):
-    """This backward call was applied earlier, and its answer is no longer kept."""
+    """This backward call was applied earlier, and its gradients cannot be computed again."""
 
     code = 409
 

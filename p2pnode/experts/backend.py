@@ -361,8 +361,9 @@ def backward_through(
     gradients: Sequence[torch.Tensor],
     *,
     at_once: int | None = None,
+    stepping: Sequence[ExpertBackend] | None = None,
 ) -> list[torch.Tensor]:
-    """Run experts again under autograd, step each one's optimiser, and give input gradients.
+    """Run experts again under autograd, step their optimisers, and give input gradients.
 
     One graph reaches through all of them. Everything is checked before the first steps, so that a
     failure leaves none of them stepped.
@@ -372,6 +373,7 @@ def backward_through(
         inputs: of the first.
         gradients: of the outputs of the last; the steps minimise their inner product with them.
         at_once: rows that are computed together, or None for all; there is one step in any case.
+        stepping: those of the experts that step, in order; None for all.
 
     Returns:
         For each input a tensor of its shape and dtype; zeros where there is no gradient.
@@ -384,9 +386,10 @@ def backward_through(
     with torch.enable_grad(), failures(chain, "backward"):
         try:
             answer = accumulate_through(chain, inputs, gradients, at_once=at_once)
-            for expert in chain:
+            learning = chain if stepping is None else stepping
+            for expert in learning:
                 expert.clip()
-            step_through(chain, len(inputs[0]))
+            step_through(learning, len(inputs[0]))
         finally:
             for expert in chain:
                 expert.forget_gradients()

@@ -26,7 +26,11 @@ Outcome = list[torch.Tensor] | CallError
 
 
 def compute_batch(
-    chain: Sequence[ExpertBackend], calls: Sequence[Call], limits: RowLimits
+    chain: Sequence[ExpertBackend],
+    calls: Sequence[Call],
+    limits: RowLimits,
+    *,
+    stepping: Sequence[ExpertBackend] | None = None,
 ) -> list[Outcome]:
     """Compute calls of one kind and form, that all run through one chain of experts.
 
@@ -34,6 +38,7 @@ def compute_batch(
         chain: the experts, in order.
         calls: at least one.
         limits: how much fits at once; told of what has fitted, and of what has not.
+        stepping: those of the experts that step in backward, in order; None for all.
 
     Returns:
         An answer or a failure for each, in their order.
@@ -43,11 +48,13 @@ def compute_batch(
     at_once = min(amount, limits.of(first.uids))
     if len(calls) > 1 and amount > at_once:  # the limit has fallen since they were chosen
         return [
-            outcome for part in _halves(calls) for outcome in compute_batch(chain, part, limits)
+            outcome
+            for part in _halves(calls)
+            for outcome in compute_batch(chain, part, limits, stepping=stepping)
         ]
     rows = max(1, at_once // first.positions)
     try:
-        joined = _compute_joined(chain, calls, rows)
+        joined = _compute_joined(chain, calls, rows, stepping)
     except OutOfDeviceMemoryError as error:
         reason = str(error)
         parts = _halves(calls)
@@ -64,7 +71,11 @@ def compute_batch(
     free_cached_memory(chain)
     if len(calls) == 1 and rows == 1:
         return [ExpertFailedError(reason)]
-    return [outcome for part in parts for outcome in compute_batch(chain, part, limits)]
+    return [
+        outcome
+        for part in parts
+        for outcome in compute_batch(chain, part, limits, stepping=stepping)
+    ]
 
 
 def free_cached_memory(chain: Sequence[ExpertBackend]) -> None:
@@ -74,7 +85,10 @@ def free_cached_memory(chain: Sequence[ExpertBackend]) -> None:
 
 
 def _compute_joined(
-    chain: Sequence[ExpertBackend], calls: Sequence[Call], rows: int
+    chain: Sequence[ExpertBackend],
+    calls: Sequence[Call],
+    rows: int,
+    stepping: Sequence[ExpertBackend] | None,
 ) -> list[list[torch.Tensor]]:
     """Compute calls as one, a single one in pieces of so many rows."""
     inputs = _join([call.inputs for call in calls])
@@ -83,7 +97,7 @@ def _compute_joined(
         answer = forward_through(chain, inputs, at_once=at_once)
     else:
         gradients = _join([call.gradients for call in calls])
-        answer = backward_through(chain, inputs, gradients, at_once=at_once)
+        answer = backward_through(chain, inputs, gradients, at_once=at_once, stepping=stepping)
     if len(calls) == 1:
         return [answer]
     sizes = [call.rows for call in calls]

@@ -132,6 +132,33 @@ class ServedExperts(CallHandler):
         """See `CallHandler`."""
         uids = uid.span(span)
         key = replay_key(caller, call_id)
+        try:
+            return await self._apply(
+                uids, inputs, gradients, key=key, caller=caller, deadline=deadline, age=age
+            )
+        except UnknownExpertError:  # whoever serves it now knows what was applied
+            raise
+        except CallError as error:
+            if not self._replay.knows(uids, key):
+                raise
+            # Another host would step again, so nobody else is to be asked.
+            raise AlreadyAppliedError(
+                f"this backward call of {uid.name} was applied already, and its gradients cannot be"
+                f" computed again ({error}); go on with the next step"
+            ) from error
+
+    async def _apply(
+        self,
+        uids: tuple[Uid, ...],
+        inputs: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        *,
+        key: bytes,
+        caller: PeerId,
+        deadline: float,
+        age: Age | None,
+    ) -> list[torch.Tensor]:
+        uid, span = uids[0], len(uids)
         while True:
             found = self._find(uid, span)
             runtime = found[0].device.runtime
@@ -337,28 +364,28 @@ class ServedExperts(CallHandler):
         if calls[0].kind == "step":
             return [_stepped(call, [hosted.backend for hosted in found]) for call in calls]
         chain = [hosted.backend for hosted in found]
-        refusals = [self._refusal(uids, call, chain) for call in calls]
-        fresh = [call for call, refusal in zip(calls, refusals, strict=True) if refusal is None]
+        decided = [self._decided(uids, call, chain) for call in calls]
+        fresh = [call for call, outcome in zip(calls, decided, strict=True) if outcome is None]
         computed = iter(compute_batch(chain, fresh, self._limits) if fresh else ())
-        return [next(computed) if refusal is None else refusal for refusal in refusals]
+        return [next(computed) if outcome is None else outcome for outcome in decided]
 
-    def _refusal(
+    def _decided(
         self, uids: Sequence[Uid], call: Call, chain: Sequence[ExpertBackend]
-    ) -> CallError | None:
-        """Say why a call is not computed now that its turn has come, if it is not."""
-        if call.key and self._replay.knows(uids, call.key):
-            # A state that was adopted while the call was queued contains it.
-            return AlreadyAppliedError(
-                f"this backward call of {call.name} was applied at another host, and its answer is"
-                " not kept here; go on with the next step"
-            )
+    ) -> Outcome | None:
+        """Settle a call whose turn has come, unless it is one like all others."""
         if call.age is not None:
             call.age.receive([backend.steps for backend in chain])
-            if call.age.is_stale:
-                return StaleUpdateError(
-                    f"{call.name} has taken {call.age.staleness} steps since the forward pass of"
-                    f" these samples, more than {call.age.bound}; the update is dropped"
-                )
+        if call.key and (applied := self._replay.applied(uids, call.key)):
+            # Its answer is lost, or is at the host that a state adopted meanwhile comes from. By
+            # weights that have stepped since, the gradients are as good as any other stale ones.
+            rest = [each for each in chain if each.uid not in applied]
+            (outcome,) = compute_batch(chain, [call], self._limits, stepping=rest)
+            return outcome
+        if call.age is not None and call.age.is_stale:
+            return StaleUpdateError(
+                f"{call.name} has taken {call.age.staleness} steps since the forward pass of"
+                f" these samples, more than {call.age.bound}; the update is dropped"
+            )
         return None
 
     def _settled(self, batch: Batch, seconds: float) -> None:

@@ -2,8 +2,9 @@
 
 A caller that lost the reply repeats its call with the same id. Here it is found again, so that
 the optimiser steps at most once for it. For each expert the last so many ids are remembered; the
-answers share a number of bytes, and the oldest answers go first. An id whose answer is gone is an
-`AlreadyAppliedError`; an id that is itself gone is taken for a new call.
+answers share a number of bytes, and the oldest answers go first. A call whose answer is gone is
+computed again, and steps only those experts of its span that it has not stepped; an id that is
+itself gone is taken for a new call.
 """
 
 import hashlib
@@ -11,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from p2pnode.errors import AlreadyAppliedError
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
@@ -40,27 +40,21 @@ class ReplayLog:
 
     def knows(self, uids: Iterable[Uid], key: bytes) -> bool:
         """Tell whether a call was applied to any of `uids`."""
-        return any(key in self._applied.get(uid, ()) for uid in uids)
+        return bool(self.applied(uids, key))
 
     def find(self, uids: Sequence[Uid], key: bytes) -> Any:
-        """Return the stored answer of a call, or None if it was not applied.
+        """Return the kept answer of a call that was applied to all of `uids`, or None.
 
         An answer is the gradient of what the first expert took, whatever the span it came from.
-
-        Raises:
-            AlreadyAppliedError: it was applied, to some of the experts at least, but there is no
-                answer for all of them.
         """
-        applied = [uid for uid in uids if key in self._applied.get(uid, ())]
-        if not applied:
-            return None
         found = self._answers.get((uids[0], key))
-        if found is None or len(applied) < len(uids):
-            raise AlreadyAppliedError(
-                f"this backward call of {applied[0].name} was applied already, and its answer is"
-                " not kept here; go on with the next step"
-            )
+        if found is None or len(self.applied(uids, key)) < len(uids):
+            return None
         return found[0]
+
+    def applied(self, uids: Iterable[Uid], key: bytes) -> list[Uid]:
+        """Return those of `uids` that a call was applied to."""
+        return [uid for uid in uids if key in self._applied.get(uid, ())]
 
     def record(self, uids: Sequence[Uid], key: bytes, answer: Any, size: int) -> None:
         """Remember that a call was applied to all of `uids`, and its answer of `size` bytes."""

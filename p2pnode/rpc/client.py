@@ -187,7 +187,7 @@ class TensorClient:
             StaleUpdateError: more steps lie between; none was taken.
             SchemaError, TensorTooLargeError: the tensors do not fit; nothing was sent when `info`
                 is given.
-            AlreadyAppliedError: the call was applied earlier, its answer is no longer kept.
+            AlreadyAppliedError: the call was applied earlier, and its answer is lost for good.
         """
         metas, gradient_metas = metas_of(inputs), metas_of(gradients)
         if info is not None:

@@ -215,7 +215,7 @@ class ExpertCaller:
         Raises:
             SchemaError, TensorTooLargeError: the tensors do not fit; they were not sent.
             NonFiniteError: the expert failed on tensors that are not finite.
-            AlreadyAppliedError: the step was taken, but the answer is lost.
+            AlreadyAppliedError: the step was taken, but the answer is lost for good.
             NoLiveExpertError: no live host is known.
             RemoteError: what the last host tried answered.
         """

@@ -173,7 +173,7 @@ class JudgedClient:
             SchemaError, TensorTooLargeError: the tensors do not fit; they were not sent.
             NonFiniteError: the expert failed on tensors that are not finite, or the codec cannot
                 carry them.
-            AlreadyAppliedError: the step was taken, but the answer is lost.
+            AlreadyAppliedError: the step was taken, but the answer is lost for good.
             StaleUpdateError: `call.age` is beyond its bound; no step was taken.
             RemoteError: what the host answered, or why it did not.
         """

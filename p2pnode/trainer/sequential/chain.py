@@ -142,7 +142,7 @@ class Chain:
             The gradients of each micro-batch.
 
         Raises:
-            AlreadyAppliedError: a host took a step, but its answer is lost.
+            AlreadyAppliedError: a host took a step, but its answer is lost for good.
             P2PNodeError: as for `forward`; some blocks may have stepped, the last ones first.
         """
 

@@ -9,7 +9,7 @@ import trio
 
 from p2pnode.clock import bind_wall_time_to_trio
 from p2pnode.config import Settings
-from p2pnode.errors import AlreadyAppliedError, CheckpointError, UnknownExpertError
+from p2pnode.errors import CheckpointError, UnknownExpertError
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.protocols.kad.service import KadDht
@@ -308,8 +308,7 @@ async def test_a_call_that_the_state_contains_is_not_applied_again_after_the_tak
         primary.crash()
         await until(lambda: replica.is_serving)
         await trainer.caller.info("ffn.0", 10.0)
-        with pytest.raises(AlreadyAppliedError):
-            await trainer.client.backward(replica.peer_id, UID, rows, rows, call_id=call_id)
+        await trainer.client.backward(replica.peer_id, UID, rows, rows, call_id=call_id)
         assert replica.steps == 1
 
 
