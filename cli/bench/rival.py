@@ -16,7 +16,7 @@ _STOP_TIMEOUT: Final = 20.0
 class Hivemind:
     """A client of hivemind, and the servers it calls."""
 
-    def __init__(self, client: "_Process") -> None:
+    def __init__(self, client: "AskedProcess") -> None:
         self._client = client
 
     @classmethod
@@ -41,10 +41,12 @@ class Hivemind:
             addresses = []
             for layer in ("nop", "ffn"):
                 command = [str(python), str(_SCRIPT), "serve", layer, *shape]
-                server = running.enter_context(_Process.started(command, place, layer))
+                server = running.enter_context(
+                    AskedProcess.started(command, place, f"hivemind-{layer}")
+                )
                 addresses.append(server.read()["address"])
             command = [str(python), str(_SCRIPT), "call", *shape, *addresses]
-            client = running.enter_context(_Process.started(command, place, "client"))
+            client = running.enter_context(AskedProcess.started(command, place, "hivemind-client"))
             client.read()
             yield cls(client)
 
@@ -61,7 +63,7 @@ class Hivemind:
         return float(self._client.read()["rate"])
 
 
-class _Process:
+class AskedProcess:
     """A process that is asked, and answers, in lines of JSON."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -71,8 +73,14 @@ class _Process:
     @classmethod
     @contextlib.contextmanager
     def started(cls, command: list[str], place: Path, name: str) -> Iterator[Self]:
-        """Run it for the time of a block; it ends with its input."""
-        log = place / f"hivemind-{name}.log"
+        """Run it for the time of a block; it ends with its input.
+
+        Args:
+            command: what to run.
+            place: a folder for its log.
+            name: of the log, and in errors.
+        """
+        log = place / f"{name}.log"
         with (
             log.open("wb") as errors,
             subprocess.Popen(  # noqa: S603  # the interpreter that the user named
@@ -89,7 +97,7 @@ class _Process:
                 except subprocess.TimeoutExpired:
                     process.kill()
 
-    def write(self, message: dict[str, Any]) -> None:
+    def write(self, message: Any) -> None:
         """Send one line."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -107,4 +115,6 @@ class _Process:
                 found: dict[str, Any] = json.loads(line)
                 return found
         tail = self._log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise LocalError(f"hivemind's process has ended: {' '.join(tail) or 'it said nothing'}")
+        raise LocalError(
+            f"the process {self._log.stem} has ended: {' '.join(tail) or 'it said nothing'}"
+        )

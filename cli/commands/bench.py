@@ -7,6 +7,7 @@ import click
 
 from cli.open_files import RESERVE, raise_open_files
 from cli.options import json_option
+from p2pnode.config.experts import CODECS, Codec
 
 _MIB = 1024 * 1024
 
@@ -18,6 +19,52 @@ def bench() -> None:
     Figures that have a baseline are ratios within one run: only those can be compared between
     machines, and between days.
     """
+
+
+@bench.command()
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=7,
+    show_default=True,
+    help="How often each figure is measured; medians count.",
+)
+@click.option(
+    "--peers",
+    type=click.IntRange(2, 32),
+    default=4,
+    show_default=True,
+    help="Real processes that average together.",
+)
+@click.option(
+    "--parameters",
+    type=click.IntRange(1000, 1_000_000_000),
+    default=10_000_000,
+    show_default=True,
+    help="Of each peer; float32.",
+)
+@click.option(
+    "--hivemind",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False, executable=True),
+    metavar="PYTHON",
+    help="An interpreter that can import hivemind: its averager takes turns with ours.",
+)
+@json_option
+def averaging(
+    *, rounds: int, peers: int, parameters: int, hivemind: Path | None, as_json: bool
+) -> None:
+    """Measure averaging in a group of real processes on loopback.
+
+    Only reducing is timed, from the moment at which the group is there to that at which the last
+    peer has the result. Nothing leaves this machine.
+    """
+    from cli.bench.averaging import Plan, run_averaging  # noqa: PLC0415  # `bench --help` stays quick
+    from cli.bench.figures import print_figures  # noqa: PLC0415
+    from cli.output import print_note  # noqa: PLC0415
+
+    plan = Plan(rounds=rounds, peers=peers, parameters=parameters, hivemind=hivemind)
+    figures = run_averaging(plan, tell=(lambda _text: None) if as_json else print_note)
+    print_figures("Averaging, loopback TCP", figures, as_json=as_json)
 
 
 @bench.command()
@@ -213,3 +260,87 @@ def stream(
         connections=connections,
     )
     print_figures("Streams, loopback TCP", run_stream(plan), as_json=as_json)
+
+
+@bench.command()
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=5,
+    show_default=True,
+    help="How often each figure is measured; medians count.",
+)
+@click.option(
+    "--megabytes",
+    type=click.IntRange(1, 16_384),
+    default=100,
+    show_default=True,
+    help="Millions of bytes of the weights.",
+)
+@click.option(
+    "--peers",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    help="Processes that fetch at the same time; each needs about 250 MB.",
+)
+@click.option(
+    "--sources",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    help="Processes that have the weights in the beginning.",
+)
+@click.option(
+    "--codec",
+    type=click.Choice(CODECS),
+    default="none",
+    show_default=True,
+    help="In which the weights are.",
+)
+@click.option(
+    "--calls",
+    type=click.IntRange(10, 100_000),
+    default=300,
+    show_default=True,
+    help="Small calls of a source in one round, without transfers.",
+)
+@click.option(
+    "--throttle",
+    type=click.IntRange(1, 10_000),
+    default=25,
+    show_default=True,
+    help="MB/s of one more peer, beside which calls are measured, too.",
+)
+@json_option
+def weights(
+    *,
+    rounds: int,
+    megabytes: int,
+    peers: int,
+    sources: int,
+    codec: Codec,
+    calls: int,
+    throttle: int,
+    as_json: bool,
+) -> None:
+    """Measure how weights travel to many peers at once, over loopback TCP.
+
+    All processes share this machine's processors and disk; the baseline is one plain copy between
+    two of them. Nothing leaves this machine.
+    """
+    from cli.bench.figures import print_figures  # noqa: PLC0415  # `bench --help` stays quick
+    from cli.bench.weights import Plan, run_weights  # noqa: PLC0415
+    from cli.output import print_note  # noqa: PLC0415
+
+    plan = Plan(
+        rounds=rounds,
+        size=megabytes * 1_000_000,
+        peers=peers,
+        sources=sources,
+        codec=codec,
+        calls=calls,
+        throttle=throttle * 1_000_000,
+    )
+    figures = run_weights(plan, tell=(lambda _text: None) if as_json else print_note)
+    print_figures(f"{megabytes} MB of weights to {peers} peers", figures, as_json=as_json)
