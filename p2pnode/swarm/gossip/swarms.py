@@ -145,7 +145,7 @@ class Swarms:
 
     async def refresh(self, uid: Uid) -> None:
         """Look in the index now who hosts a layer whose swarm this node is in."""
-        others = await self._others(uid)
+        others = await self._others(uid, anew=True)
         if others is not None and (seat := self._seats.get(uid)) is not None:
             seat.swarm.receive_listing(others)
 
@@ -252,7 +252,7 @@ class Swarms:
                 await seat.swarm.renew()
             if seat.look_at <= trio.current_time():
                 async with self._looks:
-                    others = await self._others(seat.swarm.uid)
+                    others = await self._others(seat.swarm.uid, anew=True)
                 await self._settle(seat, others, nursery)
         finally:
             seat.is_busy = False
