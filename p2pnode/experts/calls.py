@@ -251,6 +251,44 @@ class ServedExperts(CallHandler):
             found = self._find_open(uid, span)
             return await compute(lambda: work([hosted.backend for hosted in found]))
 
+    async def part(
+        self,
+        uid: Uid,
+        work: Callable[[ExpertBackend], list[torch.Tensor]],
+        *,
+        rows: int,
+        positions: int,
+        caller: PeerId,
+        deadline: float,
+    ) -> list[torch.Tensor]:
+        """Compute some rows of a call that is split, when their turn comes; cancelling gives up.
+
+        Args:
+            uid: the expert.
+            work: computes them, in the device's worker.
+            rows: how many.
+            positions: of each row.
+            caller: who calls.
+            deadline: on trio's clock; work that cannot start before is dropped.
+
+        Raises:
+            CallError: as `work` failed, or because the host takes no more work.
+        """
+        self._find_open(uid, 1)
+        runtime = self._experts[uid].device.runtime
+        call = WaitedCall(
+            uids=(uid,),
+            kind="part",
+            caller=caller,
+            rows=rows,
+            positions=positions,
+            inputs=(work,),
+            arrived=trio.current_time(),
+            deadline=deadline,
+        )
+        runtime.submit(call)
+        return await runtime.result(call)
+
     async def step_once(self, uid: Uid, work: Callable[[ExpertBackend], None], key: bytes) -> bool:
         """Let `work` step an expert's optimiser between two batches, if it has not yet done so.
 
@@ -361,6 +399,8 @@ class ServedExperts(CallHandler):
         stopped = next((hosted for hosted in found if hosted.stopped), None)
         if stopped is not None:
             return [self._out_of_service(stopped) for _ in calls]
+        if calls[0].kind == "part":
+            return [_computed_part(call, found[0].backend) for call in calls]
         if calls[0].kind == "step":
             return [_stepped(call, [hosted.backend for hosted in found]) for call in calls]
         chain = [hosted.backend for hosted in found]
@@ -420,6 +460,16 @@ def _stepped(call: Call, chain: Sequence[ExpertBackend]) -> Outcome:
     (work,) = call.inputs
     try:
         answer: list[torch.Tensor] = work(chain)
+    except CallError as error:
+        return type(error)(str(error))  # without the frames, which hold tensors
+    return answer
+
+
+def _computed_part(call: Call, expert: ExpertBackend) -> Outcome:
+    """Compute one part; each keeps what the others must not touch, so they are not joined."""
+    (work,) = call.inputs
+    try:
+        answer: list[torch.Tensor] = work(expert)
     except CallError as error:
         return type(error)(str(error))  # without the frames, which hold tensors
     return answer

@@ -5,15 +5,38 @@ one for each parameter that learns, in the module's order. A parameter that the 
 touched counts as one whose gradient is zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
 from p2pnode.errors import ExpertFailedError
-from p2pnode.experts.backend import ExpertBackend, accumulate_through, all_finite, step_through
+from p2pnode.experts.backend import (
+    ExpertBackend,
+    accumulate_through,
+    all_finite,
+    forward_through,
+    step_through,
+)
 from p2pnode.experts.batches import free_cached_memory
 from p2pnode.experts.failures import OutOfDeviceMemoryError, failures
 from p2pnode.rpc.staging import to_main_memory
+
+T = TypeVar("T")
+
+
+def part_outputs(expert: ExpertBackend, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Compute the outputs of some rows, in pieces if they do not fit the device at once.
+
+    Raises:
+        ExpertFailedError: something failed or is not finite.
+    """
+    outputs = _in_pieces(
+        expert, inputs, lambda at_once: forward_through([expert], inputs, at_once=at_once)
+    )
+    if not all_finite(outputs):
+        raise ExpertFailedError(f"{expert.uid.name} has outputs that are not finite")
+    return outputs
 
 
 def part_gradients(
@@ -38,16 +61,9 @@ def part_gradients(
     Raises:
         ExpertFailedError: something failed or is not finite.
     """
-    rows: int | None = None
-    while True:
-        try:
-            answer, found = _gradients(expert, inputs, gradients, rows)
-            break
-        except OutOfDeviceMemoryError:
-            rows = (len(inputs[0]) if rows is None else rows) // 2
-            if not rows:
-                raise
-        free_cached_memory([expert])  # not above, where the error keeps alive what did not fit
+    answer, found = _in_pieces(
+        expert, inputs, lambda at_once: _gradients(expert, inputs, gradients, at_once)
+    )
     if not all_finite(found):
         raise ExpertFailedError(f"{expert.uid.name} has gradients that are not finite")
     for total, part in zip(found, kept, strict=bool(kept)):
@@ -85,6 +101,21 @@ def step_with(expert: ExpertBackend, gradients: Sequence[torch.Tensor], rows: in
             step_through([expert], rows)
         finally:
             expert.forget_gradients()
+
+
+def _in_pieces(
+    expert: ExpertBackend, inputs: Sequence[torch.Tensor], compute: Callable[[int | None], T]
+) -> T:
+    """Call `compute` with the rows that fit the device at once, None for all."""
+    rows: int | None = None
+    while True:
+        try:
+            return compute(rows)
+        except OutOfDeviceMemoryError:
+            rows = (len(inputs[0]) if rows is None else rows) // 2
+            if not rows:
+                raise
+        free_cached_memory([expert])  # not above, where the error keeps alive what did not fit
 
 
 def _gradients(

@@ -40,7 +40,8 @@ _PACE_SMOOTHING: Final = 0.2  # weight of the newest batch in the usual length o
 _KEPT_FREE: Final = 1 / 8  # of an expert's queue, of whoever has more than half of it
 _STALE_DEADLINES: Final = 64  # entries of calls that are gone, kept in a heap beyond the others
 
-Kind = Literal["forward", "backward", "step"]  # the last of an inference session
+# The last two are of an inference session, and of a call that is split over several hosts.
+Kind = Literal["forward", "backward", "step", "part"]
 _Key = tuple[tuple[Uid, ...], Kind, tuple[tuple[int, ...], ...]]
 
 

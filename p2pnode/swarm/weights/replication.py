@@ -31,6 +31,7 @@ class Replication:
 
     Attributes:
         exchange: what the rounds of a swarm do with weights.
+        local: the node's experts, as all parts here see them.
 
     Args:
         host: the network.
@@ -64,7 +65,7 @@ class Replication:
         self._store = StateStore(states, settings.weights, disk=disk)
         publisher = Publisher(experts, self._store)
         client = WeightsClient(access, settings.weights, self._store, host.events, rng)
-        self._local = LocalExperts(
+        self.local = LocalExperts(
             host=host,
             directory=directory,
             announcer=announcer,
@@ -74,11 +75,11 @@ class Replication:
             store=self._store,
             client=client,
         )
-        self.exchange = WeightsExchange(self._local)
-        self._following = Following(self._local, settings.hosting)
+        self.exchange = WeightsExchange(self.local)
+        self._following = Following(self.local, settings.hosting)
         self._server = WeightsServer(host, settings.weights, publisher, self._store, authority)
         self._handovers = Handovers(
-            self._local,
+            self.local,
             self._following,
             self._server.followers,
             authority=authority,
@@ -113,8 +114,8 @@ class Replication:
         """Serve experts, after those have been asked who serve them already."""
         uids = list(uids)
         await self._handovers.catch_up(uids)
-        self._local.gate.open(uids)
-        self._local.announcer.add(uids)
+        self.local.gate.open(uids)
+        self.local.announcer.add(uids)
 
     async def leave(self, uids: Iterable[Uid]) -> list[Uid]:
         """Hand over what is served here, or withdraw what nobody takes; see `Handovers.leave`."""
@@ -124,7 +125,7 @@ class Replication:
         """Drop what is known of experts that are not hosted any more."""
         uids = list(uids)
         self._following.remove(uids)
-        self._local.gate.open(uids)
+        self.local.gate.open(uids)
         for uid in uids:
             self._server.followers.forget(uid)
-            await self._local.publisher.forget(uid)
+            await self.local.publisher.forget(uid)

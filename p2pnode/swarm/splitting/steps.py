@@ -1,0 +1,359 @@
+"""Steps of split calls at one peer: around the pure turns, what takes time."""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import torch
+import trio
+
+from p2pnode.config.splitting import SplittingSettings
+from p2pnode.errors import (
+    AveragingError,
+    BadRequestError,
+    BehindError,
+    ConfigError,
+    ExpertFailedError,
+    OverloadedError,
+    StepLostError,
+)
+from p2pnode.events import EventBus
+from p2pnode.experts.backend import ExpertBackend, all_finite
+from p2pnode.experts.parts import no_gradients
+from p2pnode.swarm.averaging.group import Group, Member, Sum
+from p2pnode.swarm.averaging.service import AllReduce
+from p2pnode.swarm.splitting.core import Phase, Turn, Turns
+from p2pnode.swarm.splitting.events import SplitStepDropped, SplitStepTaken
+from p2pnode.swarm.splitting.experts import SplitExperts, digest_of
+from p2pnode.swarm.splitting.messages import Outcome
+from p2pnode.swarm.splitting.versions import Version
+from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.uids import Uid
+
+_DIGESTS_KEPT: Final = 1024  # of steps taken; who asks for one does so soon after it
+
+
+class Steps:
+    """The steps under way here, and those that were taken.
+
+    Args:
+        own: this peer.
+        settings: leases and limits.
+        experts: what computes.
+        reducer: adds up gradients with the other peers of a group.
+        events: where `SplitStepTaken` and `SplitStepDropped` go.
+
+    Attributes:
+        behind: the experts whose weights are known not to be their swarm's.
+        on_doubt: told of steps that are to be settled with the other peers.
+        on_suspicion: told of experts whose weights may not be their swarm's any more.
+    """
+
+    def __init__(
+        self,
+        own: PeerId,
+        settings: SplittingSettings,
+        experts: SplitExperts,
+        reducer: AllReduce,
+        events: EventBus,
+    ) -> None:
+        self.behind: set[Uid] = set()
+        self.on_doubt: Callable[[Turn], None] = lambda _turn: None
+        self.on_suspicion: Callable[[Uid], None] = lambda _uid: None
+        self._own = own
+        self._settings = settings
+        self._experts = experts
+        self._reducer = reducer
+        self._events = events
+        self._turns = Turns(settings)
+        self._digests: OrderedDict[bytes, bytes] = OrderedDict()
+        self._changed = trio.Event()  # a turn has begun or ended, or its lease runs again
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """End the steps whose leases are over, until cancelled."""
+        task_status.started()
+        while True:
+            changed = self._changed
+            with trio.move_on_at(self._turns.next_time()):
+                await changed.wait()
+            for turn in self._turns.take_late(trio.current_time()):
+                if turn.phase is Phase.DOUBTED:
+                    self.on_doubt(turn)
+                else:
+                    self.drop(turn, "its caller has not spoken for too long")
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that the steps under way may keep here."""
+        return self._turns.kept_bytes
+
+    def check_ready(self, uid: Uid) -> None:
+        """Return if split calls of an expert are served.
+
+        Raises:
+            BehindError: it has to catch up with its swarm first.
+        """
+        if uid in self.behind:
+            raise BehindError(
+                f"{uid.name} is catching up with its swarm here; call its other peers"
+            )
+
+    # --- what callers ask for ---------------------------------------------------------------------
+
+    async def join(
+        self, uid: Uid, key: bytes, caller: PeerId, *, lease: float | None = None
+    ) -> Turn:
+        """Wait for a step's turn at an expert, and begin it; it may have begun already.
+
+        Args:
+            uid: the expert.
+            key: of the step.
+            caller: whose it is.
+            lease: seconds until it ends when nothing more is heard; as the settings say if None.
+
+        Raises:
+            StepLostError: the step was taken already.
+            BehindError: the expert has to catch up first.
+            OverloadedError: the line is full, or there is no room for the gradients.
+            UnknownExpertError: it is not hosted here.
+        """
+        if (turn := self._same(uid, key)) is not None:
+            return turn
+        if self._experts.was_applied(uid, key):
+            raise StepLostError(f"this step of {uid.name} was taken already; go on with the next")
+        self._turns.wait(uid, key)
+        try:
+            while not self._turns.is_next(uid, key):
+                await self._changed.wait()
+                if (turn := self._same(uid, key)) is not None:
+                    return turn
+            self.check_ready(uid)
+            size = await self._experts.gradient_bytes(uid)
+            turn = Turn(
+                uid=uid,
+                key=key,
+                caller=caller,
+                at=await self._experts.version(uid),
+                until=trio.current_time() + (self._settings.lease if lease is None else lease),
+                size=2 * size,  # what is gathered here, and the sum
+            )
+            self._turns.begin(turn)
+            return turn
+        finally:
+            self._turns.give_up(uid, key)
+            self._tell()
+
+    async def backward(
+        self,
+        turn: Turn,
+        part: int,
+        inputs: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        *,
+        deadline: float,
+    ) -> list[torch.Tensor]:
+        """Compute a part's gradients, and keep those of the weights; give those of the inputs.
+
+        A part that has come before is computed again, but counts once.
+
+        Raises:
+            StepLostError: the step is over, or the weights have changed since it began.
+            CallError: the expert failed, or takes no more work.
+        """
+        with self._at_work(turn):
+            answer, kept, version = await self._experts.backward(
+                turn.uid, inputs, gradients, turn.kept, caller=turn.caller, deadline=deadline
+            )
+            if version != turn.at:
+                raise self._changed_otherwise(turn)
+            if part not in turn.parts:
+                turn.receive_part(part, kept)
+            return answer
+
+    async def prepare(
+        self,
+        uid: Uid,
+        key: bytes,
+        *,
+        parts: int,
+        attempt: int,
+        rows: int,
+        group: Sequence[PeerId],
+    ) -> tuple[Version, bytes]:
+        """Add up the gradients of a group, all of whose peers do so now.
+
+        Args:
+            uid: the expert.
+            key: of the step.
+            parts: that the caller knows to be kept here.
+            attempt: counts the attempts at this step.
+            rows: of all parts at all peers.
+            group: the peers, in the order that all of them have.
+
+        Returns:
+            The version that the sum is for, and the sum's digest.
+
+        Raises:
+            StepLostError: the step is over, or has gone on, or other parts are kept here.
+            OverloadedError: a peer of the group was lost; try again without it.
+            ExpertFailedError: the sum is not finite.
+            BadRequestError: this peer is not in the group.
+        """
+        if self._own not in group:
+            raise BadRequestError("this peer is not in the group")
+        turn = self._turns.find(uid, key)
+        if len(turn.parts) != parts:
+            raise StepLostError(f"{len(turn.parts)} parts of this step are kept here, not {parts}")
+        with self._at_work(turn):
+            turn.begin_attempt(attempt)
+            if await self._experts.version(uid) != turn.at:
+                raise self._changed_otherwise(turn)
+            ours = turn.kept or await self._experts.compute(uid, no_gradients)
+            total = await self._add_up(turn, attempt, group, ours)
+
+            def look(_expert: ExpertBackend) -> bytes:
+                return digest_of(total) if all_finite(total) else b""
+
+            digest = await self._experts.compute(uid, look)
+            if not digest:
+                raise ExpertFailedError(f"the gradients of {uid.name} add up to no finite numbers")
+            turn.receive_total(attempt, total, digest=digest, rows=rows, group=tuple(group))
+            return turn.at, digest
+
+    async def commit(self, uid: Uid, key: bytes) -> Version:
+        """Take a prepared step, at most once; returns the version then.
+
+        Raises:
+            StepLostError: it cannot be taken; the expert's weights may be behind then.
+            ExpertFailedError: the optimiser failed.
+        """
+        if not self._experts.was_applied(uid, key):
+            turn = self._turns.find(uid, key)
+            turn.commit()
+            await self.take(turn)
+        return await self._experts.version(uid)
+
+    def abort(self, uid: Uid, key: bytes) -> None:
+        """End a step that is not to be taken.
+
+        Raises:
+            StepLostError: it is not under way, or it is being taken or settled.
+        """
+        turn = self._turns.find(uid, key)
+        if turn.phase not in {Phase.OPEN, Phase.PREPARED}:
+            raise StepLostError("this step is being settled")
+        self._end(turn)
+
+    # --- what the peers of a group ask for --------------------------------------------------------
+
+    def outcome(self, uid: Uid, key: bytes, asker: PeerId) -> tuple[Outcome, bytes]:
+        """Say what became of a step, and the digest of its sum where it was taken.
+
+        A peer that asks waits for the caller no more, and from now on this one does not, either.
+        """
+        if self._experts.was_applied(uid, key):
+            return Outcome.COMMITTED, self._digests.get(key, b"")
+        turn = self._turns.current(uid)
+        if turn is None or turn.key != key or asker not in turn.group:
+            return Outcome.NONE, b""
+        if turn.phase is Phase.TAKING:
+            return Outcome.COMMITTED, turn.digest
+        turn.doubt()
+        self.on_doubt(turn)
+        return Outcome.UNDECIDED, b""
+
+    async def take(self, turn: Turn) -> None:
+        """Step with the sum of a turn that is being taken, and end it.
+
+        Raises:
+            StepLostError: the weights have changed since the turn began.
+            ExpertFailedError: the optimiser failed.
+        """
+        uid, taken = turn.uid, False
+        try:
+            with trio.CancelScope(shield=True):  # it is decided; one batch may be in front
+                if await self._experts.version(uid) != turn.at:
+                    raise self._changed_otherwise(turn)
+                steps = await self._experts.step(uid, turn.total, turn.rows, turn.key)
+            taken = True
+            self._remember(turn)
+            self._events.emit(
+                SplitStepTaken(
+                    uid=uid,
+                    caller=turn.caller,
+                    rows=turn.rows,
+                    group=len(turn.group),
+                    steps=steps,
+                )
+            )
+        finally:
+            self._end(turn)
+            if not taken:
+                self.on_suspicion(uid)
+
+    def drop(self, turn: Turn, reason: str) -> None:
+        """End a step that is not taken, and say why."""
+        if turn.phase is not Phase.ENDED:
+            self._end(turn)
+            self._events.emit(SplitStepDropped(uid=turn.uid, caller=turn.caller, reason=reason))
+
+    # --- within -----------------------------------------------------------------------------------
+
+    async def _add_up(
+        self, turn: Turn, attempt: int, group: Sequence[PeerId], ours: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        if len(group) == 1:
+            return [each.clone() for each in ours]  # the step uses it up
+        try:
+            reduced = await self._reducer.reduce(
+                Group(
+                    run_id=turn.uid.run,
+                    round_id=turn.key + attempt.to_bytes(1, "big"),
+                    members=tuple(Member(peer_id=each) for each in group),
+                    aggregator=Sum(),
+                ),
+                ours,
+                quorum=len(group),
+                timeout=self._settings.reduce_timeout,
+            )
+        except (AveragingError, ConfigError) as error:
+            raise OverloadedError(
+                f"the gradients of {turn.uid.name} were not added up: {error}"
+            ) from error
+        return reduced.tensors
+
+    def _same(self, uid: Uid, key: bytes) -> Turn | None:
+        turn = self._turns.current(uid)
+        return turn if turn is not None and turn.key == key else None
+
+    @contextlib.contextmanager
+    def _at_work(self, turn: Turn) -> Iterator[None]:
+        """Let a lease begin anew when the block has ended."""
+        turn.calls += 1
+        try:
+            yield
+        finally:
+            turn.calls -= 1
+            turn.until = trio.current_time() + self._settings.lease
+            self._tell()
+
+    def _changed_otherwise(self, turn: Turn) -> StepLostError:
+        self.on_suspicion(turn.uid)
+        return StepLostError(
+            f"the weights of {turn.uid.name} have changed here since the step began, by a call"
+            " that was not split"
+        )
+
+    def _remember(self, turn: Turn) -> None:
+        self._digests[turn.key] = turn.digest
+        if len(self._digests) > _DIGESTS_KEPT:
+            self._digests.popitem(last=False)
+
+    def _end(self, turn: Turn) -> None:
+        self._turns.end(turn)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()

@@ -1,0 +1,1 @@
+"""Layers whose batches are split over their swarm, as torch modules."""
