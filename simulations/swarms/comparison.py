@@ -51,12 +51,13 @@ async def compare_with_liars(sim: Simulation) -> None:
         goal=at_most(0),
         detail=f"of {honest.total()} that were checked: {_told(honest)}",
     )
-    pairs = liars * len(disturbed.accuracies)
+    seen = disturbed.lies * len(disturbed.accuracies)
     report.figure(
-        "liars on blacklists",
-        100 * disturbed.shunned / pairs if pairs else None,
+        "lies looked at",
+        100 * lying.total() / seen if seen else None,
         "%",
-        detail="of all honest participants, in the end",
+        detail="of all that the honest participants heard; who has lied is left alone for a while"
+        f" that doubles, and was blacklisted {disturbed.blacklisted} times",
     )
 
 
@@ -84,7 +85,7 @@ async def compare_with_churn(sim: Simulation) -> None:
         "late joiners behind",
         max((each.behind for each in joins), default=None),
         "points",
-        detail="when they begin to serve, the worst, behind the best of the others",
+        detail="when they begin to serve, the worst of them, below the mean of the others",
     )
     report.table(
         "late joiners",

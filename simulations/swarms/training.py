@@ -45,8 +45,7 @@ class LateJoin:
         round: that the swarm was in when it started.
         took: rounds that the swarm went on until it served the swarm's weights.
         seconds: likewise, in virtual seconds.
-        behind: its accuracy when it began to serve, below that of the best of the others, in
-            points.
+        behind: its accuracy when it began to serve, below the mean of the others', in points.
     """
 
     round: int
@@ -66,7 +65,7 @@ class Outcome:
         scores: for each round, of each one that was in it, on its own hold-out, in per cent.
         verdicts: on claims that were checked: of honest participants, and of liars.
         lies: how many were told.
-        shunned: pairs of an honest participant and a liar that it has blacklisted.
+        blacklisted: how often an honest participant put a liar on its blacklist.
         adopted_lies: states of liars that were adopted.
         joins: of participants that came late.
         waited: the part of the rounds' time that was waiting, in per cent.
@@ -80,7 +79,7 @@ class Outcome:
         default_factory=lambda: (Counter(), Counter())
     )
     lies: int = 0
-    shunned: int = 0
+    blacklisted: int = 0
     adopted_lies: int = 0
     joins: list[LateJoin] = field(default_factory=list)
     waited: float = 0.0
@@ -247,7 +246,7 @@ class SwarmStory:
 
     async def _behind(self, place: Place) -> float:
         others = [await self._accuracy_of(each) for each in self._places if each is not place]
-        return max(others) - await self._accuracy_of(place)
+        return statistics.fmean(others) - await self._accuracy_of(place)
 
     # --- how far it is --------------------------------------------------------------------------
 
@@ -323,4 +322,4 @@ class SwarmStory:
 
     def _receive_blacklisted(self, node: Node, event: PeerBlacklisted) -> None:
         if node.name in self._by_node and event.peer_id in self._liars:
-            self.outcome.shunned += 1
+            self.outcome.blacklisted += 1
