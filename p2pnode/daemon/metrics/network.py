@@ -4,6 +4,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 from typing import Final
 
+import trio
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -110,6 +111,8 @@ class NetworkMetrics(Collector):
             {"version": __version__, "peer_id": str(network.peer_id)},
         )
         yield _gauge("p2pnode_paused", "Whether the node takes no calls.", self._decision().paused)
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        yield _gauge("p2pnode_tasks", "Tasks of the event loop, idle ones included.", tasks)
         connections = GaugeMetricFamily(
             "p2pnode_connections", "Open connections.", labels=["way", "direction"]
         )
