@@ -2,22 +2,24 @@
 
 A score is the part of a hold-out that is classified right, so it is the mean of as many draws of a
 coin as there are examples. Two honest peers who score the same weights on hold-outs of n and m
-examples of the same kind get different numbers by chance alone. How different they may be is bound
-by Chernoff's inequality in its exact form for coins (Hoeffding 1963, theorem 1): a mean of n draws
-strays from the true value p to q or beyond, on either side, with at most the probability
+examples get different numbers by chance alone. How different they may be follows from Chernoff's
+inequality in its exact form for coins (Hoeffding 1963, theorem 1): a mean of n draws of a coin that
+shows p strays to q or beyond, on one side, with at most the probability
 
     exp(-n KL(q, p)),  KL(q, p) = q ln(q/p) + (1-q) ln((1-q)/(1-p)).
 
-Each score so bounds the true value from both sides. A claim is a lie if its lower bound is above
-the upper bound of what was found, each with half of the probability of a false alarm, and more
-than a slack apart that accounts for hold-outs of different difficulty. Other than by the normal
-approximation, this holds for small hold-outs and for scores close to 0 and 1, too.
+So n KL is at most exponentially distributed, and of two scores x and y of weights whose true value
+is p the sum S(p) = n KL(x, p) + m KL(y, p) is at most gamma distributed: it exceeds s with at most
+the probability (1 + s) exp(-s). The claim x is a lie if that is less than the probability that a
+false alarm may have, whatever p is, and even if p is higher by a slack on the claimant's hold-out,
+which may be of easier examples. Other than by the normal approximation, this holds for small
+hold-outs and for scores close to 0 and 1, too.
 """
 
 import math
 from typing import Final
 
-_HALVINGS: Final = 40  # of the interval in which a bound lies
+_THIRDS: Final = 60  # by which the interval shrinks in which the likeliest true value lies
 
 
 def is_lie(
@@ -37,25 +39,21 @@ def is_lie(
         found: our score of the same weights.
         found_on: the examples of ours.
         false_alarm: how probable it may be that an honest claim is taken for a lie.
-        slack: by how much the difficulty of two hold-outs may differ.
+        slack: by how much his hold-out may be easier than ours.
     """
-    least = lower_bound(claimed, claimed_on, false_alarm / 2)
-    return least > upper_bound(found, found_on, false_alarm / 2) + slack
 
+    def surprise(true: float) -> float:
+        ours = found_on * _divergence(found, true)
+        return ours + claimed_on * _divergence(claimed, min(1.0, true + slack))
 
-def upper_bound(score: float, examples: int, probability: float) -> float:
-    """Return what the true value exceeds with at most a probability."""
-    return 1 - lower_bound(1 - score, examples, probability)
-
-
-def lower_bound(score: float, examples: int, probability: float) -> float:
-    """Return what the true value falls below with at most a probability."""
-    budget = math.log(1 / probability) / examples
-    low, high = 0.0, score
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _divergence(score, middle) > budget else (low, middle)
-    return low
+    low, high = found, claimed - slack
+    if high <= low:
+        return False
+    for _ in range(_THIRDS):  # it is convex, and lowest between the two scores
+        left, right = (2 * low + high) / 3, (low + 2 * high) / 3
+        low, high = (low, right) if surprise(left) <= surprise(right) else (left, high)
+    least = min(surprise(low), surprise(high))
+    return (1 + least) * math.exp(-least) < false_alarm
 
 
 def _divergence(q: float, p: float) -> float:
