@@ -19,7 +19,7 @@ hold-outs and for scores close to 0 and 1, too.
 import math
 from typing import Final
 
-_THIRDS: Final = 60  # by which the interval shrinks in which the likeliest true value lies
+_THIRDS: Final = 40  # by which the interval shrinks in which the likeliest true value lies
 
 
 def is_lie(
