@@ -227,6 +227,11 @@ class Hosting:
         return self._meter.speed / max(len(self._experts.uids) + self._loading, 1)
 
     @property
+    def experts(self) -> ExpertHost:
+        """What computes and keeps them; their uids have their run's id."""
+        return self._experts
+
+    @property
     def weights(self) -> WeightsExchange:
         """What the rounds of a swarm do with the weights of the experts here."""
         return self._replication.exchange
