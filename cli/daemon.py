@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -14,12 +15,29 @@ from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.node import Node
 from p2pnode.events import Event
 
+Work = Callable[[Node], Awaitable[None]]
 
-def run_daemon(data_dir: DataDir, settings: Settings, *, log_level: str, as_json: bool) -> None:
+
+def run_daemon(
+    data_dir: DataDir,
+    settings: Settings,
+    *,
+    log_level: str,
+    as_json: bool,
+    work: Work | None = None,
+) -> None:
     """Run a node until SIGINT, SIGTERM or `p2pnode stop`.
 
+    Args:
+        data_dir: its state.
+        settings: of the node.
+        log_level: which events are reported.
+        as_json: whether for machines.
+        work: what is done beside it once it is ready; the node goes on when that has ended, and
+            is stopped when it fails.
+
     Raises:
-        P2PNodeError: the node cannot start.
+        P2PNodeError: the node cannot start, or `work` failed.
     """
     allowed, wanted = raise_open_files(), settings.limits.max_connections
     if allowed < wanted + RESERVE:
@@ -28,10 +46,10 @@ def run_daemon(data_dir: DataDir, settings: Settings, *, log_level: str, as_json
             f"limits.max_connections = {wanted}; raise it with `ulimit -n`, or lower the setting"
         )
     node = Node(data_dir, settings)
-    trio.run(_run, node, EventLog(log_level, as_json=as_json), as_json)
+    trio.run(_run, node, EventLog(log_level, as_json=as_json), as_json, work)
 
 
-async def _run(node: Node, log: EventLog, as_json: bool) -> None:
+async def _run(node: Node, log: EventLog, as_json: bool, work: Work | None) -> None:
     async with trio.open_nursery() as signals:
         starting = trio.CancelScope()
         await signals.start(_stop_on_signal, node, starting)
@@ -42,11 +60,26 @@ async def _run(node: Node, log: EventLog, as_json: bool) -> None:
             if not starting.cancelled_caught:
                 print_ready(node, as_json=as_json)
                 log.release()
+                if work is not None:
+                    daemon.start_soon(_work_beside, node, work)
         signals.cancel_scope.cancel()
     if as_json:
         print_event("stopped")
     else:
         print_note("stopped")
+
+
+async def _work_beside(node: Node, work: Work) -> None:
+    """Do the work, for as long as nobody asks the node to end."""
+
+    async def end() -> None:
+        await node.wait_stop()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end)
+        await work(node)
+        nursery.cancel_scope.cancel()
 
 
 async def _stop_on_signal(

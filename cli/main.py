@@ -21,6 +21,10 @@ EXIT_INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "demo": ("cli.demo.command:demo", "Train on four local daemons, kill one, bring it back."),
     "train-lm": ("cli.train_lm.command:train_lm", "Train a language model through others' blocks."),
+    "train-layerwise": (
+        "cli.train_layerwise.command:train_layerwise",
+        "Train a network whose layers have a swarm each.",
+    ),
     "join": ("cli.commands.join:join", "Start this node's daemon and join the network."),
     "relay": ("cli.commands.relay:relay", "Run a relay, for nodes that others cannot dial."),
     "host": ("cli.commands.host:host", "Host experts, in the running daemon or a new one."),

@@ -30,11 +30,21 @@ class DemoDaemon:
         name: of its log files.
         data_dir: its state.
         logs: where `NAME.jsonl` (its events) and `NAME.log` (its standard error) go.
-        arguments: what follows `p2pnode join`.
+        arguments: what follows the command.
+        command: which of `p2pnode`'s starts it.
     """
 
-    def __init__(self, name: str, data_dir: Path, logs: Path, arguments: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        data_dir: Path,
+        logs: Path,
+        arguments: Sequence[str],
+        *,
+        command: Sequence[str] = ("join",),
+    ) -> None:
         self.name = name
+        self._command = command
         self.data_dir = DataDir(data_dir)
         self.ready: dict[str, Any] | None = None  # what the current process said when it was
         self._arguments = arguments
@@ -53,7 +63,7 @@ class DemoDaemon:
         self.ready = None
         command = [
             *(sys.executable, "-P", "-m", "cli.demo.leash", str(os.getpid())),
-            *("join", "--json", "--listen", _LISTEN, "--data-dir", str(self.data_dir.path)),
+            *(*self._command, "--json", "--listen", _LISTEN, "--data-dir", str(self.data_dir.path)),
             *self._arguments,
         ]
         with self._events.open("ab") as events, self._log.open("ab") as log:
@@ -78,7 +88,7 @@ class DemoDaemon:
             return True
         assert self._process is not None, f"{self.name} was not started"
         ended = not self.is_running
-        for event in self._new_events():
+        for event in self.events():
             if event["event"] == "ready":
                 self.ready = event
                 return True
@@ -132,7 +142,8 @@ class DemoDaemon:
                 self._process.wait(max(0.0, until - time.monotonic()))
             self.kill()
 
-    def _new_events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Give what the daemon has told since the last time; of `poll`, what came behind it."""
         with self._events.open("rb") as file:
             file.seek(self._read)
             for line in file:

@@ -120,9 +120,18 @@ class Node:
         assert self._swarms is not None, "the node is not running"
         return self._swarms
 
+    @property
+    def hosting(self) -> "Hosting | None":
+        """What is hosted here; None before anything is."""
+        return self._hosting
+
     def request_stop(self) -> None:
         """Ask the node to withdraw its experts, finish running calls, save, and end."""
         self._stop.set()
+
+    async def wait_stop(self) -> None:
+        """Wait until somebody asks the node to end."""
+        await self._stop.wait()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the node until it is stopped.

@@ -166,7 +166,7 @@ class LayerwiseLearner:
         candidate = None if checkpoint is None else await self._build(checkpoint)
         lane = await self._network.lane()
         held_out = self._part.held_out
-        pieces = iter(torch.arange(len(held_out)).split(self._settings.batch))
+        pieces = iter(torch.split(torch.arange(len(held_out)), self._settings.batch))
         right = 0
 
         async def work() -> None:

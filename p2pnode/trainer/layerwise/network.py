@@ -14,7 +14,7 @@ import torch
 import trio
 
 from p2pnode.config import LayerwiseSettings
-from p2pnode.errors import ConfigError, SchemaError
+from p2pnode.errors import ConfigError, NoPeersError, SchemaError
 from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.age import Age
 from p2pnode.rpc.codecs.names import find_codec
@@ -83,6 +83,14 @@ class SwarmNetwork:
         self._peer_id = peer_id
         self._settings = settings
         self._policy = CallPolicy(timeout=settings.call_timeout, codec=find_codec(settings.codec))
+
+    async def missing(self) -> list[Uid]:
+        """List the layers of which no live host is known."""
+        others = [uid for uid in self.uids if uid != self.own]
+        try:
+            return [uid for uid in others if not await self._caller.book.candidates(uid)]
+        except NoPeersError:  # nobody has come yet
+            return others
 
     async def lane(self) -> Lane:
         """Find whom to work with for a while.

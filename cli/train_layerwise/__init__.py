@@ -1,0 +1,1 @@
+"""`train-layerwise`: a network whose layers are trained by a swarm each."""
