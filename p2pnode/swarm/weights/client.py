@@ -9,6 +9,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
@@ -19,13 +20,16 @@ from p2pnode.events import Event, EventBus
 from p2pnode.host import PeerMisbehaved
 from p2pnode.host.pacing import Pace
 from p2pnode.rpc.access import Access
-from p2pnode.swarm.weights.manifest import Manifest
+from p2pnode.swarm.gossip.reputation import Offence, OffenceSeen
+from p2pnode.swarm.weights.manifest import Manifest, hash_of
 from p2pnode.swarm.weights.messages import PROTOCOL, Head, HeadRequest
 from p2pnode.swarm.weights.session import WeightsSession, greeted
 from p2pnode.swarm.weights.store import StateStore, StoredState
 from p2pnode.swarm.weights.transfer import Transfer, listed
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
+
+_NO_MANIFEST: Final = "a manifest is not what its name says"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +144,10 @@ class WeightsClient:
             try:
                 async with self.session(peer_id, uid.run) as session:
                     data = await session.manifest(name)
+                if hash_of(data) != name:
+                    self._accuse(peer_id, _NO_MANIFEST)
+                    failures.append(f"{peer_id}: {_NO_MANIFEST}")
+                    continue
                 manifest = Manifest.decode(data)
             except ProtocolError as error:
                 self._report(peer_id, str(error))
@@ -166,6 +174,7 @@ class WeightsClient:
             self._rng,
             session=lambda peer_id: self.session(peer_id, uid.run),
             report=self._report,
+            accuse=self._accuse,
             pace=self._wait_for_pace,
         )
         await transfer.run(holders)
@@ -184,6 +193,17 @@ class WeightsClient:
         """Say that a peer broke a rule."""
         self._events.emit(
             PeerMisbehaved(peer_id=peer_id, address=None, reason=f"{PROTOCOL}: {reason}")
+        )
+
+    def _accuse(self, peer_id: PeerId, reason: str) -> None:
+        """Say that a peer gave other bytes than it was asked for."""
+        self._events.emit(
+            OffenceSeen(
+                peer_id=peer_id,
+                address=None,
+                reason=f"{PROTOCOL}: {reason}",
+                offence=Offence.WRONG_CHUNK,
+            )
         )
 
     async def _wait_for_pace(self, size: int) -> None:

