@@ -18,7 +18,8 @@ from p2pnode.host import PeerMisbehaved
 from p2pnode.protocols.kad.bans import Bans
 from p2pnode.wire.peer_id import PeerId
 
-_FORGOTTEN: Final = 0.01  # points
+_FORGOTTEN: Final = 0.01  # points, which are shown no more
+_FADED: Final = 1.0  # points, that do not make the next back-off longer
 
 
 class Offence(StrEnum):
@@ -106,7 +107,10 @@ class Reputation:
         """Note an offence; returns whether it put the peer on the blacklist."""
         before = self.is_blacklisted(peer_id, now)
         record = self._records.setdefault(peer_id, _Record())
-        record.points = self._points(record, now) + self._costs[offence]
+        faded = self._points(record, now)
+        if faded < _FADED:
+            self._bans.receive_success(peer_id)  # so that the first back-off is short again
+        record.points = faded + self._costs[offence]
         record.noted_at = now
         record.offences[offence.value] += 1
         record.last_reason = reason

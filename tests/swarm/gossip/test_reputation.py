@@ -33,6 +33,13 @@ def test_an_offender_is_left_alone_for_twice_as_long_each_time():
     assert not reputation.is_shunned(TWO, 100.0)
 
 
+def test_the_back_off_is_short_again_when_all_has_faded():
+    reputation = Reputation()
+    for now in (0.0, 100.0, 1e6):
+        reputation.receive_offence(ONE, Offence.BROKEN_PROMISE, "nothing came", now)
+    assert not reputation.is_shunned(ONE, 1e6 + 30)
+
+
 def test_two_lies_put_a_peer_on_the_blacklist_until_they_have_faded():
     reputation = Reputation()
     assert not lie(reputation, 0.0)
