@@ -71,6 +71,7 @@ _MAY_BE_ZERO: Final = frozenset(
         "sequential.kept_bytes",
         "sequential.relay_penalty",
         "sequential.session_reroute_gain",
+        "sessions.join_window",
         "sequential.training_reroute_gain",
         "trainer.straggles_tolerated",
         "trainer.timeout_after_k_min",

@@ -20,3 +20,6 @@ class SessionSettings:
     max_cache_bytes_per_peer: int = 512 * MIB
     max_length: int = 1_048_576  # positions of one session, whatever the model could do
     idle_timeout: float = 120.0  # between two steps
+    # How long a step waits for other sessions that are due, to be computed with theirs: less than
+    # a person notices, and a fraction of what a block of a large model takes.
+    join_window: float = 0.004

@@ -89,6 +89,7 @@ class Hosting:
             experts=self._experts,
             authority=authority,
             tensors=self._server.budget,
+            transcoder=self._server.transcoder,
         )
         self._announcer = Announcer(
             network.host,
@@ -196,6 +197,7 @@ class Hosting:
     async def _remove(self, uids: Sequence[Uid]) -> None:
         await self._replication.leave(uids)
         self._announcer.remove(uids)
+        self._sessions.end(uids)
         try:
             await self._experts.remove(uids)
         except P2PNodeError:  # they stay: so they are served on

@@ -27,6 +27,7 @@ from p2pnode.experts.pool import Batch, Call, Kind
 from p2pnode.experts.replay import ReplayLog, replay_key
 from p2pnode.experts.row_limits import RowLimits
 from p2pnode.experts.runtime import Compute, WaitedCall
+from p2pnode.experts.sessions.compute import CachedStep, compute_steps
 from p2pnode.rpc.age import Age
 from p2pnode.rpc.schema import ExpertInfo
 from p2pnode.rpc.server import CallHandler
@@ -197,29 +198,19 @@ class ServedExperts(CallHandler):
                 self._forget_pending(call)
 
     async def step(
-        self,
-        uid: Uid,
-        work: Callable[[Sequence[ExpertBackend]], list[torch.Tensor]],
-        *,
-        span: int,
-        rows: int,
-        positions: int,
-        caller: PeerId,
-        deadline: float,
+        self, uid: Uid, step: CachedStep, *, span: int, caller: PeerId, deadline: float
     ) -> list[torch.Tensor]:
         """Run a step of an inference session when its turn comes; cancelling gives it up.
 
         Args:
             uid: the first block.
-            work: computes the step on the blocks, in the device's worker.
+            step: what is computed; with those of other sessions that wait at the same time.
             span: how many blocks.
-            rows: of the step.
-            positions: of each row.
             caller: who calls.
             deadline: on trio's clock; work that cannot start before is dropped.
 
         Raises:
-            CallError: as `work` failed, or because the host takes no more work.
+            CallError: as the step failed, or because the host takes no more work.
         """
         self._find_open(uid, span)
         runtime = self._experts[uid].device.runtime
@@ -227,9 +218,9 @@ class ServedExperts(CallHandler):
             uids=uid.span(span),
             kind="step",
             caller=caller,
-            rows=rows,
-            positions=positions,
-            inputs=(work,),
+            rows=step.hidden.shape[0],
+            positions=step.hidden.shape[1],
+            inputs=(step,),
             arrived=trio.current_time(),
             deadline=deadline,
         )
@@ -396,14 +387,14 @@ class ServedExperts(CallHandler):
 
     def _execute(self, uids: Sequence[Uid], calls: Sequence[Call]) -> list[Outcome]:
         found = [self._experts[uid] for uid in uids]
+        chain = [hosted.backend for hosted in found]
         stopped = next((hosted for hosted in found if hosted.stopped), None)
         if stopped is not None:
             return [self._out_of_service(stopped) for _ in calls]
         if calls[0].kind == "part":
             return [_computed_part(call, found[0].backend) for call in calls]
         if calls[0].kind == "step":
-            return [_stepped(call, [hosted.backend for hosted in found]) for call in calls]
-        chain = [hosted.backend for hosted in found]
+            return compute_steps(chain, [step for call in calls for step in call.inputs])
         decided = [self._decided(uids, call, chain) for call in calls]
         fresh = [call for call, outcome in zip(calls, decided, strict=True) if outcome is None]
         computed = iter(compute_batch(chain, fresh, self._limits) if fresh else ())
@@ -453,16 +444,6 @@ class ServedExperts(CallHandler):
                 seconds=seconds,
             )
         )
-
-
-def _stepped(call: Call, chain: Sequence[ExpertBackend]) -> Outcome:
-    """Compute one step; each has a cache of its own, so they are not joined."""
-    (work,) = call.inputs
-    try:
-        answer: list[torch.Tensor] = work(chain)
-    except CallError as error:
-        return type(error)(str(error))  # without the frames, which hold tensors
-    return answer
 
 
 def _computed_part(call: Call, expert: ExpertBackend) -> Outcome:

@@ -10,6 +10,8 @@ calls of equal length are joined along the rows, and backward may run forward ag
 
 import functools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -23,6 +25,23 @@ from p2pnode.rpc.tensors import dtype_of
 _INITIAL_SPREAD: Final = 0.02  # of weights, as in GPT-2 and Llama
 _LEAST_TABLE: Final = 256  # positions of the smallest table of rotations
 _TABLES_KEPT: Final = 16  # a table of 4096 positions and heads of 128 has 4 MiB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """The next positions of some sequences, which share a cache.
+
+    Attributes:
+        rows: sequences.
+        length: positions of each.
+        position: of the first of them.
+        cache: of the positions before; these are added to it.
+    """
+
+    rows: int
+    length: int
+    position: int
+    cache: KeyValueCache
 
 
 class DecoderBlock(nn.Module):
@@ -50,6 +69,22 @@ class DecoderBlock(nn.Module):
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cache, position)
         mixed: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return mixed
+
+    def forward_stretches(self, hidden: torch.Tensor, stretches: Sequence[Stretch]) -> torch.Tensor:
+        """Run stretches of any shapes at once: each weight is read once for all of them.
+
+        Args:
+            hidden: of shape (tokens, hidden_size): the positions of each stretch's rows, row by
+                row, one stretch behind the other.
+            stretches: whose tokens they are; no two of them share a cache.
+
+        Returns:
+            Of the same shape, equal to `forward` of each stretch up to rounding.
+        """
+        mixed = self.self_attn.forward_stretches(self.input_layernorm(hidden), stretches)
+        hidden = hidden + mixed
+        result: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return result
 
     def reset_parameters(self) -> None:
         """Draw new weights; those that add to the residual stream are smaller in deep models.
@@ -88,11 +123,55 @@ class Attention(nn.Module):
         queries = rotate(self._split(self.q_proj(hidden)), cosines, sines)
         keys = rotate(self._split(self.k_proj(hidden)), cosines, sines)
         values = self._split(self.v_proj(hidden))
+        mixed = self._attend(queries, keys, values, cache, position)
+        out: torch.Tensor = self.o_proj(mixed.reshape(rows, length, -1))
+        return out
+
+    def forward_stretches(self, hidden: torch.Tensor, stretches: Sequence[Stretch]) -> torch.Tensor:
+        """Map (tokens, hidden_size) to the same shape; see `DecoderBlock.forward_stretches`."""
+        end = max(each.position + each.length for each in stretches)
+        places = torch.cat(
+            [
+                torch.arange(each.position, each.position + each.length).repeat(each.rows)
+                for each in stretches
+            ]
+        ).to(hidden.device)
+        cosines, sines = (
+            table[places].to(hidden.dtype) for table in _rotations(self.config, end, hidden.device)
+        )
+        queries = rotate(self._split(self.q_proj(hidden)[None])[0], cosines, sines)
+        keys = rotate(self._split(self.k_proj(hidden)[None])[0], cosines, sines)
+        values = self._split(self.v_proj(hidden)[None])[0]
+        mixed, start, size = [], 0, self.config.head_size
+        for each in stretches:
+            stop = start + each.rows * each.length
+            own = [
+                heads[:, start:stop].reshape(-1, each.rows, each.length, size).transpose(0, 1)
+                for heads in (queries, keys, values)
+            ]
+            given = self._attend(own[0], own[1], own[2], each.cache, each.position)
+            mixed.append(given.reshape(stop - start, -1))
+            start = stop
+        out: torch.Tensor = self.o_proj(torch.cat(mixed))
+        return out
+
+    def _attend(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        cache: KeyValueCache | None,
+        position: int,
+    ) -> torch.Tensor:
+        """Mix the values that each query sees: (rows, positions, heads, head_size)."""
+        length = queries.shape[2]
         if cache is not None:
             keys, values = cache.write(position, keys, values)
         mask = None
         if position and length > 1:  # from the start it is a triangle; one position sees all
-            mask = torch.ones(length, end, dtype=torch.bool, device=hidden.device).tril(position)
+            mask = torch.ones(
+                length, position + length, dtype=torch.bool, device=queries.device
+            ).tril(position)
         mixed = F.scaled_dot_product_attention(
             queries,
             keys,
@@ -101,8 +180,7 @@ class Attention(nn.Module):
             is_causal=not position and length > 1,
             enable_gqa=self.config.heads != self.config.kv_heads,
         )
-        out: torch.Tensor = self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1))
-        return out
+        return mixed.transpose(1, 2)
 
     def _split(self, features: torch.Tensor) -> torch.Tensor:
         """Reshape to (rows, heads, positions, head_size)."""

@@ -11,6 +11,7 @@ from p2pnode.experts.sessions.service import SessionServer
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.budget import Budget
+from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.security.tokens import Membership
 from p2pnode.testing.cancellation import walk
 from p2pnode.testing.hosts import full_hosts
@@ -43,6 +44,7 @@ async def test_a_cancelled_session_leaves_nothing(rows, moment, leftovers, autoj
             experts=experts,
             authority=Authority(memberships, 8),
             tensors=tensors,
+            transcoder=Transcoder(rpc),
         )
         client = SessionClient(Access(near, memberships), rpc)
         hidden = torch.ones(rows, 400, 64)  # 100 KB a row; three exceed what is sent at once

@@ -6,6 +6,7 @@ import torch
 from p2pnode.models.building import Model
 from p2pnode.models.cache import KeyValueCache, cache_bytes
 from p2pnode.models.seeding import seeded
+from p2pnode.models.transformer import Stretch
 
 
 @pytest.fixture
@@ -121,3 +122,42 @@ def test_a_model_learns_what_comes_next():
         losses.append(loss.item())
     assert losses[0] == pytest.approx(5.55, abs=0.3)  # ln 256
     assert losses[-1] < 0.5
+
+
+def test_stretches_of_any_shapes_give_together_what_each_gives_alone(config, block):
+    shapes = [(2, 1, 7), (1, 4, 3), (3, 1, 0), (1, 6, 0), (1, 1, 11)]  # rows, length, position
+    alone, stretches, parts = [], [], []
+    with torch.no_grad():
+        for seed, (rows, length, position) in enumerate(shapes):
+            before = hidden_states(config, rows, position, seed=seed)
+            hidden = hidden_states(config, rows, length, seed=100 + seed)
+            caches = [KeyValueCache(config, rows=rows, length=12) for _ in range(2)]
+            for cache in caches:
+                if position:
+                    block(before, cache, 0)
+            alone.append(block(hidden, caches[0], position))
+            parts.append(hidden.flatten(0, 1))
+            stretches.append(Stretch(rows=rows, length=length, position=position, cache=caches[1]))
+        together = block.forward_stretches(torch.cat(parts), stretches)
+        for given, each in zip(
+            torch.split(together, [rows * length for rows, length, _ in shapes]),
+            alone,
+            strict=True,
+        ):
+            torch.testing.assert_close(given.view(each.shape), each)
+        # The caches are filled: the next position sees the same.
+        rows, length, position = shapes[1]
+        more = hidden_states(config, rows, 1, seed=7)
+        torch.testing.assert_close(
+            block(more, stretches[1].cache, position + length),
+            block(
+                torch.cat(
+                    (
+                        hidden_states(config, rows, position, seed=1),
+                        hidden_states(config, rows, length, seed=101),
+                        more,
+                    ),
+                    1,
+                )
+            )[:, -1:],
+        )

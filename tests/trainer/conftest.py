@@ -112,6 +112,7 @@ class Server:
             experts=self.experts,
             authority=authority,
             tensors=tensors.budget,
+            transcoder=tensors.transcoder,
         )
         announcer = Announcer(host, dht, host.key, settings.hosting)
         with self.scope:

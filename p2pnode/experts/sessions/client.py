@@ -6,6 +6,7 @@ import torch
 import trio
 
 from p2pnode.config import RpcSettings
+from p2pnode.config.experts import Codec
 from p2pnode.errors import (
     DeadlineExceededError,
     HostLostError,
@@ -25,10 +26,12 @@ from p2pnode.experts.sessions.core import (
 from p2pnode.host import Connection, Stream
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.client import failures_of
+from p2pnode.rpc.codecs.names import held_bytes, travelling
+from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.rpc.framing import IncomingMessage, send_and_receive, send_message
 from p2pnode.rpc.messages import Reply, decode_reply
 from p2pnode.rpc.schema import ExpertInfo
-from p2pnode.rpc.tensors import buffer_of, meta_of
+from p2pnode.rpc.tensors import meta_of
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
@@ -44,6 +47,7 @@ class SessionClient:
     def __init__(self, access: Access, settings: RpcSettings) -> None:
         self._access = access
         self._settings = settings
+        self._transcoder = Transcoder(settings)
 
     async def open(
         self,
@@ -53,6 +57,7 @@ class SessionClient:
         span: int = 1,
         rows: int = 1,
         length: int,
+        codec: Codec = "none",
         timeout: float | None = None,
     ) -> "Session":
         """Open a session.
@@ -63,6 +68,7 @@ class SessionClient:
             span: how many consecutive blocks the session runs through.
             rows: sequences side by side.
             length: positions of the longest they may become; the host keeps room for all of them.
+            codec: how tensors travel, there and back.
             timeout: seconds, or None for the configured default.
 
         Raises:
@@ -85,6 +91,7 @@ class SessionClient:
                     span=span,
                     rows=rows,
                     length=length,
+                    codec=codec,
                     token=token,
                 )
                 return await self._begin(connection, peer_id, uid, message)
@@ -114,6 +121,7 @@ class SessionClient:
                 stream,
                 incoming,
                 self._settings,
+                self._transcoder,
                 peer_id=peer_id,
                 uid=uid,
                 opened=message,
@@ -146,6 +154,7 @@ class Session(trio.abc.AsyncResource):
         stream: Stream,
         incoming: IncomingMessage,
         settings: RpcSettings,
+        transcoder: Transcoder,
         *,
         peer_id: PeerId,
         uid: Uid,
@@ -161,7 +170,9 @@ class Session(trio.abc.AsyncResource):
         self._stream = stream
         self._incoming = incoming
         self._settings = settings
-        self._state = SessionState(info, self.rows, self.length)
+        self._transcoder = transcoder
+        self._codec = opened.codec
+        self._state = SessionState(info, self.rows, self.length, opened.codec)
         self._turn = trio.Lock()
         self._is_over = False
 
@@ -195,6 +206,8 @@ class Session(trio.abc.AsyncResource):
         Raises:
             SchemaError, TensorTooLargeError: the step does not fit; nothing was sent, and the
                 session goes on.
+            NonFiniteError: likewise: it holds NaN or infinite values, which the session's codec
+                cannot carry.
             HostLostError: the host was lost, or the session was over before.
             DeadlineExceededError: no answer came within the timeout.
             NotAMemberError, UnknownExpertError, OverloadedError, ExpertFailedError: as the host
@@ -207,16 +220,17 @@ class Session(trio.abc.AsyncResource):
                     raise HostLostError(f"the session of {self.uid} with {self.peer_id} is over")
                 step = Step(
                     position=self.position if position is None else position,
-                    tensors=(meta_of(hidden),),
+                    tensors=(travelling(meta_of(hidden), self._codec),),
                     order=None if order is None else tuple(order),
                 )
                 end = self._state.check(step)
-                if step.tensors[0].nbytes > self._settings.max_call_bytes:
+                if held_bytes(step.tensors[0]) > self._settings.max_call_bytes:
                     raise TensorTooLargeError(
-                        f"{step.tensors[0].nbytes} bytes in one step exceed the limit of"
+                        f"{held_bytes(step.tensors[0])} bytes in one step exceed the limit of"
                         f" {self._settings.max_call_bytes}; send fewer positions at once"
                     )
-                return await self._step(step, hidden, end)
+                buffers = await self._transcoder.encode([hidden], step.tensors)
+                return await self._step(step, buffers, end)
         raise DeadlineExceededError(
             f"{self.peer_id} did not answer a step of {self.uid} within {timeout:g} s"
         )
@@ -229,20 +243,21 @@ class Session(trio.abc.AsyncResource):
         else:
             await trio.lowlevel.checkpoint()
 
-    async def _step(self, step: Step, hidden: torch.Tensor, end: int) -> torch.Tensor:
+    async def _step(self, step: Step, buffers: Sequence[memoryview], end: int) -> torch.Tensor:
         is_done = False
 
         async def receive() -> torch.Tensor:
             reply = await _receive_reply(self._incoming, self._settings)
             if reply.tensors != step.tensors:
                 raise ProtocolError("its tensors are not what was sent")
-            (answer,) = await self._incoming.tensors(reply.tensors)
+            received = await self._incoming.tensors(reply.tensors)
+            (answer,) = await self._transcoder.decode(received, reply.tensors)
             return answer
 
         try:
             with failures_of(self.peer_id, self.uid):
                 answer = await send_and_receive(
-                    self._stream, encode_step(step), [buffer_of(hidden)], receive, is_last=False
+                    self._stream, encode_step(step), buffers, receive, is_last=False
                 )
             is_done = True
         finally:

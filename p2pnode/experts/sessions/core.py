@@ -5,7 +5,8 @@ steps, one at a time; each is answered before the next one. Messages look as in 
 `p2pnode.rpc.messages`): the length of a header, a msgpack map, and the elements of tensors.
 
 Open:   {v: 1, uid: "<run id>/<block.i>", span?: so many blocks from `uid` on (1), rows: sequences
-        side by side, length: of the longest they become, token?: biscuit}
+        side by side, length: of the longest they become, codec?: of all tensors ("none"),
+        token?: biscuit}
 Opened: {v: 1, info: {…}} | {v: 1, error: [code, sentence]}
 Step:   {v: 1, pos: of the first position that comes, order?: [row…], tensors: [hidden states of
         shape (rows, positions, hidden_size)]}
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from p2pnode.config import SessionSettings
+from p2pnode.config.experts import CODECS, Codec
 from p2pnode.errors import (
     BadRequestError,
     InvalidUidError,
@@ -31,6 +33,7 @@ from p2pnode.errors import (
     ProtocolError,
     SchemaError,
 )
+from p2pnode.rpc.codecs.names import codec_for, read_codec
 from p2pnode.rpc.messages import (
     VERSION,
     pack_metas,
@@ -57,6 +60,7 @@ class Open:
     span: int = 1
     rows: int
     length: int
+    codec: Codec = "none"
     token: bytes | None = None
 
 
@@ -79,6 +83,8 @@ def encode_open(message: Open) -> bytes:
     }
     if message.span != 1:
         header["span"] = message.span
+    if message.codec != "none":
+        header["codec"] = message.codec
     if message.token is not None:
         header["token"] = message.token
     return prefixed(header)
@@ -98,6 +104,7 @@ def decode_open(data: bytes) -> Open:
             span=span,
             rows=_count(header.get("rows"), "rows", MAX_ROWS),
             length=_count(header.get("length"), "positions", _MAX_POSITION),
+            codec=read_codec(header.get("codec", "none")),
             token=read_token(header),
         )
     except (ProtocolError, InvalidUidError) as error:
@@ -135,7 +142,7 @@ def decode_step(data: bytes) -> Step:
             raise BadRequestError(f"an order must be a list of at most {MAX_ROWS} rows")
         return Step(
             position=position,
-            tensors=unpack_metas(header.get("tensors")),
+            tensors=unpack_metas(header.get("tensors"), CODECS),
             order=None if order is None else tuple(order),
         )
     except ProtocolError as error:
@@ -149,12 +156,14 @@ class SessionState:
         info: what the blocks take and give.
         rows: sequences side by side.
         length: positions there is room for.
+        codec: how tensors travel, there and back.
     """
 
-    def __init__(self, info: ExpertInfo, rows: int, length: int) -> None:
+    def __init__(self, info: ExpertInfo, rows: int, length: int, codec: Codec = "none") -> None:
         self._info = info
         self._rows = rows
         self._length = length
+        self._codec = codec
         self.position = 0  # of the next token; so many are kept
 
     def check(self, step: Step) -> int:
@@ -166,6 +175,10 @@ class SessionState:
         """
         rows = self._info.check_inputs(step.tensors)
         end = step.position + step.tensors[0].shape[1]
+        if step.tensors[0].codec != codec_for(self._codec, step.tensors[0].dtype):
+            raise SchemaError(
+                f"the session's codec is {self._codec}, the step's {step.tensors[0].codec}"
+            )
         if rows != self._rows:
             raise SchemaError(f"the session has {self._rows} rows, the step {rows}")
         if step.position > self.position:

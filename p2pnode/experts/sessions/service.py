@@ -2,12 +2,14 @@
 
 Steps wait for the device among the other calls, and the order is fair between callers (see
 `p2pnode.experts.pool`): who generates text waits for the batch that is being computed, and not for
-all that a trainer has queued. What a session holds is freed when its stream ends, whoever ends it.
+all that a trainer has queued. Steps of several sessions that run through the same blocks wait a
+moment for each other and are computed as one (see `company` and `compute`). What a session holds is
+freed when its stream ends, whoever ends it.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import trio
@@ -22,9 +24,9 @@ from p2pnode.errors import (
     TensorTooLargeError,
 )
 from p2pnode.events import Event
-from p2pnode.experts.backend import ExpertBackend
 from p2pnode.experts.service import ExpertHost
-from p2pnode.experts.sessions.compute import Caches, bytes_of_caches
+from p2pnode.experts.sessions.company import Company
+from p2pnode.experts.sessions.compute import CachedStep, Caches, bytes_of_caches
 from p2pnode.experts.sessions.core import (
     PROTOCOL,
     Open,
@@ -38,14 +40,13 @@ from p2pnode.experts.sessions.core import (
 from p2pnode.host import Host, Stream
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.budget import Budget
+from p2pnode.rpc.codecs.names import held_bytes
+from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.rpc.framing import IncomingMessage, send_message
 from p2pnode.rpc.messages import Reply, encode_reply
 from p2pnode.rpc.server import CallHandler, send_refusal
-from p2pnode.rpc.tensors import buffer_of, metas_of
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
-
-_Work = Callable[[Sequence[ExpertBackend]], list[torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,7 @@ class SessionServer:
         experts: the blocks.
         authority: decides who may call.
         tensors: what the tensors of steps are charged to, together with those of calls.
+        transcoder: encodes and decodes them, together with those of calls.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class SessionServer:
         experts: ExpertHost,
         authority: Authority,
         tensors: Budget,
+        transcoder: Transcoder,
     ) -> None:
         self.budget = SessionBudget(settings)
         self._host = host
@@ -105,6 +108,8 @@ class SessionServer:
         self._experts = experts
         self._authority = authority
         self._tensors = tensors
+        self._transcoder = transcoder
+        self._tables: dict[tuple[Uid, int], _Table] = {}  # by the blocks they run through
         self._open: dict[_Session, trio.CancelScope] = {}
         host.set_handler(PROTOCOL, self._serve)
 
@@ -116,6 +121,18 @@ class SessionServer:
         """End all sessions now: what they hold is wanted for something else."""
         for scope in self._open.values():
             scope.cancel()
+
+    def end(self, uids: Iterable[Uid]) -> None:
+        """End the sessions that run through any of these blocks: they have gone elsewhere.
+
+        Their callers open others there, and send again what the blocks had seen.
+        """
+        gone = set(uids)
+        for session, scope in self._open.items():
+            if session.request is not None and gone.intersection(
+                session.request.uid.span(session.request.span)
+            ):
+                scope.cancel()
 
     async def _serve(self, stream: Stream) -> None:
         session = _Session(stream)
@@ -158,7 +175,7 @@ class SessionServer:
             caches = await self._experts.compute(
                 request.uid, request.span, lambda chain: Caches(chain, rows, length)
             )
-            state = SessionState(info, rows, length)
+            state = SessionState(info, rows, length, request.codec)
             session.cache_bytes = size
             self._host.events.emit(
                 SessionOpened(
@@ -172,10 +189,11 @@ class SessionServer:
             )
             header = encode_reply(Reply(info=info))
             await send_message(session.stream, header, (), is_last=False)
-            while (step := await self._receive_step(session)) is not None:
-                self._authorise(peer_id, request)  # the token may have expired meanwhile,
-                self._handler.info(request.uid, request.span)  # or the blocks have gone elsewhere
-                await self._answer(session, request, step, state, caches)
+            with self._seated(session, request):
+                while (step := await self._receive_step(session)) is not None:
+                    self._authorise(peer_id, request)  # the token may have expired meanwhile,
+                    self._handler.info(request.uid, request.span)  # or the blocks have moved
+                    await self._answer(session, request, step, state, caches)
 
     def _authorise(self, peer_id: PeerId, request: Open) -> None:
         self._authority.authorise(peer_id, request.uid.run, request.token, "train", wall_time())
@@ -195,11 +213,26 @@ class SessionServer:
             " is needed"
         )
 
+    @contextlib.contextmanager
+    def _seated(self, session: "_Session", request: Open) -> Iterator[None]:
+        """Let a session step in company while the block runs."""
+        key = (request.uid, request.span)
+        table = session.table = self._tables.setdefault(key, _Table(self._settings.join_window))
+        table.seats += 1
+        try:
+            yield
+        finally:
+            table.seats -= 1
+            table.company.forget(session)
+            table.tell()
+            if not table.seats:
+                del self._tables[key]
+
     async def _answer(
         self, session: "_Session", request: Open, step: Step, state: SessionState, caches: Caches
     ) -> None:
         end = state.check(step)
-        size = sum(meta.nbytes for meta in step.tensors)
+        size = sum(map(held_bytes, step.tensors))
         if size > self._rpc.max_call_bytes:
             raise TensorTooLargeError(
                 f"{size} bytes in one step; this host takes at most {self._rpc.max_call_bytes}, so"
@@ -208,39 +241,68 @@ class SessionServer:
         stream = session.stream
         with self._tensors.call(stream.peer_id) as charge:
             charge.add(2 * size)  # what comes out is as large
-            (hidden,) = await session.incoming.tensors(
+            received = await session.incoming.tensors(
                 step.tensors, patience=self._rpc.payload_patience
             )
-            work = partial(caches.step, hidden=hidden, position=step.position, order=step.order)
-            (answer,) = await self._compute(session, request, step.tensors[0].shape, work)
+            (hidden,) = await self._transcoder.decode(received, step.tensors)
+            work = CachedStep(
+                caches=caches, hidden=hidden, position=step.position, order=step.order
+            )
+            (answer,) = await self._compute(session, request, work)
             state.position = end
             session.steps += 1
             session.positions += request.rows * (end - step.position)
-            header = encode_reply(Reply(tensors=metas_of([answer])))
+            header = encode_reply(Reply(tensors=step.tensors))  # it looks as what has come
+            buffers = await self._transcoder.encode([answer], step.tensors)
             with trio.move_on_after(self._settings.idle_timeout) as scope:
-                await send_message(stream, header, [buffer_of(answer)], is_last=False)
+                await send_message(stream, header, buffers, is_last=False)
             if scope.cancelled_caught:
                 raise StreamResetError("the caller takes no answer")
+            session.table.company.receive_answer(session, trio.current_time())
 
     async def _compute(
-        self, session: "_Session", request: Open, shape: Sequence[int], work: _Work
+        self, session: "_Session", request: Open, work: CachedStep
     ) -> list[torch.Tensor]:
         stream = session.stream
         with trio.CancelScope() as scope:
             stream.cancel_when_lost(scope)
             try:
+                await session.table.gather(session)
                 return await self._experts.step(
                     request.uid,
                     work,
                     span=request.span,
-                    rows=shape[0],
-                    positions=shape[1],
                     caller=stream.peer_id,
                     deadline=trio.current_time() + self._rpc.max_deadline,
                 )
             finally:
                 stream.cancel_when_lost(None)
         raise StreamResetError("the caller has given the session up")
+
+
+class _Table:
+    """The sessions of the same blocks, whose steps are computed together."""
+
+    def __init__(self, window: float) -> None:
+        self.company = Company(window)
+        self.seats = 0
+        self._changed = trio.Event()
+
+    async def gather(self, session: "_Session") -> None:
+        """Wait for the company that a step is computed in."""
+        self.company.receive_step(session, trio.current_time())
+        self.tell()
+        try:
+            while (until := self.company.wait_until(now := trio.current_time())) > now:
+                with trio.move_on_at(until):
+                    await self._changed.wait()
+        finally:
+            self.company.receive_start()
+
+    def tell(self) -> None:
+        """Let those who gather see who has come or gone."""
+        self._changed.set()
+        self._changed = trio.Event()
 
 
 class _Session:
@@ -250,6 +312,7 @@ class _Session:
         self.stream = stream
         self.incoming = IncomingMessage(stream)
         self.request: Open | None = None
+        self.table = _Table(0.0)  # a seat alone, until its blocks are known
         self.cache_bytes = 0
         self.steps = 0
         self.positions = 0

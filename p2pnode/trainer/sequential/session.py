@@ -223,6 +223,7 @@ class ChainSession(trio.abc.AsyncResource):
                     span=hop.span,
                     rows=len(hidden),
                     length=self._length,
+                    codec=self._policy.codec,
                     timeout=limit,
                 )
             except SchemaError as error:  # no other host would take such sequences

@@ -1,11 +1,14 @@
 """Messages of sessions survive the wire, and garbage is refused."""
 
+import dataclasses
+
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.config import SessionSettings
+from p2pnode.config.experts import CODECS
 from p2pnode.errors import BadRequestError, OverloadedError
 from p2pnode.experts.sessions.core import (
     MAX_ROWS,
@@ -32,6 +35,7 @@ opens = st.builds(
     span=st.integers(1, 256),
     rows=st.integers(1, MAX_ROWS),
     length=st.integers(1, 2**31 - 1),
+    codec=st.sampled_from(CODECS),
     token=st.none() | st.binary(max_size=50),
 )
 steps = st.builds(
@@ -61,6 +65,10 @@ def test_the_bytes_are_these():
     assert encode_open(OPEN).hex() == (
         "0000003786a17601a3756964b06f70656e3a6c6d2f626c6f636b732e33a4726f777304a66c656e677468"
         "cc80a47370616e02a5746f6b656ec40174"
+    )
+    assert encode_open(dataclasses.replace(OPEN, codec="float16")).hex() == (
+        "0000004587a17601a3756964b06f70656e3a6c6d2f626c6f636b732e33a4726f777304a66c656e677468"
+        "cc80a47370616e02a5636f646563a7666c6f61743136a5746f6b656ec40174"
     )
     assert encode_step(STEP).hex() == (
         "0000003384a17601a3706f7307a774656e736f72739194a862666c6f6174313693040140a46e6f6e65cd"
@@ -100,6 +108,8 @@ def test_a_changed_message_is_read_or_refused_but_never_crashes(data, value):
         (decode_open, "span", 257),
         (decode_open, "uid", "open:lm/blocks"),
         (decode_open, "token", "text"),
+        (decode_open, "codec", "float8"),
+        (decode_open, "codec", None),
         (decode_step, "pos", -1),
         (decode_step, "pos", 2**31),
         (decode_step, "order", [0, -1]),

@@ -15,6 +15,7 @@ from p2pnode.errors import (
     DeadlineExceededError,
     ExpertFailedError,
     HostLostError,
+    NonFiniteError,
     NotAMemberError,
     OverloadedError,
     PausedError,
@@ -29,13 +30,14 @@ from p2pnode.experts.events import BatchComputed
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.experts.sessions.client import SessionClient
-from p2pnode.experts.sessions.core import PROTOCOL, Open, encode_open
+from p2pnode.experts.sessions.core import PROTOCOL, Open, Step, encode_open
 from p2pnode.experts.sessions.service import SessionEnded, SessionServer
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.framing import IncomingMessage
 from p2pnode.rpc.messages import decode_reply
 from p2pnode.rpc.server import TensorServer
+from p2pnode.rpc.tensors import meta_of
 from p2pnode.security.tokens import Membership, RunKey, issue_invite
 from p2pnode.testing.light import light_hosts
 from p2pnode.wire.uids import Uid
@@ -65,6 +67,7 @@ class Rig:
             experts=self.experts,
             authority=self.authority,
             tensors=tensors.budget,
+            transcoder=tensors.transcoder,
         )
         self.local = [build_backend(uid, hosting) for uid in UIDS]
         self.memberships = {"lm": self.member(near)}
@@ -170,6 +173,81 @@ async def test_two_sessions_do_not_mix(rig, autojump_clock):
                 nursery.start_soon(run, number)
         for states, parts in zip(hidden, answers, strict=True):
             torch.testing.assert_close(torch.cat(parts, dim=1), it.whole(states))
+
+
+async def test_sessions_that_step_in_one_rhythm_are_computed_together(rig, autojump_clock):
+    hidden = torch.randn(4, 2, 8, 64)
+    batches, answers = [], [[] for _ in hidden]
+    async with rig() as it:
+        it.far.events.on(BatchComputed, lambda event: batches.append(event.calls))
+
+        async def run(number):
+            async with await it.open() as session:
+                await trio.sleep(0.001 * number)  # they come one after the other
+                for at in range(8):
+                    answers[number].append(await session.step(hidden[number, :, at : at + 1]))
+                    await trio.sleep(0.01)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(run, number)
+        for states, parts in zip(hidden, answers, strict=True):
+            torch.testing.assert_close(torch.cat(parts, dim=1), it.whole(states))
+        assert batches[-4:] == [4] * 4
+        await trio.sleep(0.1)
+        assert not it.server._tables
+
+
+async def test_steps_are_not_held_up_when_they_are_not_to_be_joined(rig, autojump_clock):
+    async with rig(SessionSettings(join_window=0.0)) as it:
+
+        async def run():
+            async with await it.open() as session:
+                for _ in range(5):
+                    began = trio.current_time()
+                    await session.step(torch.randn(2, 1, 64))
+                    assert trio.current_time() - began < 0.001
+                    await trio.sleep(0.01)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(run)
+
+
+@pytest.mark.parametrize(
+    ("codec", "tolerance"), [("float16", 5e-3), ("bfloat16", 5e-2), ("blockwise-int8", 5e-2)]
+)
+async def test_a_sessions_codec_is_that_of_all_its_tensors(rig, codec, tolerance, autojump_clock):
+    hidden = torch.randn(2, 12, 64)
+    async with rig() as it, await it.open(codec=codec) as session:
+        parts = [await session.step(hidden[:, :5]), await session.step(hidden[:, 5:])]
+        found, exact = torch.cat(parts, dim=1), it.whole(hidden)
+        assert not torch.equal(found, exact)
+        assert (found - exact).abs().max() < tolerance * exact.abs().max()
+        with pytest.raises(SchemaError):
+            session._state.check(Step(position=0, tensors=(meta_of(hidden[:, :1]),)))
+
+
+async def test_a_codec_that_cannot_carry_a_step_says_so_and_the_session_goes_on(
+    rig, autojump_clock
+):
+    async with rig() as it, await it.open(codec="blockwise-int8") as session:
+        with pytest.raises(NonFiniteError):
+            await session.step(torch.full((2, 1, 64), torch.nan))
+        await session.step(torch.randn(2, 1, 64))
+        assert session.position == 1
+
+
+async def test_sessions_of_blocks_that_move_end_and_no_others(rig, autojump_clock):
+    async with rig() as it:
+        moved, other = await it.open(), await it.open(span=1)
+        it.server.end([UIDS[2].in_run(KEY.run_id)])
+        await trio.sleep(0.1)
+        assert it.held[0] == 1
+        with pytest.raises(HostLostError):
+            await moved.step(torch.randn(2, 1, 64))
+        await other.step(torch.randn(2, 1, 64))
+        await other.aclose()
 
 
 async def test_training_goes_on_between_steps(rig, autojump_clock):

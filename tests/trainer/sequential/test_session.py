@@ -218,3 +218,52 @@ async def test_a_session_waits_for_a_block_that_training_has_lost(
             nursery.start_soon(session.step, hidden[:, :1])
             await trio.sleep(3)
             await swarm.serve("blocks.0")
+
+
+@pytest.mark.parametrize("codec", ["float16", "blockwise-int8"])
+async def test_a_chains_codec_is_that_of_its_sessions_also_when_they_are_replayed(
+    autojump_clock, lab, whole, hidden, codec
+):
+    settings = lab.settings.replace(hosting={"model": "tiny"}, sequential={"session_positions": 4})
+    async with lab.open(settings) as swarm:
+        servers = [await swarm.serve("blocks.[0:2]") for _ in range(2)]
+        chain = await lab.chain(swarm, 2)
+        async with chain.session(LENGTH, CallPolicy(timeout=30.0, codec=codec)) as session:
+            found = [await session.step(hidden[:, :6])]
+            server_of(servers, session, 0).crash()
+            found.append(await session.step(hidden[:, 6:]))
+            exact = whole(hidden, 2)
+            error = (torch.cat(found, 1) - exact).abs().max()
+            assert 0 < error < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("end", ["leave", "drain", "pause"])
+async def test_a_session_goes_on_elsewhere_when_its_host_leaves_in_order(
+    autojump_clock, lab, whole, hidden, end
+):
+    settings = lab.settings.replace(hosting={"model": "tiny"})
+    async with lab.open(settings) as swarm:
+        await swarm.serve()
+        first = await swarm.serve("blocks.[0:2]")
+        chain = await lab.chain(swarm, 2)
+        async with chain.session(LENGTH, POLICY) as session:
+            await session.step(hidden[:, :5])
+            uids = first.experts.uids
+            if end == "leave":
+                await first.experts.remove(uids)
+                first.sessions.end(uids)
+            elif end == "drain":
+                await first.experts.drain()
+            else:
+                first.experts.pause()
+                first.sessions.end_all()
+            second = []
+
+            async def serve_later():
+                await trio.sleep(4)  # the index names nobody else until then
+                second.append(await swarm.serve("blocks.[0:2]"))
+
+            swarm.nursery.start_soon(serve_later)
+            found = await session.step(hidden[:, 5:6])
+            torch.testing.assert_close(found, whole(hidden[:, :6], 2)[:, 5:])
+            assert {peer_id for _, _, peer_id in peers(session)} == {second[0].host.peer_id}
