@@ -66,6 +66,8 @@ def info_of(span: Sequence[Hosted]) -> ExpertInfo:
     Raises:
         SchemaError: one does not take what the one before it gives.
     """
+    if len(span) == 1:
+        return span[0].info
     for before, after in itertools.pairwise(span):
         if after.info.keywords or before.info.outputs != after.info.inputs:
             raise SchemaError(

@@ -232,7 +232,9 @@ class TensorClient:
         timeout = min(timeout, self._settings.max_deadline)  # hosts cut longer ones too
         if answer is not None:
             answer = tuple(travelling(meta, request.reply) for meta in answer)
-        with self._told(peer_id, request):
+        began = trio.current_time()
+        failure: str | None = None
+        try:
             with trio.move_on_after(timeout):
                 buffers = await self._transcoder.encode(tensors, request.tensors)
                 connection = await self.access.connect(peer_id)
@@ -260,14 +262,6 @@ class TensorClient:
                 f"{peer_id} did not answer the {request.operation} call of {uid} within"
                 f" {timeout:g} s"
             )
-
-    @contextlib.contextmanager
-    def _told(self, peer_id: PeerId, request: Request) -> Iterator[None]:
-        """Emit how the call ends."""
-        began = trio.current_time()
-        failure: str | None = None
-        try:
-            yield
         except (P2PNodeError, trio.Cancelled) as error:
             failure = type(error).__name__
             raise
@@ -276,7 +270,7 @@ class TensorClient:
                 CallMade(
                     peer_id=peer_id,
                     operation=request.operation,
-                    uid=request.uid,
+                    uid=uid,
                     span=request.span,
                     seconds=trio.current_time() - began,
                     error=failure,

@@ -196,14 +196,12 @@ class TensorServer:
                 self._host.events.emit(call.served(failure))
 
     async def _answer_in_time(self, call: "_Call") -> bool:
-        timeout = self._settings.header_timeout
-        with trio.move_on_after(
-            timeout if call.is_first else 2 * self._settings.keep_stream_for
-        ) as call.patience:
+        settings = self._settings
+        timeout = settings.header_timeout if call.is_first else 2 * settings.keep_stream_for
+        with trio.move_on_after(timeout) as call.patience:  # until its header has come
             call.stream.cancel_when_lost(call.patience)
             if not await self._begins(call):
                 return False
-            call.patience.deadline = trio.current_time() + timeout
             with self.budget.call(call.stream.peer_id) as charge:
                 await self._answer(call, charge)
             return call.stream.is_live
