@@ -37,8 +37,11 @@ from p2pnode.rpc.server import CallServed, TensorServer
 from p2pnode.rpc.tensors import dtype_of
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.announce import Announcer, Proof
+from p2pnode.swarm.averaging.service import AllReduce
 from p2pnode.swarm.network import Network
 from p2pnode.swarm.placement.meter import Meter
+from p2pnode.swarm.splitting.service import SplitServer
+from p2pnode.swarm.splitting.weights import TransferredWeights
 from p2pnode.swarm.weights.exchange import WeightsExchange
 from p2pnode.swarm.weights.gate import Gate
 from p2pnode.swarm.weights.replication import Replication
@@ -51,7 +54,11 @@ MEASURING_TIMEOUT: Final = 30.0
 
 
 class Hosting:
-    """The experts of one daemon, served and announced while `run` runs."""
+    """The experts of one daemon, served and announced while `run` runs.
+
+    Attributes:
+        reducer: adds up and averages tensors with other members of the runs.
+    """
 
     def __init__(
         self,
@@ -101,6 +108,7 @@ class Hosting:
             throughput=lambda: self.throughput,
             rng=rng,
         )
+        access = Access(network.host, self._memberships)
         self._replication = Replication(
             network.host,
             directory=network.directory,
@@ -108,9 +116,30 @@ class Hosting:
             experts=self._experts,
             gate=self._gate,
             authority=authority,
-            access=Access(network.host, self._memberships),
+            access=access,
             states=states,
             settings=settings,
+            rng=rng,
+        )
+        self.reducer = AllReduce(
+            network.host,
+            access,
+            authority,
+            settings.averaging,
+            budget=self._server.budget,
+            transcoder=self._server.transcoder,
+        )
+        self._splitting = SplitServer(
+            network.host,
+            settings.splitting,
+            rpc=settings.rpc,
+            handler=self._gate,
+            experts=self._experts,
+            authority=authority,
+            access=access,
+            tensors=self._server,
+            reducer=self.reducer,
+            weights=TransferredWeights(self._replication.local),
             rng=rng,
         )
         events.on(CallServed, self._count)
@@ -128,9 +157,12 @@ class Hosting:
                 await nursery.start(self._experts.run)
                 await nursery.start(self._announcer.run)
                 await nursery.start(self._replication.run)
+                await nursery.start(self._splitting.run)
                 task_status.started()
         finally:
             self._server.close()
+            self._splitting.close()
+            self.reducer.close()
             self._sessions.close()
             with trio.CancelScope(shield=True):
                 await self.save()
@@ -329,6 +361,7 @@ class Hosting:
             await self._replication.leave(sorted(self._announcer.uids))
         self._announcer.remove(self._announcer.uids)
         self._server.close()
+        self._splitting.close()
         self._sessions.close()
         with trio.move_on_at(until):
             await self._experts.drain()

@@ -3,7 +3,7 @@
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Final
 
 import trio
@@ -15,8 +15,10 @@ from p2pnode.errors import ConfigError, PermissionDeniedError, TokenExpiredError
 from p2pnode.models.building import Model
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.codecs.names import find_codec
+from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.network import Network
+from p2pnode.swarm.splitting.client import SplitClient
 from p2pnode.trainer.call_log import log_calls
 from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.expert import RemoteExpert
@@ -27,6 +29,8 @@ from p2pnode.trainer.sequential.chain import Chain
 from p2pnode.trainer.sequential.language import RemoteLanguageModel
 from p2pnode.trainer.sequential.module import RemoteSequential
 from p2pnode.trainer.sequential.remote import RemoteChain
+from p2pnode.trainer.splitting.caller import SplitCaller
+from p2pnode.trainer.splitting.module import RemoteSwarms, SplitLayer
 from p2pnode.trainer.stats import Stats
 from p2pnode.wire.addresses import peer_address
 from p2pnode.wire.keys import PrivateKey
@@ -48,6 +52,14 @@ class Trainer:
         self._portal = portal
         self._settings = settings
         self._experts = RemoteExperts(portal, caller)
+
+    @cached_property
+    def _swarms(self) -> RemoteSwarms:
+        """All split layers share what they learn of the peers' speeds."""
+        access = self._caller.client.client.access
+        client = SplitClient(access, self._settings.rpc, Transcoder(self._settings.rpc))
+        splitter = SplitCaller(self._caller.client, client, settings=self._settings)
+        return RemoteSwarms(self._portal, self._caller, splitter)
 
     def _codec(self, name: str | None) -> Codec:
         return find_codec(self._settings.trainer.codec if name is None else name)
@@ -210,6 +222,37 @@ class Trainer:
             codec=codec,
         )
         return RemoteLanguageModel(found.build_ends(seed), blocks)
+
+    def split_layer(
+        self,
+        name: str,
+        *,
+        forward_timeout: float | None = None,
+        backward_timeout: float | None = None,
+        detect_anomalies: bool = False,
+        codec: str | None = None,
+    ) -> SplitLayer:
+        """Return one layer as a module whose batches are split over all peers that host it.
+
+        Args:
+            name: the layer without its run, `layers.3`.
+            forward_timeout: seconds for one forward call; by default as the settings say.
+            backward_timeout: seconds for one step; by default as the settings say.
+            detect_anomalies: see `RemoteExpert`.
+            codec: how tensors travel; by default as the settings say.
+
+        Raises:
+            InvalidUidError: no layer can have this name.
+            ConfigError: there is no such codec.
+        """
+        return SplitLayer(
+            self._swarms,
+            name,
+            forward_timeout=_or(forward_timeout, self._settings.trainer.forward_timeout),
+            backward_timeout=_or(backward_timeout, self._settings.trainer.backward_timeout),
+            detect_anomalies=detect_anomalies,
+            codec=self._codec(codec),
+        )
 
     def stats(self) -> Stats:
         """Return the counts of calls so far; works after the end of the block, too."""
