@@ -109,6 +109,49 @@ def test_in_the_end_an_overdue_chunk_is_asked_of_an_idle_holder_too_once():
     assert download.duplicates == 1
 
 
+@pytest.mark.parametrize(("count", "twice"), [(40, 4), (320, 10)])
+def test_little_is_asked_for_twice_even_where_many_are_late(count, twice):
+    download = start(count, hashes=[number.to_bytes(32, "big") for number in range(count)])
+    for holder in ("quick", "slow"):
+        download.receive_have(holder, everything(count))
+    half = [download.next_chunk("slow", 0.0) for _ in range(count // 2)]  # never come
+    for _ in range(count - count // 2):
+        download.receive_chunk("quick", download.next_chunk("quick", 1.0), 2.0)
+    again = []
+    while (index := download.next_chunk("quick", 100.0)) is not None:
+        again.append(index)
+        download.receive_chunk("quick", index, 101.0)
+    assert len(again) == len(set(again) & set(half)) == twice
+    download.receive_loss("slow")
+    rest = [download.next_chunk("quick", 200.0) for _ in range(len(half) - twice)]
+    assert sorted(again + rest) == sorted(half)
+
+
+def test_a_chunk_of_a_holder_that_was_lost_right_behind_it_is_not_asked_for_again():
+    download = start(3)
+    for holder in ("a", "b"):
+        download.receive_have(holder, everything(3))
+    index = download.next_chunk("a", 0.0)
+    download.receive_loss("a")
+    download.receive_chunk("a", index, 1.0)
+    asked = {download.next_chunk("b", 1.0) for _ in range(2)}
+    assert asked == {0, 1, 2} - {index}
+    assert download.next_chunk("b", 1.0) is None
+
+
+def test_what_others_have_come_to_have_counts_for_what_is_rare():
+    download = start(4)
+    download.receive_have("all", everything(4))
+    download.receive_have("other", 0)
+    download.next_chunk("all", 0.0)
+    download.receive_have("other", 0b0111)
+    assert download.has_all("all")
+    assert not download.has_all("other")
+    assert download.chunks_of("other") == 0b0111
+    left = [download.next_chunk("all", 0.0) for _ in range(3)]
+    assert 3 not in left[1:]
+
+
 @given(
     count=st.integers(1, 40),
     have=st.integers(0, 2**40),

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import errno
 import os
 
@@ -14,6 +15,7 @@ from p2pnode.errors import (
 )
 from p2pnode.host import PeerMisbehaved
 from p2pnode.security.tokens import Membership, RunKey, issue_invite
+from p2pnode.swarm.gossip.reputation import Offence, OffenceSeen
 from p2pnode.swarm.weights.client import WeightsFetched
 from p2pnode.swarm.weights.files import StateFile
 from p2pnode.swarm.weights.server import WeightsGiven
@@ -87,7 +89,58 @@ async def test_those_who_fetch_at_the_same_time_serve_each_other(
             for each in takers:
                 nursery.start_soon(fetch, each)
         await trio.sleep(40)
-        assert sum(event.bytes for event in given) < 2.5 * (20_000 * 2)
+        assert sum(event.bytes for event in given) < 1.7 * state_bytes(source, name)
+
+
+async def test_who_fetches_later_is_served_by_who_fetches_as_soon_as_that_has_a_chunk(
+    holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders(delay=(0.01, 0.01)) as net:
+        source = await net.add(max_upload_rate=10_000, max_uploads=1)
+        name = await source.has(make_checkpoint())
+        first, second = await net.add(), await net.add(busy_tries=3)
+        ended = {}
+
+        async def fetch(taker, *peers):
+            state = await taker.client.fetch(UID, name, [each.peer_id for each in peers])
+            ended[taker.peer_id] = trio.current_time()
+            assert is_same(await taker.store.load(state), make_checkpoint())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch, first, source)
+            await trio.sleep(0.3)
+            nursery.start_soon(fetch, second, source, first)  # the source has no place for it
+        # It asks for a chunk when it hears of it, and does not look once a second.
+        assert 0 <= ended[second.peer_id] - ended[first.peer_id] < 0.3
+
+
+def state_bytes(holder, name):
+    return holder.store.find(name).manifest.size
+
+
+async def test_of_two_holders_one_that_dies_in_the_middle_costs_nothing_but_what_it_had_to_send(
+    holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders(delay=(0.02, 0.02)) as net:
+        one, other = await net.add(max_upload_rate=20_000), await net.add(max_upload_rate=20_000)
+        for each in (one, other):
+            name = await each.has(make_checkpoint())
+        taker = await net.add()
+        states = []
+
+        async def fetch():
+            states.append(await taker.client.fetch(UID, name, [one.peer_id, other.peer_id]))
+
+        with taker.host.events.subscribe(WeightsFetched) as fetched:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fetch)
+                await trio.sleep(0.7)
+                net.world.kill(one.host)
+            event = await fetched.get()
+        (state,) = states
+        assert is_same(await taker.store.load(state), make_checkpoint())
+        assert event.bytes == state.manifest.size  # nothing came twice
+        assert event.seconds < 2.5  # and nobody waited for the dead one
 
 
 async def test_only_changed_chunks_travel(holders, make_checkpoint, is_same, autojump_clock):
@@ -116,14 +169,38 @@ async def test_a_holder_of_wrong_chunks_is_reported_and_the_others_give_what_it_
         data = bytearray(path.read_bytes())
         data[::1024] = bytes(byte ^ 1 for byte in data[::1024])
         path.write_bytes(data)
-        with taker.host.events.subscribe(PeerMisbehaved) as reports:
+        given = []
+        bad.host.events.on(WeightsGiven, given.append)
+        with taker.host.events.subscribe(OffenceSeen) as reports:
             state = await taker.client.fetch(UID, name, [bad.peer_id, good.peer_id])
             report = await reports.get()
-        assert report.peer_id == bad.peer_id
+        assert (report.peer_id, report.offence) == (bad.peer_id, Offence.WRONG_CHUNK)
         assert "is not what its hash says" in report.reason
         assert is_same(await taker.store.load(state), make_checkpoint())
+        await trio.sleep(1)
+        (session,) = given  # it was asked for a few chunks ahead, and never again
+        assert session.chunks <= 8 < len(state.manifest.chunks) // 4
         with pytest.raises(TransferError, match="did not come whole"):
             await (await net.add()).client.fetch(UID, name, [bad.peer_id])
+
+
+async def test_a_holder_of_a_wrong_manifest_is_reported_and_the_next_one_is_asked(
+    holders, make_checkpoint, is_same, autojump_clock, monkeypatch
+):
+    async with holders() as net:
+        good, bad, taker = await net.add(), await net.add(), await net.add()
+        for each in (good, bad):
+            name = await each.has(make_checkpoint())
+        found = bad.store.find(name)
+        false = dataclasses.replace(found.manifest, steps=99)
+        monkeypatch.setattr(bad.store, "find", lambda _: dataclasses.replace(
+            found, file=StateFile(bad.directory, false)
+        ))  # fmt: skip
+        with taker.host.events.subscribe(OffenceSeen) as reports:
+            state = await taker.client.fetch(UID, name, [bad.peer_id, good.peer_id])
+            report = await reports.get()
+        assert (report.peer_id, report.offence) == (bad.peer_id, Offence.WRONG_CHUNK)
+        assert is_same(await taker.store.load(state), make_checkpoint())
 
 
 async def test_a_fetch_goes_on_where_its_holder_was_lost(
