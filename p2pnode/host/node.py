@@ -15,9 +15,8 @@ an event. An exception that is not the network's is a bug, and ends the node.
 
 import dataclasses
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,8 +26,6 @@ from multiaddr import Multiaddr
 from p2pnode.config import DcutrSettings, LimitSettings, NetworkSettings
 from p2pnode.errors import (
     ConnectionClosedError,
-    DialError,
-    HolePunchError,
     InvalidAddressError,
     Limit,
     P2PNodeError,
@@ -39,7 +36,6 @@ from p2pnode.host.admission import Admission
 from p2pnode.host.backoff import DialBackoff
 from p2pnode.host.budgets import ConnectionAccount
 from p2pnode.host.connections import ConnectionTable, NetworkConnection
-from p2pnode.host.dialer import Dial, DialTools
 from p2pnode.host.info import HostInfo
 from p2pnode.host.interfaces import (
     Connection,
@@ -53,10 +49,10 @@ from p2pnode.host.interfaces import (
 from p2pnode.host.local_addresses import LocalAddresses
 from p2pnode.host.nat_behaviour import Sighting
 from p2pnode.host.observed import Place
+from p2pnode.host.outbound import Outbound
 from p2pnode.host.pacing import Bandwidth
 from p2pnode.host.peerstore import Peerstore
-from p2pnode.host.punching import Punch
-from p2pnode.host.ranking import ips_of, is_relayed, rank
+from p2pnode.host.ranking import is_relayed
 from p2pnode.host.saved_peers import SavedPeers
 from p2pnode.host.strangers import StrangerDials
 from p2pnode.host.upgrader import Upgraded, Upgrader
@@ -114,20 +110,24 @@ class NetworkHost(Host):
         self._bandwidth = Bandwidth(limits or LimitSettings())
         self._resolver = Resolver(self.settings)
         self._upgrader = Upgrader(key, self.settings)
-        self._dial_tools = DialTools(
-            own_id=self.peer_id,
-            transports=self._transports,
-            resolve=self._resolver.resolve,
-            upgrade=self._upgrader.outbound,
-            backoff=self._backoff,
-            slots=trio.CapacityLimiter(self.settings.max_dials),
-            direct_slots=trio.CapacityLimiter(self.settings.max_dials),
-            settings=self.settings,
-        )
         self._strangers = StrangerDials(
             self._transports, self._admission, self.settings, self.events, self._rng
         )
-        self._dials: dict[tuple[PeerId, bool], Dial] = {}  # by whom, and whether directly only
+        self._outbound = Outbound(
+            self.peer_id,
+            self._transports,
+            self._resolver,
+            self._upgrader,
+            backoff=self._backoff,
+            connections=self._connections,
+            admission=self._admission,
+            peerstore=self.peerstore,
+            events=self.events,
+            settings=self.settings,
+            own_addresses=self._own_addresses,
+            hold=self._hold,
+            network=self._running,
+        )
         self._network: trio.Nursery | None = None
 
     # --- life -----------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ class NetworkHost(Host):
             protocols=tuple(self.protocols),
             connections=tuple(each.info() for each in self._connections),
             known_peers=len(self.peerstore),
-            dials=len(self._dials),
+            dials=self._outbound.dials,
             handshakes=self._budgets.handshakes,
             budgets=self._budgets.report(),
         )
@@ -370,37 +370,9 @@ class NetworkHost(Host):
         direct: bool = False,
     ) -> NetworkConnection:
         """See `Host`."""
-        await trio.lowlevel.checkpoint()
-        if (existing := self._connections.best(peer_id, direct=direct)) is not None:
-            return existing
-        if peer_id == self.peer_id:
-            raise DialError("a node does not dial itself")
-        dial = self._dials.get((peer_id, direct))
-        if dial is None or dial.is_abandoned:
-            dial = self._start_dial(peer_id, direct=direct)
-        dial.offer([*addresses, *self.addresses_of(peer_id)], insist=insist)
-        timeout = self.settings.dial_timeout if timeout is None else timeout
-        deadline = trio.current_time() + timeout
-        with dial.wanted_until(deadline), trio.move_on_at(deadline):
-            await dial.done.wait()
-        if direct:
-            await self._await_punch(peer_id, deadline)
-        if (connection := self._connections.best(peer_id, direct=direct)) is not None:
-            return connection
-        raise dial.failure
-
-    async def _await_punch(self, peer_id: PeerId, deadline: float) -> None:
-        """Give a peer that was just called over a relay the time to get through to this node."""
-        relayed = self._connections.best(peer_id)
-        if relayed is None or not relayed.is_relayed or relayed.direction == "inbound":
-            return
-        opened = trio.Event()
-        undo = self.events.on(ConnectionOpened, partial(_act_when_direct, peer_id, opened.set))
-        try:
-            with trio.move_on_at(min(deadline, relayed.opened_at + self.settings.direct_wait)):
-                await opened.wait()
-        finally:
-            undo()
+        return await self._outbound.connect(
+            peer_id, addresses, timeout=timeout, insist=insist, direct=direct
+        )
 
     def can_dial(self, address: Multiaddr) -> bool:
         """See `Host`."""
@@ -412,26 +384,9 @@ class NetworkHost(Host):
         """See `Host`."""
         return self._strangers.open(peer_id, address, self._running(), timeout=timeout)
 
-    def _start_dial(self, peer_id: PeerId, *, direct: bool) -> Dial:
-        network = self._running()
-        dial = Dial(
-            peer_id,
-            self._dial_tools,
-            rank=partial(
-                rank,
-                preferred=self.peerstore.preferred_of(peer_id),
-                own=ips_of(self._own_addresses()),
-            ),
-            forget=partial(self.peerstore.forget_address, peer_id),
-            direct=direct,
-        )
-        self._dials[peer_id, direct] = dial
-        network.start_soon(self._dial, dial)
-        return dial
-
     def can_punch(self, address: Multiaddr) -> bool:
         """Tell whether `punch` may lead to `address`."""
-        return any(each.can_punch(address) for each in self._transports)
+        return self._outbound.can_punch(address)
 
     async def punch(
         self,
@@ -441,76 +396,15 @@ class NetworkHost(Host):
         is_client: bool,
         settings: DcutrSettings,
     ) -> NetworkConnection:
-        """Dial a peer that dials this node at the same moment, so that both get through.
-
-        Args:
-            peer_id: who must answer.
-            addresses: where to; none if only the peer knows an address to dial.
-            is_client: whether this side begins the handshakes, as agreed with the peer.
-            settings: times.
-
-        Returns:
-            The direct connection to the peer, whichever way it came about.
-
-        Raises:
-            HolePunchError: there was none in time.
-            ResourceLimitError: a budget of this side refuses another connection.
-        """
-        await trio.lowlevel.checkpoint()
-        if (existing := self._connections.best(peer_id, direct=True)) is not None:
-            return existing
-        account = self._budgets.dial(peer_id)
-        self._admission.check_room(account)
-        upgrade = partial(
-            self._upgrader.punched,
-            expected=peer_id,
-            is_client=is_client,
-            patience=settings.role_patience,
-        )
-        punch = Punch([*self._transports], upgrade, settings, is_client=is_client)
-        upgraded = None
-        with trio.move_on_after(settings.attempt_timeout) as scope:
-            undo = self.events.on(
-                ConnectionOpened, partial(_act_when_direct, peer_id, scope.cancel)
-            )
-            try:
-                upgraded = await punch.run(addresses)
-                if not addresses:
-                    await trio.sleep_forever()  # the peer may come by itself
-            finally:
-                undo()
-        if upgraded is not None:
-            await self._running().start(self._hold_connection, upgraded, account)
-        if (connection := self._connections.best(peer_id, direct=True)) is not None:
-            return connection
-        raise HolePunchError(
-            f"no hole could be punched to {peer_id}",
-            {str(address): reason for address, reason in punch.reasons.items()},
+        """See `Outbound.punch`."""
+        return await self._outbound.punch(
+            peer_id, addresses, is_client=is_client, settings=settings
         )
 
     def _own_addresses(self) -> list[Multiaddr]:
         """Where this node is, as far as its own sockets show it."""
         direct = [each for each in self._connections if not each.is_relayed]
         return self.listening + [each.local_address for each in direct]
-
-    async def _dial(self, dial: Dial) -> None:
-        account = self._budgets.dial(dial.peer_id)
-        try:
-            self._admission.check_room(account)
-            upgraded = await dial.run()
-            if upgraded is not None:
-                await self._running().start(self._hold_connection, upgraded, account)
-        except ResourceLimitError as error:
-            dial.refuse(error)
-        finally:
-            self._finish(dial)
-
-    def _finish(self, dial: Dial) -> None:
-        """Tell the callers of a dial that its outcome is known; later ones start afresh."""
-        key = dial.peer_id, dial.direct
-        if self._dials.get(key) is dial:
-            del self._dials[key]
-        dial.done.set()
 
     # --- inbound --------------------------------------------------------------------------------
 
@@ -555,6 +449,9 @@ class NetworkHost(Host):
         )
 
     # --- connections ----------------------------------------------------------------------------
+
+    async def _hold(self, upgraded: Upgraded, account: ConnectionAccount) -> None:
+        await self._running().start(self._hold_connection, upgraded, account)
 
     async def _hold_connection(
         self,
@@ -606,9 +503,7 @@ class NetworkHost(Host):
         self.peerstore.set_key(peer_id, connection.public_key)
         if connection.direction == "outbound" and not connection.is_punched:
             self.peerstore.prefer(peer_id, connection.remote_address, trio.current_time())
-        for direct in (False,) if connection.is_relayed else (False, True):
-            if (dial := self._dials.get((peer_id, direct))) is not None:
-                self._finish(dial)  # whoever dialled, its callers have their connection
+        self._outbound.receive(connection)
         self._trim()
         self.events.emit(ConnectionOpened(connection=connection))
 
@@ -625,8 +520,3 @@ class NetworkHost(Host):
         if self._network is None:
             raise RuntimeError("the host does not run")
         return self._network
-
-
-def _act_when_direct(peer_id: PeerId, act: Callable[[], object], event: ConnectionOpened) -> None:
-    if event.connection.peer_id == peer_id and not event.connection.is_relayed:
-        act()

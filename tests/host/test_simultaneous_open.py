@@ -82,7 +82,7 @@ async def test_both_get_a_connection_and_no_address_is_left_alone(tail, first_is
         assert dialled.direction == "outbound"
         assert dialled.local_address not in smaller.addresses  # the crossing one was its first
         for host in hosts:
-            assert not len(host._dial_tools.backoff)
+            assert not len(host._backoff)
             assert len(host.connections()) == 1
         running.cancel_scope.cancel()
 
