@@ -26,12 +26,12 @@ class GossipSettings:
     bad_weights_points: float = 50.0  # not finite, or not of the layer
     wrong_chunk_points: float = 25.0  # bytes that are not what their hash says
     broken_promise_points: float = 5.0  # announced weights that were not to be had
-    flood_points: float = 1.0  # an announcement beyond its share
+    flood_points: float = 2.0  # an announcement beyond its share
     blacklist_points: float = 80.0  # two lies soon after each other
     points_half_life: float = 3600.0
     first_back_off: float = 30.0  # after an offence; doubled at each further one
     longest_back_off: float = 3600.0
-    score_per_point: float = 32.0  # off a peer's score in pub/sub, which graylists at -2500
+    score_per_point: float = 31.0  # off its score in pub/sub, which hears nobody below -2500
     max_offenders: int = 4096  # that are remembered
 
     def __post_init__(self) -> None:

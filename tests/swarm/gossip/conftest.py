@@ -1,5 +1,6 @@
 """Members of swarms on a light world: a host, the DHT's index, pub/sub, and `Swarms`."""
 
+import math
 import random
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from p2pnode.config import DhtSettings, GossipSettings, PubSubSettings
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.protocols.pubsub import PubSub
 from p2pnode.rpc.authority import Authority
-from p2pnode.security.tokens import Membership, verify_token
+from p2pnode.security.tokens import Membership, RunKey, issue_invite, verify_token
 from p2pnode.swarm.announce import Announcer, Proof
 from p2pnode.swarm.gossip.reputation import Reputation
 from p2pnode.swarm.gossip.swarms import Swarms
@@ -164,6 +165,41 @@ def gossip_network():
             nursery.cancel_scope.cancel()
 
     return opened
+
+
+class ClosedRun:
+    """A run with members, and its layer."""
+
+    def __init__(self):
+        self.key = RunKey.generate()
+        self.uid = Uid(self.key.run_id, "blocks.0")
+
+    def member(self, *scopes, expires_at=EPOCH + 1e6):
+        """Make what gives a peer its membership."""
+
+        def accept(peer_id):
+            text = issue_invite(
+                self.key, "closed", scopes=scopes or ("host", "train"), expires_at=expires_at
+            )
+            return Membership.accept(text, peer_id)
+
+        return accept
+
+    def stranger(self, _peer_id):
+        """What somebody has who was never invited, and takes part nevertheless."""
+        return Membership(
+            name="closed",
+            run_id=self.key.run_id,
+            token=None,
+            scopes=frozenset(),
+            expires_at=math.inf,
+        )
+
+
+@pytest.fixture
+def closed_run():
+    """A run that takes members only."""
+    return ClosedRun()
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_a_flood_is_counted_but_nobody_backs_off_from_it_at_first():
     reputation = Reputation()
     reputation.receive_offence(ONE, Offence.FLOOD, "it floods", 0.0)
     assert not reputation.is_shunned(ONE, 0.0)
-    for _ in range(79):
+    for _ in range(39):
         reputation.receive_offence(ONE, Offence.FLOOD, "it floods", 0.0)
     assert reputation.is_blacklisted(ONE, 0.0)
 
