@@ -26,11 +26,11 @@ def say(**message: Any) -> None:
     sys.stdout.flush()
 
 
-def main(peers: int, elements: int, count: int, *addresses: str) -> None:
+def main(peers: int, elements: int, count: int, addresses: list[str]) -> None:
     """Average until the input ends."""
     torch.set_num_threads(1)
     host = ["/ip4/127.0.0.1/tcp/0"]
-    dht = DHT(initial_peers=list(addresses), host_maddrs=host, start=True)
+    dht = DHT(initial_peers=addresses, host_maddrs=host, start=True)
     averagers = {
         codec: DecentralizedAverager(
             [torch.zeros(elements) for _ in range(count)],
@@ -70,4 +70,4 @@ def main(peers: int, elements: int, count: int, *addresses: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), *sys.argv[4:])
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -1,26 +1,37 @@
-"""Whose contributions a round is reduced from, when members are lost: pure.
+"""Whose contributions a round is reduced from, when members are lost or disagree: pure.
 
-Each member has a set of members, at first the whole group, which only ever shrinks: a *view*. An
-attempt to reduce belongs to one view, and succeeds for a member when every part of it has come for
-this view. So no result mixes contributions of different sets.
+Each member has a *view*: which members there are, and the bandwidth of each, by which parts are
+shared out. It begins with the group as this member knows it, and only ever shrinks. An attempt to
+reduce belongs to one view, and succeeds for a member when every part of it has come for this view.
+So no result mixes contributions of different sets.
 
 1. Who finds a member lost takes it out of its view and begins another attempt.
-2. A contribution names its sender's view. If it is the receiver's, it counts. If it is smaller, the
-   receiver takes the intersection for its view and begins anew. If it is larger, the sender hears
-   what the receiver's view is, and does likewise.
+2. A contribution names its sender's view. If it is the receiver's, it counts. Otherwise the
+   receiver takes what both have in common, with the smaller of two bandwidths, for its view; if
+   that is not the sender's either, the sender hears it and does likewise.
 3. Who has the whole result gives all of it to whoever still asks, whatever his view is. So those
    that were complete when a member was lost, and those that were not, end with the same result.
-4. Who is in nobody's view any more, or whose view has become too small, fails.
+4. Who is not in another's view any more has been left out, and fails, as does a member whose view
+   has become too small.
 
-Views that only shrink towards each other's intersection become equal as soon as messages pass, in
-at most as many attempts as the group has members. A member that is cut off from some of the others
-only takes them with it: it cannot be told from them.
-
-Sets are numbers: rank r is bit r.
+Views that only shrink towards what they have in common become equal as soon as messages pass. So
+members whose groups were made of different swarms (one had not heard of a newcomer, say) reduce
+with those that all of them know. A member that is cut off from some of the others only takes them
+with it: it cannot be told from them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from enum import Enum, auto
+from typing import Generic, Protocol, Self, TypeVar
+
+
+class _Ordered(Protocol):
+    def __lt__(self, other: Self, /) -> bool: ...
+
+    def __hash__(self) -> int: ...
+
+
+M = TypeVar("M", bound=_Ordered)
 
 
 class Verdict(Enum):
@@ -30,75 +41,85 @@ class Verdict(Enum):
     ANEW = auto()  # it counts, in a new attempt that begins now
     MOVED = auto()  # the sender has to come again for our view
     WHOLE = auto()  # the sender can have the whole result
-    STRANGER = auto()  # its sender has been lost, or has lost us
+    STRANGER = auto()  # its sender does not count on us
 
 
-class View:
+class View(Generic[M]):
     """One member's view in one round.
 
     Args:
-        count: how many members the group has.
-        own: the rank of this member.
-        quorum: how many of them a result must be of.
+        members: of the group, with their bandwidths.
+        own: this member.
+        quorum: how many members a result must be of.
+
+    Attributes:
+        members: in order, with their bandwidths.
+        attempt: how often the view has changed.
+        is_complete: whether there is a result, which is of `members`.
     """
 
-    def __init__(self, count: int, own: int, quorum: int) -> None:
-        self.members = (1 << count) - 1
+    def __init__(self, members: Mapping[M, float], own: M, quorum: int) -> None:
+        self.members: dict[M, float] = {each: members[each] for each in sorted(members)}
         self.attempt = 0
         self.is_complete = False
+        self._group = frozenset(members)
         self._own = own
         self._quorum = quorum
 
     @property
-    def is_failed(self) -> bool:
-        """Whether no result can come any more."""
-        few = self.members.bit_count() < self._quorum
-        return not self.is_complete and (few or not self.members >> self._own & 1)
-
-    @property
     def is_excluded(self) -> bool:
         """Whether others have gone on without this member."""
-        return not self.members >> self._own & 1
+        return self._own not in self.members
 
-    def receive_join(self, rank: int, members: int) -> Verdict:
-        """Take a contribution of member `rank` for its view."""
+    @property
+    def is_failed(self) -> bool:
+        """Whether no result can come any more."""
+        return not self.is_complete and (self.is_excluded or len(self.members) < self._quorum)
+
+    def receive_join(self, sender: M, members: Mapping[M, float]) -> Verdict:
+        """Take a contribution of `sender` for its view."""
         if self.is_complete:
             return Verdict.WHOLE
-        if not (self.members >> rank & 1 and members >> self._own & 1 and members >> rank & 1):
-            return Verdict.MOVED if members >> self._own & 1 else Verdict.STRANGER
+        if self._own not in members or sender not in members:
+            return Verdict.STRANGER
+        if sender not in self.members:
+            return Verdict.MOVED
         if members == self.members:
             return Verdict.COUNTS
         self.receive_moved(members)
         return Verdict.ANEW if self.members == members else Verdict.MOVED
 
-    def receive_moved(self, members: int) -> None:
+    def receive_moved(self, members: Mapping[M, float]) -> None:
         """Take what another member's view is."""
-        self._shrink(self.members & members)
+        self._shrink(
+            {
+                each: min(bandwidth, members[each])
+                for each, bandwidth in self.members.items()
+                if each in members
+            }
+        )
 
-    def receive_lost(self, rank: int) -> None:
+    def receive_lost(self, member: M) -> None:
         """Take out a member that is lost."""
-        self._shrink(self.members & ~(1 << rank))
+        self._shrink({each: self.members[each] for each in self.members if each != member})
 
     def receive_result(self) -> None:
         """Every part has come for this view."""
         self.is_complete = True
 
-    def receive_whole(self, members: int) -> None:
-        """The whole result has come from a member, of the contributions of `members`."""
-        self.members = members
-        self.is_complete = True
+    def receive_whole(self, members: Mapping[M, float]) -> bool:
+        """Take the whole result of a member.
 
-    def _shrink(self, members: int) -> None:
+        It may be of members that we have lost meanwhile. It is refused, by False, if it is of
+        strangers to our group, or of too few.
+        """
+        if len(members) < self._quorum or not self._group.issuperset(members):
+            return False
+        self.members = {each: members[each] for each in sorted(members)}
+        self.is_complete = True
+        return True
+
+    def _shrink(self, members: dict[M, float]) -> None:
         if not self.is_complete and members != self.members:
             self.members = members
             self.attempt += 1
-
-
-def ranks(members: int) -> Iterator[int]:
-    """Give the ranks in a set, in order."""
-    rank = 0
-    while members:
-        if members & 1:
-            yield rank
-        members >>= 1
-        rank += 1

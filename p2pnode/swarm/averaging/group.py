@@ -1,8 +1,8 @@
 """Who reduces what together: pure.
 
-A group says everything about a round that its members must agree on. Its `digest` goes with every
-message, so that members whose groups or tensors differ refuse each other before any memory is
-allocated.
+What all members of a group must agree on has a `digest`, which goes with every message: so those
+whose tensors or ways differ refuse each other before any memory is allocated. Who the members are
+they need not know alike: see `core`.
 """
 
 import hashlib
@@ -18,8 +18,9 @@ from p2pnode.errors import ConfigError
 from p2pnode.rpc.schema import TensorMeta
 from p2pnode.wire.peer_id import PeerId
 
-MAX_MEMBERS: Final = 64  # of a group; a set of them is a number of as many bits
+MAX_MEMBERS: Final = 64  # of a group: each of them has a stream to each that reduces
 MAX_ROUND_ID_BYTES: Final = 64
+MAX_ITERATIONS: Final = 100  # of centred clipping; it has settled long before
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Sum:
 
     @property
     def name(self) -> str:
-        """What stands for it, with its parameters, in a group's digest."""
+        """What stands for it, with its parameters, in a round's digest."""
         return "sum"
 
 
@@ -38,11 +39,75 @@ class Mean:
 
     @property
     def name(self) -> str:
-        """What stands for it, with its parameters, in a group's digest."""
+        """What stands for it, with its parameters, in a round's digest."""
         return "mean"
 
 
-Aggregator = Sum | Mean
+@dataclass(frozen=True, slots=True)
+class TrimmedMean:
+    """Of each element, the mean of the contributions without the largest and smallest ones.
+
+    Each result lies between contributions of honest members, as long as at each end more are left
+    out than members lie. Weights do not count, for a liar would claim a large one. Source: Yin et
+    al. 2018 (Byzantine-robust distributed learning), definition 2.
+
+    Attributes:
+        share: of the contributions that is left out at each end, rounded up to whole ones; below
+            one half.
+    """
+
+    share: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` if nothing would be left."""
+        if not 0 <= self.share < 0.5:
+            raise ConfigError("a trimmed mean leaves out a share of 0 to less than 0.5 at each end")
+
+    @property
+    def name(self) -> str:
+        """What stands for it, with its parameters, in a round's digest."""
+        return f"trimmed-mean {self.share!r}"
+
+    def left_out(self, count: int) -> int:
+        """Return how many of `count` contributions are left out at each end: not all of them."""
+        return min(math.ceil(self.share * count), (count - 1) // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class CenteredClipping:
+    """The mean of the contributions, each brought within a radius of an estimate of it.
+
+    However far a liar goes, it moves the result by at most radius / members in each iteration.
+    Weights do not count. Source: Karimireddy et al. 2021 (Learning from history for Byzantine
+    robust optimization), algorithm 1. They begin at the last round's result; here it is the
+    median of each element, which takes no memory between rounds. Each member clips the part that
+    it reduces, within a radius in proportion to the square root of the part's share of all
+    elements, as Gorbunov et al. 2021 (Secure distributed training at scale) do.
+
+    Attributes:
+        radius: of all elements together, as a Euclidean distance; 0 takes for each part and
+            iteration the median of the contributions' distances from the estimate.
+        iterations: how often the estimate is made better.
+    """
+
+    radius: float = 0.0
+    iterations: int = 3
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` if a parameter is none."""
+        if not 0 <= self.radius < math.inf or not 1 <= self.iterations <= MAX_ITERATIONS:
+            raise ConfigError(
+                f"centred clipping needs a finite radius of at least 0, and 1 to {MAX_ITERATIONS}"
+                " iterations"
+            )
+
+    @property
+    def name(self) -> str:
+        """What stands for it, with its parameters, in a round's digest."""
+        return f"centered-clipping {self.radius!r} {self.iterations}"
+
+
+Aggregator = Sum | Mean | TrimmedMean | CenteredClipping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +127,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A round of reducing: the same value, to the last bit, at each of its members.
+    """A round of reducing.
 
     Attributes:
         run_id: the run whose members they are.
         round_id: names the round among all of the run; 1 to 64 bytes, never used twice.
-        members: in an order that all of them have.
+        members: as far as this one knows; the round is of those that all of them know.
         codec: how contributions and results travel.
         aggregator: what becomes of the contributions.
     """
@@ -97,20 +162,12 @@ class Group:
         if not 1 <= len(self.round_id) <= MAX_ROUND_ID_BYTES:
             raise ConfigError(f"a round's id has 1 to {MAX_ROUND_ID_BYTES} bytes")
 
-    def rank(self, peer_id: PeerId) -> int | None:
-        """Return a peer's place among the members, if it is one."""
-        for rank, member in enumerate(self.members):
-            if member.peer_id == peer_id:
-                return rank
-        return None
-
     def digest(self, tensors: Sequence[TensorMeta]) -> bytes:
-        """Return 32 bytes that stand for the group and the tensors that it reduces."""
+        """Return 32 bytes that stand for the round and the tensors that it reduces."""
         packed: bytes = msgpack.packb(
             [
                 self.run_id,
                 self.round_id,
-                [[bytes(each.peer_id), float(each.bandwidth)] for each in self.members],
                 self.codec,
                 self.aggregator.name,
                 [[each.dtype, each.shape] for each in tensors],

@@ -3,15 +3,15 @@
 Each member opens a stream to each member that reduces a part. Messages are msgpack maps behind
 their uvarint length:
 
-    {v: 1, run: run id, round, digest, members: bits, weight, wants?, token?}
+    {v: 1, run: run id, round, digest, members, weight, wants?, token?}
                                               and the sender's elements of the receiver's part
 
-Rank r in the group is bit r of `members`: those whose contributions the sender wants reduced. It
-does not wait for an answer, of which there are these:
+`members` is the sender's view, as `core` has it: [[peer id, bandwidth]...] in the order of the peer
+ids. The sender does not wait for an answer, of which there are these:
 
-    {part: bits, weight}   and the reduced part
-    {whole: bits, weight}  the receiver has the whole result: come again, and say that you want it
-    {moved: bits}          the receiver has lost members: come again for these
+    {part: members, weight}   and the reduced part
+    {whole: members, weight}  the receiver has the whole result: come again, and say you want it
+    {moved: members}          the receiver's view is another one: come again for this one
     {error: [code, sentence]}
 
 Two kinds of the first message come without elements. With `wants: "whole"` the sender gets `whole`
@@ -24,6 +24,7 @@ as a tensor of one dimension, float32 or float64 as the group's tensors demand.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -32,6 +33,7 @@ import msgpack
 from p2pnode.errors import (
     BadRequestError,
     CallError,
+    InvalidKeyError,
     InvalidUidError,
     P2PNodeError,
     ProtocolError,
@@ -40,13 +42,16 @@ from p2pnode.errors import (
 from p2pnode.security.tokens import MAX_TOKEN_BYTES
 from p2pnode.swarm.averaging.group import MAX_MEMBERS, MAX_ROUND_ID_BYTES
 from p2pnode.wire import varint
+from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import check_run
 
 PROTOCOL: Final = "/p2pnode/averaging/1.0.0"
 VERSION: Final = 1
 DIGEST_BYTES: Final = 32
-MAX_MESSAGE_BYTES: Final = 8 * 1024  # a token and little else
+MAX_MESSAGE_BYTES: Final = 16 * 1024  # a token, and a view of 64 members
 _MAX_SENTENCE: Final = 500
+
+Members = Mapping[PeerId, float]  # and their bandwidths, in the order of the ids
 
 
 # A contribution follows, and its sender wants the reduced part; or it wants the whole result; or it
@@ -61,7 +66,7 @@ class Join:
     run_id: str
     round_id: bytes
     digest: bytes
-    members: int
+    members: Members
     weight: float
     wants: Wants = "part"
     token: bytes | None = None
@@ -71,7 +76,7 @@ class Join:
 class Part:
     """The reduced part follows."""
 
-    members: int
+    members: Members
     weight: float
 
 
@@ -79,15 +84,15 @@ class Part:
 class Whole:
     """There is a result; all of it follows if the sender has said that it wants it."""
 
-    members: int
+    members: Members
     weight: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """The receiver reduces the contributions of fewer members."""
+    """The receiver's view is another one than the sender's, and a part of it."""
 
-    members: int
+    members: Members
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +112,7 @@ def encode_join(join: Join) -> bytes:
         "run": join.run_id,
         "round": join.round_id,
         "digest": join.digest,
-        "members": join.members,
+        "members": _packed(join.members),
         "weight": join.weight,
     }
     if join.wants != "part":
@@ -160,11 +165,11 @@ def encode_answer(answer: Answer) -> bytes:
     """Return the message behind its length."""
     match answer:
         case Part(members=members, weight=weight):
-            return _framed({"part": members, "weight": weight})
+            return _framed({"part": _packed(members), "weight": weight})
         case Whole(members=members, weight=weight):
-            return _framed({"whole": members, "weight": weight})
+            return _framed({"whole": _packed(members), "weight": weight})
         case Moved(members=members):
-            return _framed({"moved": members})
+            return _framed({"moved": _packed(members)})
         case Refusal(error=error):
             code = CallError.code if error.code is None else error.code
             return _framed({"error": [code, str(error)[:_MAX_SENTENCE]]})
@@ -223,13 +228,32 @@ def _unpack(data: bytes) -> dict[Any, Any]:
     return message
 
 
-def _members(value: Any) -> int:
-    if type(value) is not int or not 0 < value < 1 << MAX_MEMBERS:
-        raise ProtocolError(f"a set of members must be a number of 1 to {MAX_MEMBERS} bits")
-    return value
+def _packed(members: Members) -> list[list[Any]]:
+    return [[bytes(peer_id), bandwidth] for peer_id, bandwidth in members.items()]
+
+
+def _members(value: Any) -> Members:
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MEMBERS:
+        raise ProtocolError(f"a view must be a list of 1 to {MAX_MEMBERS} members")
+    found = {}
+    last = b""
+    for entry in value:
+        if not isinstance(entry, list) or len(entry) != 2:
+            raise ProtocolError("a member of a view is a peer id and a bandwidth")
+        peer_id, bandwidth = entry
+        if not isinstance(peer_id, bytes) or not last < peer_id:
+            raise ProtocolError("the members of a view must be in the order of their peer ids")
+        if type(bandwidth) is not float or not 0 <= bandwidth < math.inf:
+            raise ProtocolError("a bandwidth must be a finite number of at least 0")
+        last = peer_id
+        try:
+            found[PeerId(peer_id)] = bandwidth
+        except InvalidKeyError as error:
+            raise ProtocolError("a member of a view is malformed") from error
+    return found
 
 
 def _weight(value: Any) -> float:
-    if type(value) not in {int, float} or not 0 < value < math.inf:
+    if type(value) is not float or not 0 < value < math.inf:
         raise ProtocolError("a weight must be a finite number above 0")
-    return float(value)
+    return value

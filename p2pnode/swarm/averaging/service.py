@@ -97,7 +97,8 @@ class AllReduce:
         took longer than the timeouts between them. What is given is never written.
 
         Args:
-            group: the same at all members.
+            group: the same at all members, but for members that some do not know of: those
+                are left out.
             tensors: this member's contribution: floats, of the same shapes and dtypes at all
                 members. They must not change until the round ends.
             weight: of this contribution in sums and means.
@@ -113,8 +114,8 @@ class AllReduce:
             NonFiniteError: they hold NaN or infinite values.
             NotAMemberError: this node is no member of the run.
         """
-        rank = group.rank(self._host.peer_id)
-        if rank is None:
+        own = self._host.peer_id
+        if all(member.peer_id != own for member in group.members):
             raise ConfigError("this node is not in the group; only members can reduce with it")
         if not 0 < weight < float("inf") or not 1 <= quorum <= max(2, len(group.members)):
             raise ConfigError("a weight is finite and above 0, and a quorum 1 to the group's size")
@@ -129,7 +130,7 @@ class AllReduce:
         reducible = Reducible(tensors, self._settings.max_bytes)
         current = self._rounds[key] = Round(
             group,
-            rank,
+            own,
             reducible,
             weight=weight,
             quorum=min(quorum, len(group.members)),
@@ -178,8 +179,7 @@ class AllReduce:
             with self._budget.call(stream.peer_id) as charge:
                 join = await self._receive_join(stream)
                 current = await self._round(join)
-                rank = current.admit(stream.peer_id, join)
-                await current.serve(stream, rank, join, charge)
+                await current.serve(stream, join, charge)
         except (StreamResetError, ConnectionClosedError):
             raise
         except P2PNodeError as error:

@@ -28,7 +28,7 @@ def check(world, tensors, outcomes):
         if isinstance(outcome, AveragingError):
             continue
         assert isinstance(outcome, Reduced)
-        contributors = [numbers[each] for each in outcome.contributors]
+        contributors = sorted(numbers[each] for each in outcome.contributors)
         for place, found in enumerate(outcome.tensors):
             wanted = sum(tensors[number][place] for number in contributors) / len(contributors)
             torch.testing.assert_close(found, wanted)
