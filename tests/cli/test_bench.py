@@ -43,6 +43,19 @@ def test_each_figure_of_streams_is_one_line():
 
 
 @pytest.mark.real
+def test_each_figure_of_weights_is_one_line():
+    sizes = ["--rounds", "1", "--megabytes", "8", "--peers", "1", "--calls", "10"]
+    result = CliRunner().invoke(cli, ["bench", "weights", "--json", *sizes])
+    assert result.exit_code == 0, result.output
+    figures = {each["name"]: each for each in map(json.loads, result.output.splitlines())}
+    names = ["all", "one", "wasted", "calls", "calls_throttled", "throttled"]
+    assert list(figures) == names
+    assert all(figures[name]["value"] > 0 for name in names if name != "wasted")
+    assert 0 <= figures["wasted"]["value"] <= 60  # four of eight chunks may come twice
+    assert figures["throttled"]["met"]
+
+
+@pytest.mark.real
 def test_a_small_dht_of_real_daemons_finds_everything():
     sizes = ["--daemons", "3", "--values", "4", "--hosts", "0"]
     result = CliRunner().invoke(cli, ["bench", "dht", "--json", *sizes])

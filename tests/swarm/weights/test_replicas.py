@@ -164,12 +164,15 @@ class Net:
         directory = ExpertDirectory(host, dht, index, settings.swarm)
         client = TensorClient(host, settings.rpc, {"test": RUN})
         return Trainer(
-            ExpertCaller(host, directory, client, RUN.run_id, settings=settings, rng=rng), client
+            host,
+            ExpertCaller(host, directory, client, RUN.run_id, settings=settings, rng=rng),
+            client,
         )
 
 
 class Trainer:
-    def __init__(self, caller, client):
+    def __init__(self, host, caller, client):
+        self.host = host
         self.caller = caller
         self.client = client
         self.rows = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
@@ -443,6 +446,49 @@ async def test_a_hand_over_that_fails_leaves_the_expert_where_it_was(
         assert not replica.is_serving
         await trainer.step()
         assert leaver.steps == 3
+
+
+@pytest.mark.parametrize("codec", ["none", "bfloat16"])
+async def test_who_joins_late_has_the_current_weights_before_it_answers_its_first_call(
+    net, autojump_clock, codec
+):
+    async with net() as here:
+        await here.add(weights_codec=codec)
+        host = await here.add(weights_codec=codec)
+        await host.serve()
+        trainer = await here.trainer()
+        for _ in range(5):
+            await trainer.step()
+        joiner = await here.add(weights_codec=codec)
+        trainer.host.add_addresses(joiner.peer_id, joiner.host.addresses, 1e6)
+        answers = []
+
+        async def call_at_once():
+            while not answers:
+                with contextlib.suppress(UnknownExpertError):
+                    answers.append(
+                        await trainer.client.forward(joiner.peer_id, UID, [trainer.rows])
+                    )
+                await trio.sleep(0.001)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_at_once)
+            await trio.sleep(0.01)
+            await joiner.serve()
+        ((first,),) = answers
+        (expected,) = await trainer.client.forward(host.peer_id, UID, [trainer.rows])
+        mine, theirs = await joiner.state(), await host.state()
+        assert mine.steps == theirs.steps == 5
+        if codec == "none":
+            assert torch.equal(first, expected)
+            assert equal(mine, theirs)
+            return
+        torch.testing.assert_close(first, expected, rtol=0.02, atol=0.02)
+        assert not torch.equal(first, expected)
+        for name, each in theirs.tensors.items():
+            if name.startswith("optimizer."):
+                assert torch.equal(mine.tensors[name], each), name
+            torch.testing.assert_close(mine.tensors[name], each, rtol=2**-8, atol=0)
 
 
 async def test_calls_wait_while_an_expert_changes_hands(net, autojump_clock, monkeypatch):

@@ -336,6 +336,26 @@ async def test_a_version_that_is_being_read_stays_whatever_newer_ones_come(
         assert is_same(await taker.store.load(state), make_checkpoint())
 
 
+@pytest.mark.parametrize("limited", ["source", "taker"])
+async def test_a_throttle_holds_from_its_beginning_to_its_end(
+    holders, make_checkpoint, autojump_clock, limited
+):
+    async with holders() as net:
+        limits = {"source": {"max_upload_rate": 10_000}, "taker": {"max_download_rate": 10_000}}
+        sources = [await net.add(**limits[limited] if limited == "source" else {})]
+        if limited == "taker":  # several sources give no more
+            sources.append(await net.add())
+        for each in sources:
+            name = await each.has(make_checkpoint())
+        taker = await net.add(**limits[limited] if limited == "taker" else {})
+        with taker.host.events.subscribe(WeightsFetched) as fetched:
+            state = await taker.client.fetch(UID, name, [each.peer_id for each in sources])
+            event = await fetched.get()
+        seconds = state.manifest.size / 10_000
+        ahead = 4 * 1024 / 10_000  # what each holder is asked for first
+        assert seconds - ahead * (len(sources) + 1) <= event.seconds <= seconds + 0.5
+
+
 async def test_more_uploads_than_allowed_are_refused_and_served_later(
     holders, make_checkpoint, is_same, autojump_clock
 ):
