@@ -159,6 +159,7 @@ class RoundsCore:
         self._is_first = True
         self._heard: dict[PeerId, Announcement] = {}
         self._present = 0
+        self._starting: set[PeerId] = set()  # they have announced nothing but that they are there
         self._silent: frozenset[PeerId] = frozenset()
         self._in_vain: frozenset[PeerId] = frozenset()
         self._refused: dict[PeerId, int] = {}  # the version of an announcement
@@ -179,6 +180,7 @@ class RoundsCore:
         """
         present = [each for each in heard if each.claim.mode == self._settings.mode]
         self._present = len(present)
+        self._starting = {each.peer_id for each in present if each.claim.round == 0}
         self._heard = {each.peer_id: each for each in present if each.claim.round > 0}
         self._silent = frozenset(silent)
         self._in_vain -= {peer_id for peer_id, each in self._heard.items() if self._is_here(each)}
@@ -277,6 +279,8 @@ class RoundsCore:
             return self._silent
         last = self.round - 1
         late = {peer_id for peer_id, each in self._heard.items() if each.claim.round == last}
+        if last == 0:
+            late |= self._starting
         awaited = late | self._silent if self._is_first else late
         return frozenset(awaited - self._in_vain)
 

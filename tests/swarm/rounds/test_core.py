@@ -119,6 +119,20 @@ def test_who_joins_a_swarm_that_has_reached_the_threshold_ends_when_it_has_seen_
 # --- training and collecting --------------------------------------------------------------------
 
 
+def test_those_who_start_together_wait_for_each_other_in_the_first_round():
+    core = core_of(start_peers=2)
+    there = [said(0, 0, 0.1), said(1, 0, 0.1)]
+    core.receive_announcements(there, [])
+    assert core.next_action(0.0) == Train(round=1)
+    core.receive_announcements(there, [])
+    core.receive_trained(0.5, b"", 1.0)
+    assert core.next_action(1.0) == Wait(until=1.0 + PATIENCE)
+    core.receive_announcements([said(0, 1, 0.1), there[1]], [])
+    assert core.next_action(2.0) == Wait(until=1.0 + PATIENCE)
+    core.receive_announcements([said(0, 1, 0.1), said(1, 1, 0.1)], [])
+    assert core.next_action(3.0) == Train(round=2)
+
+
 def test_who_has_fallen_behind_announces_the_swarms_round():
     core = core_of(start_peers=0)
     core.receive_announcements([], [])
