@@ -11,8 +11,8 @@ holds. Inputs (`receive_*`) return what has changed, in the order in which it ha
                     member neither listed nor heard  -> left
     time            announcement has expired         -> left, unless listed
 
-The last word of a member that has left is remembered until whatever it said before has expired, so
-that nobody brings it back by a replay.
+A last word is remembered until whatever its author said before has expired, so that neither a
+replay nor a copy that comes late brings it back.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -142,8 +142,6 @@ class Roster:
             return Fate.OLD, ()
         if known is not None and not _follows(announcement, known):
             return Fate.OLD, ()
-        if known is None and announcement.is_leaving:
-            return Fate.OLD, ()  # there is nothing to end
         if member is None and not self._has_room(is_listed=False):
             return Fate.CROWDED, ()
         if not self._is_in_pace(announcement):
@@ -213,12 +211,13 @@ class Roster:
 
     def _receive_last_word(self, announcement: Announcement) -> Sequence[Change]:
         peer_id = announcement.peer_id
-        if (member := self._members.get(peer_id)) is None:
-            return ()  # it has left before
-        before = member.announcement
+        member = self._members.get(peer_id)
+        before = member.announcement if member else self._last_words.get(peer_id)
         if before is not None and before.expiry > announcement.expiry:  # remember it for so long
             announcement = replace(announcement, lifetime=before.expiry - announcement.issued)
         self._last_words[peer_id] = announcement
+        if member is None:  # what it said before is late, or it has said it again
+            return ()
         if member.is_listed:
             self._members[peer_id] = replace(member, announcement=None)
             return ()
@@ -227,19 +226,19 @@ class Roster:
 
     def _has_room(self, *, is_listed: bool, changes: list[Change] | None = None) -> bool:
         """Tell whether a newcomer fits; hosts in the index come before those who only announce."""
-        if len(self._members) + len(self._last_words) < self._settings.max_members:
-            return True
-        if not is_listed or changes is None:
-            return False
-        if self._last_words:
+        if not self._is_full or not is_listed or changes is None:
+            return not self._is_full
+        while self._is_full and self._last_words:
             del self._last_words[next(iter(self._last_words))]
-            return True
         others = (who for who, each in self._members.items() if not each.is_listed)
-        if (displaced := next(others, None)) is None:
-            return False
-        del self._members[displaced]
-        changes.append(MemberLeft(uid=self.uid, peer_id=displaced))
-        return True
+        if self._is_full and (displaced := next(others, None)) is not None:
+            del self._members[displaced]
+            changes.append(MemberLeft(uid=self.uid, peer_id=displaced))
+        return not self._is_full
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._members) + len(self._last_words) >= self._settings.max_members
 
 
 def _follows(announcement: Announcement, known: Announcement) -> bool:

@@ -160,12 +160,13 @@ class LayerSwarm:
 
     async def leave(self) -> None:
         """Say that this node announces nothing any more, if it has announced anything."""
-        own, self._own, self._renew_at = self._own, None, math.inf
-        if own is None:
+        if (own := self._own) is None:
             await trio.lowlevel.checkpoint()
             return
         with contextlib.suppress(TokenExpiredError):  # then nobody would listen
             await self._say(self._announcement(own.claim, own.version + 1, own, is_leaving=True))
+        if self._own is own:  # only now: who is cancelled before has yet to say it
+            self._own, self._renew_at = None, math.inf
 
     def report(self, peer_id: PeerId, offence: Offence, reason: str) -> None:
         """Note what a peer was found to have done; all swarms of this node heed it.
