@@ -226,17 +226,16 @@ class Roster:
 
     def _has_room(self, *, is_listed: bool, changes: list[Change] | None = None) -> bool:
         """Tell whether a newcomer fits; hosts in the index come before those who only announce."""
-        if not self._is_full or not is_listed or changes is None:
-            return not self._is_full
-        while self._is_full and self._last_words:
+        if not self._is_full() or not is_listed or changes is None:
+            return not self._is_full()
+        while self._is_full() and self._last_words:
             del self._last_words[next(iter(self._last_words))]
         others = (who for who, each in self._members.items() if not each.is_listed)
-        if self._is_full and (displaced := next(others, None)) is not None:
+        if self._is_full() and (displaced := next(others, None)) is not None:
             del self._members[displaced]
             changes.append(MemberLeft(uid=self.uid, peer_id=displaced))
-        return not self._is_full
+        return not self._is_full()
 
-    @property
     def _is_full(self) -> bool:
         return len(self._members) + len(self._last_words) >= self._settings.max_members
 
