@@ -178,7 +178,9 @@ class ExpertBackend:
             ) from error
         try:
             self.module.load_state_dict(weights)
-            if self._optimizer is not None and optimizer != "keep":
+            if optimizer == "reset":
+                self._optimizer = build_optimizer(self.parameters, self._settings)
+            elif self._optimizer is not None and optimizer == "adopt":
                 groups = self._optimizer.state_dict()["param_groups"]
                 self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
         except Exception as error:  # all of it was checked; there may be no memory, though
