@@ -59,6 +59,7 @@ class SwarmService:
         self._hosting = hosting
         self._memberships: dict[str, Membership] = {}  # by run id
         self._run_name = settings.node.run
+        self._is_enabled = settings.gossip.enabled
         self.swarms = Swarms(
             network.host,
             key=network.key,
@@ -109,6 +110,8 @@ class SwarmService:
 
     async def _show(self, params: Mapping[str, Any]) -> Any:
         """Describe one swarm; with `since`, once its revision is another, or after a while."""
+        if not self._is_enabled:
+            raise BadRequestError("this node takes part in no gossip; start it with gossip.enabled")
         text, since, wait = params.get("uid"), params.get("since"), params.get("wait", MAX_WAIT)
         if not isinstance(text, str):
             raise BadRequestError("uid must be a text")
