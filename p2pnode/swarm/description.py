@@ -69,7 +69,11 @@ SHARED_ROUNDS: Final = tuple(
         "min_hold_out",
         "false_alarm",
         "slack",
+        "aggregator",
+        "codec",
         "max_loss",
+        "outer_rate",
+        "outer_momentum",
     )
 )
 _MAX_NUMBER: Final = 2**53

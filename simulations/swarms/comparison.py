@@ -51,13 +51,14 @@ async def compare_with_liars(sim: Simulation) -> None:
         goal=at_most(0),
         detail=f"of {honest.total()} that were checked: {_told(honest)}",
     )
-    seen = disturbed.lies * len(disturbed.accuracies)
+    chances = liars * len(disturbed.accuracies) * chosen["rounds"]
     report.figure(
         "lies looked at",
-        100 * lying.total() / seen if seen else None,
+        100 * lying.total() / chances if chances else None,
         "%",
-        detail="of all that the honest participants heard; who has lied is left alone for a while"
-        f" that doubles, and was blacklisted {disturbed.blacklisted} times",
+        detail="of one of each liar in each round, by each honest participant; who has lied is left"
+        f" alone for a while that doubles, was blacklisted {disturbed.blacklisted} times, and hears"
+        " less of the others",
     )
 
 
@@ -128,7 +129,10 @@ def _settings(sim: Simulation, pixels: int, honest: int) -> Settings:
             "seed": sim.rng_for("weights").getrandbits(31),
             "threads": 1,
         },
+        rpc={"codec_inline_bytes": 2**40},  # virtual time does not wait for threads
         rounds={
+            "mode": chosen["mode"],
+            "aggregator": chosen["aggregator"],
             "samples": chosen["samples"],
             "rounds": chosen["rounds"],
             "patience": chosen["patience"],

@@ -8,6 +8,12 @@ from simulations.parameters import Parameter
 
 SWARM: Final[Mapping[str, Parameter]] = {
     "data": Parameter("mnist", "what is learnt", choices=("digits", "mnist")),
+    "mode": Parameter("best", "what becomes of the weights", choices=("best", "average", "diloco")),
+    "aggregator": Parameter(
+        "mean",
+        "how weights are averaged",
+        choices=("mean", "trimmed-mean", "centered-clipping"),
+    ),
     "peers": Parameter(10, "that take part, liars included", minimum=2, maximum=64),
     "rounds": Parameter(30, "until the training ends", minimum=1),
     "samples": Parameter(300, "that each participant trains on in a round", minimum=1),

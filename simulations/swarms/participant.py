@@ -15,10 +15,14 @@ from p2pnode.experts.service import ExpertHost
 from p2pnode.protocols.pubsub import PubSub
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.budget import Budget
+from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.security.tokens import Membership
+from p2pnode.swarm.averaging.service import AllReduce
 from p2pnode.swarm.gossip.reputation import Reputation
 from p2pnode.swarm.gossip.service import LayerSwarm
 from p2pnode.swarm.gossip.swarms import Swarms
+from p2pnode.swarm.rounds.averaging import SwarmAveraging
 from p2pnode.swarm.rounds.events import RoundsEnded
 from p2pnode.swarm.rounds.learner import Learner
 from p2pnode.swarm.rounds.service import Rounds
@@ -62,6 +66,7 @@ class Participant:
             disk=compute_inline,
         )
         authority = Authority(memberships, settings.rpc.token_cache_size)
+        access = Access(node.host, memberships)
         self._replication = Replication(
             node.host,
             directory=node.directory,
@@ -69,11 +74,19 @@ class Participant:
             experts=self.experts,
             gate=Gate(self.experts),
             authority=authority,
-            access=Access(node.host, memberships),
+            access=access,
             states=states,
             settings=settings,
             rng=node.rng,
             disk=compute_inline,
+        )
+        self._reducer = AllReduce(
+            node.host,
+            access,
+            authority,
+            settings.averaging,
+            budget=Budget(settings.rpc),
+            transcoder=Transcoder(settings.rpc),
         )
         reputation = Reputation(settings.gossip)
         self._pubsub = PubSub(
@@ -126,13 +139,18 @@ class Participant:
         self, learner: Learner, on_ended: Callable[[RoundsEnded], None] = lambda _ended: None
     ) -> Rounds:
         """Begin to train in rounds, as the node's settings say; goes on while the node is up."""
+        settings = self.node.settings.rounds
+        averaging = None
+        if settings.mode != "best":
+            averaging = SwarmAveraging(self.uid, self.experts, self.swarm, self._reducer, settings)
         rounds = Rounds(
             self.uid,
             learner,
             swarm=self.swarm,
             weights=self.weights,
-            settings=self.node.settings.rounds,
+            settings=settings,
             events=self.node.host.events,
+            averaging=averaging,
         )
 
         async def run() -> None:

@@ -62,13 +62,17 @@ class ClaimChecked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Averaged(Event):
-    """Weights were averaged; `score` is None if that failed, `reason` then says why."""
+    """Weights were averaged; `score` is None if that failed, `reason` then says why.
+
+    Of the `members` that had announced the round, `contributors` took part, ourselves included.
+    """
 
     level = "info"
 
     uid: Uid
     round: int
     members: int
+    contributors: int
     score: float | None
     adopted: bool
     reason: str = ""

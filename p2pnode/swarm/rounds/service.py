@@ -38,10 +38,26 @@ if TYPE_CHECKING:
     from p2pnode.experts.checkpoints import Checkpoint
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """What has come of averaging, and whose weights are part of it, one's own included."""
+
+    checkpoint: "Checkpoint"
+    contributors: "Sequence[PeerId]"
+
+
 class Averaging(Protocol):
     """How a participant averages its weights with others, in the modes that do."""
 
-    async def average(self, round_number: int, members: "Sequence[PeerId]") -> "Checkpoint":
+    async def begin(self) -> None:
+        """Take in that a round begins with the weights that the layer has now.
+
+        Raises:
+            P2PNodeError: it has none.
+        """
+        ...
+
+    async def average(self, round_number: int, members: "Sequence[PeerId]") -> Mixture:
         """Return what comes of averaging; nothing is adopted.
 
         Args:
@@ -134,6 +150,7 @@ class Rounds:
         while True:
             core.receive_announcements(*self._hear())
             action = core.next_action(trio.current_time())
+            self._tell_ended(core)
             match action:
                 case Wait():
                     await self._wait(action.until)
@@ -149,7 +166,6 @@ class Rounds:
                     )
                     self._events.emit(ended)
                     return ended
-            self._tell_ended(core)
 
     # --- others ---------------------------------------------------------------------------------
 
@@ -197,6 +213,8 @@ class Rounds:
         self._events.emit(RoundBegan(uid=self.uid, round=core.round))
         while True:
             try:
+                if self._averaging is not None:
+                    await self._averaging.begin()
                 await self._learner.train(self._settings.samples)
                 claim = await self._claim(core.round)
                 break
@@ -210,16 +228,22 @@ class Rounds:
     async def _average(self, core: RoundsCore, action: Average) -> None:
         assert self._averaging is not None
         found, claim, reason = None, None, ""
+        contributors: Sequence[PeerId] = ()
         try:
-            checkpoint = await self._averaging.average(action.round, action.members)
-            found = await self._score(checkpoint)
+            mixture = await self._averaging.average(action.round, action.members)
+            contributors = mixture.contributors
+            found = await self._score(mixture.checkpoint)
             if core.would_take(found):
                 own = self._swarm.peer_id
-                await self._weights.adopt(self.uid, checkpoint, source=own, optimizer="keep")
+                await self._weights.adopt(
+                    self.uid, mixture.checkpoint, source=own, optimizer="keep"
+                )
                 claim = await self._claim(action.round)  # for those who join late
                 await self._swarm.announce(claim)
         except P2PNodeError as error:
             reason = str(error)
+        if contributors:
+            self._report_absent(action, contributors)
         if claim is None:
             core.receive_averaged(None)
         else:
@@ -229,6 +253,7 @@ class Rounds:
                 uid=self.uid,
                 round=action.round,
                 members=1 + len(action.members),
+                contributors=len(contributors),
                 score=found,
                 adopted=claim is not None,
                 reason=reason,
@@ -336,6 +361,13 @@ class Rounds:
             self._swarm.report(announcement.peer_id, Offence.BAD_WEIGHTS, reason)
         elif verdict is Verdict.UNAVAILABLE and fetched.is_theirs:
             self._swarm.report(announcement.peer_id, Offence.BROKEN_PROMISE, fetched.reason)
+
+    def _report_absent(self, action: Average, contributors: "Sequence[PeerId]") -> None:
+        """Leave those alone for a while who have announced the round, and did not average."""
+        for peer_id in action.members:
+            if peer_id not in contributors:
+                reason = f"it announced round {action.round}, and gave nothing to its average"
+                self._swarm.report(peer_id, Offence.BROKEN_PROMISE, reason)
 
     def _tell_ended(self, core: RoundsCore) -> None:
         tally = core.ended

@@ -1,0 +1,568 @@
+"""The scenario `layer-parallel`: a swarm for each layer against one process, at equal accuracy.
+
+Participants are the node's own code: index, calls, gossip, weights, averaging, rounds and the
+learner. Networks are really trained. What is modelled is how long a device computes: each layer
+tells, by the rows and the kind of each pass, how long that took where it was measured.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+import torch
+import trio
+from torch import nn
+from torch.nn import functional
+
+from p2pnode.config import HostingSettings, Settings
+from p2pnode.errors import ConfigError
+from p2pnode.experts.backend import build_backend
+from p2pnode.experts.layers import register_layer
+from p2pnode.experts.optimizers import build_optimizer
+from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.client import TensorClient
+from p2pnode.rpc.server import TensorServer
+from p2pnode.swarm.rounds.events import RoundEnded, RoundsEnded
+from p2pnode.trainer.calls import ExpertCaller
+from p2pnode.trainer.layerwise.data import Batches, Examples, Part, split
+from p2pnode.trainer.layerwise.layers import Entry, Exit, pixel_rows
+from p2pnode.trainer.layerwise.learner import LayerwiseLearner
+from p2pnode.trainer.layerwise.network import SwarmNetwork
+from p2pnode.trainer.layerwise.tally import SamplesTrained
+from p2pnode.wire.uids import Uid
+from simulations.learning.data import load
+from simulations.learning.determinism import one_thread
+from simulations.node import Node
+from simulations.report import Axis, Report, at_least
+from simulations.simulation import Simulation
+from simulations.swarms.participant import RUN, Participant
+
+T = TypeVar("T")
+
+_LAYERS: Final = 2
+_HELD_OUT: Final = 0.1  # of the images that are not the test set
+_GOAL: Final = 4.0
+_FOUND_WITHIN: Final = 60.0  # seconds for all layers to be seen in the DHT
+_LOOK_EVERY: Final = 0.2  # seconds
+_SETTLED: Final = 5.0  # seconds for gossip to find its ways
+_RATES: Final = (0.5, 1.0, 2.0)  # times the learning rate, of which one process may take the best
+_BATCHES: Final = (1, 4)  # times the micro-batch, likewise
+
+
+# --- how long a device computes -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Milliseconds that a layer takes, as measured: so many at once, and so many for each row."""
+
+    forward: float
+    forward_row: float
+    step: float  # forward again, backward and the optimiser, as one backward call is
+    step_row: float
+
+    def of(self, rows: int, *, learns: bool) -> float:
+        """Return the seconds of one pass."""
+        if learns:
+            return (self.step + self.step_row * rows) / 1000
+        return (self.forward + self.forward_row * rows) / 1000
+
+
+class _Meter:
+    """Adds up what layers say that they would have taken."""
+
+    def __init__(self) -> None:
+        self.costs: dict[type[nn.Module], Cost] = {}
+        self._seconds = 0.0
+
+    def receive(self, layer: nn.Module, rows: int) -> None:
+        self._seconds += self.costs[type(layer)].of(rows, learns=torch.is_grad_enabled())
+
+    def take(self) -> float:
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+_METER: Final = _Meter()
+
+
+@register_layer("metered-entry", inputs=pixel_rows)
+class MeteredEntry(Entry):
+    """The first layer, which tells what it costs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Entry`."""
+        _METER.receive(self, len(x))
+        return super().forward(x)
+
+
+@register_layer("metered-exit")
+class MeteredExit(Exit):
+    """The last layer, which tells what it costs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Exit`."""
+        _METER.receive(self, len(x))
+        return super().forward(x)
+
+
+_KINDS: Final = (MeteredEntry, MeteredExit)
+
+
+class MeteredDevice:
+    """A host's device: computes at once, and is busy for as long as that would have taken."""
+
+    async def __call__(self, work: Callable[[], T]) -> T:
+        """See `p2pnode.experts.runtime.Compute`."""
+        _METER.take()
+        result = work()
+        with trio.CancelScope(shield=True):  # what was begun is finished
+            await trio.sleep(_METER.take())
+        return result
+
+
+# --- one process alone ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """How one process does: its accuracy on the hold-out at some moments of virtual time."""
+
+    batch: int
+    rate: float
+    looks: list[tuple[float, float]]
+    test: float
+
+    def seconds_to(self, threshold: float) -> float | None:
+        """Return when it was there, if it was."""
+        return next((at for at, score in self.looks if score >= threshold), None)
+
+
+def train_alone(sim: Simulation, part: Part, test: Examples, *, batch: int, rate: float) -> Alone:
+    """Train the same network from the same weights in one process, in time as it is modelled.
+
+    It looks at the hold-out as often as a participant does that trains alone, and that costs time.
+    """
+    chosen = sim.parameters
+    hosting = _hosting(sim, rate)
+    backends = [
+        build_backend(Uid("alone", f"layers.{number}"), each) for number, each in enumerate(hosting)
+    ]
+    network = nn.Sequential(*(each.module for each in backends))
+    optimizer = build_optimizer(list(network.parameters()), hosting[0])
+    assert optimizer is not None, "an optimiser is configured"
+    batches = Batches(part.train, sim.rng_for("alone").getrandbits(63))
+    seconds, looks = 0.0, []
+    _METER.take()
+    for _ in range(chosen["rounds"]):
+        for _ in range(max(1, chosen["samples"] // batch)):
+            examples = batches.draw(batch)
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(network(examples.inputs), examples.targets)
+            torch.autograd.backward(loss)
+            optimizer.step()
+        score = _accuracy(network, part.held_out)
+        seconds += _METER.take()
+        looks.append((seconds, score))
+        if score >= chosen["threshold"]:
+            break
+    return Alone(batch=batch, rate=rate, looks=looks, test=_accuracy(network, test))
+
+
+def _accuracy(network: nn.Module, examples: Examples) -> float:
+    with torch.no_grad():
+        right = network(examples.inputs).argmax(dim=1) == examples.targets
+    return float(right.float().mean())
+
+
+# --- the swarms -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Together:
+    """What came of the swarms in one mode."""
+
+    mode: str
+    began: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)  # the newest, by node
+    means: list[tuple[float, float]] = field(default_factory=list)
+    rounds: list[RoundEnded] = field(default_factory=list)
+    trained: list[SamplesTrained] = field(default_factory=list)
+    ended: dict[str, RoundsEnded] = field(default_factory=dict)
+    test: float = 0.0
+
+    def receive(self, name: str, score: float, now: float, count: int) -> None:
+        """A participant's weights score this."""
+        self.scores[name] = score
+        if len(self.scores) == count:
+            self.means.append((now - self.began, statistics.fmean(self.scores.values())))
+
+    def seconds_to(self, threshold: float) -> float | None:
+        """Return when the mean of the participants' scores was there, if it was."""
+        return next((at for at, mean in self.means if mean >= threshold), None)
+
+
+@dataclass(slots=True, eq=False)
+class _Learner:
+    """One participant: what it hosts, and what it learns with."""
+
+    participant: Participant
+    network: SwarmNetwork
+    learner: LayerwiseLearner
+
+
+class _Swarms:
+    """The participants of one mode, on nodes of their own."""
+
+    def __init__(self, sim: Simulation, mode: str, parts: Sequence[Part], directory: Path) -> None:
+        self.outcome = Together(mode)
+        self._sim = sim
+        self._parts = parts
+        self._directory = directory
+        self._names: set[str] = set()
+        self._changed = trio.Event()
+        sim.world.on(RoundEnded, self._receive_round)
+        sim.world.on(RoundsEnded, self._receive_end)
+        sim.world.on(SamplesTrained, self._receive_trained)
+
+    async def run(self, test: Examples) -> Together:
+        """Train until each participant has found the threshold reached, or all rounds are over."""
+        sim, outcome = self._sim, self.outcome
+        numbers = _positions(sim)
+        nodes = []
+        for number in numbers:
+            settings = _settings(sim, outcome.mode, number, numbers.count(number))
+            nodes.append(await sim.world.add_node(settings=settings))
+        self._names = {node.name for node in nodes}
+        learners = [
+            await self._host(node, number, part)
+            for node, number, part in zip(nodes, numbers, self._parts, strict=True)
+        ]
+        with trio.fail_after(_FOUND_WITHIN):
+            while not all([await self._is_complete(each, numbers) for each in learners]):
+                await trio.sleep(_LOOK_EVERY)
+        await trio.sleep(_SETTLED)
+        outcome.began = sim.now
+        for each in learners:
+            each.participant.train(each.learner)
+        while len(outcome.ended) < len(learners):
+            self._changed = trio.Event()
+            await self._changed.wait()
+        outcome.test = await self._judge(learners, test)
+        for node in nodes:
+            await sim.world.leave(node)
+        return outcome
+
+    async def _is_complete(self, each: _Learner, numbers: Sequence[int]) -> bool:
+        """Whether a participant knows all others that it has to do with."""
+        mates = numbers.count(each.network.number)
+        return len(each.participant.swarm.members) == mates - 1 and not await each.network.missing()
+
+    async def _host(self, node: Node, number: int, part: Part) -> _Learner:
+        settings = node.settings
+        uid = Uid(RUN.run_id, f"{self.outcome.mode}.{number}")
+        states = self._directory / f"{self.outcome.mode}-{node.number}"
+        participant = Participant(node, uid, states, MeteredDevice())
+        authority = Authority({RUN.name: RUN}, settings.rpc.token_cache_size)
+        TensorServer(node.host, settings.rpc, participant.experts, authority)
+        await participant.start()
+        caller = ExpertCaller(
+            node.host,
+            node.directory,
+            TensorClient(node.host, settings.rpc, {RUN.name: RUN}),
+            RUN.run_id,
+            settings=settings,
+            rng=node.rng,
+        )
+        network = SwarmNetwork(
+            caller,
+            participant.experts,
+            uid,
+            peer_id=node.peer_id,
+            layers=_LAYERS,
+            settings=settings.layerwise,
+        )
+        learner = LayerwiseLearner(
+            network,
+            participant.experts,
+            part,
+            hosting=settings.hosting,
+            settings=settings.layerwise,
+            events=node.host.events,
+            seed=self._sim.rng_for(f"{node.name}/order").getrandbits(63),
+        )
+        return _Learner(participant, network, learner)
+
+    async def _judge(self, learners: Sequence[_Learner], test: Examples) -> float:
+        """Return the mean accuracy of the first layer's hosts, with one of the last layer's."""
+        states = [
+            (each.network.number, await each.participant.experts.snapshot(each.participant.uid))
+            for each in learners
+        ]
+        hosting = _hosting(self._sim, float(self._sim.parameters["learning_rate"]))
+        found = []
+        (last, *_) = [state for number, state in states if number == _LAYERS - 1]
+        for first in [state for number, state in states if number == 0]:
+            layers = []
+            for number, state in enumerate((first, last)):
+                backend = build_backend(Uid("test", f"layers.{number}"), hosting[number])
+                backend.load(state.state)
+                layers.append(backend.module)
+            found.append(_accuracy(nn.Sequential(*layers), test))
+        return statistics.fmean(found)
+
+    def _receive_round(self, node: Node, event: RoundEnded) -> None:
+        if node.name in self._names:
+            self.outcome.rounds.append(event)
+            self._receive_score(node, event.score, event.round)
+
+    def _receive_end(self, node: Node, event: RoundsEnded) -> None:
+        if node.name in self._names:
+            self.outcome.ended[node.name] = event
+            self._receive_score(node, event.score, event.round)
+            self._changed.set()
+
+    def _receive_score(self, node: Node, score: float, number: int) -> None:
+        self.outcome.receive(node.name, score, self._sim.now, len(self._names))
+        self._sim.log.record("score", node=node.name, round=number, score=round(score, 6))
+
+    def _receive_trained(self, node: Node, event: SamplesTrained) -> None:
+        if node.name in self._names:
+            self.outcome.trained.append(event)
+
+
+# --- the story ------------------------------------------------------------------------------------
+
+
+async def compare(sim: Simulation) -> None:
+    """Train in one process, and by swarms in each mode.
+
+    Raises:
+        ConfigError: a layer has no peer.
+        LocalError: the images are not installed.
+    """
+    chosen = sim.parameters
+    if not 1 <= chosen["entry_peers"] < chosen["peers"]:
+        raise ConfigError(
+            f"entry_peers, {chosen['entry_peers']}, must leave a peer of the {chosen['peers']} to"
+            " the last layer"
+        )
+    _METER.costs = {
+        kind: Cost(
+            **{
+                name: chosen[f"compute.{layer}_{name}"]
+                for name in ("forward", "forward_row", "step", "step_row")
+            }
+        )
+        for kind, layer in zip(_KINDS, ("entry", "exit"), strict=True)
+    }
+    data = load("mnist")
+    both = split(Examples(data.train.pixels, data.train.digits), 0, 1, held_out=_HELD_OUT)
+    test = Examples(data.held_out.pixels, data.held_out.digits)
+    parts = [
+        Part(both.train.take(torch.arange(number, len(both.train), chosen["peers"])), both.held_out)
+        for number in range(chosen["peers"])
+    ]
+    with one_thread(), tempfile.TemporaryDirectory() as directory:
+        sim.begin("one process")
+        rate = chosen["learning_rate"]
+        same = train_alone(sim, both, test, batch=chosen["batch"], rate=rate)
+        others = [
+            train_alone(sim, both, test, batch=times * chosen["batch"], rate=factor * rate)
+            for times in _BATCHES
+            for factor in _RATES
+            if (times, factor) != (1, 1.0)
+        ]
+        sim.world.settings = _settings(sim, "best", 0, 1)
+        found = []
+        for mode in chosen["modes"]:
+            sim.begin(f"swarms: {mode}")
+            found.append(await _Swarms(sim, mode, parts, Path(directory)).run(test))
+    _report(sim, same, others, found)
+
+
+def _positions(sim: Simulation) -> list[int]:
+    """Return the layer of each participant."""
+    first = sim.parameters["entry_peers"]
+    return [0] * first + [1] * (sim.parameters["peers"] - first)
+
+
+def _hosting(sim: Simulation, rate: float) -> list[HostingSettings]:
+    """Return how each layer is built."""
+    chosen = sim.parameters
+    settings = Settings().replace(
+        hosting={
+            "hidden_dim": chosen["hidden"],
+            "optimizer": "adam",
+            "learning_rate": rate,
+            "seed": sim.rng_for("weights").getrandbits(31),
+            "threads": 1,
+            "max_batch_rows": chosen["batch"],  # so that each micro-batch is a step of its own
+        }
+    )
+    names = [f"{__name__}:{kind.__name__}" for kind in _KINDS]
+    return [settings.replace(hosting={"layer": name}).hosting for name in names]
+
+
+def _settings(sim: Simulation, mode: str, number: int, mates: int) -> Settings:
+    chosen = sim.parameters
+    hosting = _hosting(sim, chosen["learning_rate"])[number]
+    settings = Settings().replace(
+        rpc={"codec_inline_bytes": 2**40},  # virtual time does not wait for threads
+        gossip={"announcement_rate": 50.0, "announcement_burst": 100},
+        rounds={
+            "mode": mode,
+            "threshold": chosen["threshold"],
+            "rounds": chosen["rounds"],
+            "samples": chosen["samples"],
+            "codec": chosen["codec"],
+            "start_peers": max(1, mates - 1),
+            "outer_rate": chosen["outer_rate"],
+            "outer_momentum": chosen["outer_momentum"],
+            "patience": chosen["patience"],
+        },
+        averaging={"arrival_timeout": chosen["patience"], "patience": chosen["patience"]},
+        layerwise={
+            "batch": chosen["batch"],
+            "in_flight": chosen["in_flight"],
+            "max_staleness": chosen["max_staleness"],
+            "codec": chosen["codec"],
+        },
+    )
+    return settings.replace(
+        hosting={
+            name: getattr(hosting, name)
+            for name in (
+                "layer",
+                "hidden_dim",
+                "optimizer",
+                "learning_rate",
+                "seed",
+                "threads",
+                "max_batch_rows",
+            )
+        }
+    )
+
+
+def _report(
+    sim: Simulation, same: Alone, others: Sequence[Alone], found: Sequence[Together]
+) -> None:
+    report, threshold = sim.report, sim.parameters["threshold"]
+    alone = same.seconds_to(threshold)
+    at_best = [each.seconds_to(threshold) for each in (same, *others)]
+    least = min((each for each in at_best if each is not None), default=None)
+    rows = []
+    for each in found:
+        seconds = each.seconds_to(threshold)
+        speed_up = _ratio(alone, seconds)
+        updates = sum(event.updates for event in each.trained)
+        stale = sum(event.stale for event in each.trained)
+        rows.append(
+            (
+                each.mode,
+                seconds,
+                speed_up,
+                _ratio(least, seconds),
+                max((event.round for event in each.rounds), default=0),
+                100 * each.means[-1][1] if each.means else None,
+                100 * each.test,
+                sum(event.staleness * event.updates for event in each.trained) / max(1, updates),
+                max((event.max_staleness for event in each.trained), default=0),
+                stale,
+                sum(event.samples for event in each.trained),
+            )
+        )
+    best = max((row[2] for row in rows if row[2] is not None), default=None)
+    report.figure(
+        "speed-up at equal accuracy",
+        best,
+        "x",
+        goal=at_least(_GOAL),
+        detail=f"{100 * threshold:.0f} % of the hold-out, in the fastest mode, against one process"
+        " with the same network, micro-batch and learning rate"
+        + ("" if alone is None else f", which takes {alone:.2f} s"),
+    )
+    report.figure(
+        "speed-up against one process at its best",
+        max((row[3] for row in rows if row[3] is not None), default=None),
+        "x",
+        detail="the same, where one process may take the best of"
+        f" {len(at_best)} settings of micro-batch and learning rate, and the swarms may not",
+    )
+    report.table(
+        "the modes",
+        [
+            "mode",
+            Axis("time", "s"),
+            Axis("speed-up", "x"),
+            Axis("against its best", "x"),
+            "rounds",
+            Axis("hold-out", "%"),
+            Axis("test", "%"),
+            "mean staleness",
+            "most",
+            "samples dropped as stale",
+            "samples",
+        ],
+        rows,
+        caption="Until the mean of the participants' scores is at the threshold. Staleness counts"
+        " the steps that a layer took between a micro-batch's forward and backward pass.",
+    )
+    report.table(
+        "one process",
+        ["micro-batch", "learning rate", Axis("time", "s"), Axis("test", "%")],
+        [
+            (each.batch, each.rate, each.seconds_to(threshold), 100 * each.test)
+            for each in (same, *others)
+        ],
+    )
+    _plot(report, same, found, threshold)
+    report.note(
+        "Nodes, calls, gossip, weights, averaging and rounds are the product's own code on a"
+        " virtual network and clock. Weights are really trained and scored. How long a device"
+        " computes is modelled by what was measured of the same layers (the compute parameters);"
+        " encoding, hashing and copying take no time. One process does the same work on the same"
+        " images from the same first weights, and scores after as many examples as a participant."
+    )
+
+
+def _plot(report: Report, same: Alone, found: Sequence[Together], threshold: float) -> None:
+    lines = [("one process", same.looks), *((each.mode, each.means) for each in found)]
+    for name, points in lines:
+        report.series(
+            name,
+            [at for at, _ in points],
+            [100 * score for _, score in points],
+            x_label="virtual time",
+            x_unit="s",
+            y_label="accuracy on the hold-out",
+            y_unit="%",
+        )
+    report.plot(
+        "accuracy over time",
+        [name for name, _ in lines],
+        caption=f"Of the swarms the mean over participants. All stop at {100 * threshold:.0f} %.",
+    )
+    for each in found:
+        numbers = sorted({event.round for event in each.rounds})
+        report.series(
+            f"{each.mode}, by round",
+            numbers,
+            [
+                100 * statistics.fmean([e.score for e in each.rounds if e.round == number])
+                for number in numbers
+            ],
+            x_label="round",
+            y_label="mean score",
+            y_unit="%",
+            label=each.mode,
+        )
+    report.plot("scores over rounds", [f"{each.mode}, by round" for each in found])
+
+
+def _ratio(alone: float | None, together: float | None) -> float | None:
+    return None if alone is None or together is None else alone / together
