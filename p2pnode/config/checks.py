@@ -66,6 +66,7 @@ _MAY_BE_ZERO: Final = frozenset(
         "relay.circuit_seconds",
         "relay.max_rate",
         "rounds.max_loss",
+        "rounds.outer_momentum",
         "rounds.slack",
         "rounds.start_peers",
         "sequential.kept_bytes",

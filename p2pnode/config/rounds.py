@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
+from p2pnode.config.experts import CODECS
 from p2pnode.errors import ConfigError
 
 MODES: Final = ("best", "average", "diloco")
+AGGREGATORS: Final = ("mean", "trimmed-mean", "centered-clipping")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,13 @@ class RoundsSettings:
     min_hold_out: int = 100  # examples; a claim that was scored on fewer is not looked at
     false_alarm: float = 1e-4  # how probable it may be that an honest claim is taken for a lie
     slack: float = 0.02  # of a score, by which the difficulty of two hold-outs may differ
+
+    # Of the modes that average.
+    aggregator: str = "mean"  # or one that a minority of liars cannot move far
+    codec: str = "none"  # in which weights travel to be averaged
     max_loss: float = 0.02  # of one's own score, by which averaged weights may be worse
+    outer_rate: float = 0.7  # of diloco's outer step
+    outer_momentum: float = 0.9
 
     def __post_init__(self) -> None:
         """Check what a single value does not show.
@@ -37,6 +45,12 @@ class RoundsSettings:
         """
         if self.mode not in MODES:
             raise ConfigError(f"rounds.mode must be one of {', '.join(MODES)}, not {self.mode!r}")
+        if self.aggregator not in AGGREGATORS:
+            raise ConfigError(f"rounds.aggregator must be one of {', '.join(AGGREGATORS)}")
+        if self.codec not in CODECS:
+            raise ConfigError(f"rounds.codec must be one of {', '.join(CODECS)}")
+        if self.outer_momentum >= 1:
+            raise ConfigError("rounds.outer_momentum must be less than 1")
         for name in ("threshold", "slack", "max_loss"):
             if getattr(self, name) > 1:
                 raise ConfigError(f"rounds.{name} is a part of 1, as scores are")
