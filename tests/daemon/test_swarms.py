@@ -64,8 +64,8 @@ async def test_a_daemon_tells_who_shares_its_layers_and_what_they_announce(daemo
     swarm = second.swarms.swarm(UID)
     with trio.fail_after(20):
         await swarm.wait_until(lambda: bool(swarm.members))
-        shown = await ask(first, "swarm", uid="digits/ffn.0")
         await swarm.announce(Claim(round=2, score=0.75, scored_on=300, weights=b"w" * 32))
+        shown = await ask(first, "swarm", uid="digits/ffn.0")
         while not any(each["announcement"] for each in shown["members"]):
             shown = await ask(first, "swarm", uid="digits/ffn.0", since=shown["revision"], wait=5)
         while len((await ask(first, "swarms"))["swarms"]) != 1:
