@@ -21,7 +21,13 @@ import trio
 from multiaddr import Multiaddr
 
 from p2pnode import __version__
-from p2pnode.config import HostingSettings, NodeSettings, PlacementSettings, Settings
+from p2pnode.config import (
+    HostingSettings,
+    NodeSettings,
+    PlacementSettings,
+    RoundsSettings,
+    Settings,
+)
 from p2pnode.daemon.control.service import ControlServer
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.descriptions import Descriptions
@@ -268,6 +274,17 @@ class Node:
     def membership_of(self, run: str) -> Membership:
         """Return this node's membership of a run; a run without one is open."""
         return self._runs.get_or_open(run)
+
+    async def agreed_rounds(self, run: str) -> RoundsSettings:
+        """Return how the swarms of a run train: as its owner has said, or as this node's settings.
+
+        Raises:
+            ConfigError: what the owner has said does not fit here.
+        """
+        assert self._descriptions is not None, "the node is not running"
+        return await self._descriptions.agreed_rounds(
+            self.membership_of(run), self.settings.rounds
+        )
 
     async def host_experts(self, uids: Sequence[Uid], settings: HostingSettings) -> list[Uid]:
         """Host more experts, restored from their checkpoints where there are any.

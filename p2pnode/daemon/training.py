@@ -14,6 +14,7 @@ from p2pnode.daemon.node import Node
 from p2pnode.errors import ConfigError, PermissionDeniedError
 from p2pnode.events import Event
 from p2pnode.rpc.client import TensorClient
+from p2pnode.swarm.rounds.averaging import SwarmAveraging
 from p2pnode.swarm.rounds.events import RoundsEnded
 from p2pnode.swarm.rounds.service import Rounds
 from p2pnode.trainer.calls import ExpertCaller
@@ -41,8 +42,9 @@ class LayerwiseTraining:
             await nursery.start(node.run)
             ended = await LayerwiseTraining(node, uid, part, layers=2).run()
 
-    Rounds are as `rounds`, and calls as `layerwise` in the node's settings say, which are to be the
-    same for all participants. The node's events tell of `SamplesTrained`, `RoundEnded` and others.
+    Rounds are as the run's owner has said (`p2pnode run describe`), or as `rounds` in the node's
+    settings; calls are as `layerwise` there, which is to be the same for all participants. The
+    node's events tell of `SamplesTrained`, `RoundEnded` and others.
 
     Args:
         node: it runs, and hosts the layer.
@@ -87,7 +89,7 @@ class LayerwiseTraining:
             layers=layers,
             settings=settings.layerwise,
         )
-        learner = LayerwiseLearner(
+        self._learner = LayerwiseLearner(
             self.network,
             hosting.experts,
             part,
@@ -96,14 +98,7 @@ class LayerwiseTraining:
             events=node.events,
             seed=seed,
         )
-        self.rounds = Rounds(
-            own,
-            learner,
-            swarm=node.swarms.swarm(uid),
-            weights=hosting.weights,
-            settings=settings.rounds,
-            events=node.events,
-        )
+        self._hosting = hosting
 
     async def run(self) -> RoundsEnded:
         """Wait for the other layers, and train until the threshold or the last round.
@@ -111,8 +106,27 @@ class LayerwiseTraining:
         The layer is served on afterwards, for those who still train.
 
         Raises:
+            ConfigError: what the run's owner has said of its rounds does not fit here.
             P2PNodeError: the layer cannot be scored or published before training.
         """
+        node, own, hosting = self._node, self.network.own, self._hosting
+        settings, swarm = await node.agreed_rounds(self._uid.run), node.swarms.swarm(self._uid)
+        rounds = Rounds(
+            own,
+            self._learner,
+            swarm=swarm,
+            weights=hosting.weights,
+            settings=settings,
+            events=node.events,
+            averaging=None
+            if settings.mode == "best"
+            else SwarmAveraging(own, hosting.experts, swarm, hosting.reducer, settings),
+        )
+        await self._wait_complete()
+        return await rounds.run()
+
+    async def _wait_complete(self) -> None:
+        """Wait until somebody hosts each layer of the network."""
         told: list[str] = []
         while missing := await self.network.missing():
             names = [uid.name for uid in missing]
@@ -120,4 +134,3 @@ class LayerwiseTraining:
                 told = names
                 self._node.events.emit(LayersMissing(layers=names))
             await trio.sleep(_LOOK_EVERY)
-        return await self.rounds.run()

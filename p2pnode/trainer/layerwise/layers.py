@@ -30,11 +30,12 @@ def layer_names(layers: int) -> list[str]:
     return [f"{__name__}:{kind.__name__}" for kind in kinds]
 
 
-def _pixel_rows(_hidden_dim: int) -> Sequence[TensorSpec]:
+def pixel_rows(_hidden_dim: int) -> Sequence[TensorSpec]:
+    """Describe images: one float32 tensor of shape (rows, PIXELS)."""
     return (TensorSpec("float32", (None, PIXELS)),)
 
 
-@register_layer("images-entry", inputs=_pixel_rows)
+@register_layer("images-entry", inputs=pixel_rows)
 class Entry(nn.Module):
     """From pixels to the first hidden activations."""
 

@@ -90,13 +90,14 @@ class LayerwiseLearner:
         tally = Tally()
         lane = await self._network.lane()
         size = self._settings.batch
-        sizes = iter([size] * (samples // size) + [samples % size] * (samples % size > 0))
+        sizes = [size] * (samples // size) + [samples % size] * (samples % size > 0)
+        turns = enumerate(sizes)
         failures: list[P2PNodeError] = []
 
         async def work() -> None:
-            for rows in sizes:
+            for turn, rows in turns:
                 try:
-                    await self._pass(self._batches.draw(rows), lane, tally)
+                    await self._pass(self._batches.draw(rows), turn, lane, tally)
                 except StaleUpdateError:
                     tally.stale += rows
                 except P2PNodeError as error:
@@ -110,12 +111,13 @@ class LayerwiseLearner:
         if failures and not tally.samples:
             raise failures[0]
 
-    async def _pass(self, batch: Examples, lane: Lane, tally: Tally) -> None:
+    async def _pass(self, batch: Examples, turn: int, lane: Lane, tally: Tally) -> None:
         """Run one micro-batch forward and backward through all layers."""
         network, visits, passing = self._network, [], batch.inputs
         for number in range(network.layers):
-            passing, visit = await network.forward(number, passing, lane)
-            tally.rerouted += visit.by != lane.hosts.get(number)
+            first = lane.host(number, turn)
+            passing, visit = await network.forward(number, passing, first)
+            tally.rerouted += visit.by != first
             visits.append(visit)
         gradients = self._gradients(passing, batch.targets)
         for number in reversed(range(network.layers)):
@@ -166,27 +168,27 @@ class LayerwiseLearner:
         candidate = None if checkpoint is None else await self._build(checkpoint)
         lane = await self._network.lane()
         held_out = self._part.held_out
-        pieces = iter(torch.split(torch.arange(len(held_out)), self._settings.batch))
+        pieces = enumerate(torch.split(torch.arange(len(held_out)), self._settings.batch))
         right = 0
 
         async def work() -> None:
             nonlocal right
-            for rows in pieces:
+            for turn, rows in pieces:
                 examples = held_out.take(rows)
-                outputs = await self._infer(examples.inputs, lane, candidate)
+                outputs = await self._infer(examples.inputs, turn, lane, candidate)
                 right += int((outputs.argmax(dim=1) == examples.targets).sum())
 
         await self._at_once(work)
         return right / len(held_out)
 
     async def _infer(
-        self, inputs: torch.Tensor, lane: Lane, candidate: ExpertBackend | None
+        self, inputs: torch.Tensor, turn: int, lane: Lane, candidate: ExpertBackend | None
     ) -> torch.Tensor:
         for number in range(self._network.layers):
             if candidate is not None and number == self._network.number:
                 inputs = await self._run(candidate, inputs)
             else:
-                inputs, _ = await self._network.forward(number, inputs, lane)
+                inputs, _ = await self._network.forward(number, inputs, lane.host(number, turn))
         return inputs
 
     async def _build(self, checkpoint: Checkpoint) -> ExpertBackend:

@@ -19,7 +19,7 @@ from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.age import Age
 from p2pnode.rpc.codecs.names import find_codec
 from p2pnode.trainer.calls import ExpertCaller
-from p2pnode.trainer.layerwise.lanes import partner
+from p2pnode.trainer.layerwise.lanes import partners
 from p2pnode.trainer.sources import CallPolicy, ExpertCall
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
@@ -40,7 +40,12 @@ class Visit:
 class Lane:
     """Whom a participant works with, by the number of the layer; itself at its own."""
 
-    hosts: dict[int, PeerId | None] = field(default_factory=dict)
+    hosts: dict[int, tuple[PeerId, ...]] = field(default_factory=dict)
+
+    def host(self, layer: int, turn: int) -> PeerId | None:
+        """Return whom the micro-batch of this number goes to, if anybody is known."""
+        hosts = self.hosts.get(layer)
+        return hosts[turn % len(hosts)] if hosts else None
 
 
 class SwarmNetwork:
@@ -103,13 +108,18 @@ class SwarmNetwork:
             for uid in self.uids
         ]
         mates = swarms[self.number]
-        lane = {n: partner(self._peer_id, mates, hosts) for n, hosts in enumerate(swarms)}
-        return Lane({**lane, self.number: self._peer_id})
+        lane = {n: partners(self._peer_id, mates, hosts) for n, hosts in enumerate(swarms)}
+        return Lane({**lane, self.number: (self._peer_id,)})
 
     async def forward(
-        self, number: int, inputs: torch.Tensor, lane: Lane
+        self, number: int, inputs: torch.Tensor, first: PeerId | None
     ) -> tuple[torch.Tensor, Visit]:
         """Compute a layer's outputs.
+
+        Args:
+            number: of the layer.
+            inputs: what it takes.
+            first: which host is asked before others, as `Lane.host` says.
 
         Raises:
             P2PNodeError: nobody could.
@@ -123,7 +133,7 @@ class SwarmNetwork:
         call = ExpertCall(
             name=self.uids[number].name,
             inputs=(inputs,),
-            answered_by=lane.hosts.get(number),
+            answered_by=first,
             age=age,
         )
         answer = await self._caller.forward(call, self._policy)
