@@ -15,7 +15,7 @@ SWARM: Final[Mapping[str, Parameter]] = {
         choices=("mean", "trimmed-mean", "centered-clipping"),
     ),
     "peers": Parameter(10, "that take part, liars included", minimum=2, maximum=64),
-    "rounds": Parameter(30, "until the training ends", minimum=1),
+    "rounds": Parameter(25, "until the training ends", minimum=1),
     "samples": Parameter(300, "that each participant trains on in a round", minimum=1),
     "held_out": Parameter(100, "of its images, that each one scores on", minimum=10),
     "batch": Parameter(20, "images of a step", minimum=1),
