@@ -299,6 +299,41 @@ async def test_a_disk_that_fails_in_the_middle_leaves_nothing(
         assert list(taker.directory.iterdir()) == []
 
 
+async def test_where_the_system_cannot_say_what_is_in_memory_chunks_are_read_in_the_worker(
+    holders, make_checkpoint, is_same, autojump_clock, monkeypatch
+):
+    async with holders() as net:
+        source, taker = await net.add(), await net.add()
+        name = await source.has(make_checkpoint())
+        inline = StateFile.read_cached
+        found = []
+
+        def noted(self, buffer, offset):
+            found.append(inline(self, buffer, offset))
+            return found[-1]
+
+        monkeypatch.setattr(StateFile, "read_cached", noted)
+        monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
+        state = await taker.client.fetch(UID, name, [source.peer_id])
+        assert is_same(await taker.store.load(state), make_checkpoint())
+        assert len(found) == len(state.manifest.chunks)
+        assert not any(found)
+
+
+async def test_a_holder_whose_file_was_cut_off_says_so_and_is_not_accused(
+    holders, make_checkpoint, autojump_clock
+):
+    async with holders() as net:
+        source, taker = await net.add(), await net.add()
+        name = await source.has(make_checkpoint())
+        os.truncate(next(source.directory.glob("*.state")), 5000)
+        with taker.host.events.subscribe(PeerMisbehaved) as reports:
+            with pytest.raises(TransferError, match="shorter than it should be"):
+                await taker.client.fetch(UID, name, [source.peer_id])
+            with trio.move_on_after(1):
+                pytest.fail(str(await reports.get()))
+
+
 async def test_versions_are_made_only_when_an_expert_has_stepped_and_not_too_often(
     holders, make_checkpoint, autojump_clock
 ):
