@@ -257,8 +257,13 @@ class Hosting:
 
     @property
     def throughput(self) -> float:
-        """Rows a second through each expert when all are in use; 0 before it was measured."""
-        return self._meter.speed / max(len(self._experts.uids) + self._loading, 1)
+        """Rows a second through each expert when all are in use; 0 before it was measured.
+
+        The line carries no more than its owner allows, however fast the device is.
+        """
+        limits = self._settings.limits
+        speed = self._meter.speed / max(len(self._experts.uids) + self._loading, 1)
+        return min(speed, self._meter.carried(limits.max_download, limits.max_upload))
 
     @property
     def experts(self) -> ExpertHost:
@@ -274,6 +279,14 @@ class Hosting:
     def is_aside(self) -> bool:
         """Whether nothing is served, as the machine's owner wants it."""
         return self._is_aside
+
+    async def kept(self, uids: Sequence[Uid]) -> list[Uid]:
+        """Return those of `uids`, named by id, whose states are on this disk.
+
+        Raises:
+            CheckpointError: they cannot be looked for.
+        """
+        return await self._experts.kept(uids)
 
     async def capacity(self, uid: Uid, settings: HostingSettings) -> int:
         """Return how many experts like this one fit into the memory that this node may use.

@@ -42,6 +42,9 @@ class _HostedRun(PlacedHost):
     def throughput(self) -> float:
         return self._hosting.throughput
 
+    async def kept(self, units: Sequence[Uid]) -> list[Uid]:
+        return await self._hosting.kept(units)
+
     @property
     def is_movable(self) -> bool:
         return not self._hosting.is_aside

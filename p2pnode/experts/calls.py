@@ -221,6 +221,7 @@ class ServedExperts(CallHandler):
             rows=step.hidden.shape[0],
             positions=step.hidden.shape[1],
             inputs=(step,),
+            size=step.hidden.nbytes,
             arrived=trio.current_time(),
             deadline=deadline,
         )
@@ -338,6 +339,7 @@ class ServedExperts(CallHandler):
             gradients=gradients,
             key=key,
             age=age,
+            size=sum(each.nbytes for each in (*inputs, *gradients)),
             arrived=trio.current_time(),
             deadline=deadline,
         )
@@ -421,7 +423,7 @@ class ServedExperts(CallHandler):
 
     def _settled(self, batch: Batch, seconds: float) -> None:
         uid = batch.uids[0]
-        failed = 0
+        failed, given = 0, 0
         for call in batch.calls:
             self._forget_pending(call)
             if isinstance(call.outcome, ExpertFailedError):
@@ -430,8 +432,11 @@ class ServedExperts(CallHandler):
             if isinstance(call.outcome, list | ExpertFailedError):
                 for each in batch.uids:
                     self._on_outcome(self._experts[each], isinstance(call.outcome, Exception))
-            if call.kind == "backward" and not isinstance(call.outcome, P2PNodeError):
-                size = sum(tensor.nbytes for tensor in call.outcome)
+            if isinstance(call.outcome, P2PNodeError):
+                continue
+            size = sum(tensor.nbytes for tensor in call.outcome)
+            given += size
+            if call.kind == "backward":
                 self._replay.record(batch.uids, call.key, call.outcome, size)
         self._events.emit(
             BatchComputed(
@@ -442,6 +447,8 @@ class ServedExperts(CallHandler):
                 rows=sum(call.rows for call in batch.calls),
                 failed=failed,
                 seconds=seconds,
+                bytes_taken=sum(call.size for call in batch.calls),
+                bytes_given=given,
             )
         )
 

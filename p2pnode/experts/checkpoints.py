@@ -124,6 +124,14 @@ class CheckpointStore:
         self._delete_oldest(uid, [*files, path])
         return path
 
+    def has(self, uid: Uid) -> bool:
+        """Tell whether there is any checkpoint of an expert, intact or not.
+
+        Raises:
+            CheckpointError: its folder cannot be listed.
+        """
+        return bool(self._files(uid))
+
     def _files(self, uid: Uid) -> list[Path]:
         """List an expert's files, the oldest first.
 

@@ -49,6 +49,8 @@ class BatchComputed(Event):
     rows: int
     failed: int
     seconds: float
+    bytes_taken: int = 0  # of the tensors that were computed, in memory,
+    bytes_given: int = 0  # and of their answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

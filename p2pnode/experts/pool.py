@@ -62,6 +62,7 @@ class Call:
     arrived: float
     deadline: float
     dropped: bool = False  # taken back before it was computed
+    size: int = 0  # bytes of its tensors
     outcome: Any = None  # the answer, or the exception that is its failure
 
     @property

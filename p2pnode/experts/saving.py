@@ -1,6 +1,6 @@
 """Experts on the disk of their host: read when they are added, written when they have learnt."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -54,6 +54,15 @@ class Keeper:
         """
         store = self._store
         return None if store is None else await self._disk(lambda: store.load(uid))
+
+    async def kept(self, uids: Sequence[Uid]) -> list[Uid]:
+        """Return those of `uids` of which there are checkpoints.
+
+        Raises:
+            CheckpointError: a folder cannot be listed.
+        """
+        store = self._store
+        return [] if store is None else await self._disk(lambda: list(filter(store.has, uids)))
 
     def tell_skipped(self, uid: Uid, restored: Restored | None) -> None:
         """Tell of the checkpoints that were newer, but are damaged."""

@@ -172,6 +172,14 @@ class ExpertHost(ServedExperts):
                 self._admit(hosted, restored)
         return [status for status in self.status() if status.uid in set(wanted)]
 
+    async def kept(self, uids: Sequence[Uid]) -> list[Uid]:
+        """Return those of `uids`, hosted or not, that have checkpoints here.
+
+        Raises:
+            CheckpointError: they cannot be looked for.
+        """
+        return await self._keeper.kept(uids)
+
     async def remove(self, uids: Iterable[Uid]) -> None:
         """Stop hosting some experts, once their queued calls are answered and they are saved.
 

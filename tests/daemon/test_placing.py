@@ -39,9 +39,9 @@ class _Volunteers:
         self.first = None
         self.count = 0
 
-    async def start(self, *, placement=None, owner=None, **node):
+    async def start(self, *, placement=None, owner=None, again=None, limits=None, **node):
         self.count += 1
-        directory = DataDir(self.path / str(self.count))
+        directory = DataDir(self.path / str(again or self.count))
         if self.first is None:
             runs = RunStore(directory)
             runs.create("lm")
@@ -58,6 +58,7 @@ class _Volunteers:
             hosting={"update_period": 0.5, "hidden_dim": 8, "threads": 1},
             placement={"period": 0.3, "back_off": 0.1, **(placement or {})},
             owner=owner or {},
+            limits=limits or {},
             dht={"rejoin_interval": 600.0},
         )
         started = Node(directory, settings, transports=[machine], rng=random.Random(self.count))
@@ -65,10 +66,12 @@ class _Volunteers:
         started.events.on(ExpertAdded, lambda event: started.added.append(event.uid.name))
         started.events.on(ExpertRemoved, lambda event: started.removed.append(event.uid.name))
         scope = started.scope = trio.CancelScope()
+        started.ended = trio.Event()
 
         async def run(*, task_status):
             with scope:
                 await started.run(task_status=task_status)
+            started.ended.set()
 
         await self.nursery.start(run)
         self.first = self.first or started
@@ -138,6 +141,34 @@ async def test_a_daemon_moves_to_layers_that_have_lost_their_host_and_loads_noth
         for each in twins:
             # Also where both went, and one came back: what is loaded was not there.
             assert Counter(each.added) - Counter(each.removed) == Counter(names(each))
+
+
+async def test_a_daemon_that_is_started_again_hosts_what_it_has_checkpoints_of(tmp_path):
+    async with volunteers(tmp_path) as crowd:
+        await crowd.start()
+        await crowd.describe("blocks.[0:4]", layer="nop")
+        await crowd.start(placement={"auto": True})  # all of them
+        one = {"auto": True, "max_layers": 1, "period": 60.0}
+        node = await crowd.start(placement=one)
+        node.scope.cancel()
+        await node.ended.wait()
+        again = await crowd.start(placement=one, again=3)
+        assert names(again) == node.added
+        (shown,) = (await crowd.ask(3, "status"))["placement"]
+        assert shown["why"] == [f"{node.added[0]}: its state is here, 1 host"]
+
+
+async def test_a_daemon_tells_no_speed_that_its_line_does_not_carry(tmp_path):
+    async with volunteers(tmp_path) as crowd:
+        await crowd.start()
+        await crowd.describe("ffn.[0:2]", layer="nop")
+        node = await crowd.start(
+            placement={"auto": True}, limits={"max_upload": 64_000, "max_download": 1_000_000}
+        )
+        hosting = node._hosting
+        while not hosting.throughput:  # noqa: ASYNC110  # real time
+            await trio.sleep(0.05)
+        assert hosting.throughput == pytest.approx(64_000 / (8 * 4))  # rows of 8 float32
 
 
 async def test_experts_are_chosen_in_a_running_daemon_too_and_its_speed_is_told(tmp_path):

@@ -9,8 +9,9 @@ so that one stretch serves a call without a hop between its layers. A server mov
 go if it came now, under two conditions. All rates, sorted, must come later than before, so no move
 slows the slowest layer down, and moves end: each one climbs. And the pipeline must become faster by
 a factor once those that this allows to move have moved, too; often no single move raises the
-minimum. Where no stretch would do, but a layer has no server and one of ours has another, too, that
-one is swapped.
+minimum. A node that comes back and has the states of some layers stands where it stood, unless it
+would move away from there at once. Where no stretch would do, but a layer has no server and one of
+ours has another, too, that one is swapped.
 
 *Experts.* They are chosen one by one: the slowest ones, and an expert is swapped for another one if
 the slower of the two becomes faster by the factor.
@@ -99,7 +100,14 @@ class Decision:
     after: float
 
 
-def decide(offer: Offer, others: Sequence[Server], own: Server, chance: float) -> Decision:
+def decide(
+    offer: Offer,
+    others: Sequence[Server],
+    own: Server,
+    chance: float,
+    *,
+    kept: Sequence[int] = (),
+) -> Decision:
     """Decide what `own` should host.
 
     Args:
@@ -108,12 +116,15 @@ def decide(offer: Offer, others: Sequence[Server], own: Server, chance: float) -
             the median of the speeds known.
         own: this node; `units` is empty when it hosts nothing yet.
         chance: drawn from [0, 1); spreads newcomers that see the same.
+        kept: units whose states a newcomer has from an earlier time.
     """
     *others, own = with_speeds([*sorted(others, key=lambda each: each.name), own])
     without = rates_of(offer.units, others)
     now = _joined(without, own)
     if len(own.units) != offer.length:
-        moved = replace(own, units=_newcomers_choice(offer, without, own.units, chance))
+        moved = _returned(offer, others, own, without, kept) or replace(
+            own, units=_newcomers_choice(offer, without, own.units, chance)
+        )
         then = _joined(without, moved)
     elif offer.is_pipeline:
         moved, then = _better_stretch(offer, others, own, without)
@@ -150,6 +161,27 @@ def _joined(without: Rates, server: Server) -> Rates:
     rates = without.copy()
     rates[list(server.units)] += server.rate
     return rates
+
+
+def _returned(
+    offer: Offer, others: Sequence[Server], own: Server, without: Rates, kept: Sequence[int]
+) -> Server | None:
+    """Return a newcomer where most of what it keeps is; None if it would not stay there."""
+    if own.units or not kept:
+        return None
+    length = offer.length
+    if offer.is_pipeline:
+        starts = _nearest(range(offer.units - length + 1), length, kept)
+        slowest = {start: sorted(without[start : start + length].tolist()) for start in starts}
+        start = min(starts, key=lambda each: (slowest[each], each))
+        back = replace(own, units=tuple(range(start, start + length)))
+        stays, _ = _better_stretch(offer, others, back, without)
+    else:
+        mine = set(kept)
+        order = sorted(range(offer.units), key=lambda unit: (unit not in mine, without[unit], unit))
+        back = replace(own, units=tuple(sorted(order[:length])))
+        stays = _swapped(back, without, min_gain=offer.min_gain)
+    return back if stays.units == back.units else None
 
 
 def _newcomers_choice(

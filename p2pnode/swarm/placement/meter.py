@@ -1,5 +1,6 @@
-"""How fast this node's device is, from the batches that it computes."""
+"""How fast this node is, from the batches that it computes."""
 
+import math
 from typing import Final
 
 from p2pnode.experts.events import BatchComputed
@@ -20,18 +21,47 @@ class Meter:
     def __init__(self) -> None:
         self._rows = 0.0
         self._seconds = 0.0
+        self._passed = 0.0  # rows that came and went, whatever the layers they ran through
+        self._taken = 0.0  # bytes of their tensors as they came,
+        self._given = 0.0  # and as they went
 
     @property
     def speed(self) -> float:
         """Rows forward through one layer in a second of computing; 0 before the first batch."""
         return self._rows / self._seconds if self._seconds > 0 else 0.0
 
+    def carried(self, download: float, upload: float) -> float:
+        """Return how many rows a second a line carries, counted as `speed` counts them.
+
+        Tensors count with their bytes in memory: a codec that callers choose makes them smaller.
+
+        Args:
+            download: bytes a second that may come; 0 for any number.
+            upload: the same of those that may go.
+
+        Returns:
+            Infinity where there is no limit, or nothing was measured yet.
+        """
+        rates = [
+            limit * self._passed / size
+            for limit, size in ((download, self._taken), (upload, self._given))
+            if limit and size
+        ]
+        return min(rates, default=math.inf)
+
     def receive(self, event: BatchComputed) -> None:
         """Count a batch; one of which calls failed does not count, as it may have ended early."""
         if event.failed or event.seconds <= 0:
             return
-        self._rows += event.rows * event.span * _WORK.get(event.kind, 1.0)
+        work = event.rows * _WORK.get(event.kind, 1.0)
+        self._rows += work * event.span
         self._seconds += event.seconds
+        self._passed += work
+        self._taken += event.bytes_taken
+        self._given += event.bytes_given
         if self._seconds > _MEMORY:
             self._rows /= 2
             self._seconds /= 2
+            self._passed /= 2
+            self._taken /= 2
+            self._given /= 2

@@ -41,6 +41,12 @@ class PlacedHost(ABC):
     def throughput(self) -> float:
         """Rows a second through each of them when all are in use; 0 when not known."""
 
+    async def kept(self, units: Sequence[Uid]) -> list[Uid]:
+        """Return those of `units` whose states are here from an earlier time; none by default."""
+        del units
+        await trio.lowlevel.checkpoint()
+        return []
+
     @property
     def is_movable(self) -> bool:
         """Whether `place` may be called now."""
@@ -139,7 +145,8 @@ class Placement:
             servers = await self._look()
         except NoPeersError:  # this node is the first one
             servers = []
-        await self._follow(servers, self._decide(servers))
+        kept = [self._numbers[uid] for uid in await self._host.kept(self._units)]
+        await self._follow(servers, self._decide(servers, kept), kept)
         task_status.started()
         while True:
             period = self._settings.period * self._rng.uniform(1 - JITTER, 1 + JITTER)
@@ -200,17 +207,19 @@ class Placement:
             for peer_id, units in sorted(rates.items())
         ]
 
-    def _decide(self, servers: Sequence[Server]) -> Decision:
+    def _decide(self, servers: Sequence[Server], kept: Sequence[int] = ()) -> Decision:
         hosted = tuple(
             sorted(self._numbers[uid] for uid in self._host.uids if uid in self._numbers)
         )
         # As others see it: so all come to the same figures.
         speed = told(self._host.throughput) * len(hosted)
         own = Server(str(self._own), hosted, speed)
-        self._last = decide(self._offer, servers, own, self._rng.random())
+        self._last = decide(self._offer, servers, own, self._rng.random(), kept=kept)
         return self._last
 
-    async def _follow(self, servers: Sequence[Server], decision: Decision) -> None:
+    async def _follow(
+        self, servers: Sequence[Server], decision: Decision, kept: Sequence[int] = ()
+    ) -> None:
         hosted = [uid for uid in self._host.uids if uid in self._numbers]
         wanted = [self._units[number] for number in decision.units]
         add = [uid for uid in wanted if uid not in hosted]
@@ -226,7 +235,8 @@ class Placement:
         for uid in remove:
             self._reasons.pop(uid, None)
         for uid in add:
-            self._reasons[uid] = self._reason(others[uid])
+            was_here = self._numbers[uid] in kept
+            self._reasons[uid] = self._reason(others[uid], was_here=was_here)
         self._events.emit(
             PlacementChanged(
                 run_id=self.run_id,
@@ -238,12 +248,13 @@ class Placement:
             )
         )
 
-    def _reason(self, others: int) -> str:
+    def _reason(self, others: int, *, was_here: bool) -> str:
         if self._offer.length == len(self._units):
             return "all there is"
         if not others:
-            return "nobody hosted it"
-        return f"slowest, {others} {'host' if others == 1 else 'hosts'}"
+            return "its state is here" if was_here else "nobody hosted it"
+        hosts = f"{others} {'host' if others == 1 else 'hosts'}"
+        return f"its state is here, {hosts}" if was_here else f"slowest, {hosts}"
 
     def _why(self, uids: Sequence[Uid]) -> list[str]:
         """Say why some are hosted, neighbours with the same reason together."""

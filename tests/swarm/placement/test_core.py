@@ -274,3 +274,49 @@ def test_a_faster_factor_never_makes_servers_more_restless():
         counts.append(swarm.moves)
     assert all(first >= second for first, second in pairwise(counts))
     assert counts[0] > counts[-1]
+
+
+# --- a node that comes back ---------------------------------------------------------------------
+
+
+def test_a_node_that_comes_back_takes_the_layers_it_has_states_of():
+    others = [Server("a", (0, 1, 2, 3), 4.0), Server("b", (4, 5, 6, 7), 4.2)]
+    offer = _offer(8, 4)
+    me = Server("me", (), 4.0)
+    assert decide(offer, others, me, 0.0).units == (0, 1, 2, 3)  # the slower half
+    decision = decide(offer, others, me, 0.0, kept=(5, 6, 7))
+    assert decision.units == (4, 5, 6, 7)
+    assert not decide(offer, others, replace(me, units=decision.units), 0.0).moves
+
+
+def test_a_node_that_comes_back_goes_where_it_would_move_to_anyway():
+    others = [Server("a", (4, 5, 6, 7), 4.0)]
+    decision = decide(_offer(8, 4), others, Server("me", (), 4.0), 0.0, kept=(4, 5, 6, 7))
+    assert decision.units == (0, 1, 2, 3)  # nobody hosts them
+
+
+def test_a_node_that_comes_back_takes_the_experts_it_has_states_of():
+    others = [Server("a", tuple(range(8)), 8.0)]
+    offer = _offer(8, 3, is_pipeline=False)
+    decision = decide(offer, others, Server("me", (), 8.0), 0.0, kept=(1, 4, 6))
+    assert decision.units == (1, 4, 6)
+    more = decide(_offer(8, 5, is_pipeline=False), others, Server("me", (), 8.0), 0.0, kept=(1, 4))
+    assert {1, 4} < set(more.units)
+    assert len(more.units) == 5
+
+
+@settings(deadline=None, max_examples=60)
+@given(_swarms(), st.data())
+def test_whoever_comes_back_hosts_as_much_as_any_newcomer_and_stays(swarm, data):
+    kept = data.draw(st.sets(st.integers(0, swarm.units - 1)))
+    capacity = data.draw(st.integers(1, 10))
+    offer = _offer(swarm.units, capacity, is_pipeline=swarm.is_pipeline)
+    others = list(swarm.servers.values())
+    decision = decide(offer, others, Server("me", (), 2.0), 0.5, kept=sorted(kept))
+    assert len(decision.units) == offer.length
+    back = Server("me", decision.units, 2.0)
+    if (
+        set(decision.units) & kept != set()
+        and decision.units != decide(offer, others, Server("me", (), 2.0), 0.5).units
+    ):
+        assert not decide(offer, others, back, 0.5).moves

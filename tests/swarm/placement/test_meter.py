@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from p2pnode.experts.events import BatchComputed
@@ -36,6 +38,18 @@ def test_batches_count_by_the_time_they_took():
 
 def test_failed_batches_and_those_that_took_no_time_do_not_count():
     assert _speed(_batch(), _batch(rows=9999, failed=1), _batch(rows=9999, seconds=0.0)) == 128.0
+
+
+def test_a_line_carries_what_its_slower_direction_does():
+    meter = Meter()
+    assert meter.carried(1000, 1000) == math.inf
+    meter.receive(_batch(rows=10, bytes_taken=400, bytes_given=100))
+    assert meter.carried(0, 0) == math.inf
+    assert meter.carried(1000, 0) == 25.0
+    assert meter.carried(1000, 50) == 5.0
+    # A backward call counts as three forward ones, here as for the speed.
+    meter.receive(_batch(rows=10, kind="backward", span=4, bytes_taken=800, bytes_given=400))
+    assert meter.carried(1200, 0) == 40.0
 
 
 def test_what_is_long_past_counts_less_and_less():

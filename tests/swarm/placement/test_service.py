@@ -32,6 +32,11 @@ class _Served(PlacedHost):
         self.announcer = None
         self.loaded = []  # every unit, each time it was loaded
         self.failures = 0
+        self.states = []  # from an earlier time
+
+    async def kept(self, units):
+        await trio.lowlevel.checkpoint()
+        return [uid for uid in units if uid in self.states]
 
     @property
     def uids(self):
@@ -74,8 +79,11 @@ class _Volunteers:
         self.all = []
         self.first = None
 
-    async def join(self, capacity, speed=1.0, *, units=LAYERS, is_pipeline=True, failures=0):
+    async def join(
+        self, capacity, speed=1.0, *, units=LAYERS, is_pipeline=True, failures=0, states=()
+    ):
         served = _Served(speed)
+        served.states = list(states)
         served.failures = failures
         known = [self.first] if self.first else []
         node = await self.net.start(known, throughput=lambda: served.throughput)
@@ -232,3 +240,16 @@ async def test_a_move_that_fails_is_told_and_tried_again(volunteers, autojump_cl
         assert any(each.failures for each in twins)
         assert "disk is full" in next(each for each in twins if each.failures).failures[0].reason
         assert sum(each.placement.moves for each in twins) == 1
+
+
+async def test_a_volunteer_that_comes_back_goes_to_the_layers_it_has_states_of(
+    volunteers, autojump_clock
+):
+    async with volunteers() as join:
+        await join(capacity=12, speed=12.0)
+        for first in (0, 3, 6, 9):
+            back = await join(capacity=3, speed=0.1, states=LAYERS[first : first + 3])
+            assert back.units == [uid.name for uid in LAYERS[first : first + 3]]
+            assert back.placement.describe()["why"] == [
+                f"blocks.{first}-{first + 2}: its state is here, 1 host"
+            ]
