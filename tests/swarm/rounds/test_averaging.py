@@ -1,0 +1,127 @@
+"""What a participant makes of the aggregate of all weights."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import trio
+
+from p2pnode.config import RoundsSettings
+from p2pnode.errors import AveragingError
+from p2pnode.experts.backend import ExpertState
+from p2pnode.experts.checkpoints import Checkpoint
+from p2pnode.swarm.averaging.group import TrimmedMean
+from p2pnode.swarm.rounds.averaging import SwarmAveraging
+from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.uids import Uid
+
+UID = Uid("open:test", "ffn.0")
+OWN, OTHER = (PrivateKey.from_seed(bytes([n]) * 32).peer_id for n in (9, 3))
+
+
+class Experts:
+    """A host of one layer."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    async def snapshot(self, uid, *, complete=True):
+        await trio.lowlevel.checkpoint()
+        tensors = {"module.weight": self.weight.clone(), "module.count": torch.tensor(7)}
+        state = ExpertState(tensors=tensors, steps=3, rows=9, layer="ffn", optimizer="sgd")
+        return Checkpoint(state=state, applied=(), complete=False)
+
+
+class Reducer:
+    """Gives the mean of what it is given and of what the other one has."""
+
+    def __init__(self, others):
+        self.others = others
+        self.groups = []
+
+    async def reduce(self, group, tensors, *, timeout):
+        await trio.lowlevel.checkpoint()
+        self.groups.append(group)
+        other = self.others.pop(0)
+        mean = [(each + other) / 2 for each in tensors]
+        return SimpleNamespace(tensors=mean, contributors=(OTHER, OWN))
+
+
+def averaging_of(weight, others, **settings):
+    experts, reducer = Experts(weight), Reducer(others)
+    swarm = SimpleNamespace(peer_id=OWN)
+    averaging = SwarmAveraging(UID, experts, swarm, reducer, RoundsSettings(**settings))
+    return averaging, experts, reducer
+
+
+async def test_the_average_takes_the_place_of_the_weights_and_of_nothing_else():
+    averaging, _, reducer = averaging_of(
+        torch.tensor([1.0, 2.0]), [torch.tensor([3.0, 6.0])], mode="average"
+    )
+    await averaging.begin()
+    mixture = await averaging.average(4, [OTHER])
+    state = mixture.checkpoint.state
+    assert torch.equal(state.tensors["module.weight"], torch.tensor([2.0, 4.0]))
+    assert (state.tensors["module.count"], state.steps, mixture.checkpoint.complete) == (
+        7,
+        3,
+        False,
+    )
+    assert mixture.contributors == (OTHER, OWN)
+    (group,) = reducer.groups
+    assert [each.peer_id for each in group.members] == sorted([OWN, OTHER])
+
+
+async def test_all_members_name_a_round_alike_and_each_round_anew():
+    names = []
+    for number in (1, 2, 2):
+        averaging, _, reducer = averaging_of(torch.ones(1), [torch.ones(1)], mode="average")
+        await averaging.average(number, [OTHER])
+        names.append(reducer.groups[0].round_id)
+    assert names[0] != names[1] == names[2]
+
+
+async def test_a_run_chooses_the_aggregator_and_the_codec():
+    averaging, _, reducer = averaging_of(
+        torch.ones(1),
+        [torch.ones(1)],
+        mode="average",
+        aggregator="trimmed-mean",
+        codec="float16",
+    )
+    await averaging.average(1, [OTHER])
+    assert reducer.groups[0].aggregator == TrimmedMean()
+    assert reducer.groups[0].codec == "float16"
+
+
+async def test_diloco_steps_as_torch_does_with_nesterovs_momentum():
+    torch.manual_seed(3)
+    first = torch.randn(5)
+    reference = torch.nn.Parameter(first.clone())
+    optimizer = torch.optim.SGD([reference], lr=0.7, momentum=0.9, nesterov=True)
+    others = [torch.randn(5) for _ in range(4)]
+    averaging, experts, _ = averaging_of(first.clone(), list(others), mode="diloco")
+    for number, other in enumerate(others, 1):
+        await averaging.begin()
+        anchor = experts.weight
+        experts.weight = anchor + torch.randn(5)  # what it has learnt in the round
+        reference.grad = anchor - (experts.weight + other) / 2
+        optimizer.step()
+        mixture = await averaging.average(number, [OTHER])
+        experts.weight = mixture.checkpoint.state.tensors["module.weight"]
+        torch.testing.assert_close(experts.weight, reference.detach())
+
+
+async def test_diloco_draws_weights_together_that_began_a_round_apart():
+    mine, theirs = torch.zeros(1), torch.ones(1)
+    apart, _, _ = averaging_of(mine, [theirs], mode="diloco", outer_momentum=0.0)
+    await apart.begin()
+    mixture = await apart.average(1, [OTHER])
+    # The mean is 0.5, and the outer rate 0.7.
+    assert mixture.checkpoint.state.tensors["module.weight"].item() == pytest.approx(0.35)
+
+
+async def test_diloco_cannot_step_from_a_round_that_has_not_begun_here():
+    averaging, _, _ = averaging_of(torch.ones(1), [torch.ones(1)], mode="diloco")
+    with pytest.raises(AveragingError, match="has not begun"):
+        await averaging.average(1, [OTHER])
