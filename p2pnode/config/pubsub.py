@@ -97,7 +97,7 @@ class PubSubSettings:
     max_retained_scores: int = 16_384
 
     # The score of a peer.
-    topic_score_cap: float = 0.0  # 0 is none
+    topic_score_cap: float = 100.0  # so that many topics do not outweigh an offence; 0 is none
     app_specific_weight: float = 1.0
     ip_colocation_factor_weight: float = -100.0
     ip_colocation_factor_threshold: int = 5

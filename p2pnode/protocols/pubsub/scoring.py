@@ -113,6 +113,9 @@ class _PeerCounters:
     network: str | None  # None if peers there are not counted
     topics: dict[str, _TopicCounters] = field(default_factory=dict)
     behaviour: float = 0.0
+    # The sum over the topics, until one of them changes. It is asked for in each topic, so that
+    # it would cost the square of their number.
+    sum: float | None = None
 
     @property
     def is_clean(self) -> bool:
@@ -145,6 +148,8 @@ class Scores:
     def set_params(self, topic: str, params: TopicScoreParams) -> None:
         """Count one topic differently from the others."""
         self._params[topic] = params
+        for peer in self._peers.values():
+            peer.sum = None
 
     def params(self, topic: str) -> TopicScoreParams:
         """Return how a topic counts."""
@@ -170,6 +175,7 @@ class Scores:
         """
         if (peer := self._peers.get(peer_id)) is None:
             return
+        peer.sum = None
         for topic, counters in peer.topics.items():
             counters.first_deliveries = 0.0
             counters.leave_mesh(self.params(topic))
@@ -223,7 +229,9 @@ class Scores:
         if (peer := self._peers.get(peer_id)) is None:
             return 0.0
         settings = self._settings
-        total = sum(counters.score(self.params(topic)) for topic, counters in peer.topics.items())
+        if peer.sum is None:
+            peer.sum = sum(each.score(self.params(topic)) for topic, each in peer.topics.items())
+        total = peer.sum
         if settings.topic_score_cap > 0:
             total = min(total, settings.topic_score_cap)
         if self._app_score is not None:
@@ -248,6 +256,7 @@ class Scores:
         for peer_id, peer in self._peers.items():
             if peer_id in self._left:
                 continue  # a score does not mend while its peer stays away
+            peer.sum = None
             for topic, counters in peer.topics.items():
                 counters.decay(self.params(topic), now, zero)
             peer.behaviour *= self._settings.behaviour_penalty_decay
@@ -257,6 +266,7 @@ class Scores:
     def _counters(self, peer_id: PeerId, topic: str) -> _TopicCounters | None:
         if (peer := self._peers.get(peer_id)) is None:
             return None
+        peer.sum = None
         return peer.topics.setdefault(topic, _TopicCounters())
 
     def _forget(self, peer_id: PeerId) -> None:

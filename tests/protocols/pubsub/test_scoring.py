@@ -61,6 +61,15 @@ def test_p2_first_deliveries_count_up_to_their_cap_and_decay():
     assert made.score(A) == 0.0
 
 
+def test_a_topic_that_comes_to_count_differently_does_so_at_once():
+    made = scores(first_message_deliveries_weight=1.0)
+    made.credit_first(A, "t")
+    assert made.score(A) == 1.0
+    doubled = dataclasses.replace(made.params("t"), topic_weight=2.0)
+    made.set_params("t", doubled)
+    assert made.score(A) == 2.0
+
+
 def mesh_scores(**settings):
     return scores(
         mesh_message_deliveries_weight=-1.0,
