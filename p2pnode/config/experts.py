@@ -34,6 +34,24 @@ class RpcSettings:
     codec_inline_bytes: int = 256 * KIB  # of a call's tensors; for less a thread costs more
 
 
+# Of the settings below, those that an expert may change while it is hosted.
+RETUNABLE: Final = frozenset(
+    {
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+        "total_steps",
+        "weight_decay",
+        "beta1",
+        "beta2",
+        "momentum",
+        "clip_grad_norm",
+        "optimizer_policy",
+        "weights_codec",
+    }
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostingSettings:
     """How experts are hosted."""

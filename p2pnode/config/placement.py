@@ -13,6 +13,8 @@ class PlacementSettings:
     max_layers: int = 0  # or experts, that are hosted at once; 0: as many as the memory takes
     period: float = 60.0  # between looks at who hosts what; each comes up to 20 % earlier or later
     back_off: float = 15.0  # at most, before a last look: others may have moved meanwhile
+    # Between looks at what the owners of runs say, also of nodes that do not choose by themselves.
+    renewal_period: float = 300.0
     min_gain: float = 1.2  # by which factor a move has to speed the run's slowest layer up
 
     def __post_init__(self) -> None:

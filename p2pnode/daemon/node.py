@@ -40,6 +40,7 @@ from p2pnode.daemon.owner.service import OwnerService
 from p2pnode.daemon.placing import Placing
 from p2pnode.daemon.reachability import describe_reachability
 from p2pnode.daemon.relaying import describe_relaying
+from p2pnode.daemon.renewing import Renewing
 from p2pnode.daemon.runs import RunStore
 from p2pnode.daemon.swarms import SwarmService
 from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError, NoPeersError
@@ -201,6 +202,14 @@ class Node:
             self._placing = Placing(self.network, self._descriptions, self._rng)
             await services.start(self._descriptions.run)
             await services.start(self._placing.run)
+            renewing = Renewing(
+                self._descriptions,
+                self._placing,
+                hosting=lambda: self._hosting,
+                period=self.settings.placement.renewal_period,
+                events=self.events,
+            )
+            await services.start(renewing.run)
             self._swarms = SwarmService(
                 self.network,
                 self.settings,

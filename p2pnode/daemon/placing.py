@@ -32,6 +32,15 @@ class _HostedRun(PlacedHost):
     ) -> None:
         self._hosting = hosting
         self._membership = membership
+        self.settings = settings
+
+    @property
+    def settings(self) -> HostingSettings:
+        """How what is added is built."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: HostingSettings) -> None:
         self._settings = replace(settings, standby=False)  # it is needed where it goes
 
     @property
@@ -67,6 +76,7 @@ class Placing:
         self._descriptions = descriptions
         self._rng = rng
         self._placements: dict[str, Placement] = {}  # by the run's name
+        self._hosted: dict[str, _HostedRun] = {}  # of those whose units their owner says
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -111,6 +121,7 @@ class Placing:
         if description is not None:
             settings = agreed(settings, description)
         by_id = [uid.in_run(membership.run_id) for uid in members]
+        host = _HostedRun(hosting, membership, settings)
         placed = Placement(
             self._network.directory,
             self._network.peer_id,
@@ -118,19 +129,40 @@ class Placing:
             is_pipeline=kind is Kind.LAYERS,
             capacity=placement.max_layers or await hosting.capacity(by_id[0], settings),
             settings=placement,
-            host=_HostedRun(hosting, membership, settings),
+            host=host,
             events=self._network.host.events,
             rng=self._rng,
         )
 
         assert self._nursery is not None, "it runs as long as the node's services"
         self._placements[membership.name] = placed
+        if not experts and not layers:
+            self._hosted[membership.name] = host
         try:
             await self._nursery.start(placed.run)
         except BaseException:
             del self._placements[membership.name]
+            self._hosted.pop(membership.name, None)
             raise
         self._nursery.start_soon(hosting.measure, self._network.peer_id)
+
+    def renew(self, membership: Membership, description: RunDescription) -> bool:
+        """Choose among what a run's owner says anew, from the next look on.
+
+        Returns:
+            Whether there are other units now. There are never, where flags have named them.
+
+        Raises:
+            ConfigError: the units are of another kind now, or their settings do not fit here.
+        """
+        host = self._hosted.get(membership.name)
+        if host is None:
+            return False
+        kind, members = units_of(membership, description, experts=(), layers=())
+        host.settings = agreed(host.settings, description)
+        return self._placements[membership.name].renew(
+            [uid.in_run(membership.run_id) for uid in members], is_pipeline=kind is Kind.LAYERS
+        )
 
     def stop(self) -> None:
         """Choose no more; what is hosted stays."""

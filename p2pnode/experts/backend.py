@@ -23,6 +23,7 @@ from p2pnode.experts.optimizers import (
     build_optimizer,
     learning_rate,
     moments_of,
+    retune,
     state_from,
     tensors_of,
 )
@@ -292,6 +293,16 @@ class ExpertBackend:
             self._optimizer.step()
         self.steps += 1
         self.rows += rows
+
+    def retune(self, settings: HostingSettings) -> None:
+        """Learn with other options from the next step on.
+
+        Args:
+            settings: with the same optimiser.
+        """
+        self._settings = settings
+        if self._optimizer is not None:
+            retune(self._optimizer, settings)
 
     def diagnose(self) -> str:
         """Try the expert on inputs of its own, and say what is wrong with it; empty if nothing.

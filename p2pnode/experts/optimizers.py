@@ -67,14 +67,25 @@ def build_optimizer(
         )
     if not parameters:
         return None
+    options = _options_of(kind, settings)
+    # One fused kernel for all parameters: for small experts ten times faster than the loop.
+    options["fused" if kind.is_fused else "foreach"] = True
+    return kind.build(parameters, lr=settings.learning_rate, **options)
+
+
+def retune(optimizer: torch.optim.Optimizer, settings: HostingSettings) -> None:
+    """Let an optimiser go on with other options; what it has kept so far stays."""
+    for group in optimizer.param_groups:
+        group.update(_options_of(_KINDS[settings.optimizer], settings))
+
+
+def _options_of(kind: _Kind, settings: HostingSettings) -> dict[str, Any]:
     options: dict[str, Any] = {"weight_decay": settings.weight_decay}
     if kind.has_betas:
         options["betas"] = (settings.beta1, settings.beta2)
     if kind.has_momentum:
         options["momentum"] = settings.momentum
-    # One fused kernel for all parameters: for small experts ten times faster than the loop.
-    options["fused" if kind.is_fused else "foreach"] = True
-    return kind.build(parameters, lr=settings.learning_rate, **options)
+    return options
 
 
 def moments_of(settings: HostingSettings) -> int:

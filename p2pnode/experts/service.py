@@ -1,7 +1,7 @@
 """Hosting: the experts of a node, served from its devices and kept on disk."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -9,7 +9,7 @@ import torch
 import trio
 
 from p2pnode.config import HostingSettings, RpcSettings
-from p2pnode.config.experts import OptimizerPolicy
+from p2pnode.config.experts import RETUNABLE, OptimizerPolicy
 from p2pnode.errors import CheckpointError, ConfigError
 from p2pnode.events import EventBus
 from p2pnode.experts.backend import ExpertBackend, build_backend
@@ -214,6 +214,34 @@ class ExpertHost(ServedExperts):
         """
         (hosted,) = self._find(uid)
         return hosted.settings
+
+    async def retune(self, uid: Uid, settings: HostingSettings) -> None:
+        """Let an expert learn with other options from the next batch on.
+
+        Args:
+            uid: the expert.
+            settings: those it has, with other values of `RETUNABLE` ones.
+
+        Raises:
+            UnknownExpertError: it is not hosted.
+            ConfigError: another setting differs, for which it would have to be built anew.
+        """
+        (hosted,) = self._find(uid)
+        fixed = sorted(
+            each.name
+            for each in fields(settings)
+            if each.name not in RETUNABLE
+            and getattr(settings, each.name) != getattr(hosted.settings, each.name)
+        )
+        if fixed:
+            raise ConfigError(
+                f"{uid.name} was built with another {fixed[0]}; start the node again to build it"
+                " anew"
+            )
+        async with self._devices.between_batches([uid]) as compute:
+            (hosted,) = self._find(uid)
+            await compute(lambda: hosted.backend.retune(settings))
+            hosted.settings = settings
 
     async def snapshot(self, uid: Uid, *, complete: bool = True) -> Checkpoint:
         """Copy an expert between two batches.

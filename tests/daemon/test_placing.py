@@ -14,6 +14,7 @@ from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.node import Node
 from p2pnode.daemon.placing import units_of
+from p2pnode.daemon.renewing import DescriptionNotTaken, DescriptionTaken
 from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import CheckpointError, ConfigError
 from p2pnode.experts.events import ExpertAdded, ExpertRemoved
@@ -82,7 +83,7 @@ class _Volunteers:
         self.runs.describe(
             "lm", kind=Kind.LAYERS, patterns=[pattern], options=options, now=wall_time()
         )
-        assert (await self.ask(1, "run.publish", run="lm"))["stored"] == 1
+        assert (await self.ask(1, "run.publish", run="lm"))["stored"] >= 1
 
     async def ask(self, number, command, **params):
         """Send a command to the daemon that was started as the `number`th."""
@@ -156,6 +157,38 @@ async def test_a_daemon_that_is_started_again_hosts_what_it_has_checkpoints_of(t
         assert names(again) == node.added
         (shown,) = (await crowd.ask(3, "status"))["placement"]
         assert shown["why"] == [f"{node.added[0]}: its state is here, 1 host"]
+
+
+async def test_a_running_daemon_takes_what_the_owner_says_anew_without_a_restart(tmp_path):
+    async with volunteers(tmp_path) as crowd:
+        await crowd.start()
+        await crowd.describe("blocks.[0:4]", layer="nop", learning_rate=0.5)
+        node = await crowd.start(placement={"auto": True, "renewal_period": 0.2})
+        named = await crowd.start(placement={"renewal_period": 0.2}, experts=("blocks.0",))
+        told = []
+        for each in (node, named):
+            each.events.on(DescriptionTaken, told.append)
+            each.events.on(DescriptionNotTaken, told.append)
+        await trio.sleep(1)
+        assert told == []
+
+        def rates(each):
+            experts = each._hosting.experts
+            return {experts.settings(uid).learning_rate for uid in experts.uids}
+
+        assert rates(node) == rates(named) == {0.5}
+        await crowd.describe("blocks.[0:6]", layer="nop", learning_rate=0.25)
+        while len(names(node)) < 6 or rates(named) != {0.25}:  # noqa: ASYNC110  # real time
+            await trio.sleep(0.1)
+        assert rates(node) == {0.25}
+        assert names(named) == ["blocks.0"]  # as its flags say
+        assert Counter(node.added) == Counter(f"blocks.{n}" for n in range(6))
+        assert [type(each) for each in told] == [DescriptionTaken] * 2
+        await crowd.describe("blocks.[0:6]", layer="ffn", learning_rate=0.125)
+        while len(told) < 4:  # noqa: ASYNC110  # real time
+            await trio.sleep(0.1)
+        assert "another layer" in told[-1].reason
+        assert rates(node) == rates(named) == {0.25}
 
 
 async def test_a_daemon_tells_no_speed_that_its_line_does_not_carry(tmp_path):

@@ -570,6 +570,47 @@ async def test_an_overlapping_call_goes_ahead_when_the_first_is_late(
     rig.assert_nothing_is_left()
 
 
+# --- other options --------------------------------------------------------------------------------
+
+
+async def test_an_expert_learns_on_with_other_options_and_what_its_optimiser_has_kept(
+    settings, nursery, autojump_clock
+):
+    settings = dataclasses.replace(settings, optimizer="adam")
+    rig, twin = Rig(settings), build_backend(A, settings)
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    await rig.backward(call_id=numbered(1))
+    twin.backward([X], [G])
+    changed = dataclasses.replace(
+        settings, learning_rate=0.5, beta1=0.5, weight_decay=0.1, clip_grad_norm=1.0
+    )
+    await rig.host.retune(A, changed)
+    assert rig.host.settings(A) == changed
+    twin.retune(changed)
+    unchanged = build_backend(A, settings)
+    unchanged.backward([X], [G])
+    for number in (2, 3):
+        await rig.backward(call_id=numbered(number))
+        twin.backward([X], [G])
+        unchanged.backward([X], [G])
+    mine = await rig.forward()
+    torch.testing.assert_close(mine, twin.forward([X])[0])
+    assert not torch.allclose(mine, unchanged.forward([X])[0])
+    fresh = build_backend(A, changed)  # without the first step's moments
+    for _ in range(3):
+        fresh.backward([X], [G])
+    assert not torch.allclose(mine, fresh.forward([X])[0])
+
+
+async def test_an_expert_that_would_have_to_be_built_anew_is_left_as_it_is(settings):
+    rig = Rig(settings)
+    await rig.host.add([A])
+    with pytest.raises(ConfigError, match="another hidden_dim"):
+        await rig.host.retune(A, dataclasses.replace(settings, hidden_dim=9, learning_rate=0.5))
+    assert rig.host.settings(A) == settings
+
+
 # --- leaving and taking over ----------------------------------------------------------------------
 
 

@@ -9,14 +9,14 @@ met. What a node keeps stays loaded.
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Final
 
 import trio
 
 from p2pnode.config import PlacementSettings
-from p2pnode.errors import NoPeersError, P2PNodeError
+from p2pnode.errors import ConfigError, NoPeersError, P2PNodeError
 from p2pnode.events import Event, EventBus
 from p2pnode.swarm.entries import told
 from p2pnode.swarm.lookup import ExpertDirectory
@@ -134,6 +134,7 @@ class Placement:
         self._rng = rng
         self._reasons: dict[Uid, str] = {}
         self._last: Decision | None = None
+        self._renewed = self._units  # what they are from the next look on
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take a place, then look for a better one again and again; never returns.
@@ -156,6 +157,27 @@ class Placement:
             except P2PNodeError as error:
                 self._events.emit(PlacementFailed(run_id=self.run_id, reason=str(error)))
 
+    def renew(self, units: Sequence[Uid], *, is_pipeline: bool) -> bool:
+        """Choose among other units from the next look on; those that are none any more are left.
+
+        Args:
+            units: as for the constructor.
+            is_pipeline: likewise; it cannot change.
+
+        Returns:
+            Whether they are others than before.
+
+        Raises:
+            ConfigError: layers have become experts, or experts layers.
+        """
+        if is_pipeline != self._offer.is_pipeline:
+            raise ConfigError(
+                "the run's layers have become experts, or its experts layers; start the node again"
+                " to choose among them"
+            )
+        self._renewed = list(units)
+        return self._renewed != self._units
+
     def describe(self) -> dict[str, Any]:
         """Tell what is hosted and why, ready for JSON."""
         last = self._last
@@ -168,7 +190,10 @@ class Placement:
         }
 
     async def _reconsider(self) -> None:
-        if not self._host.is_movable or not self._decide(await self._look()).moves:
+        if not self._host.is_movable:
+            return
+        await self._leave_out()
+        if not self._decide(await self._look()).moves:
             return
         await trio.sleep(self._rng.uniform(0, self._settings.back_off))
         servers = await self._look()
@@ -176,6 +201,18 @@ class Placement:
         if decision.moves and self._host.is_movable:
             await self._follow(servers, decision)
             self.moves += 1
+
+    async def _leave_out(self) -> None:
+        """Stop serving what is no unit of the run any more, and take up those there are now."""
+        if self._renewed == self._units:
+            return
+        units = self._renewed
+        numbers = {uid: number for number, uid in enumerate(units)}
+        if gone := [uid for uid in self._host.uids if uid in self._numbers and uid not in numbers]:
+            await self._host.place((), gone)
+        self._units, self._numbers = units, numbers
+        self._offer = replace(self._offer, units=len(units))
+        self._reasons = {uid: why for uid, why in self._reasons.items() if uid in numbers}
 
     async def _look(self) -> list[Server]:
         """Return who else hosts what, as the index says now.

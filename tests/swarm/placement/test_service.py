@@ -253,3 +253,33 @@ async def test_a_volunteer_that_comes_back_goes_to_the_layers_it_has_states_of(
             assert back.placement.describe()["why"] == [
                 f"blocks.{first}-{first + 2}: its state is here, 1 host"
             ]
+
+
+async def test_the_units_of_a_run_change_while_they_are_hosted(volunteers, autojump_clock):
+    async with volunteers() as join:
+        await join(capacity=1)
+        placed = await join(capacity=6, units=LAYERS[:8])
+        assert len(placed.units) == 6
+        assert not placed.placement.renew(LAYERS[:8], is_pipeline=True)
+        assert placed.placement.renew(LAYERS[:4], is_pipeline=True)  # the others are no more
+        await trio.sleep(120)
+        assert placed.units == [uid.name for uid in LAYERS[:4]]
+        assert placed.placement.describe()["units"] == 4
+        assert placed.placement.renew(LAYERS, is_pipeline=True)  # and here are new ones
+        await trio.sleep(120)
+        assert len(placed.units) == 6
+        assert placed.placement.describe()["units"] == 12
+        assert not placed.failures
+        with pytest.raises(ConfigError, match="have become experts"):
+            placed.placement.renew(LAYERS, is_pipeline=False)
+
+
+async def test_units_that_could_not_be_left_are_left_at_the_next_look(volunteers, autojump_clock):
+    async with volunteers() as join:
+        await join(capacity=1)
+        placed = await join(capacity=12)
+        placed.placement.renew(LAYERS[:4], is_pipeline=True)
+        placed.served.failures = 1
+        await trio.sleep(120)
+        assert len(placed.failures) == 1
+        assert placed.units == [uid.name for uid in LAYERS[:4]]

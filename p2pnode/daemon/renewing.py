@@ -1,0 +1,137 @@
+"""What the owner of a run says anew, while its units are hosted: taken without a restart.
+
+The owner may change how experts learn, and what the run consists of. Both stand in its description,
+which is looked up from time to time. What would need an expert to be built anew, such as another
+layer, is told once, and left for the next start.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from p2pnode.daemon.descriptions import Descriptions
+from p2pnode.daemon.placing import Placing
+from p2pnode.errors import ConfigError, P2PNodeError, UnknownExpertError
+from p2pnode.events import Event, EventBus
+from p2pnode.security.tokens import Membership
+from p2pnode.swarm.description import RunDescription, agreed
+
+if TYPE_CHECKING:
+    from p2pnode.daemon.hosting import Hosting
+
+_NEVER: Final = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescriptionTaken(Event):
+    """What a run's owner has said anew applies from now on."""
+
+    level = "info"
+
+    run: str
+    sequence: int
+    experts: int  # that learn in another way than before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescriptionNotTaken(Event):
+    """What a run's owner has said anew cannot be done here, or not without a restart."""
+
+    level = "warning"
+
+    run: str
+    sequence: int
+    reason: str
+
+
+class Renewing:
+    """Looks at the descriptions of the runs that are hosted, while `run` runs.
+
+    Args:
+        descriptions: what the owners say.
+        placing: told of the units of runs in which this node chooses.
+        hosting: what is hosted; None before anything is.
+        period: seconds between two looks.
+        events: where `DescriptionTaken` and `DescriptionNotTaken` go.
+    """
+
+    def __init__(
+        self,
+        descriptions: Descriptions,
+        placing: Placing,
+        *,
+        hosting: Callable[[], "Hosting | None"],
+        period: float,
+        events: EventBus,
+    ) -> None:
+        self._descriptions = descriptions
+        self._placing = placing
+        self._hosting = hosting
+        self._period = period
+        self._events = events
+        self._seen: dict[str, int] = {}  # by run id, the description that was applied last
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look and apply, again and again; never returns."""
+        task_status.started()
+        while True:
+            await trio.sleep(self._period)
+            hosting = self._hosting()
+            for membership in [] if hosting is None else hosting.memberships():
+                assert hosting is not None, "it has memberships"
+                await self._renew(hosting, membership)
+
+    async def _renew(self, hosting: "Hosting", membership: Membership) -> None:
+        try:
+            description = await self._descriptions.find(membership)
+        except P2PNodeError as error:  # of the disk: what was said before still counts
+            self._tell(membership, _NEVER, str(error))
+            return
+        if description is None or self._seen.get(membership.run_id) == description.sequence:
+            return
+        self._seen[membership.run_id] = description.sequence
+        try:
+            changed = await self._retune(hosting, membership, description)
+            changed_units = self._placing.renew(membership, description)
+        except P2PNodeError as error:
+            self._tell(membership, description.sequence, str(error))
+            return
+        if changed or changed_units:
+            self._events.emit(
+                DescriptionTaken(
+                    run=membership.name, sequence=description.sequence, experts=changed
+                )
+            )
+
+    async def _retune(
+        self, hosting: "Hosting", membership: Membership, description: RunDescription
+    ) -> int:
+        """Let all experts of a run learn as its owner says; returns how many learn otherwise now.
+
+        Raises:
+            ConfigError: some would have to be built anew, or the settings do not fit here.
+        """
+        changed, failures = 0, list[ConfigError]()
+        for uid in hosting.experts.uids:
+            if uid.run != membership.run_id:
+                continue
+            try:
+                settings = hosting.experts.settings(uid)
+                wanted = agreed(settings, description)
+                if wanted != settings:
+                    await hosting.experts.retune(uid, wanted)
+                    changed += 1
+            except UnknownExpertError:  # it has moved away meanwhile
+                continue
+            except ConfigError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        return changed
+
+    def _tell(self, membership: Membership, sequence: int, reason: str) -> None:
+        self._events.emit(
+            DescriptionNotTaken(run=membership.name, sequence=sequence, reason=reason)
+        )
