@@ -32,6 +32,7 @@ class RoundsSettings:
 
     # Of the modes that average.
     aggregator: str = "mean"  # or one that a minority of liars cannot move far
+    group_size: int = 16  # of those that average together, 3 to 64
     codec: str = "none"  # in which weights travel to be averaged
     max_loss: float = 0.02  # of one's own score, by which averaged weights may be worse
     outer_rate: float = 0.7  # of diloco's outer step
@@ -49,6 +50,8 @@ class RoundsSettings:
             raise ConfigError(f"rounds.aggregator must be one of {', '.join(AGGREGATORS)}")
         if self.codec not in CODECS:
             raise ConfigError(f"rounds.codec must be one of {', '.join(CODECS)}")
+        if not 3 <= self.group_size <= 64:
+            raise ConfigError("rounds.group_size must be 3 to 64")
         if self.outer_momentum >= 1:
             raise ConfigError("rounds.outer_momentum must be less than 1")
         for name in ("threshold", "slack", "max_loss"):

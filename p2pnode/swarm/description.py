@@ -70,6 +70,7 @@ SHARED_ROUNDS: Final = tuple(
         "false_alarm",
         "slack",
         "aggregator",
+        "group_size",
         "codec",
         "max_loss",
         "outer_rate",

@@ -1,23 +1,20 @@
 """Averages a layer's weights with the others of a round, and steps on from the average.
 
 In the mode `average` the result is the aggregate of all members' weights. In the mode `diloco` it
-is an outer step towards it, with Nesterov's momentum (Douillard et al. 2023, DiLoCo, algorithm 1):
-what the aggregate differs by from the weights that the round began with, the *anchor*, is a
-gradient
+is an outer step towards it, from the weights that the round began with, the *anchor*. DiLoCo
+averages what each member's weights have moved by. Here the weights are averaged and the own anchor
+is taken off, which is the same as long as all anchors are. Where they are not, since somebody has
+missed a round, it draws them together again.
 
-    velocity = momentum * velocity + (aggregate - anchor)
-    result   = anchor + rate * ((aggregate - anchor) + momentum * velocity)
-
-DiLoCo averages the differences. Here the weights are averaged and the own anchor is taken off,
-which is the same as long as all anchors are. Where they are not, since somebody has missed a round,
-it draws the anchors together again.
+A member that does not come holds the others up once. So whoever was missing from a result is left
+out of the next round; of the next two if he is missing again, then of four, up to `_LONGEST_REST`.
+That is no offence: he may only have been unknown to one of the others.
 
 Whether the result is any good is for the rounds to find out; nothing is adopted here.
 """
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -27,25 +24,27 @@ from p2pnode.errors import AveragingError
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.codecs.names import find_codec
-from p2pnode.swarm.averaging.group import (
-    Aggregator,
-    CenteredClipping,
-    Group,
-    Mean,
-    Member,
-    TrimmedMean,
-)
+from p2pnode.swarm.averaging.group import Aggregator, CenteredClipping, Mean, TrimmedMean
+from p2pnode.swarm.averaging.matchmaking import Candidate, find_group
+from p2pnode.swarm.averaging.outer import OuterSettings, OuterState, outer_step
 from p2pnode.swarm.averaging.service import AllReduce
 from p2pnode.swarm.gossip.service import LayerSwarm
 from p2pnode.swarm.rounds.service import Mixture
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
+_LONGEST_REST: Final = 32  # rounds
 _AGGREGATORS: Final[dict[str, Aggregator]] = {
     "mean": Mean(),
     "trimmed-mean": TrimmedMean(),
     "centered-clipping": CenteredClipping(),
 }
+
+
+@dataclass(slots=True)
+class _Rest:
+    rounds: int  # how many this one has
+    until: int  # the last one of them
 
 
 class SwarmAveraging:
@@ -72,8 +71,8 @@ class SwarmAveraging:
         self._swarm = swarm
         self._reducer = reducer
         self._settings = settings
-        self._anchor: dict[str, torch.Tensor] = {}
-        self._velocity: dict[str, torch.Tensor] = {}
+        self._outer: OuterState | None = None
+        self._rests: dict[PeerId, _Rest] = {}
 
     async def begin(self) -> None:
         """Take what the layer has now for what the round begins with.
@@ -83,8 +82,9 @@ class SwarmAveraging:
             ExpertFailedError: it is not in a state worth keeping.
         """
         if self._settings.mode == "diloco":
-            checkpoint = await self._experts.snapshot(self._uid, complete=False)
-            self._anchor = _weights(checkpoint)
+            weights = _weights(await self._experts.snapshot(self._uid, complete=False))
+            momentum = {} if self._outer is None else self._outer.momentum
+            self._outer = OuterState(anchor=weights, momentum=momentum)
 
     async def average(self, round_number: int, members: Sequence[PeerId]) -> Mixture:
         """Return what comes of averaging; nothing is adopted.
@@ -97,45 +97,62 @@ class SwarmAveraging:
             AveragingError: there is no result: too few took part.
             P2PNodeError: nothing has come of it.
         """
-        own = self._swarm.peer_id
+        settings, own = self._settings, self._swarm.peer_id
         checkpoint = await self._experts.snapshot(self._uid, complete=False)
         weights = _weights(checkpoint)
-        group = Group(
+        group = find_group(
+            [Candidate(peer_id=each) for each in (own, *self._awake(round_number, members))],
+            own,
             run_id=self._uid.run,
-            round_id=self._round_id(round_number),
-            members=tuple(Member(peer_id=each) for each in sorted([own, *members])),
-            codec=find_codec(self._settings.codec),
-            aggregator=_AGGREGATORS[self._settings.aggregator],
+            name=f"{self._uid.name}/{settings.mode}",
+            number=round_number,
+            size=settings.group_size,
+            codec=find_codec(settings.codec),
+            aggregator=_AGGREGATORS[settings.aggregator],
         )
+        if group is None:
+            raise AveragingError("there is nobody to average with in this round")
         reduced = await self._reducer.reduce(
-            group, list(weights.values()), timeout=self._settings.transfer_timeout
+            group, list(weights.values()), timeout=settings.transfer_timeout
         )
+        for member in group.members:
+            self._note(round_number, member.peer_id, came=member.peer_id in reduced.contributors)
         aggregate = dict(zip(weights, reduced.tensors, strict=True))
-        if self._settings.mode == "diloco":
+        if settings.mode == "diloco":
             aggregate = self._step(aggregate)
-        tensors = checkpoint.state.tensors | aggregate
         return Mixture(
-            checkpoint=replace(checkpoint, state=replace(checkpoint.state, tensors=tensors)),
+            checkpoint=replace(
+                checkpoint,
+                state=replace(checkpoint.state, tensors=checkpoint.state.tensors | aggregate),
+            ),
             contributors=reduced.contributors,
         )
 
-    def _step(self, aggregate: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Take the outer step; the velocity counts from then on, whatever becomes of the result."""
-        rate, momentum = self._settings.outer_rate, self._settings.outer_momentum
-        result = {}
-        for name, each in aggregate.items():
-            if name not in self._anchor:
-                raise AveragingError("the round has not begun here; it is averaged in the next one")
-            difference = each - self._anchor[name]
-            before = self._velocity.get(name)
-            velocity = difference if before is None else momentum * before + difference
-            self._velocity[name] = velocity
-            result[name] = self._anchor[name] + rate * (difference + momentum * velocity)
-        return result
+    def _awake(self, number: int, members: Sequence[PeerId]) -> list[PeerId]:
+        """Return those that are not left out of a round, and forget who has gone."""
+        self._rests = {peer: rest for peer, rest in self._rests.items() if peer in members}
+        rests = {peer for peer, rest in self._rests.items() if number <= rest.until}
+        return [each for each in members if each not in rests]
 
-    def _round_id(self, number: int) -> bytes:
-        """Name a round of this layer as all of its members do."""
-        return hashlib.sha256(f"{self._uid} {self._settings.mode} {number}".encode()).digest()
+    def _note(self, number: int, peer_id: PeerId, *, came: bool) -> None:
+        if came:
+            self._rests.pop(peer_id, None)
+            return
+        before = self._rests.get(peer_id)
+        rounds = 1 if before is None else min(2 * before.rounds, _LONGEST_REST)
+        self._rests[peer_id] = _Rest(rounds, number + rounds)
+
+    def _step(self, aggregate: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Take the outer step; its momentum counts, whatever becomes of the result."""
+        if self._outer is None or self._outer.anchor.keys() != aggregate.keys():
+            raise AveragingError("the round has not begun here; wait for the next one")
+        anchor = self._outer.anchor
+        gradients = [anchor[name].float() - aggregate[name].float() for name in sorted(anchor)]
+        settings = OuterSettings(
+            learning_rate=self._settings.outer_rate, momentum=self._settings.outer_momentum
+        )
+        self._outer = outer_step(self._outer, gradients, settings)
+        return dict(self._outer.anchor)
 
 
 def _weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

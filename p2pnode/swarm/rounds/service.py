@@ -242,8 +242,6 @@ class Rounds:
                 await self._swarm.announce(claim)
         except P2PNodeError as error:
             reason = str(error)
-        if contributors:
-            self._report_absent(action, contributors)
         if claim is None:
             core.receive_averaged(None)
         else:
@@ -361,13 +359,6 @@ class Rounds:
             self._swarm.report(announcement.peer_id, Offence.BAD_WEIGHTS, reason)
         elif verdict is Verdict.UNAVAILABLE and fetched.is_theirs:
             self._swarm.report(announcement.peer_id, Offence.BROKEN_PROMISE, fetched.reason)
-
-    def _report_absent(self, action: Average, contributors: "Sequence[PeerId]") -> None:
-        """Leave those alone for a while who have announced the round, and did not average."""
-        for peer_id in action.members:
-            if peer_id not in contributors:
-                reason = f"it announced round {action.round}, and gave nothing to its average"
-                self._swarm.report(peer_id, Offence.BROKEN_PROMISE, reason)
 
     def _tell_ended(self, core: RoundsCore) -> None:
         tally = core.ended

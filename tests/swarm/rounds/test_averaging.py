@@ -38,13 +38,15 @@ class Reducer:
     def __init__(self, others):
         self.others = others
         self.groups = []
+        self.absent = None
 
     async def reduce(self, group, tensors, *, timeout):
         await trio.lowlevel.checkpoint()
         self.groups.append(group)
         other = self.others.pop(0)
         mean = [(each + other) / 2 for each in tensors]
-        return SimpleNamespace(tensors=mean, contributors=(OTHER, OWN))
+        contributors = tuple(each.peer_id for each in group.members if each.peer_id != self.absent)
+        return SimpleNamespace(tensors=mean, contributors=contributors)
 
 
 def averaging_of(weight, others, **settings):
@@ -67,9 +69,9 @@ async def test_the_average_takes_the_place_of_the_weights_and_of_nothing_else():
         3,
         False,
     )
-    assert mixture.contributors == (OTHER, OWN)
+    assert sorted(mixture.contributors) == sorted([OWN, OTHER])
     (group,) = reducer.groups
-    assert [each.peer_id for each in group.members] == sorted([OWN, OTHER])
+    assert sorted(each.peer_id for each in group.members) == sorted([OWN, OTHER])
 
 
 async def test_all_members_name_a_round_alike_and_each_round_anew():
@@ -125,3 +127,31 @@ async def test_diloco_cannot_step_from_a_round_that_has_not_begun_here():
     averaging, _, _ = averaging_of(torch.ones(1), [torch.ones(1)], mode="diloco")
     with pytest.raises(AveragingError, match="has not begun"):
         await averaging.average(1, [OTHER])
+
+
+async def test_who_did_not_come_is_left_out_for_one_round_then_two_until_he_comes():
+    averaging, _, reducer = averaging_of(torch.ones(1), [torch.ones(1)] * 20, mode="average")
+    third = PrivateKey.from_seed(bytes([5]) * 32).peer_id
+
+    async def is_asked(number):
+        await averaging.average(number, [OTHER, third])
+        return third in [each.peer_id for each in reducer.groups[-1].members]
+
+    reducer.absent = third
+    assert [await is_asked(number) for number in range(1, 7)] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    reducer.absent = None
+    assert [await is_asked(number) for number in range(7, 13)] == [False] * 4 + [True] * 2
+
+
+async def test_who_is_alone_averages_with_nobody():
+    averaging, _, reducer = averaging_of(torch.ones(1), [], mode="average")
+    with pytest.raises(AveragingError, match="nobody"):
+        await averaging.average(1, [])
+    assert reducer.groups == []

@@ -255,15 +255,6 @@ async def test_without_a_good_average_the_best_claim_is_taken(
     assert one.rounds.history[0].source == other.peer_id
 
 
-async def test_who_announces_a_round_and_does_not_average_is_left_alone(
-    autojump_clock, add, run_all, make_state
-):
-    one = add(0.5, mode="average", averaging=Mean(make_state, [0.5], contributors=("me",)))
-    other = add(0.5, mode="average", averaging=Mean(make_state, [TransferError("no")]))
-    await run_all()
-    assert [each[:2] for each in one.swarm.reports] == [(other.peer_id, Offence.BROKEN_PROMISE)]
-
-
 def test_a_mode_that_averages_needs_something_that_does(add):
     with pytest.raises(ValueError, match="averages"):
         add(0.5, mode="average")
