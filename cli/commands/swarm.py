@@ -1,5 +1,6 @@
 """`swarm …`: who shares the layers hosted here, and what they announce."""
 
+import datetime as dt
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -143,7 +144,8 @@ def _tell(event: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(event)
     else:
-        print_line(_sentence(event), sys.stdout)
+        now = dt.datetime.now().astimezone()
+        print_line(f"{now:%H:%M:%S}  {_sentence(event)}", sys.stdout)
 
 
 def _sentence(event: Mapping[str, Any]) -> str:

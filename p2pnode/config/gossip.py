@@ -18,7 +18,7 @@ class GossipSettings:
     max_swarms: int = 512  # whose topics are joined
     max_links: int = 12  # members of one swarm that connections are kept to
     max_protected: int = 96  # peers of all swarms together
-    announcement_rate: float = 1.0  # of one member in one swarm, a second; others tolerate twice
+    announcement_rate: float = 2.0  # of one member in one swarm, a second; others tolerate twice
     announcement_burst: int = 8
 
     # Offences, in points. Beyond what is tolerated a peer is neither heard nor asked any more.

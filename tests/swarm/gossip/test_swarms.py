@@ -228,7 +228,7 @@ async def test_who_says_too_much_waits_for_its_turn_and_is_heard(
         began = trio.current_time()
         for number in range(30):
             await speaker.announce(Claim(round=number))
-        assert 20 <= trio.current_time() - began <= 23
+        assert 10 <= trio.current_time() - began <= 12
         await trio.sleep(1)
         assert swarm.announcements[second.peer_id].claim.round == 29
         assert first.swarms.reputation.standings(trio.current_time()) == []
