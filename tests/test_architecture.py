@@ -87,6 +87,7 @@ DECODERS = [
         "rpc/schema.py",
         "security/noise/frames.py",
         "security/tokens.py",
+        "swarm/averaging/messages.py",
         "swarm/description.py",
         "swarm/index.py",
         "wire/addresses.py",

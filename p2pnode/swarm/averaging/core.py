@@ -11,13 +11,14 @@ So no result mixes contributions of different sets.
    that is not the sender's either, the sender hears it and does likewise.
 3. Who has the whole result gives all of it to whoever still asks, whatever his view is. So those
    that were complete when a member was lost, and those that were not, end with the same result.
-4. Who is not in another's view any more has been left out, and fails, as does a member whose view
-   has become too small.
+4. Who is not known to another member leaves itself out, and has no result: it cannot have those
+   lost that are known to all. Who was lost to another member counts that one as lost, too: if that
+   one is right, so will the others be.
 
 Views that only shrink towards what they have in common become equal as soon as messages pass. So
 members whose groups were made of different swarms (one had not heard of a newcomer, say) reduce
-with those that all of them know. A member that is cut off from some of the others only takes them
-with it: it cannot be told from them.
+with those that all of them know. What a member says about whom it has lost is believed, so one that
+is cut off from some of the others takes them with it: it cannot be told from them.
 """
 
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ class Verdict(Enum):
     ANEW = auto()  # it counts, in a new attempt that begins now
     MOVED = auto()  # the sender has to come again for our view
     WHOLE = auto()  # the sender can have the whole result
-    STRANGER = auto()  # its sender does not count on us
+    LOST = auto()  # its sender has been lost here, or has lost us
 
 
 class View(Generic[M]):
@@ -78,12 +79,12 @@ class View(Generic[M]):
 
     def receive_join(self, sender: M, members: Mapping[M, float]) -> Verdict:
         """Take a contribution of `sender` for its view."""
+        if sender not in self._group:
+            return Verdict.MOVED
         if self.is_complete:
             return Verdict.WHOLE
-        if self._own not in members or sender not in members:
-            return Verdict.STRANGER
-        if sender not in self.members:
-            return Verdict.MOVED
+        if not {self._own, sender} <= members.keys() or sender not in self.members:
+            return Verdict.LOST
         if members == self.members:
             return Verdict.COUNTS
         self.receive_moved(members)

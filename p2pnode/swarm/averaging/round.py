@@ -219,15 +219,15 @@ class Round:
             OverloadedError: it holds too much memory here.
             RemoteError: it broke a rule, or is gone.
         """
-        self._check(stream.peer_id, join)
+        self._check(join)
         if join.wants == "nothing":
             if self._attempt is not None:
                 self._attempt.receive_informed(stream.peer_id)
             return
         verdict = self.view.receive_join(stream.peer_id, join.members)
         self._follow_view()
-        if verdict is Verdict.STRANGER:
-            raise RoundError("your view of this round is without one of us two")
+        if verdict is Verdict.LOST:
+            raise RoundError("one of us two has lost the other in this round")
         if verdict is Verdict.MOVED:
             await stream.send_all(encode_answer(Moved(members=self.view.members)))
             return
@@ -239,11 +239,9 @@ class Round:
         assert self._attempt is not None  # nothing is complete without one
         await self._attempt.serve(stream, join, charge)
 
-    def _check(self, peer_id: PeerId, join: Join) -> None:
+    def _check(self, join: Join) -> None:
         if self.over.is_set():
             raise RoundError("this round is over here; come earlier to the next one")
-        if all(peer_id != member.peer_id for member in self.group.members):
-            raise RoundError("you are not among the members of this round that are known here")
         if join.digest != self._digest:
             raise RoundError(
                 "your tensors' shapes, codec or aggregator are not those of this member; all of a"

@@ -12,7 +12,7 @@ from p2pnode.swarm.averaging.service import Reduced
 
 COUNT = 4
 DELAY = (0.01, 0.05)  # one way between two peers; a round takes some 0.3 s
-MOMENTS = [0.02 * number for number in range(25)]
+MOMENTS = [0.03 * number for number in range(15)]
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ async def test_whoever_is_lost_at_whatever_moment_the_rest_end_together(
 async def test_one_after_the_other_may_be_lost(peers, draw, autojump_clock):
     tensors = draw(6)
     rng = random.Random(1)
-    for _ in range(20):
+    for _ in range(8):
         async with peers(delay=DELAY) as world:
             await world.add(6)
             lost = sorted(rng.sample(range(6), 3))
