@@ -89,6 +89,7 @@ DECODERS = [
         "security/tokens.py",
         "swarm/averaging/messages.py",
         "swarm/description.py",
+        "swarm/gossip/announcement.py",
         "swarm/index.py",
         "wire/addresses.py",
         "wire/envelope.py",
