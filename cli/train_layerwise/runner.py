@@ -33,7 +33,8 @@ _LOCAL: Final = (
     "hosting.update_period=1",
     "gossip.announcement_rate=20",
     "gossip.announcement_burst=40",
-    "rounds.patience=3",
+    "averaging.arrival_timeout=10",
+    "averaging.patience=5",
 )
 
 

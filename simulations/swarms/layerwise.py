@@ -43,7 +43,6 @@ from simulations.swarms.participant import RUN, Participant
 T = TypeVar("T")
 
 _LAYERS: Final = 2
-_HELD_OUT: Final = 0.1  # of the images that are not the test set
 _GOAL: Final = 4.0
 _FOUND_WITHIN: Final = 60.0  # seconds for all layers to be seen in the DHT
 _LOOK_EVERY: Final = 0.2  # seconds
@@ -113,14 +112,21 @@ _KINDS: Final = (MeteredEntry, MeteredExit)
 
 
 class MeteredDevice:
-    """A host's device: computes at once, and is busy for as long as that would have taken."""
+    """A host's device: computes at once, and is busy for as long as that would have taken.
+
+    Args:
+        overhead: seconds that each piece of work takes besides.
+    """
+
+    def __init__(self, overhead: float) -> None:
+        self._overhead = overhead
 
     async def __call__(self, work: Callable[[], T]) -> T:
         """See `p2pnode.experts.runtime.Compute`."""
         _METER.take()
         result = work()
         with trio.CancelScope(shield=True):  # what was begun is finished
-            await trio.sleep(_METER.take())
+            await trio.sleep(self._overhead + _METER.take())
         return result
 
 
@@ -242,8 +248,8 @@ class _Swarms:
             for node, number, part in zip(nodes, numbers, self._parts, strict=True)
         ]
         with trio.fail_after(_FOUND_WITHIN):
-            while not all([await self._is_complete(each, numbers) for each in learners]):
-                await trio.sleep(_LOOK_EVERY)
+            for each in learners:
+                await self._wait_complete(each, numbers)
         await trio.sleep(_SETTLED)
         outcome.began = sim.now
         for each in learners:
@@ -256,16 +262,22 @@ class _Swarms:
             await sim.world.leave(node)
         return outcome
 
-    async def _is_complete(self, each: _Learner, numbers: Sequence[int]) -> bool:
-        """Whether a participant knows all others that it has to do with."""
-        mates = numbers.count(each.network.number)
-        return len(each.participant.swarm.members) == mates - 1 and not await each.network.missing()
+    async def _wait_complete(self, each: _Learner, numbers: Sequence[int]) -> None:
+        """Wait until a participant knows all others that it has to do with."""
+        mates = numbers.count(each.network.number) - 1
+        await each.participant.swarm.wait_until(
+            lambda: len(each.participant.swarm.members) == mates
+        )
+        while await each.network.missing():  # noqa: ASYNC110  # the DHT tells nobody of news
+            await trio.sleep(_LOOK_EVERY)
 
     async def _host(self, node: Node, number: int, part: Part) -> _Learner:
         settings = node.settings
         uid = Uid(RUN.run_id, f"{self.outcome.mode}.{number}")
         states = self._directory / f"{self.outcome.mode}-{node.number}"
-        participant = Participant(node, uid, states, MeteredDevice())
+        participant = Participant(
+            node, uid, states, MeteredDevice(self._sim.parameters["compute.call"] / 1000)
+        )
         authority = Authority({RUN.name: RUN}, settings.rpc.token_cache_size)
         TensorServer(node.host, settings.rpc, participant.experts, authority)
         await participant.start()
@@ -360,7 +372,12 @@ async def compare(sim: Simulation) -> None:
         for kind, layer in zip(_KINDS, ("entry", "exit"), strict=True)
     }
     data = load("mnist")
-    both = split(Examples(data.train.pixels, data.train.digits), 0, 1, held_out=_HELD_OUT)
+    both = split(
+        Examples(data.train.pixels, data.train.digits),
+        0,
+        1,
+        held_out=chosen["held_out"] / len(data.train),
+    )
     test = Examples(data.held_out.pixels, data.held_out.digits)
     parts = [
         Part(both.train.take(torch.arange(number, len(both.train), chosen["peers"])), both.held_out)
