@@ -292,7 +292,7 @@ class SplitCaller:
                 work.lose(peer_id, error)
 
         while not versions and work.limits:
-            await join(work.peers[0])
+            await self._timed(join, work.peers[0])
         async with trio.open_nursery() as nursery:
             for peer_id in work.peers[1:]:
                 nursery.start_soon(self._timed, join, peer_id)

@@ -79,7 +79,7 @@ def cut(rows: Rows, most: int) -> list[Rows]:
 @dataclass(slots=True)
 class _Pace:
     speed: float = 0.0  # rows a second; 0 before the first part
-    latency: float = math.inf  # seconds of the shortest call
+    latency: float = math.inf  # seconds of the shortest call without rows
 
 
 class Speeds:
@@ -96,8 +96,9 @@ class Speeds:
     def receive(self, peer_id: PeerId, rows: int, seconds: float) -> None:
         """Take in how long a call with so many rows took, 0 if it had none.
 
-        What the shortest call took is not counted as work, or else a peer with few rows would
-        seem slow for the way to it, and get ever fewer; a tenth of the time is, in any case.
+        What the shortest call without rows took is not counted as work, or else a peer with few
+        rows would seem slow for the way to it, and get ever fewer; a tenth of the time is, in any
+        case.
         """
         pace = self._paces.setdefault(peer_id, _Pace())
         self._paces.move_to_end(peer_id)
@@ -108,7 +109,8 @@ class Speeds:
             speed = rows / max(seconds - on_the_way, 0.1 * seconds, 1e-9)
             weight = self._smoothing if pace.speed else 1.0
             pace.speed += weight * (speed - pace.speed)
-        pace.latency = min(pace.latency, seconds)
+        else:
+            pace.latency = min(pace.latency, seconds)
 
     def of(self, peers: Sequence[PeerId]) -> dict[PeerId, float]:
         """Return the speeds of some peers; those not known count as the mean of the others."""

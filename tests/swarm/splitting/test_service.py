@@ -293,22 +293,29 @@ async def test_two_trainers_at_once_step_one_after_the_other_everywhere(
             assert peer.split.steps.kept_bytes == 0
 
 
-async def test_the_faster_peer_gets_more_rows(open_swarm, same, autojump_clock):
-    def taking(seconds):
-        async def compute(work):
-            await trio.sleep(seconds)
-            return work()
-
-        return compute
-
+async def test_rows_are_shared_out_as_fast_as_peers_have_shown_to_be(
+    open_swarm, same, autojump_clock
+):
     async with open_swarm() as swarm:
-        (fast,) = await swarm.add(compute=taking(0.01))
-        await swarm.add(compute=taking(0.05))
+        for seconds in (0.001, 0.001, 0.003):  # for each row
+            computed = []
+
+            async def compute(work, seconds=seconds, computed=computed):
+                computed.clear()
+                answer = work()
+                await trio.sleep(seconds * sum(computed))
+                return answer
+
+            (peer,) = await swarm.add(compute=compute)
+            peer.backend.module.register_forward_pre_hook(
+                lambda _module, inputs, computed=computed: computed.append(len(inputs[0]))
+            )
         trainer, whole = await swarm.trainer(), swarm.unsplit()
-        for _ in range(12):
-            by = await step_both(trainer, whole, same, 60)
+        for _ in range(6):
+            by = await step_both(trainer, whole, same, 70)
         rows = {peer_id: len(part) for peer_id, part in by}
-        assert 60 > rows[fast.peer_id] > 40
+        shares = [rows[peer.peer_id] for peer in swarm.peers]
+        assert shares == [pytest.approx(each, abs=2) for each in (30, 30, 10)]
 
 
 async def test_rows_beyond_what_a_peer_takes_at_once_go_in_several_parts(

@@ -59,8 +59,11 @@ def test_a_speed_follows_what_parts_show_and_does_not_count_the_way():
     assert speeds.of([peer]) == {peer: pytest.approx(10.0)}
     speeds.receive(peer, 30, 1.5)
     assert speeds.of([peer]) == {peer: pytest.approx(20.0)}
+    speeds.receive(peer, 30, 1.5)
+    speeds.receive(peer, 30, 1.5)  # a part is work, however often it takes the same time
+    assert speeds.of([peer]) == {peer: pytest.approx(27.5)}
     speeds.receive(peer, 1, 0.5)  # as fast as the way itself: a tenth counts as work
-    assert speeds.of([peer]) == {peer: pytest.approx(20.0)}
+    assert speeds.of([peer]) == {peer: pytest.approx(23.75)}
 
 
 def test_few_rows_do_not_make_a_peer_seem_slow_for_ever():
