@@ -18,6 +18,7 @@ from p2pnode.security.tokens import Membership, RunKey, issue_invite
 from p2pnode.swarm.gossip.reputation import Offence, OffenceSeen
 from p2pnode.swarm.weights.client import WeightsFetched
 from p2pnode.swarm.weights.files import StateFile
+from p2pnode.swarm.weights.messages import ChunkRequest
 from p2pnode.swarm.weights.server import WeightsGiven
 from p2pnode.wire.uids import Uid
 
@@ -112,6 +113,39 @@ async def test_who_fetches_later_is_served_by_who_fetches_as_soon_as_that_has_a_
             nursery.start_soon(fetch, second, source, first)  # the source has no place for it
         # It asks for a chunk when it hears of it, and does not look once a second.
         assert 0 <= ended[second.peer_id] - ended[first.peer_id] < 0.3
+
+
+async def test_who_fetches_says_with_each_chunk_what_else_it_has_by_now(
+    holders, make_checkpoint, autojump_clock
+):
+    async with holders(delay=(0.01, 0.01)) as net:
+        source = await net.add(max_upload_rate=10_000)
+        name = await source.has(make_checkpoint())
+        first, second = await net.add(), await net.add()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.client.fetch, UID, name, [source.peer_id])
+            async with second.client.session(first.peer_id, UID.run) as session:
+                known = await session.have(name, within=5)
+                assert known.bit_count() == 1
+                began = trio.current_time()
+                more = await session.have(name, beyond=1, within=5)
+                assert more.bit_count() == 2
+                assert trio.current_time() - began < 0.2  # not only after the five seconds
+                await trio.sleep(0.5)
+                index = known.bit_length() - 1
+                buffer = memoryview(bytearray(1024))[: source_chunk(source, name, index)]
+                news = []
+                for _ in range(2):
+                    await session.ask(ChunkRequest(name=name, index=index))
+                    news.append(await session.chunk(buffer))
+                assert news[0] & more == more
+                assert news[0].bit_count() >= 6
+                assert news[1] in {None, first.store.find(name).have}
+            nursery.cancel_scope.cancel()
+
+
+def source_chunk(holder, name, index):
+    return holder.store.find(name).manifest.span(index)[1]
 
 
 def state_bytes(holder, name):
