@@ -6,7 +6,7 @@ receives about twice the tensors' size, however many there are.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import trio
@@ -22,12 +22,14 @@ from p2pnode.errors import (
     StreamResetError,
 )
 from p2pnode.host import Host, Stream
+from p2pnode.host.ranking import is_relayed
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.budget import Budget
 from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.swarm.averaging.elements import Reducible
 from p2pnode.swarm.averaging.group import Group
+from p2pnode.swarm.averaging.matchmaking import Candidate
 from p2pnode.swarm.averaging.messages import (
     MAX_MESSAGE_BYTES,
     PROTOCOL,
@@ -37,6 +39,7 @@ from p2pnode.swarm.averaging.messages import (
     encode_answer,
 )
 from p2pnode.swarm.averaging.round import Reduced, Round, RoundEnded
+from p2pnode.wire.peer_id import PeerId
 
 __all__ = ["AllReduce", "Reduced", "RoundEnded"]
 
@@ -171,6 +174,25 @@ class AllReduce:
                     error=failure,
                 )
             )
+
+    def candidates(self, peer_ids: Iterable[PeerId]) -> list[Candidate]:
+        """Return what this node knows of peers that it may reduce with, itself among them or not.
+
+        Members need not know the same: of two views the one counts in which a peer reduces less.
+        """
+        return [
+            Candidate(peer_id=peer_id, is_reachable=self._is_reachable(peer_id))
+            for peer_id in peer_ids
+        ]
+
+    def _is_reachable(self, peer_id: PeerId) -> bool:
+        """Whether a peer has a direct connection to here, or an address that is not a relay's."""
+        connection = self._host.connection_to(peer_id)
+        if connection is not None and not connection.is_relayed:
+            return True
+        is_own = peer_id == self._host.peer_id
+        addresses = self._host.addresses if is_own else self._host.addresses_of(peer_id)
+        return any(not is_relayed(address) for address in addresses)
 
     # --- for other members ----------------------------------------------------------------------
 

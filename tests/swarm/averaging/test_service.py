@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 import trio
+from multiaddr import Multiaddr
 
 from p2pnode.config import RpcSettings
 from p2pnode.errors import (
@@ -33,6 +34,7 @@ from p2pnode.swarm.averaging.messages import (
     encode_join,
 )
 from p2pnode.swarm.averaging.service import RoundEnded
+from p2pnode.wire.keys import PrivateKey
 
 EPOCH = 1.8e9
 
@@ -195,6 +197,32 @@ async def test_what_becomes_of_a_round_is_told(peers, draw, autojump_clock):
             one, other = await ended.get(), await ended.get()
         assert (one.error, one.attempts, len(one.contributors)) == (None, 1, 2)
         assert (other.error, other.contributors) == ("AveragingError", ())
+
+
+async def test_who_is_known_behind_a_relay_only_reduces_nothing(peers, draw, autojump_clock):
+    async with peers() as world:
+        one, direct, _ = await world.add(3)
+        stranger = PrivateKey.from_seed(b"s" * 32).peer_id
+        relay = f"/ip4/1.2.3.4/tcp/4001/p2p/{direct.peer_id}/p2p-circuit"
+        one.host.add_addresses(stranger, [Multiaddr(relay)], 1e6)
+        asked = [one.peer_id, direct.peer_id, stranger]
+        found = {each.peer_id: each.is_reachable for each in one.reducer.candidates(asked)}
+        assert found == {one.peer_id: True, direct.peer_id: True, stranger: False}
+        # One member knows it, and that is enough: the others take it over.
+        tensors = draw(3)
+        groups = [world.group(bandwidths=[1.0, 1.0, 0.0]), world.group(), world.group()]
+        outcomes = {}
+
+        async def reduce(number):
+            outcomes[number] = await world.peers[number].reducer.reduce(
+                groups[number], tensors[number]
+            )
+
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(reduce, number)
+        assert_same(outcomes.values())
+        assert len(outcomes[0].contributors) == 3
 
 
 # --- what this node is asked for ------------------------------------------------------------------
