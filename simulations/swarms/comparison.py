@@ -126,6 +126,9 @@ def _settings(sim: Simulation, pixels: int, honest: int) -> Settings:
             "optimizer": "sgd",
             "momentum": 0.9,
             "learning_rate": chosen["learning_rate"],
+            # Down to nothing: else how good the weights are in the end is a matter of chance.
+            "schedule": "linear",
+            "total_steps": chosen["rounds"] * max(1, chosen["samples"] // chosen["batch"]),
             "seed": sim.rng_for("weights").getrandbits(31),
             "threads": 1,
         },

@@ -9,21 +9,27 @@
 | `mixed`    | each liar one of these, in turn                                   |
 
 Everything else about them is as it should be: they are announced in the index, sign what they say,
-and give the very weights that they name, chunk by chunk. They lie anew in every round.
+and give the very weights that they name, chunk by chunk. They lie anew in every round. In the modes
+that average they take part in that, too, with the same weights; those that are no numbers are
+refused by a liar's own node, so that it does not come.
 """
 
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 import torch
+import trio
 
 from p2pnode.errors import P2PNodeError
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.swarm.gossip.announcement import Announcement, Claim
 from p2pnode.swarm.gossip.service import LayerSwarm
+from p2pnode.swarm.rounds.averaging import SwarmAveraging
 from p2pnode.wire.peer_id import PeerId
+from p2pnode.wire.uids import Uid
 from simulations.swarms.learner import MODULE
 from simulations.swarms.participant import Participant
 
@@ -51,6 +57,7 @@ class SwarmLiar:
         scored_on: int,
         rng: random.Random,
     ) -> None:
+        self._averaging = participant.averaging(self)
         self.kind = kind
         self.lies = 0
         self._told = 0  # the last round it has lied in
@@ -65,8 +72,29 @@ class SwarmLiar:
         while True:
             await swarm.wait_until(lambda: self._round(swarm) > self._told)
             self._told = self._round(swarm)
-            await swarm.announce(await self._lie(self._told, self._honest(swarm)))
+            claim = await self._lie(self._told, self._honest(swarm))
+            await swarm.announce(claim)
             self.lies += 1
+            if self._averaging is not None:
+                await self._average(swarm, self._averaging)
+
+    async def snapshot(self, uid: Uid, *, complete: bool = True) -> Checkpoint:
+        """Return the layer's weights as averaging asks for them: spoilt."""
+        return self._spoil(await self._participant.experts.snapshot(uid, complete=complete))
+
+    async def _average(self, swarm: LayerSwarm, averaging: SwarmAveraging) -> None:
+        """Take part in the average of the round that it has lied in, with those who have come."""
+        with trio.move_on_after(self._participant.node.settings.rounds.patience):
+            await swarm.wait_until(
+                lambda: all(each.claim.round >= self._told for each in self._honest(swarm))
+            )
+        members = [
+            peer_id
+            for peer_id, each in swarm.announcements.items()
+            if each.claim.round >= self._told
+        ]
+        with contextlib.suppress(P2PNodeError):  # others have gone on without it
+            await averaging.average(self._told, members)
 
     def _round(self, swarm: LayerSwarm) -> int:
         """Return the round that the honest ones have come to."""

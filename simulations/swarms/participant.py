@@ -22,7 +22,7 @@ from p2pnode.swarm.averaging.service import AllReduce
 from p2pnode.swarm.gossip.reputation import Reputation
 from p2pnode.swarm.gossip.service import LayerSwarm
 from p2pnode.swarm.gossip.swarms import Swarms
-from p2pnode.swarm.rounds.averaging import SwarmAveraging
+from p2pnode.swarm.rounds.averaging import SwarmAveraging, WeightsSource
 from p2pnode.swarm.rounds.events import RoundsEnded
 from p2pnode.swarm.rounds.learner import Learner
 from p2pnode.swarm.rounds.service import Rounds
@@ -135,22 +135,25 @@ class Participant:
             self.served_at = trio.current_time()
             started.set()
 
+    def averaging(self, source: WeightsSource) -> SwarmAveraging | None:
+        """Return what averages weights from some source with others; None if the mode does not."""
+        settings = self.node.settings.rounds
+        if settings.mode == "best":
+            return None
+        return SwarmAveraging(self.uid, source, self.swarm, self._reducer, settings)
+
     def train(
         self, learner: Learner, on_ended: Callable[[RoundsEnded], None] = lambda _ended: None
     ) -> Rounds:
         """Begin to train in rounds, as the node's settings say; goes on while the node is up."""
-        settings = self.node.settings.rounds
-        averaging = None
-        if settings.mode != "best":
-            averaging = SwarmAveraging(self.uid, self.experts, self.swarm, self._reducer, settings)
         rounds = Rounds(
             self.uid,
             learner,
             swarm=self.swarm,
             weights=self.weights,
-            settings=settings,
+            settings=self.node.settings.rounds,
             events=self.node.host.events,
-            averaging=averaging,
+            averaging=self.averaging(self.experts),
         )
 
         async def run() -> None:

@@ -15,14 +15,13 @@ Whether the result is any good is for the rounds to find out; nothing is adopted
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
 from p2pnode.config import RoundsSettings
 from p2pnode.errors import AveragingError
 from p2pnode.experts.checkpoints import Checkpoint
-from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.codecs.names import find_codec
 from p2pnode.swarm.averaging.group import Aggregator, CenteredClipping, Mean, TrimmedMean
 from p2pnode.swarm.averaging.matchmaking import Candidate, find_group
@@ -39,6 +38,19 @@ _AGGREGATORS: Final[dict[str, Aggregator]] = {
     "trimmed-mean": TrimmedMean(),
     "centered-clipping": CenteredClipping(),
 }
+
+
+class WeightsSource(Protocol):
+    """Where a participant's weights come from: an `ExpertHost`."""
+
+    async def snapshot(self, uid: Uid, *, complete: bool = True) -> Checkpoint:
+        """Copy an expert's state, or its weights alone, between two batches.
+
+        Raises:
+            UnknownExpertError: it is not hosted.
+            ExpertFailedError: it is not in a state worth keeping.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -61,7 +73,7 @@ class SwarmAveraging:
     def __init__(
         self,
         uid: Uid,
-        experts: ExpertHost,
+        experts: WeightsSource,
         swarm: LayerSwarm,
         reducer: AllReduce,
         settings: RoundsSettings,

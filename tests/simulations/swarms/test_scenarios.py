@@ -4,7 +4,14 @@ import pytest
 
 from simulations.runner import Plan, run_seed
 
-SMALL = {"data": "digits", "peers": 4, "rounds": 3, "samples": 60, "held_out": 40}
+SMALL = {
+    "data": "digits",
+    "peers": 4,
+    "rounds": 3,
+    "samples": 100,
+    "held_out": 40,
+    "learning_rate": 0.1,
+}
 
 
 def run(scenario, **chosen):
