@@ -1,4 +1,5 @@
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -151,3 +152,4 @@ class TwoPeers(RuleBasedStateMachine):
 
 
 TestTwoPeers = TwoPeers.TestCase
+TestTwoPeers.settings = settings(max_examples=40, stateful_step_count=12)

@@ -1,6 +1,6 @@
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnode.errors import BadRequestError, OverloadedError, ProtocolError
@@ -116,6 +116,7 @@ def test_malformed_replies_are_refused(changes):
         decode_split_reply(msgpack.packb(header | changes))
 
 
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from(KEYS), PLAIN), st.sampled_from(REQUESTS), st.binary())
 def test_whatever_comes_is_read_or_refused(changes, request, noise):
     header = msgpack.unpackb(encode_request(request)[PREFIX_BYTES:])

@@ -82,18 +82,18 @@ async def test_any_layer_that_treats_rows_alike_can_be_split(
 
 
 @pytest.mark.parametrize(
-    "moment",
+    ("moment", "which"),
     [
-        "before forward",
-        "before backward",
-        "after backward",
-        "before prepare",
-        "after prepare",
-        "before commit",
-        "after commit",
+        ("before forward", 2),
+        ("before backward", 0),
+        ("after backward", 2),
+        ("before prepare", 0),
+        ("after prepare", 2),
+        ("before commit", 0),
+        ("before commit", 2),
+        ("after commit", 0),
     ],
 )
-@pytest.mark.parametrize("which", [0, 2], ids=["first", "last"])
 async def test_a_peer_that_is_killed_in_any_phase_costs_no_row_and_no_step(
     open_swarm, same, autojump_clock, moment, which
 ):
@@ -195,8 +195,8 @@ async def test_a_peer_that_missed_a_step_catches_up_before_it_serves_again(
         assert [peer.backend.steps for peer in (*others, last)] == [2, 2, 1]
         by = await step_both(trainer, whole, same)
         assert last.peer_id not in {peer_id for peer_id, _ in by}
-        for _ in range(10):
-            await trio.sleep(1)
+        for _ in range(4):
+            await trio.sleep(3)
             by = await step_both(trainer, whole, same)
         assert last.peer_id in {peer_id for peer_id, _ in by}
         for peer in (*others, last):
@@ -214,8 +214,8 @@ async def test_a_peer_that_comes_late_has_the_weights_before_it_takes_part(
         for _ in range(3):
             await step_both(trainer, whole, same)
         (late,) = await swarm.add()
-        for _ in range(10):
-            await trio.sleep(1)
+        for _ in range(4):
+            await trio.sleep(3)
             by = await step_both(trainer, whole, same)
         assert late.peer_id in {peer_id for peer_id, _ in by}
         same(late.weights, whole.parameters)
@@ -225,7 +225,7 @@ async def test_a_peer_that_comes_late_has_the_weights_before_it_takes_part(
 async def test_a_late_peer_catches_up_with_a_swarm_that_never_rests(
     open_swarm, same, autojump_clock
 ):
-    async with open_swarm() as swarm:
+    async with open_swarm(delay=0.03) as swarm:
         await swarm.add(2)
         trainer, whole = await swarm.trainer(), swarm.unsplit()
         await step_both(trainer, whole, same)
