@@ -4,6 +4,10 @@ A file holds the module's and the optimiser's tensors, the ids of the backward c
 and JSON metadata with a digest of all of it. It is written beside its place, flushed to the disk,
 and renamed into it, so that a crash at any moment leaves the earlier ones as they were.
 
+A version that was set aside, `kept-<number>.safetensors`, is a file of the same kind that is
+neither loaded nor counted among the others: what an expert had learnt here before it went on from
+another host's state. Whoever wants it back renames it to the next number.
+
 Files are numbered by a counter of their own, and a number is never used twice. What cannot be
 read is left for its owner to look at: it is neither overwritten nor deleted, also when it has the
 highest number and the ones before it are used instead.
@@ -34,6 +38,7 @@ from p2pnode.wire.uids import Uid
 
 FORMAT: Final = 1
 _NAME: Final = re.compile(r"(\d{8,})\.safetensors", re.ASCII)
+_ASIDE: Final = re.compile(r"kept-(\d{8,})\.safetensors", re.ASCII)
 _UNFINISHED: Final = ".writing"  # the one file that is overwritten, left behind by a crash
 _METADATA: Final = "p2pnode"
 _APPLIED: Final = "replay.applied"  # uint8 of shape (calls, KEY_BYTES)
@@ -122,6 +127,29 @@ class CheckpointStore:
             ) from error
         self._readable[path] = True
         self._delete_oldest(uid, [*files, path])
+        return path
+
+    def set_aside(self, uid: Uid, checkpoint: Checkpoint) -> Path:
+        """Write a version beside the others, and delete the oldest such ones beyond those to keep.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        folder = self.folder(uid)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            files = sorted(
+                (path for path in folder.iterdir() if _ASIDE.fullmatch(path.name)), key=_number
+            )
+            number = 1 + max((_number(path) for path in files), default=0)
+            path = folder / f"kept-{number:08}.safetensors"
+            _write_atomically(path, _encode(uid, checkpoint))
+            for old in [*files, path][: -self._keep]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot set {uid.name} aside in {folder}: {error.strerror or error}"
+            ) from error
         return path
 
     def has(self, uid: Uid) -> bool:
@@ -250,6 +278,6 @@ def _write_atomically(path: Path, data: bytes) -> None:
 
 
 def _number(path: Path) -> int:
-    found = _NAME.fullmatch(path.name)
+    found = _NAME.fullmatch(path.name) or _ASIDE.fullmatch(path.name)
     assert found is not None
     return int(found[1])

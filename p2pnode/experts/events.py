@@ -108,6 +108,17 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSetAside(Event):
+    """An expert goes on from another host's state; what it had learnt here is in this file."""
+
+    level = "warning"
+
+    uid: Uid
+    path: Path
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSkipped(Event):
     """A checkpoint was not used, because it is damaged; an earlier one was, and it is kept."""
 

@@ -8,7 +8,12 @@ from p2pnode.clock import wall_time
 from p2pnode.errors import CheckpointError, ExpertFailedError
 from p2pnode.events import EventBus
 from p2pnode.experts.checkpoints import Checkpoint, CheckpointStore, Restored
-from p2pnode.experts.events import CheckpointFailed, CheckpointSaved, CheckpointSkipped
+from p2pnode.experts.events import (
+    CheckpointFailed,
+    CheckpointSaved,
+    CheckpointSkipped,
+    VersionSetAside,
+)
 from p2pnode.experts.hosted import Hosted
 from p2pnode.experts.runtime import Compute, WorkerThread
 from p2pnode.wire.uids import Uid
@@ -54,6 +59,18 @@ class Keeper:
         """
         store = self._store
         return None if store is None else await self._disk(lambda: store.load(uid))
+
+    async def set_aside(self, uid: Uid, checkpoint: Checkpoint) -> None:
+        """Keep a version of an expert that is about to go on from another state.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        store = self._store
+        if store is None:
+            return
+        path = await self._disk(lambda: store.set_aside(uid, checkpoint))
+        self._events.emit(VersionSetAside(uid=uid, path=path, steps=checkpoint.state.steps))
 
     async def kept(self, uids: Sequence[Uid]) -> list[Uid]:
         """Return those of `uids` of which there are checkpoints.

@@ -259,7 +259,12 @@ class ExpertHost(ServedExperts):
         return await self._copy(hosted, complete=complete)
 
     async def adopt(
-        self, uid: Uid, checkpoint: Checkpoint, *, optimizer: OptimizerPolicy = "adopt"
+        self,
+        uid: Uid,
+        checkpoint: Checkpoint,
+        *,
+        optimizer: OptimizerPolicy = "adopt",
+        keep_own: bool = False,
     ) -> None:
         """Let a hosted expert go on from another state, from the next batch on.
 
@@ -272,11 +277,14 @@ class ExpertHost(ServedExperts):
             checkpoint: the state.
             optimizer: whether its optimiser's state is adopted with the weights, or the own one is
                 kept, or begun anew.
+            keep_own: whether what it has learnt here is set aside on the disk first, unless the
+                state contains it.
 
         Raises:
             UnknownExpertError: it is not hosted.
-            CheckpointError: the state is of another kind of expert, or is to be adopted with an
-                optimiser's state that it does not hold; nothing has changed.
+            CheckpointError: what was learnt here cannot be set aside, or the state is of another
+                kind of expert, or is to be adopted with an optimiser's state that it does not
+                hold; nothing has changed.
         """
         if optimizer == "adopt" and not checkpoint.complete:
             raise CheckpointError(
@@ -287,12 +295,24 @@ class ExpertHost(ServedExperts):
             (hosted,) = self._find(uid)
             async with self._devices.between_batches([uid]) as compute:
                 before = hosted.backend.steps
+                if keep_own and self._has_own(hosted, checkpoint):
+                    own = Checkpoint(
+                        state=await compute(hosted.backend.state), applied=self._replay.keys(uid)
+                    )
+                    await self._keeper.set_aside(uid, own)
                 await compute(lambda: hosted.backend.load(checkpoint.state, optimizer))
                 # No await from here on: weights and ids belong together.
                 hosted.saved_steps = None
                 if checkpoint.complete:
                     self._replay.replace(uid, checkpoint.applied)
         self._events.emit(ExpertAdopted(uid=uid, steps_before=before, steps=hosted.backend.steps))
+
+    def _has_own(self, hosted: Hosted, checkpoint: Checkpoint) -> bool:
+        """Tell whether an expert has learnt something that a state does not contain."""
+        if not hosted.backend.steps or hosted.backend.broken:
+            return False
+        keys = self._replay.keys(hosted.uid)
+        return not keys or keys[-1] not in checkpoint.applied
 
     async def save_all(self) -> None:
         """Save every expert that has changed since it was last saved.

@@ -86,6 +86,24 @@ def test_runs_and_experts_have_folders_of_their_own(store):
     assert ":" not in str(store.folder(UID).relative_to(store._directory))
 
 
+def test_versions_set_aside_are_neither_loaded_nor_deleted_with_the_others(store):
+    store.save(UID, checkpoint(1))
+    aside = store.set_aside(UID, checkpoint(9))
+    for steps in (2, 3, 4):
+        store.save(UID, checkpoint(steps))
+    assert aside.name == "kept-00000001.safetensors"
+    assert names(store) == ["00000003.safetensors", "00000004.safetensors", aside.name]
+    assert store.load(UID).checkpoint.state.steps == 4
+    aside.rename(aside.with_name("00000005.safetensors"))  # its owner wants it back
+    assert store.load(UID).checkpoint.state.steps == 9
+
+
+def test_the_newest_versions_set_aside_are_kept(store):
+    for steps in range(4):
+        store.set_aside(UID, checkpoint(steps))
+    assert names(store) == ["kept-00000003.safetensors", "kept-00000004.safetensors"]
+
+
 def test_the_newest_are_kept(store):
     for steps in range(5):
         store.save(UID, checkpoint(steps))

@@ -31,7 +31,9 @@ from p2pnode.experts.events import (
     ExpertAdopted,
     ExpertFailed,
     ExpertRemoved,
+    VersionSetAside,
 )
+from p2pnode.experts.replay import replay_key
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.wire.keys import PrivateKey
@@ -540,13 +542,23 @@ async def test_the_same_call_of_overlapping_spans_steps_each_layer_once(
             callers.start_soon(call, uid, span)
             await trio.sleep(0.1)
     assert [rig.steps(uid) for uid in A.span(3)] == [1, 1, 1]
-    twin = twin_of(settings, 3)
-    torch.testing.assert_close(outcomes[A, 2], backward_through(twin[:2], [X], [G])[0])
-    # Of the later ones, that of B and C steps C alone.
-    torch.testing.assert_close(
-        outcomes[B, 2], backward_through(twin[1:], [X], [G], stepping=twin[2:])[0]
-    )
     rig.assert_nothing_is_left()
+
+
+async def test_a_call_applied_to_a_part_of_its_span_steps_the_rest_of_it_alone(
+    settings, nursery, autojump_clock
+):
+    rig = Rig(settings)
+    await rig.host.add(A.span(3))
+    await nursery.start(rig.host.run)
+    twin = twin_of(settings, 3)
+    await rig.backward(uid=A, span=2)
+    backward_through(twin[:2], [X], [G])
+    found = await rig.backward(uid=B, span=2)
+    expected = backward_through(twin[1:], [X], [G], stepping=twin[2:])[0]
+    torch.testing.assert_close(found, expected)
+    assert [rig.steps(uid) for uid in A.span(3)] == [1, 1, 1]
+    torch.testing.assert_close(await rig.forward(span=3), forward_through(twin, [X])[0])
 
 
 async def test_an_overlapping_call_goes_ahead_when_the_first_is_late(
@@ -689,6 +701,51 @@ async def test_a_state_moves_to_another_host_with_the_calls_it_contains(
     await two.backward(call_id=numbered(2))
     assert (one.steps(), two.steps()) == (1, 2)
     assert [(e.steps_before, e.steps) for e in two.of(ExpertAdopted)] == [(1, 1)]
+
+
+async def test_what_was_learnt_here_is_set_aside_before_another_state_is_adopted(
+    settings, tmp_path, nursery, autojump_clock
+):
+    one, two = Rig(settings), Rig(settings, tmp_path)
+    for rig in (one, two):
+        await rig.host.add([A])
+        await nursery.start(rig.host.run)
+    for number in (1, 2, 3):
+        await one.backward(call_id=numbered(number))
+    await two.backward(2 * X, call_id=numbered(4))
+    own = (await two.host.snapshot(A)).state
+    await two.host.adopt(A, await one.host.snapshot(A), keep_own=True)
+    (event,) = two.of(VersionSetAside)
+    kept = read_checkpoint(event.path, A)
+    assert (event.steps, kept.state.steps, two.steps()) == (1, 1, 3)
+    assert all(torch.equal(kept.state.tensors[name], each) for name, each in own.tensors.items())
+    assert kept.applied == [replay_key(ALICE, numbered(4))]
+    # What the new state contains is nobody's own, and neither are fresh weights.
+    await one.backward(call_id=numbered(5))
+    await two.host.adopt(A, await one.host.snapshot(A), keep_own=True)
+    await two.host.add([B])
+    await one.host.add([B])
+    await one.backward(uid=B, call_id=numbered(6))
+    await two.host.adopt(B, await one.host.snapshot(B), keep_own=True)
+    assert len(two.of(VersionSetAside)) == 1
+
+
+async def test_a_state_is_not_adopted_while_what_was_learnt_here_cannot_be_set_aside(
+    settings, tmp_path, nursery, autojump_clock
+):
+    one, two = Rig(settings), Rig(settings, tmp_path)
+    for rig in (one, two):
+        await rig.host.add([A])
+        await nursery.start(rig.host.run)
+    await one.backward(call_id=numbered(1))
+    await two.backward(2 * X, call_id=numbered(2))
+    expected = await two.forward()
+    (tmp_path / "open@digits").write_text("a file")
+    with pytest.raises(CheckpointError, match="set ffn"):
+        await two.host.adopt(A, await one.host.snapshot(A), keep_own=True)
+    assert torch.equal(await two.forward(), expected)
+    await two.host.adopt(A, await one.host.snapshot(A))
+    assert not torch.equal(await two.forward(), expected)
 
 
 async def test_a_queued_call_that_the_adopted_state_contains_is_not_applied_again(

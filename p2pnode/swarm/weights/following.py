@@ -53,6 +53,7 @@ class _Replica:
     fetch_at: float = -math.inf  # when it asks for a newer version
     look_at: float = -math.inf  # when somebody looks who serves the expert
     is_busy: bool = False  # somebody is looking
+    has_followed: bool = False  # what is here came from the hosts, and nothing is its own
 
 
 class Following:
@@ -203,8 +204,9 @@ class Following:
                 head.steps,
                 [best, *others],
                 anyway=not standby.has_state,
+                keep_own=not replica.has_followed,
             )
-            standby.has_state = True
+            standby.has_state = replica.has_followed = True
         except (RemoteError, LocalError) as error:
             self._tell(replica, error)
 

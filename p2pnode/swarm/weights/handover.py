@@ -259,7 +259,7 @@ class Handovers:
             if best is not None and kept[best] > self._local.experts.steps(uid):
                 codec = self._local.codec(uid)
                 head = await self._local.client.head(best, uid, codec=codec)
-                await self._local.adopt(uid, head.name, head.steps, [best])
+                await self._local.adopt(uid, head.name, head.steps, [best], keep_own=True)
         except (RemoteError, LocalError) as error:
             failures.append(str(error))
         if failures:
@@ -281,7 +281,7 @@ class Handovers:
         Raises:
             RemoteError, LocalError: it cannot be fetched, or does not fit; nothing has changed.
         """
-        await self._local.adopt(uid, final.state, final.steps, [talk.peer_id])
+        await self._local.adopt(uid, final.state, final.steps, [talk.peer_id], keep_own=True)
         await self._following.promote(uid)
         steps = self._local.experts.steps(uid)
         self._local.host.events.emit(ExpertTaken(uid=uid, giver=talk.peer_id, steps=steps))

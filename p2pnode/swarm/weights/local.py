@@ -84,6 +84,7 @@ class LocalExperts:
         holders: Sequence[PeerId],
         *,
         anyway: bool = False,
+        keep_own: bool = False,
     ) -> bool:
         """Fetch a state, and let the expert go on from it, if that has taken more steps.
 
@@ -95,6 +96,7 @@ class LocalExperts:
             steps: that the first holder says it has taken.
             holders: where to fetch it from.
             anyway: even if the expert has taken as many steps here.
+            keep_own: see `ExpertHost.adopt`.
 
         Returns:
             Whether the expert goes on from it.
@@ -118,11 +120,17 @@ class LocalExperts:
             checkpoint = await self.store.load(state)
         if not self._wants(uid, steps, anyway=anyway):  # it has been trained meanwhile
             return False
-        await self.go_on_from(uid, checkpoint, holders[0], optimizer="adopt")
+        await self.go_on_from(uid, checkpoint, holders[0], optimizer="adopt", keep_own=keep_own)
         return True
 
     async def go_on_from(
-        self, uid: Uid, checkpoint: Checkpoint, source: PeerId, *, optimizer: OptimizerPolicy
+        self,
+        uid: Uid,
+        checkpoint: Checkpoint,
+        source: PeerId,
+        *,
+        optimizer: OptimizerPolicy,
+        keep_own: bool = False,
     ) -> None:
         """Let an expert go on from a state of another host, and make no old version any more.
 
@@ -131,7 +139,7 @@ class LocalExperts:
             UnknownExpertError: the expert is not hosted here.
         """
         before = self.experts.steps(uid)
-        await self.experts.adopt(uid, checkpoint, optimizer=optimizer)
+        await self.experts.adopt(uid, checkpoint, optimizer=optimizer, keep_own=keep_own)
         self.publisher.replaced(uid)
         self.host.events.emit(
             StateAdopted(uid=uid, source=source, steps_before=before, steps=checkpoint.state.steps)

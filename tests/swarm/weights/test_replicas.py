@@ -10,6 +10,7 @@ import trio
 from p2pnode.clock import bind_wall_time_to_trio
 from p2pnode.config import Settings
 from p2pnode.errors import CheckpointError, UnknownExpertError
+from p2pnode.experts.events import VersionSetAside
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.protocols.kad.service import KadDht
@@ -634,3 +635,43 @@ async def test_a_host_that_has_to_end_in_the_middle_takes_no_step_after_its_last
                 await trainer.client.forward(leaver.peer_id, UID, [trainer.rows])
             nursery.cancel_scope.cancel()
         assert leaver.steps == 2
+
+
+async def test_a_host_that_takes_a_state_over_sets_its_own_aside(net, autojump_clock):
+    async with net() as here:
+        await here.add()
+        ours, other = await here.add(), await here.add()
+        for each in (ours, other):  # both serve it from the same start, and learn apart
+            await each.serve()
+        trainer = await here.trainer()
+        rows = [trainer.rows]
+        await trainer.caller.info("ffn.0", 10.0)
+        await trainer.client.backward(ours.peer_id, UID, rows, rows, call_id=bytes(16))
+        for number in range(1, 4):
+            await trainer.client.backward(
+                other.peer_id, UID, rows, rows, call_id=number.to_bytes(16, "big")
+            )
+        with ours.host.events.subscribe(VersionSetAside) as set_aside:
+            assert await other.replication.leave([UID]) == [UID]
+            event = await set_aside.get()
+        assert (event.steps, ours.steps) == (1, 3)
+        assert event.path.parent == here.tmp_path / "2" / "experts" / "open@test" / "ffn.0"
+
+
+async def test_a_replica_that_comes_back_sets_nothing_aside_that_it_has_followed(
+    net, autojump_clock
+):
+    async with net() as here:
+        await here.add()
+        primary, replica = await here.add(), await here.add()
+        await primary.serve()
+        await replica.stand_by()
+        told = []
+        replica.host.events.on(VersionSetAside, told.append)
+        trainer = await here.trainer()
+        for _ in range(3):
+            await trainer.step()
+            await until(lambda: replica.steps == trainer.applied, within=4)
+        assert await primary.replication.leave([UID]) == [UID]
+        await until(lambda: replica.is_serving)
+        assert told == []
