@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
+import psutil
+
 from p2pnode.errors import LocalError
 
 _SCRIPT: Final = Path(__file__).with_name("rival_end.py")
@@ -96,6 +98,16 @@ class AskedProcess:
                     process.wait(_STOP_TIMEOUT)
                 except subprocess.TimeoutExpired:
                     process.kill()
+
+    def processor_seconds(self) -> float:
+        """Return what it and the processes it has started have computed so far."""
+        own = psutil.Process(self._process.pid)
+        total = 0.0
+        for each in (own, *own.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = each.cpu_times()
+                total += times.user + times.system
+        return total
 
     def write(self, message: Any) -> None:
         """Send one line."""

@@ -85,4 +85,9 @@ async def test_large_tensors_are_averaged_alike_at_all_members(codec):
 def test_real_processes_average():
     plan = Plan(rounds=1, peers=2, parameters=100_000, hivemind=None)
     figures = run_averaging(plan, tell=lambda _text: None)  # it checks the results
-    assert [figure.name for figure in figures] == ["averaging_none", "averaging_float16"]
+    assert [figure.name for figure in figures] == [
+        "averaging_none",
+        "averaging_work_none",
+        "averaging_float16",
+        "averaging_work_float16",
+    ]
