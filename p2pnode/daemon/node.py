@@ -291,9 +291,7 @@ class Node:
             ConfigError: what the owner has said does not fit here.
         """
         assert self._descriptions is not None, "the node is not running"
-        return await self._descriptions.agreed_rounds(
-            self.membership_of(run), self.settings.rounds
-        )
+        return await self._descriptions.agreed_rounds(self.membership_of(run), self.settings.rounds)
 
     async def host_experts(self, uids: Sequence[Uid], settings: HostingSettings) -> list[Uid]:
         """Host more experts, restored from their checkpoints where there are any.

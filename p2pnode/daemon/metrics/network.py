@@ -19,6 +19,7 @@ from p2pnode.daemon.owner.core import Decision
 from p2pnode.host import ConnectionEnded, PeerMisbehaved
 from p2pnode.host.connections import ConnectionInfo, InboundStreamFailed, NetworkConnection
 from p2pnode.protocols.kad.queries import DhtLookupEnded
+from p2pnode.swarm.gossip.reputation import OffenceSeen
 from p2pnode.swarm.network import Network
 
 SECONDS: Final = (
@@ -40,7 +41,7 @@ SECONDS: Final = (
 
 
 class NetworkMetrics(Collector):
-    """Connections, streams, refusals, DHT and relaying.
+    """Connections, streams, refusals, DHT, swarms and relaying.
 
     Args:
         registry: where they are registered.
@@ -78,12 +79,19 @@ class NetworkMetrics(Collector):
         self._answered = Counter(
             "p2pnode_dht_peers_answered", "Those that were answered.", ["kind"], registry=registry
         )
+        self._offences = Counter(
+            "p2pnode_offences",
+            "What other members of swarms were found to have done.",
+            ["offence"],
+            registry=registry,
+        )
         ProcessCollector(registry=registry)
         registry.register(self)
         events = network.host.events
         events.on(ConnectionEnded, self._receive_ended)
         events.on(PeerMisbehaved, lambda _event: self._misbehaved.inc())
         events.on(InboundStreamFailed, lambda _event: self._failed_streams.inc())
+        events.on(OffenceSeen, lambda event: self._offences.labels(event.offence.value).inc())
         events.on(DhtLookupEnded, self._receive_lookup)
 
     def _receive_ended(self, event: ConnectionEnded) -> None:
@@ -150,7 +158,15 @@ class NetworkMetrics(Collector):
         yield _gauge("p2pnode_dht_peers", "Peers in the routing table.", len(network.dht.peers))
         yield _gauge("p2pnode_dht_records", "Records kept for others.", network.dht.record_count)
         yield _gauge("p2pnode_dht_serves", "Whether it answers others.", network.dht.serves)
+        yield from self._collect_swarms()
         yield from self._collect_relaying()
+
+    def _collect_swarms(self) -> Iterator[Metric]:
+        topics = self._network.pubsub.topics
+        yield _gauge("p2pnode_swarms", "Layers' swarms that this node speaks in.", len(topics))
+        standings = self._network.reputation.standings(trio.current_time())
+        blacklisted = sum(each.is_blacklisted for each in standings)
+        yield _gauge("p2pnode_peers_blacklisted", "Peers not heard any more.", blacklisted)
 
     def _collect_relaying(self) -> Iterator[Metric]:
         if (client := self._network.relay_client) is not None:

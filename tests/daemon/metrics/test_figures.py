@@ -20,6 +20,7 @@ from p2pnode.experts.sessions.service import SessionEnded, SessionOpened
 from p2pnode.host import ConnectionEnded
 from p2pnode.host.connections import InboundStreamFailed
 from p2pnode.rpc.server import CallServed
+from p2pnode.swarm.gossip.reputation import Offence, OffenceSeen
 from p2pnode.testing.memory import MemoryTransport
 from p2pnode.testing.network import VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
@@ -165,6 +166,9 @@ async def test_a_node_tells_of_its_network_and_later_of_its_experts(tmp_path, nu
     assert before["p2pnode_stream_bytes_total", "sent"] > 0
     assert before["p2pnode_budget_used", "connections"] == 1
     assert before["p2pnode_paused",] == 0
+    assert before["p2pnode_tasks",] > 10
+    assert before["p2pnode_swarms",] == 0
+    assert before["p2pnode_peers_blacklisted",] == 0
     assert not [key for key in before if key[0].startswith("p2pnode_calls")]
 
     await second.host_experts(expand("digits/ffn.[0:3]"), second.settings.hosting)
@@ -190,5 +194,15 @@ async def test_a_node_tells_of_its_network_and_later_of_its_experts(tmp_path, nu
     assert (
         after["p2pnode_stream_bytes_total", "sent"] >= before["p2pnode_stream_bytes_total", "sent"]
     )
-    assert read(await scrape(first))["p2pnode_inbound_streams_failed_total",] >= 1
+    for _ in range(3):
+        now = trio.current_time()
+        first.network.reputation.receive_offence(PEER, Offence.WRONG_CHUNK, "it lies", now)
+        first.network.reputation.receive_offence(PEER, Offence.BAD_WEIGHTS, "it lies", now)
+    first.events.emit(
+        OffenceSeen(peer_id=PEER, address=None, reason="it lies", offence=Offence.WRONG_CHUNK)
+    )
+    found = read(await scrape(first))
+    assert found["p2pnode_inbound_streams_failed_total",] >= 1
+    assert found["p2pnode_offences_total", "wrong chunk"] == 1
+    assert found["p2pnode_peers_blacklisted",] == 1
     nursery.cancel_scope.cancel()
