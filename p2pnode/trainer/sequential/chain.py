@@ -29,7 +29,7 @@ from p2pnode.trainer.judged import JudgedClient
 from p2pnode.trainer.quorum import Attempt
 from p2pnode.trainer.sequential.paces import Paces
 from p2pnode.trainer.sequential.passage import Keeper, Passage, Stage
-from p2pnode.trainer.sequential.planner import Pass, Planner
+from p2pnode.trainer.sequential.planner import Pass, Planner, Turns
 from p2pnode.trainer.sequential.routing import Hop, Route
 from p2pnode.trainer.sequential.session import ChainSession
 from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall
@@ -111,13 +111,14 @@ class Chain:
             NoPeersError: the node knows nobody to ask.
             RemoteError: what the last host tried answered, when the time was over.
         """
+        turns: Turns = {}
 
         async def run(number: int) -> tuple[torch.Tensor, Passage]:
             return await self._forward(
                 self._start,
                 self._stop,
                 batches[number],
-                Pass.begin(policy, self._client.new_trace()),
+                Pass.begin(policy, self._client.new_trace(), turns),
                 self._keeper.keep if keep else Stage.release,
             )
 
@@ -145,13 +146,14 @@ class Chain:
             AlreadyAppliedError: a host took a step, but its answer is lost for good.
             P2PNodeError: as for `forward`; some blocks may have stepped, the last ones first.
         """
+        turns: Turns = {}
 
         async def run(number: int) -> torch.Tensor:
             return await self._backward(
                 passages[number],
                 batches[number],
                 gradients[number],
-                Pass.begin(policy, self._client.new_trace()),
+                Pass.begin(policy, self._client.new_trace(), turns),
             )
 
         return await self._pipelined(len(batches), run)
@@ -261,15 +263,13 @@ class Chain:
     # --- one call -------------------------------------------------------------------------------
 
     async def _ask(self, hop: Hop, inputs: torch.Tensor, on_way: Pass) -> torch.Tensor:
-        uid, give_up, attempt = (
-            self._planner.uid(hop.start),
-            await self._planner.limit(hop, on_way),
-            Attempt(),
-        )
-        await self._client.info(hop.peer_id, uid, give_up, attempt, span=hop.span)
-        call = ExpertCall(name=uid.name, inputs=(inputs,), span=hop.span, trace=on_way.trace)
-        started = trio.current_time()
-        answer = await self._client.forward(hop.peer_id, call, on_way.policy, give_up, attempt)
+        uid, attempt = self._planner.uid(hop.start), Attempt()
+        async with on_way.turn_at(hop.peer_id, self._settings.micro_batches_at_one_host):
+            give_up = await self._planner.limit(hop, on_way)
+            await self._client.info(hop.peer_id, uid, give_up, attempt, span=hop.span)
+            call = ExpertCall(name=uid.name, inputs=(inputs,), span=hop.span, trace=on_way.trace)
+            started = trio.current_time()
+            answer = await self._client.forward(hop.peer_id, call, on_way.policy, give_up, attempt)
         self._planner.paces.receive_answer(hop.peer_id, hop.span, trio.current_time() - started)
         return _only(answer, uid)
 
@@ -281,7 +281,7 @@ class Chain:
         on_way: Pass,
         call_id: bytes,
     ) -> torch.Tensor:
-        uid, give_up = self._planner.uid(hop.start), await self._planner.limit(hop, on_way)
+        uid = self._planner.uid(hop.start)
         call = ExpertCall(
             name=uid.name,
             inputs=(inputs,),
@@ -289,9 +289,11 @@ class Chain:
             span=hop.span,
             trace=on_way.trace,
         )
-        answer = await self._client.backward(
-            hop.peer_id, call, on_way.policy, give_up, Attempt(), call_id=call_id
-        )
+        async with on_way.turn_at(hop.peer_id, self._settings.micro_batches_at_one_host):
+            give_up = await self._planner.limit(hop, on_way)
+            answer = await self._client.backward(
+                hop.peer_id, call, on_way.policy, give_up, Attempt(), call_id=call_id
+            )
         return _only(answer, uid)
 
     # --- several micro-batches ------------------------------------------------------------------

@@ -4,8 +4,9 @@ Hosts come from the book that all calls of this trainer are judged by, so a host
 anywhere is gone around everywhere until its ban ends.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -23,6 +24,8 @@ from p2pnode.trainer.sources import CallPolicy
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
+Turns = dict[PeerId, trio.CapacityLimiter]
+
 
 @dataclass(slots=True, eq=False)
 class Pass:
@@ -34,6 +37,7 @@ class Pass:
         trace: by which logs tell of its calls.
         alone: peers that are asked for one block at a time.
         avoid: peers that are asked where nobody else is left.
+        turns: what bounds the calls of each peer that are under way, shared by micro-batches.
     """
 
     policy: CallPolicy
@@ -41,11 +45,35 @@ class Pass:
     trace: bytes = b""
     alone: set[PeerId] = field(default_factory=set)
     avoid: set[PeerId] = field(default_factory=set)
+    turns: Turns = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, policy: CallPolicy, trace: bytes = b"") -> Self:
+    def begin(
+        cls,
+        policy: CallPolicy,
+        trace: bytes = b"",
+        turns: Turns | None = None,
+    ) -> Self:
         """Start the clock."""
-        return cls(policy, trio.current_time() + policy.timeout, trace)
+        until = trio.current_time() + policy.timeout
+        return cls(policy, until, trace, turns={} if turns is None else turns)
+
+    @contextlib.asynccontextmanager
+    async def turn_at(self, peer_id: PeerId, at_once: int) -> AsyncIterator[None]:
+        """Wait until fewer than `at_once` calls of a peer are under way, and hold a place.
+
+        Raises:
+            OverloadedError: the time was up before.
+        """
+        limiter = self.turns.setdefault(peer_id, trio.CapacityLimiter(at_once))
+        with trio.move_on_at(self.until) as scope:
+            await limiter.acquire_on_behalf_of(self)
+        if scope.cancelled_caught:
+            raise OverloadedError(f"too many micro-batches wait for {peer_id}")
+        try:
+            yield
+        finally:
+            limiter.release_on_behalf_of(self)
 
     def receive_failure(self, hop: Hop, error: RemoteError) -> None:
         """A hop failed; the book of hosts has judged its peer already.

@@ -1,5 +1,7 @@
 """Passes through blocks whose hosts die: on virtual time, over the light network."""
 
+from collections import Counter
+
 import pytest
 import torch
 import trio
@@ -14,6 +16,7 @@ from p2pnode.errors import (
     UnknownExpertError,
 )
 from p2pnode.rpc.server import CallHandler
+from p2pnode.trainer.sources import CallPolicy
 
 
 class Scripted(CallHandler):
@@ -217,6 +220,44 @@ async def test_no_more_micro_batches_are_in_flight_than_allowed(autojump_clock, 
         chain = await lab.chain(swarm, 1)
         await chain.forward(lab.inputs.split(1), lab.policy, False)
         assert most == 2
+
+
+async def test_a_host_has_one_micro_batch_waiting_and_leaves_the_others_to_be_pipelined(
+    autojump_clock, lab
+):
+    under_way, most, together = Counter(), Counter(), []
+
+    async def compute(_when, number):
+        under_way[number] += 1
+        most[number] = max(most[number], under_way[number])
+        together.append(under_way.total())
+        await trio.sleep(1)
+        under_way[number] -= 1
+
+    async with lab.open() as swarm:
+        for number in range(3):
+            await serve_scripted(swarm, compute, f"blocks.{number}")
+        chain = await lab.chain(swarm, 3)
+        parts = lab.inputs.split(1)
+        found = await chain.forward(parts, lab.policy, True)
+        passages = [passage for _, passage in found]
+        await chain.backward(passages, parts, lab.upstream.split(1), lab.policy)
+        assert set(most.values()) == {2}
+        assert max(together) > 2  # other hosts compute meanwhile
+
+
+async def test_a_micro_batch_whose_time_is_up_before_its_turn_fails(autojump_clock, lab):
+    async def compute(_when, _number):
+        await trio.sleep(8)
+
+    settings = lab.settings.replace(sequential={"micro_batches_at_one_host": 1})
+    async with lab.open(settings) as swarm:
+        await serve_scripted(swarm, compute, "blocks.0")
+        chain = await lab.chain(swarm, 1)
+        started = trio.current_time()
+        with pytest.raises((OverloadedError, DeadlineExceededError)):
+            await chain.forward(lab.inputs.split(1), CallPolicy(timeout=20.0), False)
+        assert trio.current_time() - started <= 21
 
 
 async def test_a_block_without_a_live_host_is_a_typed_error_that_names_it(autojump_clock, lab):
