@@ -22,7 +22,9 @@ and peers of the swarm among themselves, with the scope `host`:
     {op: "pause", id}             -> {version}    no step begins until
     {op: "resume", id}            -> {}           or the deadline of `pause` is over
 
-Requests also have {v: 1, uid: "<run id>/<expert>", ms: deadline in milliseconds from now, token?}.
+A step is joined before all else, and again from time to time while others are waited for, or it is
+given up. Requests also have {v: 1, uid: "<run id>/<expert>", ms: deadline in milliseconds from now,
+token?}.
 An `id` has 16 bytes and names one step of its caller; that of `outcome` is the key that peers make
 of caller and id. `part` numbers the parts of a step, `parts` says how many of them the peer has. A
 group is a list of peer ids, in the order that all of it share. A version is [steps, lineage].

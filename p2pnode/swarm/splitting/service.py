@@ -169,6 +169,7 @@ class SplitServer:
                     attempt=request.attempt,
                     rows=request.rows,
                     group=request.group,
+                    deadline=call.deadline,
                 )
                 return SplitReply(version=version, digest=digest), ()
             case "commit":
@@ -213,7 +214,7 @@ class SplitServer:
         count = len(request.tensors) - request.gradients
         inputs, gradients = request.tensors[:count], request.tensors[count:]
         self._handler.info(uid).check_gradients(inputs, gradients)
-        turn = await self.steps.join(uid, call.key, call.peer_id)
+        turn = self.steps.find(uid, call.key)
         received = await self._receive(call, inputs)
         answer = await self.steps.backward(
             turn, request.part, received[:count], received[count:], deadline=call.deadline

@@ -31,6 +31,9 @@ from p2pnode.swarm.splitting.versions import Version
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
+# Of a caller's patience: so a peer says in time that it waited for another one in vain, and only
+# that one counts as lost.
+_SHARE_OF_PATIENCE: Final = 0.8
 _DIGESTS_KEPT: Final = 1024  # of steps taken; who asks for one does so soon after it
 
 
@@ -104,7 +107,9 @@ class Steps:
     async def join(
         self, uid: Uid, key: bytes, caller: PeerId, *, lease: float | None = None
     ) -> Turn:
-        """Wait for a step's turn at an expert, and begin it; it may have begun already.
+        """Wait for a step's turn at an expert, and begin it.
+
+        If it has begun already, its lease begins anew.
 
         Args:
             uid: the expert.
@@ -144,6 +149,14 @@ class Steps:
             self._turns.give_up(uid, key)
             self._tell()
 
+    def find(self, uid: Uid, key: bytes) -> Turn:
+        """Return a step that has its turn.
+
+        Raises:
+            StepLostError: it does not, or no more.
+        """
+        return self._turns.find(uid, key)
+
     async def backward(
         self,
         turn: Turn,
@@ -180,6 +193,7 @@ class Steps:
         attempt: int,
         rows: int,
         group: Sequence[PeerId],
+        deadline: float,
     ) -> tuple[Version, bytes]:
         """Add up the gradients of a group, all of whose peers do so now.
 
@@ -190,6 +204,7 @@ class Steps:
             attempt: counts the attempts at this step.
             rows: of all parts at all peers.
             group: the peers, in the order that all of them have.
+            deadline: of the caller, on trio's clock.
 
         Returns:
             The version that the sum is for, and the sum's digest.
@@ -210,7 +225,9 @@ class Steps:
             if await self._experts.version(uid) != turn.at:
                 raise self._changed_otherwise(turn)
             ours = turn.kept or await self._experts.compute(uid, no_gradients)
-            total = await self._add_up(turn, attempt, group, ours)
+            patience = (deadline - trio.current_time()) * _SHARE_OF_PATIENCE
+            timeout = min(self._settings.reduce_timeout, patience)
+            total = await self._add_up(turn, attempt, group, ours, timeout)
 
             def look(_expert: ExpertBackend) -> bytes:
                 return digest_of(total) if all_finite(total) else b""
@@ -301,7 +318,12 @@ class Steps:
     # --- within -----------------------------------------------------------------------------------
 
     async def _add_up(
-        self, turn: Turn, attempt: int, group: Sequence[PeerId], ours: list[torch.Tensor]
+        self,
+        turn: Turn,
+        attempt: int,
+        group: Sequence[PeerId],
+        ours: list[torch.Tensor],
+        timeout: float,
     ) -> list[torch.Tensor]:
         if len(group) == 1:
             return [each.clone() for each in ours]  # the step uses it up
@@ -315,7 +337,7 @@ class Steps:
                 ),
                 ours,
                 quorum=len(group),
-                timeout=self._settings.reduce_timeout,
+                timeout=timeout,
             )
         except (AveragingError, ConfigError) as error:
             raise OverloadedError(
@@ -325,7 +347,10 @@ class Steps:
 
     def _same(self, uid: Uid, key: bytes) -> Turn | None:
         turn = self._turns.current(uid)
-        return turn if turn is not None and turn.key == key else None
+        if turn is None or turn.key != key:
+            return None
+        turn.until = max(turn.until, trio.current_time() + self._settings.lease)
+        return turn
 
     @contextlib.contextmanager
     def _at_work(self, turn: Turn) -> Iterator[None]:

@@ -17,7 +17,7 @@ A step counts as taken when one peer has taken it, since the others then do so, 
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 import trio
@@ -49,6 +49,8 @@ from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
 T = TypeVar("T")
+
+_RENEWALS: Final = 3  # in the time of a lease
 
 
 class SplitCaller:
@@ -88,7 +90,7 @@ class SplitCaller:
                 await self._compute(work, parts, self._forward_part)
                 latest |= {each.peer_id: each.version for each in work.done}
                 waiting = await self._odd(work, latest)
-            return Answer(tensors=work.joined(), by=work.spans())
+            return Answer(tensors=work.answer(), by=work.spans())
 
     async def backward(
         self,
@@ -119,23 +121,13 @@ class SplitCaller:
             work = await self._begin(uid, inputs, gradients, policy)
             work.step_id = self._judged.new_call_id()
             try:
-                await self._join(work)
-                kept = [
-                    (peer_id, part)
-                    for peer_id, rows in answered_by
-                    if peer_id in work.limits
-                    for part in cut(rows, work.limits[peer_id])
-                ]
-                others = [rows for peer_id, rows in answered_by if peer_id not in work.limits]
-                parts = [*kept, *self._assign(work, others)]
-                await self._compute(work, parts, self._backward_part)
-                ready = await self._prepare(work)
+                ready = await self._gather(work, answered_by)
             except BaseException:
                 await self._abort(work)
                 raise
             with trio.CancelScope(shield=True):  # all of them, or none; bounded by timeouts
                 await self._commit(work, ready)
-            return Answer(tensors=work.joined(), by=work.spans())
+            return Answer(tensors=work.answer(), by=work.spans())
 
     # --- peers and parts --------------------------------------------------------------------------
 
@@ -275,6 +267,42 @@ class SplitCaller:
 
     # --- a step -----------------------------------------------------------------------------------
 
+    async def _gather(self, work: Work, answered_by: Spans) -> list[PeerId]:
+        """Do all of a step up to the sum; return the peers that have it.
+
+        Raises:
+            P2PNodeError: nobody has.
+        """
+        failure: P2PNodeError | None = None
+        ready: list[PeerId] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_turns, work)
+            try:
+                await self._join(work)
+                kept = [
+                    (peer_id, part)
+                    for peer_id, rows in answered_by
+                    if peer_id in work.limits
+                    for part in cut(rows, work.limits[peer_id])
+                ]
+                others = [rows for peer_id, rows in answered_by if peer_id not in work.limits]
+                parts = [*kept, *self._assign(work, others)]
+                await self._compute(work, parts, self._backward_part)
+                ready = await self._prepare(work)
+            except P2PNodeError as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return ready
+
+    async def _keep_turns(self, work: Work) -> None:
+        """Let no turn end while other peers are waited for."""
+        request = SplitRequest(operation="join", uid=work.uid, step_id=work.step_id)
+        while True:
+            await trio.sleep(self._settings.lease / _RENEWALS)
+            await self._tell(work.joined, request)
+
     async def _join(self, work: Work) -> None:
         """Wait for the step's turn at all peers, which then have one version of the weights.
 
@@ -288,6 +316,7 @@ class SplitCaller:
             try:
                 reply, _ = await self._ask(work, peer_id, request)
                 versions[peer_id] = version_in(reply, peer_id)
+                work.joined.append(peer_id)
             except RemoteError as error:
                 work.lose(peer_id, error)
 

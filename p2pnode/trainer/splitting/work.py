@@ -46,6 +46,7 @@ class Work:
     failure: RemoteError | None = None  # of the last peer that failed
     fatal: P2PNodeError | None = None  # for which no peer is to blame
     step_id: bytes = b""
+    joined: list[PeerId] = field(default_factory=list)  # where the step has its turn
 
     @property
     def rows(self) -> int:
@@ -60,6 +61,7 @@ class Work:
     def lose(self, peer_id: PeerId, error: RemoteError) -> None:
         """Take in that a peer takes no part any more."""
         self.limits.pop(peer_id, None)
+        self.joined = [each for each in self.joined if each != peer_id]
         self.failure = error
 
     def check_peers(self) -> None:
@@ -83,7 +85,7 @@ class Work:
         self.done = [each for each in self.done if each.peer_id in self.limits]
         return [each.rows for each in lost]
 
-    def joined(self) -> tuple[torch.Tensor, ...]:
+    def answer(self) -> tuple[torch.Tensor, ...]:
         """Put the parts together."""
         parts = sorted(self.done, key=lambda each: each.rows.start)
         columns = zip(*(each.tensors for each in parts), strict=True)

@@ -115,6 +115,28 @@ async def test_a_peer_that_is_killed_in_any_phase_costs_no_row_and_no_step(
                 assert peer.split.steps.kept_bytes == 0
 
 
+@pytest.mark.parametrize("phase", ["forward", "backward", "prepare", "commit"])
+async def test_a_peer_that_falls_silent_in_any_phase_costs_no_row_and_no_step(
+    open_swarm, same, autojump_clock, phase
+):
+    async with open_swarm() as swarm:
+        await swarm.add(3)
+        *others, silent = swarm.in_order()
+        trainer, whole = await swarm.trainer(), swarm.unsplit()
+        await step_both(trainer, whole, same)
+        owner = silent.split._experts if phase == "forward" else silent.split.steps
+
+        async def sleep(*_args, **_options):
+            await trio.sleep_forever()
+
+        setattr(owner, phase, sleep)
+        for _ in range(2):
+            await step_both(trainer, whole, same)
+        for peer in others:
+            same(peer.weights, whole.parameters)
+            assert (peer.backend.steps, peer.backend.rows) == (3, 18)
+
+
 @pytest.mark.parametrize("told", [0, 1, 2])
 async def test_a_trainer_lost_between_the_phases_leaves_all_peers_stepped_or_none(
     open_swarm, same, autojump_clock, told
