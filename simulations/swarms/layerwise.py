@@ -163,7 +163,7 @@ def train_alone(sim: Simulation, part: Part, test: Examples, *, batch: int, rate
     batches = Batches(part.train, sim.rng_for("alone").getrandbits(63))
     seconds, looks = 0.0, []
     _METER.take()
-    for _ in range(chosen["rounds"]):
+    for _ in range(chosen["rounds"] * chosen["peers"]):
         for _ in range(max(1, chosen["samples"] // batch)):
             examples = batches.draw(batch)
             optimizer.zero_grad()
@@ -490,6 +490,7 @@ def _report(
                 sum(event.staleness * event.updates for event in each.trained) / max(1, updates),
                 max((event.max_staleness for event in each.trained), default=0),
                 stale,
+                each.means[-1][0] if each.means else None,
                 sum(event.samples for event in each.trained),
             )
         )
@@ -502,6 +503,13 @@ def _report(
         detail=f"{100 * threshold:.0f} % of the hold-out, in the fastest mode, against one process"
         " with the same network, micro-batch and learning rate"
         + ("" if alone is None else f", which takes {alone:.2f} s"),
+    )
+    report.figure(
+        "examples a second",
+        max((row[-1] / row[-2] for row in rows if row[-2]), default=None),
+        "",
+        detail="that the swarms of the fastest mode trained on, scoring and rounds included; one"
+        f" process has {len(same.looks) * sim.parameters['samples'] / same.looks[-1][0]:.1f}",
     )
     report.figure(
         "speed-up against one process at its best",
@@ -523,6 +531,7 @@ def _report(
             "mean staleness",
             "most",
             "samples dropped as stale",
+            Axis("all", "s"),
             "samples",
         ],
         rows,
@@ -541,9 +550,9 @@ def _report(
     report.note(
         "Nodes, calls, gossip, weights, averaging and rounds are the product's own code on a"
         " virtual network and clock. Weights are really trained and scored. How long a device"
-        " computes is modelled by what was measured of the same layers (the compute parameters);"
-        " encoding, hashing and copying take no time. One process does the same work on the same"
-        " images from the same first weights, and scores after as many examples as a participant."
+        " computes is modelled, by the compute parameters; hashing and copying weights takes no"
+        " time. One process does the same work on the same images from the same first weights, and"
+        " scores after as many examples as a participant."
     )
 
 
