@@ -57,8 +57,13 @@ class Transcoder:
     async def _do(
         self, work: Callable[[], T], tensors: Sequence[torch.Tensor], metas: Sequence[TensorMeta]
     ) -> T:
-        size = sum(meta.nbytes for meta in metas if meta.codec != "none")
-        # To fetch a tensor from another device is to wait for what computes it.
-        if size <= self._inline_bytes and all(tensor.is_cpu for tensor in tensors):
+        if not all(tensor.is_cpu for tensor in tensors):
+            # To fetch a tensor from another device is to wait for what computes it.
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        return await self.do(work, sum(meta.nbytes for meta in metas if meta.codec != "none"))
+
+    async def do(self, work: Callable[[], T], size: int) -> T:
+        """Do something like it with tensors of `size` bytes in all, which are in main memory."""
+        if size <= self._inline_bytes:
             return work()
         return await trio.to_thread.run_sync(work, limiter=self._limiter)

@@ -13,6 +13,11 @@ def needs_whole_part(aggregator: Aggregator) -> bool:
     return isinstance(aggregator, CenteredClipping)
 
 
+def is_quick(aggregator: Aggregator) -> bool:
+    """Whether to reduce a chunk takes less than it takes to hand it to a thread."""
+    return isinstance(aggregator, Sum | Mean)
+
+
 def aggregate(
     aggregator: Aggregator,
     contributions: Sequence[torch.Tensor],

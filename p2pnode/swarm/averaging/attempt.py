@@ -25,7 +25,7 @@ from p2pnode.errors import (
 )
 from p2pnode.host import Stream
 from p2pnode.rpc.budget import Charge
-from p2pnode.swarm.averaging.aggregation import aggregate, needs_whole_part
+from p2pnode.swarm.averaging.aggregation import aggregate, is_quick, needs_whole_part
 from p2pnode.swarm.averaging.elements import is_finite
 from p2pnode.swarm.averaging.messages import (
     MAX_MESSAGE_BYTES,
@@ -308,12 +308,14 @@ class Attempt:
     async def _aggregate(self, numbers: range) -> torch.Tensor | None:
         """Reduce some chunks as one; None if contributions to them are not numbers."""
         contributions = [await self._contribution(each, numbers) for each in self._members]
-        result = aggregate(
-            self._round.group.aggregator,
-            contributions,
-            self._weights(),
-            share=(self._span[1] - self._span[0]) / self._ours.count,
-        )
+        aggregator, weights = self._round.group.aggregator, self._weights()
+        share = (self._span[1] - self._span[0]) / self._ours.count
+
+        def work() -> torch.Tensor:
+            return aggregate(aggregator, contributions, weights, share=share)
+
+        size = 0 if is_quick(aggregator) else sum(each.nbytes for each in contributions)
+        result = await self._round.transcoder.do(work, size)
         if is_finite(result):
             return result
         pairs = zip(self._members, contributions, strict=True)

@@ -75,6 +75,7 @@ class Round:
         weight: of our contribution.
         settings: limits and times.
         carrier: how elements travel.
+        transcoder: does beside the network what takes long.
         over: set when the round has ended here.
         total_weight: of the result.
     """
@@ -100,6 +101,7 @@ class Round:
         self.weight = weight
         self.carrier = Carrier(group.codec, reducible.precision, transcoder)
         self.settings = settings
+        self.transcoder = transcoder
         self.over = trio.Event()
         self.total_weight = 0.0
         self._digest = group.digest(reducible.metas)
