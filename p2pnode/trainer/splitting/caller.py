@@ -17,7 +17,7 @@ A step counts as taken when one peer has taken it, since the others then do so, 
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 import torch
 import trio
@@ -27,28 +27,25 @@ from p2pnode.errors import (
     BehindError,
     DeadlineExceededError,
     ExpertFailedError,
-    HostLostError,
     OverloadedError,
     P2PNodeError,
     RemoteError,
     StepLostError,
 )
 from p2pnode.rpc.codecs.names import travelling
-from p2pnode.rpc.schema import ExpertInfo, TensorMeta
 from p2pnode.rpc.tensors import metas_of
 from p2pnode.swarm.splitting.client import SplitClient, version_in
-from p2pnode.swarm.splitting.messages import SplitReply, SplitRequest
+from p2pnode.swarm.splitting.messages import SplitRequest
 from p2pnode.swarm.splitting.versions import Version, authoritative
 from p2pnode.swarm.weights.standby import distance
 from p2pnode.trainer.judged import FINAL, JudgedClient
 from p2pnode.trainer.quorum import Attempt
 from p2pnode.trainer.sources import Answer, CallPolicy
+from p2pnode.trainer.splitting.peers import PeerCalls, twice
 from p2pnode.trainer.splitting.shares import Rows, Speeds, assign, cut
 from p2pnode.trainer.splitting.work import Done, Spans, Work, most_rows
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
-
-T = TypeVar("T")
 
 _RENEWALS: Final = 3  # in the time of a lease
 
@@ -64,8 +61,8 @@ class SplitCaller:
 
     def __init__(self, judged: JudgedClient, client: SplitClient, *, settings: Settings) -> None:
         self._judged = judged
-        self._client = client
         self._settings = settings.splitting
+        self._peers = PeerCalls(judged, client, self._settings.question_timeout)
         # Of forward and of backward parts.
         self._speeds = [Speeds(self._settings.speed_smoothing) for _ in range(2)]
 
@@ -142,6 +139,7 @@ class SplitCaller:
 
         Raises:
             NoLiveExpertError: there is none.
+            SchemaError: the tensors fit none of them.
         """
         book = self._judged.book
         entries = await book.candidates(uid)
@@ -160,11 +158,12 @@ class SplitCaller:
             gradients=len(gradients),
             limits={},
         )
-        infos: dict[PeerId, ExpertInfo] = {}
+        limits: dict[PeerId, int] = {}
 
         async def ask(peer_id: PeerId) -> None:
             try:
-                infos[peer_id] = await self._judged.info(peer_id, uid, give_up, Attempt())
+                info = await self._judged.info(peer_id, uid, give_up, Attempt())
+                limits[peer_id] = most_rows(info, inputs, gradients)
             except RemoteError as error:
                 work.failure = error
 
@@ -173,8 +172,7 @@ class SplitCaller:
         async with trio.open_nursery() as nursery:
             for peer_id in closest[: self._settings.max_group]:
                 nursery.start_soon(ask, peer_id)
-        for peer_id in sorted(infos):
-            work.limits[peer_id] = most_rows(infos[peer_id], inputs, gradients)
+        work.limits = {peer_id: limits[peer_id] for peer_id in sorted(limits)}
         if not work.limits:
             raise work.failure or book.none_left(uid)
         return work
@@ -250,7 +248,7 @@ class SplitCaller:
             reply=codec,
         )
         expected = tuple(travelling(meta, codec) for meta in outputs)
-        reply, found = await self._ask(work, peer_id, request, inputs, expected=expected)
+        reply, found = await self._peers.ask(work, peer_id, request, inputs, expected=expected)
         return Done(peer_id, rows, found, version_in(reply, peer_id))
 
     async def _odd(self, work: Work, latest: dict[PeerId, Version]) -> list[Rows]:
@@ -262,7 +260,7 @@ class SplitCaller:
         behind = [each for each in work.peers if latest.get(each, target) != target]
         for peer_id in behind:
             work.lose(peer_id, BehindError(f"{peer_id} has other weights than its swarm"))
-        await self._tell_behind(work, behind)
+        await self._peers.tell_behind(work, behind)
         return [each.rows for each in odd]
 
     # --- a step -----------------------------------------------------------------------------------
@@ -301,7 +299,7 @@ class SplitCaller:
         request = SplitRequest(operation="join", uid=work.uid, step_id=work.step_id)
         while True:
             await trio.sleep(self._settings.lease / _RENEWALS)
-            await self._tell(work.joined, request)
+            await self._peers.tell(work.joined, request)
 
     async def _join(self, work: Work) -> None:
         """Wait for the step's turn at all peers, which then have one version of the weights.
@@ -314,7 +312,7 @@ class SplitCaller:
 
         async def join(peer_id: PeerId) -> None:
             try:
-                reply, _ = await self._ask(work, peer_id, request)
+                reply, _ = await self._peers.ask(work, peer_id, request)
                 versions[peer_id] = version_in(reply, peer_id)
                 work.joined.append(peer_id)
             except RemoteError as error:
@@ -330,10 +328,7 @@ class SplitCaller:
         behind = [peer_id for peer_id, version in versions.items() if version != target]
         for peer_id in behind:
             work.lose(peer_id, BehindError(f"{peer_id} has other weights than its swarm"))
-        if behind:
-            abort = SplitRequest(operation="abort", uid=work.uid, step_id=work.step_id)
-            await self._tell(behind, abort)
-            await self._tell_behind(work, behind)
+        await self._peers.tell_behind(work, behind)
 
     async def _timed(self, call: Callable[[PeerId], Awaitable[None]], peer_id: PeerId) -> None:
         """Make a call without rows, whose time is that of the way."""
@@ -360,8 +355,8 @@ class SplitCaller:
             reply=codec,
         )
         expected = tuple(travelling(meta, codec) for meta in inputs)
-        ask = partial(self._ask, work, peer_id, request, tensors, expected=expected)
-        reply, found = await _twice(ask)
+        ask = partial(self._peers.ask, work, peer_id, request, tensors, expected=expected)
+        reply, found = await twice(ask)
         work.parts[peer_id] += 1
         return Done(peer_id, rows, found, version_in(reply, peer_id))
 
@@ -394,7 +389,7 @@ class SplitCaller:
                     group=group,
                 )
                 try:
-                    reply, _ = await self._ask(work, peer_id, request)
+                    reply, _ = await self._peers.ask(work, peer_id, request)
                     digests[peer_id] = reply.digest
                 except RemoteError as error:
                     failures[peer_id] = error
@@ -403,11 +398,11 @@ class SplitCaller:
                 for peer_id in group:
                     nursery.start_soon(prepare, peer_id)
             well = [each for each, why in failures.items() if isinstance(why, OverloadedError)]
+            if digests and not well and len(set(digests.values())) == 1:
+                return [peer_id for peer_id in group if peer_id in digests]
             for peer_id in group:
                 if peer_id in failures and peer_id not in well:
                     work.lose(peer_id, failures[peer_id])
-            if digests and not well and len(set(digests.values())) == 1:
-                return [peer_id for peer_id in group if peer_id in digests]
             failure = next(iter(failures.values()), None) or failure
             if not work.limits:
                 break
@@ -431,73 +426,29 @@ class SplitCaller:
 
         async def commit(peer_id: PeerId) -> None:
             try:
-                await _twice(partial(self._ask, work, peer_id, request))
+                await twice(partial(self._peers.ask, work, peer_id, request))
                 taken.append(peer_id)
             except RemoteError as error:
                 failures[peer_id] = error
 
+        abort = SplitRequest(operation="abort", uid=work.uid, step_id=work.step_id)
         async with trio.open_nursery() as nursery:
             for peer_id in ready:
                 nursery.start_soon(commit, peer_id)
+            nursery.start_soon(self._peers.tell, work.left, abort)
         if not taken:
             raise StepLostError(
                 f"no peer of {work.uid.name} says that it has taken the step; go on with the next"
                 f" ({failures[ready[0]]})"
             )
         missed = [each for each in ready if isinstance(failures.get(each), StepLostError)]
-        await self._tell_behind(work, missed)
+        await self._peers.tell_behind(work, missed)
 
     async def _abort(self, work: Work) -> None:
         """Spare the peers from waiting for a step that does not come."""
         request = SplitRequest(operation="abort", uid=work.uid, step_id=work.step_id)
         with trio.CancelScope(shield=True):
-            await self._tell(work.peers, request)
-
-    async def _tell_behind(self, work: Work, peers: Sequence[PeerId]) -> None:
-        await self._tell(peers, SplitRequest(operation="behind", uid=work.uid))
-
-    async def _tell(self, peers: Sequence[PeerId], request: SplitRequest) -> None:
-        """Tell several peers something; whether they hear it does not matter to us."""
-
-        async def tell(peer_id: PeerId) -> None:
-            try:
-                await self._client.ask(peer_id, request, timeout=self._settings.question_timeout)
-            except RemoteError:
-                return
-
-        async with trio.open_nursery() as nursery:
-            for peer_id in peers:
-                nursery.start_soon(tell, peer_id)
-
-    async def _ask(
-        self,
-        work: Work,
-        peer_id: PeerId,
-        request: SplitRequest,
-        tensors: Sequence[torch.Tensor] = (),
-        *,
-        expected: tuple[TensorMeta, ...] = (),
-    ) -> tuple[SplitReply, list[torch.Tensor]]:
-        """Make one call, by whose outcome the peer is judged."""
-
-        async def ask(limit: float) -> tuple[SplitReply, list[torch.Tensor]] | RemoteError:
-            try:
-                return await self._client.ask(
-                    peer_id, request, tensors, timeout=limit, expected=expected
-                )
-            except (BehindError, StepLostError) as error:
-                return error  # the peer itself is well
-            except OverloadedError as error:
-                if request.operation != "prepare":
-                    raise
-                return error  # another peer of the group has failed
-
-        answer = await self._judged.judge(
-            peer_id, work.uid, work.give_up_at(), Attempt(), ask, timed=False
-        )
-        if isinstance(answer, RemoteError):
-            raise answer
-        return answer
+            await self._peers.tell([*work.peers, *work.left], request)
 
 
 @contextlib.contextmanager
@@ -511,11 +462,3 @@ def _within(policy: CallPolicy, what: str) -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise DeadlineExceededError(f"{what} took longer than {policy.timeout:g} s")
-
-
-async def _twice(ask: Callable[[], Awaitable[T]]) -> T:
-    """Make a call that counts once however often it is made, again if its answer may be lost."""
-    try:
-        return await ask()
-    except HostLostError:
-        return await ask()

@@ -47,6 +47,7 @@ class Work:
     fatal: P2PNodeError | None = None  # for which no peer is to blame
     step_id: bytes = b""
     joined: list[PeerId] = field(default_factory=list)  # where the step has its turn
+    left: list[PeerId] = field(default_factory=list)  # where it had it, and goes on without
 
     @property
     def rows(self) -> int:
@@ -61,7 +62,9 @@ class Work:
     def lose(self, peer_id: PeerId, error: RemoteError) -> None:
         """Take in that a peer takes no part any more."""
         self.limits.pop(peer_id, None)
-        self.joined = [each for each in self.joined if each != peer_id]
+        if peer_id in self.joined:
+            self.joined.remove(peer_id)
+            self.left.append(peer_id)
         self.failure = error
 
     def check_peers(self) -> None:

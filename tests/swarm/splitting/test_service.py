@@ -359,7 +359,7 @@ async def test_a_step_counts_once_however_often_its_calls_are_repeated(
     async with open_swarm() as swarm:
         await swarm.add(2)
         trainer, whole = await swarm.trainer(), swarm.unsplit()
-        ask = trainer.caller._client.ask
+        ask = trainer.caller._peers._client.ask
 
         async def thrice(peer_id, request, *args, **options):
             for _ in range(2):
@@ -367,7 +367,7 @@ async def test_a_step_counts_once_however_often_its_calls_are_repeated(
                     await ask(peer_id, request, *args, **options)
             return await ask(peer_id, request, *args, **options)
 
-        trainer.caller._client.ask = thrice
+        trainer.caller._peers._client.ask = thrice
         for _ in range(3):
             await step_both(trainer, whole, same)
         for peer in swarm.peers:
