@@ -186,13 +186,14 @@ class AllReduce:
         ]
 
     def _is_reachable(self, peer_id: PeerId) -> bool:
-        """Whether a peer has a direct connection to here, or an address that is not a relay's."""
+        """Whether a peer can be dialled directly, as far as this node can tell."""
+        if peer_id == self._host.peer_id:
+            return any(not is_relayed(address) for address in self._host.addresses)
         connection = self._host.connection_to(peer_id)
         if connection is not None and not connection.is_relayed:
             return True
-        is_own = peer_id == self._host.peer_id
-        addresses = self._host.addresses if is_own else self._host.addresses_of(peer_id)
-        return any(not is_relayed(address) for address in addresses)
+        addresses = self._host.addresses_of(peer_id)
+        return not addresses or any(not is_relayed(address) for address in addresses)
 
     # --- for other members ----------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from p2pnode.errors import AveragingError
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.rpc.codecs.names import find_codec
 from p2pnode.swarm.averaging.group import Aggregator, CenteredClipping, Mean, TrimmedMean
-from p2pnode.swarm.averaging.matchmaking import Candidate, find_group
+from p2pnode.swarm.averaging.matchmaking import find_group
 from p2pnode.swarm.averaging.outer import OuterSettings, OuterState, outer_step
 from p2pnode.swarm.averaging.service import AllReduce
 from p2pnode.swarm.gossip.service import LayerSwarm
@@ -113,7 +113,7 @@ class SwarmAveraging:
         checkpoint = await self._experts.snapshot(self._uid, complete=False)
         weights = _weights(checkpoint)
         group = find_group(
-            [Candidate(peer_id=each) for each in (own, *self._awake(round_number, members))],
+            self._reducer.candidates((own, *self._awake(round_number, members))),
             own,
             run_id=self._uid.run,
             name=f"{self._uid.name}/{settings.mode}",

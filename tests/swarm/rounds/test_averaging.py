@@ -11,6 +11,7 @@ from p2pnode.errors import AveragingError
 from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.swarm.averaging.group import TrimmedMean
+from p2pnode.swarm.averaging.matchmaking import Candidate
 from p2pnode.swarm.rounds.averaging import SwarmAveraging
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
@@ -39,6 +40,10 @@ class Reducer:
         self.others = others
         self.groups = []
         self.absent = None
+        self.relayed = None
+
+    def candidates(self, peer_ids):
+        return [Candidate(peer_id=each, is_reachable=each != self.relayed) for each in peer_ids]
 
     async def reduce(self, group, tensors, *, timeout):
         await trio.lowlevel.checkpoint()
@@ -72,6 +77,14 @@ async def test_the_average_takes_the_place_of_the_weights_and_of_nothing_else():
     assert sorted(mixture.contributors) == sorted([OWN, OTHER])
     (group,) = reducer.groups
     assert sorted(each.peer_id for each in group.members) == sorted([OWN, OTHER])
+
+
+async def test_who_cannot_be_dialled_reduces_nothing():
+    averaging, _, reducer = averaging_of(torch.ones(1), [torch.ones(1)], mode="average")
+    reducer.relayed = OTHER
+    await averaging.average(1, [OTHER])
+    (group,) = reducer.groups
+    assert {each.peer_id: each.bandwidth for each in group.members} == {OWN: 1, OTHER: 0}
 
 
 async def test_all_members_name_a_round_alike_and_each_round_anew():
