@@ -113,7 +113,7 @@ def train_layerwise() -> None:
     "--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--kill", is_flag=True, help="Kill a participant after the first round.")
+@click.option("--kill", is_flag=True, help="Kill a participant once it has trained.")
 @click.option(
     "--report",
     type=click.Path(path_type=Path, file_okay=False),

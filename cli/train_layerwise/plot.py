@@ -31,7 +31,8 @@ def draw(record: Record, path: Path) -> None:
             axes.grid(visible=True, color="#eaeef2", linewidth=0.8)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(loc="lower right", framealpha=0.9, edgecolor="none")
+        rounds.legend(loc="lower right", framealpha=0.9, edgecolor="none")
+        times.legend(loc="center right", framealpha=0.9, edgecolor="none")
         rounds.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         rounds.set_ylabel("accuracy on hold-outs")
         figure.suptitle(_title(record), fontsize=10.5, fontweight="bold")
@@ -90,11 +91,12 @@ def _draw_times(axes: Axes, record: Record) -> None:
         if at is not None:
             axes.axvline(at, color=colour, linewidth=0.9, linestyle="--")
             axes.annotate(
-                f" {at:.1f} s",
+                f" {at:.1f} s ",
                 (at, 0.02),
                 xycoords=("data", "axes fraction"),
                 color=colour,
                 fontweight="bold",
+                ha="right" if at > axes.get_xlim()[1] / 2 else "left",
             )
     axes.set_xlabel("seconds of training, scoring included")
     axes.set_xlim(left=0)

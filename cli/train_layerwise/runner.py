@@ -115,10 +115,10 @@ def _watch(record: Record, display: Display, peers: Sequence[DemoDaemon]) -> Non
             if not running:
                 raise LocalError(f"{peer.name} has ended; see its log in {record.options.report}")
         victim = record.told[-1]
-        if record.options.kill and not victim.killed and victim.scores and victim.ended is None:
+        if record.options.kill and not victim.killed and victim.samples and victim.ended is None:
             peers[-1].kill()
             victim.killed = True
-            display.note(f"killed {victim.name} after its round {victim.scores[-1].round}")
+            display.note(f"killed {victim.name} after {victim.samples} examples")
 
 
 def _test(options: DemoOptions, key: RunKey, peers: Sequence[DemoDaemon], test: Examples) -> float:
