@@ -97,7 +97,8 @@ class AllReduce:
         Members that are lost meanwhile are left out. The result is of the whole contributions of
         those that it names, for all elements alike, and bit for bit the same at every member that
         names the same ones. All members that have a result name the same ones, unless messages
-        took longer than the timeouts between them. What is given is never written.
+        took longer than the timeouts between them; who was left out may be given it, too, and is
+        not among them. What is given is never written.
 
         Args:
             group: the same at all members, but for members that some do not know of: those

@@ -154,8 +154,10 @@ async def test_members_whose_groups_differ_reduce_with_those_that_all_know(
         async with trio.open_nursery() as nursery:
             for number in range(4):
                 nursery.start_soon(one, number)
-        assert sorted(outcomes) == [0, 1, 2]  # the newcomer is known to too few
+        # The newcomer is known to too few; it may be given what the others come to.
+        assert {0, 1, 2} <= outcomes.keys()
         assert_same(outcomes.values())
+        assert world.peers[3].peer_id not in outcomes[0].contributors
         assert_close(outcomes[0].tensors, expected(tensors[:3]))
         assert trio.current_time() < 90
 
