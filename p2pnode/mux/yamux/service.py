@@ -144,7 +144,10 @@ class YamuxConnection(MuxedSession):
                 if self.core.failure is None:  # what came before the end can still be accepted
                     self._to_accept.pop(event.stream, None)
             elif (waiting := self._streams.get(event.stream)) is not None:
-                waiting.wake(event.kind)
+                if event.kind is EventKind.READABLE:
+                    waiting.wake_reader()
+                else:
+                    waiting.wake_writer()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the session until either side closes it; then every stream has failed.

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2pnode.errors import P2PNodeError, StreamResetError
-from p2pnode.mux.yamux.state import Buffer, EventKind, StreamState
-from p2pnode.transport.session import MuxedStream, StreamAccount
-from p2pnode.transport.wakeup import Signal
+from p2pnode.errors import StreamResetError
+from p2pnode.mux.yamux.state import Buffer, StreamState
+from p2pnode.transport.stateful import StatefulStream
 
 if TYPE_CHECKING:
     from p2pnode.mux.yamux.service import YamuxConnection
@@ -24,47 +23,13 @@ _FOR_EVER: Final = contextlib.nullcontext()
 COPY_UP_TO: Final = 64 * 1024  # bytes; copying so much costs less than waiting for the writer
 
 
-class YamuxStream(MuxedStream):
+class YamuxStream(StatefulStream[StreamState]):
     """One stream of a session."""
 
     def __init__(self, connection: "YamuxConnection", state: StreamState) -> None:
+        super().__init__(state)
         self._connection = connection
         self._core = connection.core
-        self._state = state
-        self._readable = Signal()
-        self._writable = Signal()
-        self._send_lock = trio.StrictFIFOLock()
-        self._receiving = False
-        self._closed = False
-        self._dependent: trio.CancelScope | None = None
-
-    @property
-    def stream_id(self) -> int:
-        """The stream's number within its session."""
-        return self._state.stream_id
-
-    @property
-    def account(self) -> StreamAccount:
-        """What it is charged to."""
-        return self._state.account
-
-    @property
-    def is_live(self) -> bool:
-        """See `MuxedStream`."""
-        state = self._state
-        return not (self._closed or state.remote_finished or state.finish_wanted or state.failure)
-
-    def wake(self, kind: EventKind) -> None:
-        """Tell those who wait that something changed."""
-        (self._readable if kind is EventKind.READABLE else self._writable).set()
-        if self._dependent is not None and self._state.failure is not None:
-            self._dependent.cancel()
-
-    def cancel_when_lost(self, scope: trio.CancelScope | None) -> None:
-        """See `MuxedStream`."""
-        self._dependent = scope
-        if scope is not None and self._state.failure is not None:
-            scope.cancel()
 
     async def send_all(self, data: Buffer) -> None:
         """Send `data`, which may change as soon as this returns.
@@ -114,14 +79,7 @@ class YamuxStream(MuxedStream):
         except trio.Cancelled:
             self.reset()
             raise
-        if state.failure is not None:
-            raise _again(state.failure)
-
-    def _check_open_for_sending(self) -> None:
-        if self._closed or (self._state.finish_wanted and self._state.failure is None):
-            raise trio.ClosedResourceError("the stream's sending side is closed")
-        if self._state.failure is not None:
-            raise _again(self._state.failure)
+        self._check_not_failed()
 
     async def wait_send_all_might_not_block(self) -> None:
         """See `trio.abc.SendStream`; raises as `send_all` does."""
@@ -219,14 +177,6 @@ class YamuxStream(MuxedStream):
             raise trio.BusyResourceError("another task is receiving on this stream")
         self._receiving = True
 
-    def _is_at_end(self) -> bool:
-        """Whether nothing more will come; raises if that is no clean end."""
-        if self._closed:
-            raise trio.ClosedResourceError("the stream is closed")
-        if self._state.receive_failure is not None:
-            raise _again(self._state.receive_failure)
-        return self._state.remote_finished
-
     async def _wait_readable(self) -> None:
         self._core.greet(self._state)  # what is held back for company goes now
         self._connection.kick()
@@ -240,8 +190,7 @@ class YamuxStream(MuxedStream):
         async with self._send_lock:
             if self._closed:
                 raise trio.ClosedResourceError("the stream is closed")
-            if self._state.failure is not None:
-                raise _again(self._state.failure)
+            self._check_not_failed()
             self._core.finish(self._state)
             self._connection.kick()
 
@@ -260,8 +209,3 @@ class YamuxStream(MuxedStream):
         error = StreamResetError(f"this side reset the stream (code {code})")
         self._connection.dispatch(self._core.reset(self._state, error, code))
         self._connection.kick()
-
-
-def _again(error: P2PNodeError) -> P2PNodeError:
-    """Return a copy of `error` to raise: many tasks may each raise it, more than once."""
-    return type(error)(*error.args)

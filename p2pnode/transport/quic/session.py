@@ -84,7 +84,10 @@ class QuicSession(MuxedSession):
             elif event.kind is EventKind.FORGOTTEN:
                 self._streams.pop(event.stream, None)
             elif (waiting := self._streams.get(event.stream)) is not None:
-                waiting.wake(event.kind)
+                if event.kind is EventKind.READABLE:
+                    waiting.wake_reader()
+                else:
+                    waiting.wake_writer()
         self._progress.set()
         core = self.core
         if core.identity is not None and not self.established.is_set():

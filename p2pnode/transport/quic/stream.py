@@ -9,56 +9,22 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from p2pnode.errors import P2PNodeError, StreamResetError
-from p2pnode.transport.quic.state import EventKind, StreamState
-from p2pnode.transport.session import Buffer, MuxedStream, StreamAccount
-from p2pnode.transport.wakeup import Signal
+from p2pnode.errors import StreamResetError
+from p2pnode.transport.quic.state import StreamState
+from p2pnode.transport.session import Buffer
+from p2pnode.transport.stateful import StatefulStream
 
 if TYPE_CHECKING:
     from p2pnode.transport.quic.session import QuicSession
 
 
-class QuicStream(MuxedStream):
+class QuicStream(StatefulStream[StreamState]):
     """One stream of a session."""
 
     def __init__(self, session: "QuicSession", state: StreamState) -> None:
+        super().__init__(state)
         self._session = session
         self._core = session.core
-        self._state = state
-        self._readable = Signal()
-        self._writable = Signal()
-        self._send_lock = trio.StrictFIFOLock()
-        self._receiving = False
-        self._closed = False
-        self._dependent: trio.CancelScope | None = None
-
-    @property
-    def stream_id(self) -> int:
-        """The stream's number within its session."""
-        return self._state.stream_id
-
-    @property
-    def account(self) -> StreamAccount:
-        """See `MuxedStream`."""
-        return self._state.account
-
-    @property
-    def is_live(self) -> bool:
-        """See `MuxedStream`."""
-        state = self._state
-        return not (self._closed or state.remote_finished or state.finish_wanted or state.failure)
-
-    def wake(self, kind: EventKind) -> None:
-        """Tell those who wait that something changed."""
-        (self._readable if kind is EventKind.READABLE else self._writable).set()
-        if self._dependent is not None and self._state.failure is not None:
-            self._dependent.cancel()
-
-    def cancel_when_lost(self, scope: trio.CancelScope | None) -> None:
-        """See `MuxedStream`."""
-        self._dependent = scope
-        if scope is not None and self._state.failure is not None:
-            scope.cancel()
 
     # --- sending --------------------------------------------------------------------------------
 
@@ -91,12 +57,6 @@ class QuicStream(MuxedStream):
             raise
         self._check_open_for_sending()
 
-    def _check_open_for_sending(self) -> None:
-        if self._closed or (self._state.finish_wanted and self._state.failure is None):
-            raise trio.ClosedResourceError("the stream's sending side is closed")
-        if self._state.failure is not None:
-            raise _again(self._state.failure)
-
     async def wait_send_all_might_not_block(self) -> None:
         """See `trio.abc.SendStream`; raises as `send_all` does."""
         await trio.lowlevel.checkpoint()
@@ -123,8 +83,7 @@ class QuicStream(MuxedStream):
                 raise trio.ClosedResourceError("the stream is closed")
             if self._state.unwanted and self._state.receive_failure is None:
                 return  # as go-libp2p says goodbye; the peer has all that it wants
-            if self._state.failure is not None:
-                raise _again(self._state.failure)
+            self._check_not_failed()
             self._session.dispatch(self._core.finish(self._state))
             self._session.kick()
 
@@ -184,14 +143,6 @@ class QuicStream(MuxedStream):
         finally:
             self._receiving = False
 
-    def _is_at_end(self) -> bool:
-        """Whether nothing more will come; raises if that is no clean end."""
-        if self._closed:
-            raise trio.ClosedResourceError("the stream is closed")
-        if self._state.receive_failure is not None:
-            raise _again(self._state.receive_failure)
-        return self._state.remote_finished
-
     # --- ending ---------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
@@ -209,8 +160,3 @@ class QuicStream(MuxedStream):
         error = StreamResetError(f"this side reset the stream (code {code})")
         self._session.dispatch(self._core.reset(self._state, error, code))
         self._session.kick()
-
-
-def _again(error: P2PNodeError) -> P2PNodeError:
-    """Return a copy of `error` to raise: many tasks may each raise it, more than once."""
-    return type(error)(*error.args)
