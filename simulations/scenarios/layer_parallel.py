@@ -31,7 +31,7 @@ SCENARIO = Scenario(
         ),
         "peers": Parameter(8, "of both layers", minimum=2, maximum=64),
         "entry_peers": Parameter(4, "of them, that host the first layer", minimum=1),
-        "threshold": Parameter(0.91, "accuracy on the hold-out that ends it", minimum=0, maximum=1),
+        "threshold": Parameter(0.9, "accuracy on the hold-out that ends it", minimum=0, maximum=1),
         "rounds": Parameter(40, "at most", minimum=1),
         "samples": Parameter(256, "that each participant trains on in a round", minimum=1),
         "held_out": Parameter(
