@@ -91,6 +91,7 @@ DECODERS = [
         "swarm/description.py",
         "swarm/gossip/announcement.py",
         "swarm/index.py",
+        "swarm/splitting/messages.py",
         "wire/addresses.py",
         "wire/envelope.py",
         "wire/keys.py",

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -62,6 +62,24 @@ def test_what_steps_may_keep_is_bounded_over_all_experts(turns):
     turns.end(first)
     turns.end(first)
     assert turns.kept_bytes == second.size
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.sampled_from([UID, OTHER]), st.integers(0, 30)), max_size=20))
+def test_whatever_begins_and_ends_the_bytes_kept_are_those_of_the_steps_under_way(story):
+    turns = Turns(SplittingSettings(max_kept_bytes=40))
+    under_way = {}
+    for uid, size in story:
+        if uid in under_way:
+            turns.end(under_way.pop(uid))
+            continue
+        rest = sum(each.size for each in under_way.values())
+        if rest + size > 40:
+            with pytest.raises(OverloadedError):
+                begun(turns, uid=uid, size=size)
+        else:
+            under_way[uid] = begun(turns, uid=uid, size=size)
+        assert turns.kept_bytes == sum(each.size for each in under_way.values()) <= 40
 
 
 def test_a_step_is_taken_only_with_the_sum(turns):
