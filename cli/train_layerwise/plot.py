@@ -108,7 +108,7 @@ def _title(record: Record) -> str:
     found = (
         "the threshold was not reached by both"
         if speed_up is None
-        else f"time at {options.agreed.threshold:.0%}: one process / swarms = {speed_up:.2f}"
+        else f"time at {options.agreed.threshold:.0%}: one process / swarms = {speed_up:.2g}"
     )
     return (
         f"{options.layers} layers x {options.peers} peers on one machine, mode"
