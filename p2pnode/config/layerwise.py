@@ -10,7 +10,7 @@ from p2pnode.errors import ConfigError
 class LayerwiseSettings:
     """What a participant sends through the layers, and how stale its updates may be."""
 
-    # Examples of one micro-batch. Hosts that set `hosting.max_batch_rows` to as many take a step for
+    # Examples of one micro-batch. Hosts whose `hosting.max_batch_rows` is as many take a step for
     # each; others join those that wait, which are one step then.
     batch: int = 32
     in_flight: int = 2  # micro-batches on their way at once, so that all layers compute
