@@ -51,7 +51,7 @@ class Reduced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundEnded(Event):
+class ReducingEnded(Event):
     """A round of reducing ended; `error` names why there is no result, if there is none."""
 
     run_id: str

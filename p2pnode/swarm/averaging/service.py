@@ -38,10 +38,10 @@ from p2pnode.swarm.averaging.messages import (
     decode_join,
     encode_answer,
 )
-from p2pnode.swarm.averaging.round import Reduced, Round, RoundEnded
+from p2pnode.swarm.averaging.round import Reduced, ReducingEnded, Round
 from p2pnode.wire.peer_id import PeerId
 
-__all__ = ["AllReduce", "Reduced", "RoundEnded"]
+__all__ = ["AllReduce", "Reduced", "ReducingEnded"]
 
 _Key = tuple[str, bytes]  # a run and a round of it
 
@@ -164,7 +164,7 @@ class AllReduce:
             if len(self._over) > self._settings.rounds_remembered:
                 self._over.popitem(last=False)
             self._host.events.emit(
-                RoundEnded(
+                ReducingEnded(
                     run_id=group.run_id,
                     round_id=group.round_id,
                     members=len(group.members),

@@ -33,7 +33,7 @@ from p2pnode.swarm.averaging.messages import (
     decode_answer,
     encode_join,
 )
-from p2pnode.swarm.averaging.service import RoundEnded
+from p2pnode.swarm.averaging.service import ReducingEnded
 from p2pnode.wire.keys import PrivateKey
 
 EPOCH = 1.8e9
@@ -193,7 +193,7 @@ async def test_who_contributes_what_is_no_number_is_left_out(
 async def test_what_becomes_of_a_round_is_told(peers, draw, autojump_clock):
     async with peers() as world:
         await world.add(2)
-        with world.peers[0].host.events.subscribe(RoundEnded) as ended:
+        with world.peers[0].host.events.subscribe(ReducingEnded) as ended:
             await world.reduce(world.group(), draw(2))
             await world.reduce(world.group(round_id=b"2"), draw(2), only=[0])
             one, other = await ended.get(), await ended.get()
@@ -409,7 +409,7 @@ async def test_a_contributor_that_sends_too_slowly_is_lost(peers, draw, autojump
     (tensors,) = draw(1)
     async with asked(peers, tensors) as (world, stranger, join):
         await stranger.ask(join, b"part of it")
-        with world.peers[0].host.events.subscribe(RoundEnded) as ended:
+        with world.peers[0].host.events.subscribe(ReducingEnded) as ended:
             event = await ended.get()
         assert event.error == "AveragingError"
         assert trio.current_time() < 60
