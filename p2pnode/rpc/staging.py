@@ -21,7 +21,7 @@ def to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[tor
     What is given to the current stream from now on finds them complete.
     """
     if device.type != "cuda":
-        return [tensor.to(device) for tensor in tensors]
+        return [each if each.device == device else each.to(device) for each in tensors]
     ours, copying = torch.cuda.current_stream(device), _copy_stream(device)
     moved = []
     for tensor in tensors:
@@ -44,7 +44,10 @@ def to_main_memory(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     copies = []
     pending = []
     for tensor in tensors:
-        if tensor.device.type != "cuda":
+        if tensor.is_cpu and not tensor.requires_grad:
+            copies.append(tensor)
+            continue
+        if not tensor.is_cuda:
             copies.append(tensor.detach().cpu())
             continue
         copying = _copy_stream(tensor.device)

@@ -7,7 +7,7 @@ who serves it. So no call is lost, and none is applied on both hosts.
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import torch
 import trio
@@ -84,10 +84,13 @@ class Gate(CallHandler):
         """See `CallHandler`."""
         uids = uid.span(span)
         await self._pass(uids, deadline)
-        with self._counted(uids):
+        self._begin(uids)
+        try:
             return await self._experts.forward(
                 uid, inputs, span=span, caller=caller, deadline=deadline, age=age
             )
+        finally:
+            self._end(uids)
 
     async def backward(
         self,
@@ -104,7 +107,8 @@ class Gate(CallHandler):
         """See `CallHandler`."""
         uids = uid.span(span)
         await self._pass(uids, deadline)
-        with self._counted(uids):
+        self._begin(uids)
+        try:
             return await self._experts.backward(
                 uid,
                 inputs,
@@ -115,19 +119,20 @@ class Gate(CallHandler):
                 deadline=deadline,
                 age=age,
             )
+        finally:
+            self._end(uids)
 
     async def _pass(self, uids: Sequence[Uid], deadline: float) -> None:
         """Wait until none of some experts is being handed over; they are open then."""
-        with trio.move_on_at(deadline):
-            while (held := self._first_held(uids)) is not None:
-                await held.wait()
-        if self._first_held(uids) is not None:
-            raise DeadlineExceededError("the expert is still being handed over to another host")
+        if self._held:
+            with trio.move_on_at(deadline):
+                while (held := self._first_held(uids)) is not None:
+                    await held.wait()
+            if self._first_held(uids) is not None:
+                raise DeadlineExceededError("the expert is still being handed over to another host")
         self._check_open(uids)
 
     def _first_held(self, uids: Sequence[Uid]) -> trio.Event | None:
-        if not self._held:
-            return None
         return next((self._held[uid] for uid in uids if uid in self._held), None)
 
     def _check_open(self, uids: Sequence[Uid]) -> None:
@@ -139,13 +144,13 @@ class Gate(CallHandler):
                     f"this host does not serve {uid.name} now; look up who does"
                 )
 
-    @contextlib.contextmanager
-    def _counted(self, uids: Sequence[Uid]) -> Iterator[None]:
-        self._running.update(uids)
-        try:
-            yield
-        finally:
-            self._running.subtract(uids)
-            if self._held:
-                self._changed.set()
-                self._changed = trio.Event()
+    def _begin(self, uids: Sequence[Uid]) -> None:
+        for uid in uids:
+            self._running[uid] += 1
+
+    def _end(self, uids: Sequence[Uid]) -> None:
+        for uid in uids:
+            self._running[uid] -= 1
+        if self._held:
+            self._changed.set()
+            self._changed = trio.Event()
