@@ -47,7 +47,7 @@ def to_main_memory(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         if tensor.is_cpu and not tensor.requires_grad:
             copies.append(tensor)
             continue
-        if not tensor.is_cuda:
+        if tensor.device.type != "cuda":
             copies.append(tensor.detach().cpu())
             continue
         copying = _copy_stream(tensor.device)
