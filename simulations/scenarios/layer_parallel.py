@@ -10,6 +10,7 @@ those of such a layer would be larger, and take 2 ms more for each call on this 
 
 from simulations import Parameter, Scenario, Simulation
 from simulations.conditions import NETWORK, adapt
+from simulations.swarms.parameters import COMPUTE
 
 
 async def run(sim: Simulation) -> None:
@@ -50,17 +51,7 @@ SCENARIO = Scenario(
             "how tensors and averaged weights travel",
             choices=("none", "float16", "bfloat16", "blockwise-int8"),
         ),
-        "compute.call": Parameter(
-            0.5, "that a host takes for each call besides: reading, queueing, writing", "ms", 0.0
-        ),
-        "compute.entry_forward": Parameter(0.0, "of the first layer, for a pass", "ms", 0.0),
-        "compute.entry_forward_row": Parameter(3.0, "and for each row", "ms", 0.0),
-        "compute.entry_step": Parameter(0.0, "a backward call, for a pass", "ms", 0.0),
-        "compute.entry_step_row": Parameter(12.5, "and for each row", "ms", 0.0),
-        "compute.exit_forward": Parameter(0.0, "of the last layer, for a pass", "ms", 0.0),
-        "compute.exit_forward_row": Parameter(3.0, "and for each row", "ms", 0.0),
-        "compute.exit_step": Parameter(0.0, "a backward call, for a pass", "ms", 0.0),
-        "compute.exit_step_row": Parameter(12.5, "and for each row", "ms", 0.0),
+        **COMPUTE,
         **adapt(
             NETWORK,
             {"network.grade": "lan", "network.latency": "fixed", "network.delay": 0.0002},

@@ -7,181 +7,42 @@ tells, by the rows and the kind of each pass, how long that took where it was me
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import torch
 import trio
 from torch import nn
-from torch.nn import functional
 
-from p2pnode.config import HostingSettings, Settings
+from p2pnode.config import Settings
 from p2pnode.errors import ConfigError
 from p2pnode.experts.backend import build_backend
-from p2pnode.experts.layers import register_layer
-from p2pnode.experts.optimizers import build_optimizer
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.server import TensorServer
 from p2pnode.swarm.rounds.events import RoundEnded, RoundsEnded
 from p2pnode.trainer.calls import ExpertCaller
-from p2pnode.trainer.layerwise.data import Batches, Examples, Part, split
-from p2pnode.trainer.layerwise.layers import Entry, Exit, pixel_rows
+from p2pnode.trainer.layerwise.data import Examples, Part
 from p2pnode.trainer.layerwise.learner import LayerwiseLearner
 from p2pnode.trainer.layerwise.network import SwarmNetwork
 from p2pnode.trainer.layerwise.tally import SamplesTrained
 from p2pnode.wire.uids import Uid
-from simulations.learning.data import load
 from simulations.learning.determinism import one_thread
 from simulations.node import Node
 from simulations.report import Axis, Report, at_least
 from simulations.simulation import Simulation
+from simulations.swarms.alone import Alone, accuracy, images, train_at_best
+from simulations.swarms.metered import METER, MeteredDevice, hosting_of
 from simulations.swarms.participant import RUN, Participant
-
-T = TypeVar("T")
 
 _LAYERS: Final = 2
 _GOAL: Final = 4.0
 _FOUND_WITHIN: Final = 60.0  # seconds for all layers to be seen in the DHT
 _LOOK_EVERY: Final = 0.2  # seconds
 _SETTLED: Final = 5.0  # seconds for gossip to find its ways
-_RATES: Final = (0.5, 1.0, 2.0)  # times the learning rate, of which one process may take the best
-_BATCHES: Final = (1, 4)  # times the micro-batch, likewise
-
-
-# --- how long a device computes -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """Milliseconds that a layer takes, as measured: so many at once, and so many for each row."""
-
-    forward: float
-    forward_row: float
-    step: float  # forward again, backward and the optimiser, as one backward call is
-    step_row: float
-
-    def of(self, rows: int, *, learns: bool) -> float:
-        """Return the seconds of one pass."""
-        if learns:
-            return (self.step + self.step_row * rows) / 1000
-        return (self.forward + self.forward_row * rows) / 1000
-
-
-class _Meter:
-    """Adds up what layers say that they would have taken."""
-
-    def __init__(self) -> None:
-        self.costs: dict[type[nn.Module], Cost] = {}
-        self._seconds = 0.0
-
-    def receive(self, layer: nn.Module, rows: int) -> None:
-        self._seconds += self.costs[type(layer)].of(rows, learns=torch.is_grad_enabled())
-
-    def take(self) -> float:
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-
-_METER: Final = _Meter()
-
-
-@register_layer("metered-entry", inputs=pixel_rows)
-class MeteredEntry(Entry):
-    """The first layer, which tells what it costs."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Entry`."""
-        _METER.receive(self, len(x))
-        return super().forward(x)
-
-
-@register_layer("metered-exit")
-class MeteredExit(Exit):
-    """The last layer, which tells what it costs."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Exit`."""
-        _METER.receive(self, len(x))
-        return super().forward(x)
-
-
-_KINDS: Final = (MeteredEntry, MeteredExit)
-
-
-class MeteredDevice:
-    """A host's device: computes at once, and is busy for as long as that would have taken.
-
-    Args:
-        overhead: seconds that each piece of work takes besides.
-    """
-
-    def __init__(self, overhead: float) -> None:
-        self._overhead = overhead
-
-    async def __call__(self, work: Callable[[], T]) -> T:
-        """See `p2pnode.experts.runtime.Compute`."""
-        _METER.take()
-        result = work()
-        with trio.CancelScope(shield=True):  # what was begun is finished
-            await trio.sleep(self._overhead + _METER.take())
-        return result
-
-
-# --- one process alone ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alone:
-    """How one process does: its accuracy on the hold-out at some moments of virtual time."""
-
-    batch: int
-    rate: float
-    looks: list[tuple[float, float]]
-    test: float
-
-    def seconds_to(self, threshold: float) -> float | None:
-        """Return when it was there, if it was."""
-        return next((at for at, score in self.looks if score >= threshold), None)
-
-
-def train_alone(sim: Simulation, part: Part, test: Examples, *, batch: int, rate: float) -> Alone:
-    """Train the same network from the same weights in one process, in time as it is modelled.
-
-    It looks at the hold-out as often as a participant does that trains alone, and that costs time.
-    """
-    chosen = sim.parameters
-    hosting = _hosting(sim, rate)
-    backends = [
-        build_backend(Uid("alone", f"layers.{number}"), each) for number, each in enumerate(hosting)
-    ]
-    network = nn.Sequential(*(each.module for each in backends))
-    optimizer = build_optimizer(list(network.parameters()), hosting[0])
-    assert optimizer is not None, "an optimiser is configured"
-    batches = Batches(part.train, sim.rng_for("alone").getrandbits(63))
-    seconds, looks = 0.0, []
-    _METER.take()
-    for _ in range(chosen["rounds"] * chosen["peers"]):
-        for _ in range(max(1, chosen["samples"] // batch)):
-            examples = batches.draw(batch)
-            optimizer.zero_grad()
-            loss = functional.cross_entropy(network(examples.inputs), examples.targets)
-            torch.autograd.backward(loss)
-            optimizer.step()
-        score = _accuracy(network, part.held_out)
-        seconds += _METER.take()
-        looks.append((seconds, score))
-        if score >= chosen["threshold"]:
-            break
-    return Alone(batch=batch, rate=rate, looks=looks, test=_accuracy(network, test))
-
-
-def _accuracy(network: nn.Module, examples: Examples) -> float:
-    with torch.no_grad():
-        right = network(examples.inputs).argmax(dim=1) == examples.targets
-    return int(right.sum()) / len(examples)  # exact, as participants' scores are
+_BATCHES: Final = (1, 4)  # times the micro-batch, of which one process may take the best
 
 
 # --- the swarms -----------------------------------------------------------------------------------
@@ -314,7 +175,7 @@ class _Swarms:
             (each.network.number, await each.participant.experts.snapshot(each.participant.uid))
             for each in learners
         ]
-        hosting = _hosting(self._sim, float(self._sim.parameters["learning_rate"]))
+        hosting = hosting_of(self._sim, float(self._sim.parameters["learning_rate"]))
         found = []
         (last, *_) = [state for number, state in states if number == _LAYERS - 1]
         for first in [state for number, state in states if number == 0]:
@@ -323,7 +184,7 @@ class _Swarms:
                 backend = build_backend(Uid("test", f"layers.{number}"), hosting[number])
                 backend.load(state.state)
                 layers.append(backend.module)
-            found.append(_accuracy(nn.Sequential(*layers), test))
+            found.append(accuracy(nn.Sequential(*layers), test))
         return statistics.fmean(found)
 
     def _receive_round(self, node: Node, event: RoundEnded) -> None:
@@ -362,37 +223,16 @@ async def compare(sim: Simulation) -> None:
             f"entry_peers, {chosen['entry_peers']}, must leave a peer of the {chosen['peers']} to"
             " the last layer"
         )
-    _METER.costs = {
-        kind: Cost(
-            **{
-                name: chosen[f"compute.{layer}_{name}"]
-                for name in ("forward", "forward_row", "step", "step_row")
-            }
-        )
-        for kind, layer in zip(_KINDS, ("entry", "exit"), strict=True)
-    }
-    data = load("mnist")
-    both = split(
-        Examples(data.train.pixels, data.train.digits),
-        0,
-        1,
-        held_out=chosen["held_out"] / len(data.train),
-    )
-    test = Examples(data.held_out.pixels, data.held_out.digits)
+    METER.begin(chosen)
+    both, test = images(sim)
     parts = [
         Part(both.train.take(torch.arange(number, len(both.train), chosen["peers"])), both.held_out)
         for number in range(chosen["peers"])
     ]
     with one_thread(), tempfile.TemporaryDirectory() as directory:
         sim.begin("one process")
-        rate = chosen["learning_rate"]
-        same = train_alone(sim, both, test, batch=chosen["batch"], rate=rate)
-        others = [
-            train_alone(sim, both, test, batch=times * chosen["batch"], rate=factor * rate)
-            for times in _BATCHES
-            for factor in _RATES
-            if (times, factor) != (1, 1.0)
-        ]
+        batches = [times * chosen["batch"] for times in _BATCHES]
+        same, others = train_at_best(sim, both, test, batches)
         sim.world.settings = _settings(sim, "best", 0, 1)
         found = []
         for mode in chosen["modes"]:
@@ -407,26 +247,9 @@ def _positions(sim: Simulation) -> list[int]:
     return [0] * first + [1] * (sim.parameters["peers"] - first)
 
 
-def _hosting(sim: Simulation, rate: float) -> list[HostingSettings]:
-    """Return how each layer is built."""
-    chosen = sim.parameters
-    settings = Settings().replace(
-        hosting={
-            "hidden_dim": chosen["hidden"],
-            "optimizer": "adam",
-            "learning_rate": rate,
-            "seed": sim.rng_for("weights").getrandbits(31),
-            "threads": 1,
-            "max_batch_rows": chosen["batch"],  # so that each micro-batch is a step of its own
-        }
-    )
-    names = [f"{__name__}:{kind.__name__}" for kind in _KINDS]
-    return [settings.replace(hosting={"layer": name}).hosting for name in names]
-
-
 def _settings(sim: Simulation, mode: str, number: int, mates: int) -> Settings:
     chosen = sim.parameters
-    hosting = _hosting(sim, chosen["learning_rate"])[number]
+    hosting = hosting_of(sim, chosen["learning_rate"])[number]
     settings = Settings().replace(
         rpc={"codec_inline_bytes": 2**40},  # virtual time does not wait for threads
         gossip={"announcement_rate": 50.0, "announcement_burst": 100},

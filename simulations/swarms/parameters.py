@@ -1,4 +1,4 @@
-"""What can be changed in the scenarios of swarms that train in rounds."""
+"""What can be changed in several scenarios of swarms: how they train, what computing takes."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -27,4 +27,18 @@ SWARM: Final[Mapping[str, Parameter]] = {
     ),
     "patience": Parameter(10.0, "for the others' announcements in a round", "s", 0.1),
     **adapt(NETWORK, {}),
+}
+
+COMPUTE: Final[Mapping[str, Parameter]] = {
+    "compute.call": Parameter(
+        0.5, "that a host takes for each call besides: reading, queueing, writing", "ms", 0.0
+    ),
+    "compute.entry_forward": Parameter(0.0, "of the first layer, for a pass", "ms", 0.0),
+    "compute.entry_forward_row": Parameter(3.0, "and for each row", "ms", 0.0),
+    "compute.entry_step": Parameter(0.0, "a backward call, for a pass", "ms", 0.0),
+    "compute.entry_step_row": Parameter(12.5, "and for each row", "ms", 0.0),
+    "compute.exit_forward": Parameter(0.0, "of the last layer, for a pass", "ms", 0.0),
+    "compute.exit_forward_row": Parameter(3.0, "and for each row", "ms", 0.0),
+    "compute.exit_step": Parameter(0.0, "a backward call, for a pass", "ms", 0.0),
+    "compute.exit_step_row": Parameter(12.5, "and for each row", "ms", 0.0),
 }

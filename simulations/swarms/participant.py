@@ -4,12 +4,14 @@ Index, gossip, weights, experts and rounds are the daemon's own, put together as
 device and the disk work at once, after a modelled time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import trio
 
+from p2pnode.config import HostingSettings
 from p2pnode.experts.runtime import Compute, compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.protocols.pubsub import PubSub
@@ -28,6 +30,7 @@ from p2pnode.swarm.rounds.learner import Learner
 from p2pnode.swarm.rounds.service import Rounds
 from p2pnode.swarm.weights.exchange import WeightsExchange
 from p2pnode.swarm.weights.gate import Gate
+from p2pnode.swarm.weights.local import LocalExperts
 from p2pnode.swarm.weights.replication import Replication
 from p2pnode.wire.uids import Uid
 from simulations.node import Node
@@ -47,6 +50,10 @@ class Participant:
     Attributes:
         node: the node.
         experts: what it hosts.
+        gate: what of it others may call.
+        access: its way to other peers.
+        authority: who may call it.
+        reducer: adds up and averages tensors with others.
         swarm: the others.
         weights: its side of exchanging weights.
         served_at: since when it serves the layer, or None.
@@ -65,25 +72,26 @@ class Participant:
             compute=compute,
             disk=compute_inline,
         )
-        authority = Authority(memberships, settings.rpc.token_cache_size)
-        access = Access(node.host, memberships)
+        self.gate = Gate(self.experts)
+        self.authority = Authority(memberships, settings.rpc.token_cache_size)
+        self.access = Access(node.host, memberships)
         self._replication = Replication(
             node.host,
             directory=node.directory,
             announcer=node.announcer(),
             experts=self.experts,
-            gate=Gate(self.experts),
-            authority=authority,
-            access=access,
+            gate=self.gate,
+            authority=self.authority,
+            access=self.access,
             states=states,
             settings=settings,
             rng=node.rng,
             disk=compute_inline,
         )
-        self._reducer = AllReduce(
+        self.reducer = AllReduce(
             node.host,
-            access,
-            authority,
+            self.access,
+            self.authority,
             settings.averaging,
             budget=Budget(settings.rpc),
             transcoder=Transcoder(settings.rpc),
@@ -102,7 +110,7 @@ class Participant:
             pubsub=self._pubsub,
             directory=node.directory,
             reputation=reputation,
-            authority=authority,
+            authority=self.authority,
             hosted=lambda: self.experts.uids,
             settings=settings.gossip,
             rng=node.rng,
@@ -118,20 +126,31 @@ class Participant:
         """How it publishes, fetches and adopts weights."""
         return self._replication.exchange
 
-    async def start(self) -> None:
-        """Host the layer, and serve it: with others' state, if they are ahead."""
+    @property
+    def local(self) -> LocalExperts:
+        """What it hosts, as it is given to others and taken from them."""
+        return self._replication.local
+
+    async def start(self, others: Mapping[Uid, HostingSettings] = MappingProxyType({})) -> None:
+        """Host the layer, and serve it: with others' state, if they are ahead.
+
+        Args:
+            others: layers to host and serve besides, and how they are built.
+        """
         started = trio.Event()
-        self.node.start_soon(lambda: self._run(started))
+        self.node.start_soon(lambda: self._run(started, others))
         await started.wait()
 
-    async def _run(self, started: trio.Event) -> None:
+    async def _run(self, started: trio.Event, others: Mapping[Uid, HostingSettings]) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.experts.run)
             await nursery.start(self._pubsub.run)
             await nursery.start(self._swarms.run)
             await nursery.start(self._replication.run)
             await self.experts.add([self.uid])
-            await self._replication.serve([self.uid])
+            for uid, settings in others.items():
+                await self.experts.add([uid], settings)
+            await self._replication.serve([self.uid, *others])
             self.served_at = trio.current_time()
             started.set()
 
@@ -140,7 +159,7 @@ class Participant:
         settings = self.node.settings.rounds
         if settings.mode == "best":
             return None
-        return SwarmAveraging(self.uid, source, self.swarm, self._reducer, settings)
+        return SwarmAveraging(self.uid, source, self.swarm, self.reducer, settings)
 
     def train(
         self, learner: Learner, on_ended: Callable[[RoundsEnded], None] = lambda _ended: None

@@ -5,16 +5,22 @@ from bisect import bisect_right
 
 
 class Uplink:
-    """What leaves a machine, in the order in which it is sent."""
+    """What leaves a machine, in the order in which it is sent.
 
-    __slots__ = ("_free_at", "_rate")
+    Attributes:
+        sent: bytes, since the beginning.
+    """
+
+    __slots__ = ("_free_at", "_rate", "sent")
 
     def __init__(self, rate: float) -> None:
+        self.sent = 0
         self._rate = rate
         self._free_at = -math.inf
 
     def pass_through(self, size: int, now: float) -> float:
         """Return when the last of `size` bytes, ready at `now`, has gone through."""
+        self.sent += size
         if self._rate == math.inf:
             return now
         self._free_at = max(self._free_at, now) + size / self._rate
