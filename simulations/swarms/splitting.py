@@ -64,7 +64,9 @@ class Split:
 
     def difference(self, alone: Alone) -> float | None:
         """Return the largest difference of a batch's loss from that in one process."""
-        both = [(loss, alone.losses[at]) for at, loss in self.losses.items()]
+        both = [
+            (self.losses[at], loss) for at, loss in enumerate(alone.losses) if at in self.losses
+        ]
         return max((abs(one - other) for one, other in both), default=None)
 
 
