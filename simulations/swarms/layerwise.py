@@ -374,8 +374,8 @@ def _report(
         "Nodes, calls, gossip, weights, averaging and rounds are the product's own code on a"
         " virtual network and clock. Weights are really trained and scored. How long a device"
         " computes is modelled, by the compute parameters; hashing and copying weights takes no"
-        " time. One process does the same work on the same images from first weights drawn alike, and"
-        " scores after as many examples as a participant."
+        " time. One process does the same work on the same images from first weights drawn alike,"
+        " and scores after as many examples as a participant."
     )
 
 
