@@ -76,8 +76,10 @@ async def test_providers_are_found_through_the_other(connected):
     ours, js = connected
     with trio.fail_after(WITHIN):
         await js("provide")
-        while js.peer_id not in await ours.network.dht.find_providers(bytes(js.peer_id)):
-            await trio.sleep(0.05)  # noqa: ASYNC110  # the record tells nobody
+        providing = bytes(js.peer_id)
+        while not await ours.network.dht.find_providers(providing):  # noqa: ASYNC110
+            await trio.sleep(0.05)
+        assert js.peer_id in await ours.network.dht.find_providers(providing)
         await ours.network.dht.provide(bytes(ours.network.peer_id))
         assert str(ours.network.peer_id) in await js(
             "findProviders", peer=str(ours.network.peer_id)
