@@ -153,6 +153,8 @@ class TrainerSettings:
     # A single expert that has lost its hosts is waited for within a call's timeout, but no longer
     # than this, until it has answered again: time for an announcement to expire, or for a restart.
     patience: float = 20.0
+    # The same of an expert that nobody has been heard to host: a look-up may have missed it.
+    search_patience: float = 2.0
     retry_interval: float = 0.25  # before the second look for its hosts; doubles
     max_retry_interval: float = 2.0
     straggles_tolerated: int = 1  # in a row; a host that is cut off more often counts as failed

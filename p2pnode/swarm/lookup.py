@@ -126,6 +126,7 @@ class ExpertDirectory:
         began = trio.current_time()
         await trio.sleep_until(record.known_at + self._settings.refresh_interval * MIN_REFRESH)
         if record.known_at < began:
+            self._dht.forget_absence(place.key)
             await self._ask(place, record)
         return self._listing(place, record).get(uid.coordinate, ())
 

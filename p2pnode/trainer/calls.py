@@ -288,12 +288,16 @@ class ExpertCaller:
     def _patient_until(self, uid: Uid, failure: RemoteError | None, until: float) -> float:
         """Return until when to look for a host of an expert that has none left now."""
         reason = failure or self.book.reason(uid)
-        if not isinstance(reason, (*HOST_FAILURES, UnknownExpertError)):
-            return float("-inf")  # it was never there, or another host would fail, too
+        if reason is None:
+            patience = self._settings.search_patience
+        elif isinstance(reason, (*HOST_FAILURES, UnknownExpertError)):
+            patience = self._settings.patience
+        else:
+            return float("-inf")  # another host would fail, too
         since = self._vacant_since.setdefault(uid, trio.current_time())
         if len(self._vacant_since) > _MAX_VACANT:
             self._vacant_since.popitem(last=False)
-        return min(until, since + self._settings.patience)
+        return min(until, since + patience)
 
     async def _look_again(self, uid: Uid, until: float) -> None:
         with trio.move_on_at(until), contextlib.suppress(NoPeersError):

@@ -680,11 +680,27 @@ async def test_an_expert_whose_hosts_are_gone_is_waited_for_once_however_often_i
         await caller.forward(call(), policy)
 
 
-async def test_an_expert_that_nobody_ever_served_is_not_waited_for(autojump_clock, open_swarm):
+async def test_an_expert_that_nobody_ever_served_is_searched_for_shortly_and_once(
+    autojump_clock, open_swarm
+):
     async with open_swarm() as swarm:
         await swarm.serve(NAME)
         caller = await swarm.session()
         started = trio.current_time()
         with pytest.raises(NoLiveExpertError, match=r"ffn\.7\.7"):
             await caller.forward(call(name="ffn.7.7"), POLICY)
-        assert trio.current_time() - started < 2
+        assert trio.current_time() - started < 2 * swarm.settings.trainer.search_patience
+        started = trio.current_time()
+        with pytest.raises(NoLiveExpertError):
+            await caller.forward(call(name="ffn.7.7"), POLICY)
+        assert trio.current_time() - started < 0.1
+
+
+async def test_an_expert_that_the_first_look_missed_is_found_by_the_next(
+    autojump_clock, open_swarm
+):
+    async with open_swarm() as swarm:
+        await swarm.serve()
+        caller = await swarm.session()
+        swarm.nursery.start_soon(serve_later, swarm, swarm.settings.trainer.search_patience / 4)
+        await caller.forward(call(), POLICY)

@@ -60,6 +60,10 @@ class Absences:
         since = self._keys.get(key)
         return since is not None and now < since + self._lifetime
 
+    def forget(self, key: bytes) -> None:
+        """Make the next search of `key` a real one."""
+        self._keys.pop(key, None)
+
     def receive_stored(self, key: bytes, now: float) -> None:
         """Note that there is something, or may be."""
         self._keys.pop(key, None)

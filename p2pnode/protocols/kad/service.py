@@ -347,6 +347,14 @@ class KadDht:
         """Start `get_value` in the background, or join one under way; never blocks."""
         return self._values.begin_get(key)
 
+    def forget_absence(self, key: bytes) -> None:
+        """Make the next search for `key` a real one, though it was found to have no value lately.
+
+        For who has a reason to ask again: a search does not wait for peers that are slow, and the
+        one that holds the value may have been.
+        """
+        self._values.forget_absence(key)
+
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Find the values of several keys at once; keys without a value are left out.
 

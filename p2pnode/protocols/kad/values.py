@@ -126,6 +126,10 @@ class Values:
         search.detach()
         return search
 
+    def forget_absence(self, key: bytes) -> None:
+        """See `KadDht.forget_absence`."""
+        self._absent.forget(key)
+
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Find several values; see `KadDht.get_many`."""
         found: dict[bytes, bytes] = {}

@@ -50,3 +50,11 @@ def test_absences_are_bounded():
     assert len(absences._stored) == MAX_KEYS
     assert not absences.holds(b"0", 1.0)
     assert absences.holds(b"%d" % (MAX_KEYS + 4), 1.0)
+
+
+def test_an_absence_can_be_forgotten_by_who_has_a_reason_to_ask_again():
+    absences = Absences(3.0)
+    absences.remember(b"a", 0.0, 0.0)
+    absences.forget(b"a")
+    absences.forget(b"never known")
+    assert not absences.holds(b"a", 1.0)
