@@ -115,8 +115,8 @@ def _watch(record: Record, display: Display, peers: Sequence[DemoDaemon]) -> Non
             if not running:
                 raise LocalError(f"{peer.name} has ended; see its log in {record.options.report}")
         victim = record.told[-1]
-        if record.options.kill and not victim.killed and victim.samples and victim.ended is None:
-            peers[-1].kill()
+        if record.options.kill and not victim.killed and victim.samples:
+            peers[-1].kill()  # also when it has ended meanwhile: those who still train call it
             victim.killed = True
             display.note(f"killed {victim.name} after {victim.samples} examples")
 
