@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import p2pnode as package
+from p2pnode.config import Settings
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.errors import BadRequestError, ConfigError, NoLiveExpertError, PausedError
 from p2pnode.testing.daemons import ask_command, run_command
@@ -23,7 +24,8 @@ def test_a_paused_host_loses_no_call_of_a_trainer_and_comes_back(start):
     hosting = ("--experts", "digits/ffn.0", *QUICK)
     first = start("first", *hosting, command="host")
     second = start("second", *hosting, "--bootstrap", first.address, command="host")
-    with package.connect(first.address, run="digits") as swarm:
+    settings = Settings().replace(trainer={"patience": 1.0})
+    with package.connect(first.address, run="digits", settings=settings) as swarm:
         expert = swarm.expert("ffn.0")
         for _ in range(4):  # both are tried, since their speed is not known yet
             expert(X)

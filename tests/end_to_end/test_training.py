@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import p2pnode as package
+from p2pnode.config import Settings
 from p2pnode.errors import (
     DeadlineExceededError,
     DialError,
@@ -53,8 +54,9 @@ def two_hosts(start, owner):
     return first, second
 
 
-def connect(daemon, token):
-    return package.connect(daemon.address, run="digits", invite=token)
+def connect(daemon, token, **trainer):
+    settings = Settings().replace(trainer=trainer)
+    return package.connect(daemon.address, run="digits", invite=token, settings=settings)
 
 
 def test_hosting_is_visible_from_every_node(start, owner):
@@ -117,7 +119,7 @@ def test_remote_experts_train_and_survive_a_killed_host(start, two_hosts, owner)
 def test_every_mistake_of_a_trainer_is_a_typed_error(two_hosts, owner, tmp_path):
     first, second = two_hosts
     inputs = torch.randn(2, 64)
-    with connect(first, invite(owner)) as swarm:
+    with connect(first, invite(owner), patience=1.0, search_patience=0.5) as swarm:
         assert swarm.expert("ffn0.0.0")(inputs).shape == (2, 64)
         with pytest.raises(SchemaError, match="64"):
             swarm.expert("ffn0.0.0")(torch.randn(2, 63))

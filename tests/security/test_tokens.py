@@ -1,12 +1,14 @@
 import base64
+import contextlib
 import json
 import math
+import re
 
 import base58
 import biscuit_auth
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from p2pnode.errors import (
@@ -101,13 +103,25 @@ def test_a_name_cannot_smuggle_facts_into_an_invite():
         issue_invite(KEY, 'digits"); scope("host', scopes=("train",), expires_at=EXPIRES)
 
 
-@given(st.integers(0, 300), st.integers(1, 255))
-def test_an_invite_changed_anywhere_is_refused(at, change):
+# Where a biscuit of ours names the kind of its next key, Ed25519: a field of one byte and a value
+# of zero. Under another field's number both are skipped, and Ed25519 is what is taken for granted.
+KIND = bytes([0x08, 0x00, 0x12, 0x20])
+
+
+@given(st.integers(0, 400), st.integers(1, 255))
+@example(255, 16)  # the kind of a key, in the one field whose loss changes nothing
+def test_an_invite_changed_anywhere_is_refused_or_says_the_same(at, change):
     text = issue_invite(KEY, "digits", scopes=("train",), expires_at=EXPIRES)
     data = bytearray(base64.urlsafe_b64decode(text.removeprefix(INVITE_PREFIX) + "=="))
+    kind = data.index(KIND)
     data[at % len(data)] ^= change
+    changed = INVITE_PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("=")
+    if at % len(data) == kind:
+        with contextlib.suppress(InvalidTokenError):
+            assert read_invite(changed).summary() == read_invite(text).summary()
+        return
     with pytest.raises(InvalidTokenError):
-        read_invite(INVITE_PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("="))
+        read_invite(changed)
 
 
 @given(st.text() | st.binary().map(lambda b: base64.urlsafe_b64encode(b).decode().rstrip("=")))
@@ -252,7 +266,9 @@ def test_garbage_is_not_a_token(data):
 @given(st.integers(0, 2000), st.integers(1, 255))
 def test_a_token_changed_anywhere_is_refused(at, change):
     token = bytearray(member().token)
-    token[at % len(token)] ^= change
+    at %= len(token)
+    assume(at not in [found.start() for found in re.finditer(re.escape(KIND), token)])
+    token[at] ^= change
     with pytest.raises(NotAMemberError):
         verify_token(bytes(token), KEY.run_id, ALICE, "train", NOW)
 
