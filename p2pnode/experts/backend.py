@@ -225,8 +225,8 @@ class ExpertBackend:
         keywords = dict(zip(self.layer.keywords, inputs[positional:], strict=True))
         result = self.module(*inputs[:positional], **keywords)
         outputs = [result] if isinstance(result, torch.Tensor) else list(result)
-        rows = len(inputs[0])
-        if any(len(output) != rows for output in outputs):
+        rows = inputs[0].shape[0]  # `len` of a tensor goes a long way round
+        if any(output.shape[0] != rows for output in outputs):
             raise ExpertFailedError(f"{self.uid.name} does not put out one row for each it takes")
         return outputs
 

@@ -332,7 +332,7 @@ class ServedExperts(CallHandler):
             uids=uids,
             kind=kind,
             caller=caller,
-            rows=len(inputs[0]),
+            rows=shapes[0][0],
             positions=self._experts[uids[0]].info.positions_of(shapes),
             form=tuple(shape[1:] for shape in shapes),
             inputs=inputs,
@@ -423,9 +423,12 @@ class ServedExperts(CallHandler):
 
     def _settled(self, batch: Batch, seconds: float) -> None:
         uid = batch.uids[0]
-        failed, given = 0, 0
+        failed, rows, taken, given = 0, 0, 0, 0
         for call in batch.calls:
-            self._forget_pending(call)
+            rows += call.rows
+            taken += call.size
+            if call.key:
+                self._forget_pending(call)
             if isinstance(call.outcome, ExpertFailedError):
                 failed += 1
                 self._events.emit(ExpertFailed(uid=uid, reason=str(call.outcome)))
@@ -444,10 +447,10 @@ class ServedExperts(CallHandler):
                 span=len(batch.uids),
                 kind=batch.kind,
                 calls=len(batch.calls),
-                rows=sum(call.rows for call in batch.calls),
+                rows=rows,
                 failed=failed,
                 seconds=seconds,
-                bytes_taken=sum(call.size for call in batch.calls),
+                bytes_taken=taken,
                 bytes_given=given,
             )
         )

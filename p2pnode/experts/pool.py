@@ -237,9 +237,9 @@ class BatchPool:
 
     def charge(self, batch: Batch, seconds: float, now: float) -> None:
         """Note what a batch has cost, to its callers' account."""
-        amounts: Counter[PeerId] = Counter()
+        amounts: dict[PeerId, int] = {}
         for call in batch.calls:
-            amounts[call.caller] += call.amount
+            amounts[call.caller] = amounts.get(call.caller, 0) + call.amount
         self._shares.charge(amounts, seconds, now)
         self._pace += _PACE_SMOOTHING * (seconds - self._pace)
 

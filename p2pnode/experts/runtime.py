@@ -53,12 +53,12 @@ class WaitedCall(Call):
     """A call with tasks that wait for its outcome."""
 
     waiters: int = 0
-    event: trio.Event = field(default_factory=trio.Event)
+    room: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     def settle(self, outcome: Any) -> None:
         """Set the outcome, and wake those who wait."""
         Call.settle(self, outcome)  # `super` does not work in a dataclass with slots
-        self.event.set()
+        self.room.unpark_all()
 
 
 class Runtime:
@@ -94,7 +94,7 @@ class Runtime:
         self._turns_of = turns_of or (lambda _: (self.turn,))
         self._quick = quick
         self._arrival = trio.Event()
-        self._progress = trio.Event()  # of the next call that is settled or dropped
+        self._progress = trio.lowlevel.ParkingLot()  # until a call is settled or dropped
         self._computing: Batch | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -138,12 +138,13 @@ class Runtime:
         """
         call.waiters += 1
         try:
-            await call.event.wait()
+            if not call.settled:  # else it was quick: whoever answers it lets others have a turn
+                await call.room.park()
         finally:
             call.waiters -= 1
             if not call.waiters and self._pool.discard(call):
                 call.inputs = call.gradients = ()
-                self._tell_progress()
+                self._progress.unpark_all()
         outcome: list[torch.Tensor] | P2PNodeError = call.outcome
         if isinstance(outcome, P2PNodeError):
             raise type(outcome)(*outcome.args) from outcome  # one for each who waits
@@ -159,17 +160,13 @@ class Runtime:
         await trio.lowlevel.checkpoint()
         wanted = None if uids is None else tuple(uids)
         while self._is_busy(wanted):
-            await self._progress.wait()
+            await self._progress.park()
 
     def _is_busy(self, uids: Sequence[Uid] | None) -> bool:
         computing = () if self._computing is None else self._computing.uids
         if uids is None:
             return bool(computing) or len(self._pool) > 0
         return any(self._pool.queued(uid) or uid in computing for uid in uids)
-
-    def _tell_progress(self) -> None:
-        self._progress.set()
-        self._progress = trio.Event()
 
     async def _wait_for_calls(self, ready_at: float) -> None:
         self._arrival = trio.Event()
@@ -183,7 +180,7 @@ class Runtime:
                 " allow more time or call another host"
             )
         )
-        self._tell_progress()
+        self._progress.unpark_all()
 
     def _includes(self, work: Call | Batch) -> bool:
         return self._quick is not None and self._quick.includes(work.uids, work.kind, work.amount)
@@ -217,7 +214,7 @@ class Runtime:
             self._quick.note(batch, computing)
         self._pool.charge(batch, seconds, trio.current_time())
         self._on_settled(batch, seconds)
-        self._tell_progress()
+        self._progress.unpark_all()
 
     async def _compute_batch(self, batch: Batch, held: contextlib.AsyncExitStack) -> None:
         self._computing = batch

@@ -6,7 +6,7 @@ that ends a stream without a byte of an answer has not begun the call: it is sen
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -232,6 +232,7 @@ class TensorClient:
         timeout = min(timeout, self._settings.max_deadline)  # hosts cut longer ones too
         if answer is not None:
             answer = tuple(travelling(meta, request.reply) for meta in answer)
+        request.uid = uid.in_run(membership.run_id)
         began = trio.current_time()
         failure: str | None = None
         try:
@@ -249,13 +250,9 @@ class TensorClient:
 
                 async def ask(token: bytes | None) -> tuple[Reply, list[torch.Tensor]]:
                     remaining = trio.current_effective_deadline() - trio.current_time()
-                    message = replace(
-                        request,
-                        uid=uid.in_run(membership.run_id),
-                        milliseconds=int(max(0.0, remaining) * 1000),
-                        token=token,
-                    )
-                    return await exchange.run(connection, encode_request(message), buffers)
+                    request.milliseconds = int(max(0.0, remaining) * 1000)
+                    request.token = token
+                    return await exchange.run(connection, encode_request(request), buffers)
 
                 return await self.access.show(connection, membership, ask)
             raise DeadlineExceededError(

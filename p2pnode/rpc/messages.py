@@ -54,7 +54,7 @@ Operation = Literal["info", "forward", "backward"]
 OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Request:
     """One call's header; `uid.run` is the run's id, not its name."""
 

@@ -172,9 +172,10 @@ class TensorServer:
 
     async def _serve(self, stream: Stream) -> None:
         incoming = IncomingMessage(stream)
-        call = _Call(stream, incoming)
+        call = _Call(stream, incoming, self._settings.header_timeout)
         while await self._serve_call(call):
-            call = _Call(stream, incoming, is_first=False)
+            patience = 2 * self._settings.keep_stream_for
+            call = _Call(stream, incoming, patience, is_first=False)
 
     async def _serve_call(self, call: "_Call") -> bool:
         """Wait for a call and answer it; returns whether another one may follow."""
@@ -196,9 +197,7 @@ class TensorServer:
                 self._host.events.emit(call.served(failure))
 
     async def _answer_in_time(self, call: "_Call") -> bool:
-        settings = self._settings
-        timeout = settings.header_timeout if call.is_first else 2 * settings.keep_stream_for
-        with trio.move_on_after(timeout) as call.patience:  # until its header has come
+        with call.patience:
             call.stream.cancel_when_lost(call.patience)
             if not await self._begins(call):
                 return False
@@ -324,15 +323,23 @@ async def send_refusal(stream: Stream, error: P2PNodeError, timeout: float) -> N
 class _Call:
     """One call on a stream, from the wait for it to its end, and what is known of it."""
 
-    def __init__(self, stream: Stream, incoming: IncomingMessage, *, is_first: bool = True) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        incoming: IncomingMessage,
+        patience: float,  # seconds that it may take until its header has come
+        *,
+        is_first: bool = True,
+    ) -> None:
         self.stream = stream
         self.incoming = incoming
         self.is_first = is_first  # of its stream
         self.has_begun = False
-        self.patience = trio.CancelScope()  # ends with the deadline, or when the caller is gone
+        self._began = trio.current_time()
+        # It ends with the caller's deadline, once that is known, or when the caller is gone.
+        self.patience = trio.CancelScope(deadline=self._began + patience)
         self.request: Request | None = None
         self.rows = 0
-        self._began = trio.current_time()
 
     def begin(self) -> None:
         """Note that the call has come."""

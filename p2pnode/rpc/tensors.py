@@ -40,6 +40,7 @@ _DTYPES: Final = {
     "bool": torch.bool,
 }
 _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
+_SMALL_BYTES: Final = 16 * 1024
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -83,7 +84,11 @@ def buffer_of(tensor: torch.Tensor) -> memoryview:
 
 def empty(meta: TensorMeta) -> tuple[torch.Tensor, memoryview]:
     """Allocate a tensor, and give its memory to be filled."""
-    tensor = torch.empty(meta.shape, dtype=_DTYPES[meta.dtype])
+    dtype, size = _DTYPES[meta.dtype], meta.nbytes
+    if 0 < size <= _SMALL_BYTES:  # for which torch's allocator takes longer than filling it
+        memory = bytearray(size)
+        return torch.frombuffer(memory, dtype=dtype).view(meta.shape), memoryview(memory)
+    tensor = torch.empty(meta.shape, dtype=dtype)
     return tensor, buffer_of(tensor)
 
 

@@ -33,37 +33,43 @@ class Transcoder:
         Raises:
             NonFiniteError: a tensor holds NaN or infinite values, which its codec cannot carry.
         """
+        are_here = all(tensor.is_cpu for tensor in tensors)
+        size = _coded_bytes(metas)
+        if are_here and not size:
+            return list(map(buffer_of, tensors))
 
         def work() -> list[memoryview]:
             pairs = zip(tensors, metas, strict=True)
             return list(map(buffer_of, to_main_memory([encode(*pair) for pair in pairs])))
 
-        return await self._do(work, tensors, metas)
+        if are_here:
+            return await self.do(work, size)
+        # To fetch a tensor from another device is to wait for what computes it.
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
     async def decode(
         self, received: Sequence[torch.Tensor], metas: Sequence[TensorMeta]
     ) -> list[torch.Tensor]:
-        """Return the tensors of which `received` has travelled.
+        """Return the tensors of which `received` has travelled, in main memory.
 
         Raises:
             ProtocolError: what has travelled is malformed.
         """
+        size = _coded_bytes(metas)
+        if not size:
+            return list(received)
 
         def work() -> list[torch.Tensor]:
             return [decode(each, meta) for each, meta in zip(received, metas, strict=True)]
 
-        return await self._do(work, received, metas)
-
-    async def _do(
-        self, work: Callable[[], T], tensors: Sequence[torch.Tensor], metas: Sequence[TensorMeta]
-    ) -> T:
-        if not all(tensor.is_cpu for tensor in tensors):
-            # To fetch a tensor from another device is to wait for what computes it.
-            return await trio.to_thread.run_sync(work, limiter=self._limiter)
-        return await self.do(work, sum(meta.nbytes for meta in metas if meta.codec != "none"))
+        return await self.do(work, size)
 
     async def do(self, work: Callable[[], T], size: int) -> T:
         """Do something like it with tensors of `size` bytes in all, which are in main memory."""
         if size <= self._inline_bytes:
             return work()
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+def _coded_bytes(metas: Sequence[TensorMeta]) -> int:
+    return sum(meta.nbytes for meta in metas if meta.codec != "none")

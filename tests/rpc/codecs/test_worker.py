@@ -47,7 +47,6 @@ def metas_for(codec, *tensors):
         ([SMALL], "float16", True),
         ([LARGE], "float16", False),
         ([SMALL, SMALL], "blockwise-int8", False),
-        ([SMALL, LARGE, LARGE], "none", True),
         ([SMALL, torch.ones(10_000, dtype=torch.int64)], "bfloat16", True),
     ],
 )
@@ -60,6 +59,17 @@ async def test_only_what_takes_long_goes_to_a_thread(workers, tensors, codec, in
         found = await transcoder.decode(received, metas)
         assert all(map(torch.equal, found, tensors))
     assert {thread is threading.main_thread() for thread in workers} == {inline}
+
+
+async def test_what_travels_as_it_is_is_not_worked_on(workers):
+    transcoder = Transcoder(SETTINGS)
+    tensors = [SMALL, LARGE]
+    metas = metas_for("none", *tensors)
+    buffers = await transcoder.encode(tensors, metas)
+    found = [torch.frombuffer(each, dtype=torch.float32) for each in buffers]
+    assert [each.data_ptr() for each in found] == [each.data_ptr() for each in tensors]
+    assert list(map(id, await transcoder.decode(tensors, metas))) == list(map(id, tensors))
+    assert not workers
 
 
 async def test_the_network_goes_on_while_a_few_calls_are_encoded(monkeypatch):
