@@ -29,14 +29,13 @@ import msgpack
 from p2pnode.config.experts import CODECS, Codec
 from p2pnode.errors import (
     BadRequestError,
-    CallError,
     InvalidUidError,
     P2PNodeError,
     ProtocolError,
-    from_code,
 )
 from p2pnode.rpc.codecs.names import read_codec, wire_bytes
 from p2pnode.rpc.schema import MAX_TENSORS, ExpertInfo, TensorMeta, read_meta, shown
+from p2pnode.wire.packing import pack_error, read_error, unpack_map
 from p2pnode.wire.uids import Uid
 
 PROTOCOL: Final = "/p2pnode/tensor/1.0.0"
@@ -46,7 +45,6 @@ CALL_ID_BYTES: Final = 16
 TRACE_BYTES: Final = 8
 MAX_SPAN: Final = 256  # layers of one call: twice those of the deepest language models
 
-_MAX_SENTENCE: Final = 500  # characters of an error message, sent or received
 _MAX_MILLISECONDS: Final = 2**40
 _MAX_STEPS: Final = 2**53  # of an optimiser: more than any will take, and exact in every language
 
@@ -181,8 +179,7 @@ def encode_reply(reply: Reply) -> bytes:
     """Return the reply's header behind its length; an error must be one with a code."""
     header: dict[str, Any] = {"v": VERSION}
     if reply.error is not None:
-        code = CallError.code if reply.error.code is None else reply.error.code
-        header["error"] = [code, str(reply.error)[:_MAX_SENTENCE]]
+        header["error"] = pack_error(reply.error)
     elif reply.info is not None:
         header["info"] = reply.info.to_wire()
     else:
@@ -200,14 +197,7 @@ def decode_reply(data: bytes) -> Reply:
     """
     header = unpack_header(data)
     if (error := header.get("error")) is not None:
-        if not (isinstance(error, list) and len(error) == 2):
-            raise ProtocolError("an error must be a code and a sentence")
-        code, sentence = error
-        if type(code) is not int or not isinstance(sentence, str):
-            raise ProtocolError("an error must be a code and a sentence")
-        # The sentence may end on a terminal: nothing in it may move the cursor.
-        shown = "".join(c if c.isprintable() else " " for c in sentence[:_MAX_SENTENCE])
-        return Reply(error=from_code(code, shown))
+        return Reply(error=read_error(error))
     if (info := header.get("info")) is not None:
         return Reply(info=ExpertInfo.from_wire(info))
     return Reply(
@@ -257,12 +247,7 @@ def unpack_header(data: bytes) -> dict[Any, Any]:
     Raises:
         ProtocolError: it is malformed, or of another version.
     """
-    try:
-        header = msgpack.unpackb(data)
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise ProtocolError("a call's header is not msgpack") from error
-    if not isinstance(header, dict):
-        raise ProtocolError("a call's header must be a map")
+    header = unpack_map(data, "a call's header")
     if header.get("v") != VERSION:
         raise ProtocolError(
             f"the call is of version {shown(header.get('v'))}, this node speaks {VERSION};"

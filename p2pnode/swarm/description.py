@@ -29,6 +29,7 @@ from p2pnode.errors import ConfigError, InvalidUidError, NotAMemberError, Protoc
 from p2pnode.protocols.kad.validators import Validator
 from p2pnode.security.tokens import RunKey, owner_key
 from p2pnode.wire.envelope import signed_bytes
+from p2pnode.wire.packing import unpack
 from p2pnode.wire.uids import Uid, check_run, expand_all
 
 NAMESPACE: Final = "p2pnode-run"
@@ -214,7 +215,7 @@ def open_description(run_id: str, sealed: bytes) -> RunDescription:
     """
     if len(sealed) > MAX_BYTES:
         raise ProtocolError(f"a run's description of {len(sealed)} bytes is too large")
-    parts = _unpack(sealed)
+    parts = unpack(sealed, "a run's description")
     if not isinstance(parts, list) or [type(each) for each in parts] != [bytes] * 2:
         raise ProtocolError("a run's description is not a body and a signature")
     body, signature = parts
@@ -226,7 +227,7 @@ def open_description(run_id: str, sealed: bytes) -> RunDescription:
         raise ProtocolError("an open run has no owner who could describe it") from error
     if not owner.verify(signed_bytes(NAMESPACE, key_of(run_id), body), signature):
         raise ProtocolError("a run's description was not signed by its owner")
-    fields = _unpack(body)
+    fields = unpack(body, "a run's description")
     if not isinstance(fields, list) or [type(each) for each in fields] != [int, str, list, dict]:
         raise ProtocolError("a run's description does not have the fields it should")
     sequence, kind, patterns, options = fields
@@ -292,10 +293,3 @@ def _read_options(options: dict[Any, Any]) -> dict[str, Option]:
         if not is_text and not is_number:  # NaN is not below anything
             raise ProtocolError(f"the option {name} of a run's description has no plain value")
     return options
-
-
-def _unpack(data: bytes) -> Any:
-    try:
-        return msgpack.unpackb(data)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise ProtocolError("a run's description is not msgpack") from error

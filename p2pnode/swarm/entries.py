@@ -30,6 +30,7 @@ from p2pnode.protocols.kad.messages import read_peer_address
 from p2pnode.swarm.places import NAMESPACE, SPAN, Kind, Place
 from p2pnode.wire.envelope import signed_bytes
 from p2pnode.wire.keys import PrivateKey, PublicKey
+from p2pnode.wire.packing import unpack
 from p2pnode.wire.peer_id import PeerId
 
 MAX_OPEN_BYTES: Final = 500  # of an entry in an open run; room for some eight addresses
@@ -105,7 +106,7 @@ def open_entry(place: Place, sealed: bytes) -> Entry:
     """
     if len(sealed) > max_entry_bytes(place):
         raise ProtocolError(f"an index entry of {len(sealed)} bytes is too large")
-    parts = unpack(sealed)
+    parts = unpack(sealed, "an index entry")
     if not isinstance(parts, list) or [type(each) for each in parts] != [bytes] * 3:
         raise ProtocolError("an index entry is not a key, a body and a signature")
     key_bytes, body, signature = parts
@@ -117,24 +118,12 @@ def open_entry(place: Place, sealed: bytes) -> Entry:
         raise ProtocolError("an index entry is not in its shortest form")  # one form, one entry
     if not public_key.verify(signed_bytes(NAMESPACE, place.key, body), signature):
         raise ProtocolError("the signature of an index entry does not hold")
-    return _read_body(place, public_key.peer_id, unpack(body))
+    return _read_body(place, public_key.peer_id, unpack(body, "an index entry"))
 
 
 def told(throughput: float) -> float:
     """Return what others read where an entry says `throughput`."""
     return _from_step(_step(throughput))
-
-
-def unpack(data: bytes) -> Any:
-    """Read msgpack.
-
-    Raises:
-        ProtocolError: it is none.
-    """
-    try:
-        return msgpack.unpackb(data)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise ProtocolError("an index value is not msgpack") from error
 
 
 def _seal(key: PrivateKey, place: Place, entry: Entry, addresses: Sequence[Multiaddr]) -> bytes:

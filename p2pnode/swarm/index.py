@@ -24,8 +24,9 @@ import msgpack
 
 from p2pnode.errors import P2PNodeError, ProtocolError
 from p2pnode.protocols.kad.validators import Validator
-from p2pnode.swarm.entries import Entry, open_entry, unpack
+from p2pnode.swarm.entries import Entry, open_entry
 from p2pnode.swarm.places import SPAN, Kind, Place, bits_of, place_of
+from p2pnode.wire.packing import unpack
 from p2pnode.wire.peer_id import PeerId
 
 MAX_SKEW: Final = 3.0  # seconds by which another machine's clock may be ahead
@@ -73,7 +74,7 @@ def decode_index(place: Place, value: bytes) -> list[bytes]:
     Raises:
         ProtocolError: it is malformed, or holds more entries than any merge leaves.
     """
-    sealed = unpack(value)
+    sealed = unpack(value, "an index value")
     if not isinstance(sealed, list) or not all(isinstance(each, bytes) for each in sealed):
         raise ProtocolError("an index value is not a list of entries")
     if len(sealed) > (most := bounds_of(place).places):

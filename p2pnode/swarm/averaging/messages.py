@@ -28,20 +28,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-import msgpack
-
 from p2pnode.errors import (
     BadRequestError,
-    CallError,
     InvalidKeyError,
     InvalidUidError,
     P2PNodeError,
     ProtocolError,
-    from_code,
 )
 from p2pnode.security.tokens import MAX_TOKEN_BYTES
 from p2pnode.swarm.averaging.group import MAX_MEMBERS, MAX_ROUND_ID_BYTES
-from p2pnode.wire import varint
+from p2pnode.wire.packing import framed, pack_error, read_error, unpack_map
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import check_run
 
@@ -49,7 +45,7 @@ PROTOCOL: Final = "/p2pnode/averaging/1.0.0"
 VERSION: Final = 1
 DIGEST_BYTES: Final = 32
 MAX_MESSAGE_BYTES: Final = 16 * 1024  # a token, and a view of 64 members
-_MAX_SENTENCE: Final = 500
+_WHAT: Final = "a message about averaging"
 
 Members = Mapping[PeerId, float]  # and their bandwidths, in the order of the ids
 
@@ -119,7 +115,7 @@ def encode_join(join: Join) -> bytes:
         message["wants"] = join.wants
     if join.token is not None:
         message["token"] = join.token
-    return _framed(message)
+    return framed(message)
 
 
 def decode_join(data: bytes) -> Join:
@@ -129,7 +125,7 @@ def decode_join(data: bytes) -> Join:
         BadRequestError: it is malformed, or of another version.
     """
     try:
-        return _read_join(_unpack(data))
+        return _read_join(unpack_map(data, _WHAT))
     except (ProtocolError, InvalidUidError) as error:
         raise BadRequestError(str(error)) from error
 
@@ -165,14 +161,13 @@ def encode_answer(answer: Answer) -> bytes:
     """Return the message behind its length."""
     match answer:
         case Part(members=members, weight=weight):
-            return _framed({"part": _packed(members), "weight": weight})
+            return framed({"part": _packed(members), "weight": weight})
         case Whole(members=members, weight=weight):
-            return _framed({"whole": _packed(members), "weight": weight})
+            return framed({"whole": _packed(members), "weight": weight})
         case Moved(members=members):
-            return _framed({"moved": _packed(members)})
+            return framed({"moved": _packed(members)})
         case Refusal(error=error):
-            code = CallError.code if error.code is None else error.code
-            return _framed({"error": [code, str(error)[:_MAX_SENTENCE]]})
+            return framed({"error": pack_error(error)})
 
 
 def decode_answer(data: bytes) -> Answer:
@@ -181,15 +176,9 @@ def decode_answer(data: bytes) -> Answer:
     Raises:
         ProtocolError: it is malformed.
     """
-    message = _unpack(data)
+    message = unpack_map(data, _WHAT)
     if (error := message.get("error")) is not None:
-        if not (isinstance(error, list) and len(error) == 2):
-            raise ProtocolError("an error must be a code and a sentence")
-        code, sentence = error
-        if type(code) is not int or not isinstance(sentence, str):
-            raise ProtocolError("an error must be a code and a sentence")
-        shown = "".join(c if c.isprintable() else " " for c in sentence[:_MAX_SENTENCE])
-        return Refusal(error=from_code(code, shown))
+        return Refusal(error=read_error(error))
     if "moved" in message:
         return Moved(members=_members(message["moved"]))
     weight = _weight(message.get("weight"))
@@ -200,7 +189,7 @@ def decode_answer(data: bytes) -> Answer:
 
 def encode_done() -> bytes:
     """Return what a member says that has the whole result."""
-    return _framed({"done": True})
+    return framed({"done": True})
 
 
 def decode_done(data: bytes) -> None:
@@ -209,23 +198,8 @@ def decode_done(data: bytes) -> None:
     Raises:
         ProtocolError: it says something else.
     """
-    if _unpack(data).get("done") is not True:
+    if unpack_map(data, _WHAT).get("done") is not True:
         raise ProtocolError("a member that has the result can only say that it is done")
-
-
-def _framed(message: dict[str, Any]) -> bytes:
-    packed: bytes = msgpack.packb(message)
-    return varint.encode(len(packed)) + packed
-
-
-def _unpack(data: bytes) -> dict[Any, Any]:
-    try:
-        message = msgpack.unpackb(data)
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise ProtocolError("a message about averaging is not msgpack") from error
-    if not isinstance(message, dict):
-        raise ProtocolError("a message about averaging must be a map")
-    return message
 
 
 def _packed(members: Members) -> list[list[Any]]:

@@ -23,6 +23,7 @@ from p2pnode.config.experts import CODECS
 from p2pnode.errors import MessageTooLargeError, ProtocolError
 from p2pnode.wire.envelope import open_envelope, seal
 from p2pnode.wire.keys import PrivateKey
+from p2pnode.wire.packing import unpack
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
@@ -143,11 +144,7 @@ def open_announcement(uid: Uid, data: bytes) -> Announcement:
     opened = open_envelope(data, DOMAIN)
     if opened.payload_type != topic_of(uid).encode():
         raise ProtocolError("an announcement is of another swarm")
-    try:
-        fields = msgpack.unpackb(opened.payload)
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise ProtocolError("an announcement is not msgpack") from error
-    return _read(uid, opened.public_key.peer_id, fields)
+    return _read(uid, opened.public_key.peer_id, unpack(opened.payload, "an announcement"))
 
 
 def _read(uid: Uid, peer_id: PeerId, fields: Any) -> Announcement:

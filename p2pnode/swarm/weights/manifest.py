@@ -38,6 +38,7 @@ from p2pnode.config.units import KIB, MIB
 from p2pnode.errors import InvalidUidError, ProtocolError
 from p2pnode.rpc.codecs.names import read_codec, travelling, wire_bytes
 from p2pnode.rpc.schema import TensorMeta, read_meta
+from p2pnode.wire.packing import unpack
 from p2pnode.wire.uids import Uid
 
 VERSION: Final = 2
@@ -165,10 +166,7 @@ class Manifest:
         """
         if len(data) > MAX_MANIFEST_BYTES:
             raise ProtocolError(f"a manifest of {len(data)} bytes is too large")
-        try:
-            fields = msgpack.unpackb(data)
-        except (ValueError, TypeError, RecursionError, OverflowError) as error:
-            raise ProtocolError("a manifest is not msgpack") from error
+        fields = unpack(data, "a manifest")
         if not isinstance(fields, list) or not fields or type(fields[0]) is not int:
             raise ProtocolError("a manifest must be a list that begins with its version")
         if fields[0] != VERSION:

@@ -29,8 +29,6 @@ are nobody else's business.
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgpack
-
 from p2pnode.config.experts import Codec
 from p2pnode.errors import (
     CallError,
@@ -38,12 +36,11 @@ from p2pnode.errors import (
     InvalidUidError,
     P2PNodeError,
     ProtocolError,
-    from_code,
 )
 from p2pnode.rpc.codecs.names import read_codec
 from p2pnode.security.tokens import MAX_TOKEN_BYTES, SCOPES, Operation
 from p2pnode.swarm.weights.manifest import HASH_BYTES, MAX_CHUNK_BYTES, MAX_MANIFEST_BYTES
-from p2pnode.wire import varint
+from p2pnode.wire.packing import framed, pack_error, read_error, unpack_map
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import MAX_UID_CHARS, Uid, check_run
 
@@ -54,7 +51,7 @@ MAX_CHUNKS: Final = MAX_MANIFEST_BYTES // HASH_BYTES
 MAX_PEERS: Final = 64  # replicas of one expert that are told of
 MAX_FOLLOW: Final = 86_400_000  # milliseconds
 MAX_WITHIN: Final = 10_000  # milliseconds
-_MAX_SENTENCE: Final = 500
+_WHAT: Final = "a message about weights"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +140,7 @@ def encode_hello(hello: Hello) -> bytes:
     message: dict[str, Any] = {"v": VERSION, "run": hello.run_id, "as": hello.scope}
     if hello.token is not None:
         message["token"] = hello.token
-    return _framed(message)
+    return framed(message)
 
 
 def decode_hello(data: bytes) -> Hello:
@@ -152,7 +149,7 @@ def decode_hello(data: bytes) -> Hello:
     Raises:
         ProtocolError: it is malformed, or of another version.
     """
-    message = _unpack(data)
+    message = unpack_map(data, _WHAT)
     if message.get("v") != VERSION:
         raise ProtocolError(f"another version than {VERSION}; update the older of the two nodes")
     run_id, scope, token = message.get("run"), message.get("as"), message.get("token")
@@ -187,7 +184,7 @@ def encode_request(request: WeightsRequest) -> bytes:
                 message["within"] = min(max(1, round(request.within * 1000)), MAX_WITHIN)
         case ChunkRequest():
             message = {"op": "chunk", "of": request.name, "index": request.index}
-    return _framed(message)
+    return framed(message)
 
 
 def decode_request(data: bytes, run_id: str) -> WeightsRequest:
@@ -200,7 +197,7 @@ def decode_request(data: bytes, run_id: str) -> WeightsRequest:
     Raises:
         ProtocolError: it is malformed.
     """
-    message = _unpack(data)
+    message = unpack_map(data, _WHAT)
     match message.get("op"):
         case "head":
             return _read_head_request(message, run_id)
@@ -234,7 +231,7 @@ def encode_reply(reply: WeightsReply) -> bytes:
             message = {"have": _bits(reply.chunks)}
         case Refusal():
             message = {"error": pack_error(reply.error)}
-    return _framed(message)
+    return framed(message)
 
 
 def decode_reply(data: bytes) -> WeightsReply:
@@ -243,9 +240,9 @@ def decode_reply(data: bytes) -> WeightsReply:
     Raises:
         ProtocolError: it is malformed.
     """
-    message = _unpack(data)
+    message = unpack_map(data, _WHAT)
     if "error" in message:
-        return Refusal(error=read_error(message["error"]))
+        return Refusal(error=read_call_error(message["error"]))
     if "bytes" in message:
         return Payload(
             size=_count(message["bytes"], max(MAX_CHUNK_BYTES, MAX_MANIFEST_BYTES)),
@@ -266,26 +263,14 @@ def decode_reply(data: bytes) -> WeightsReply:
     )
 
 
-def pack_error(error: P2PNodeError) -> list[Any]:
-    """Return an error as it stands in a message."""
-    return [CallError.code if error.code is None else error.code, str(error)[:_MAX_SENTENCE]]
-
-
-def read_error(error: Any) -> P2PNodeError:
-    """Read what `pack_error` gave; any error that is none of a call becomes a plain `CallError`.
+def read_call_error(data: Any) -> CallError:
+    """Read an error in a reply; one that is none of a call becomes a plain `CallError`.
 
     Raises:
         ProtocolError: it is malformed.
     """
-    if not (isinstance(error, list) and len(error) == 2):
-        raise ProtocolError("an error must be a code and a sentence")
-    code, sentence = error
-    if type(code) is not int or not isinstance(sentence, str):
-        raise ProtocolError("an error must be a code and a sentence")
-    # The sentence may end on a terminal: nothing in it may move the cursor.
-    shown = "".join(c if c.isprintable() else " " for c in sentence[:_MAX_SENTENCE])
-    found = from_code(code, shown)
-    return found if isinstance(found, CallError) else CallError(shown)
+    found = read_error(data)
+    return found if isinstance(found, CallError) else CallError(str(found))
 
 
 def _read_head_request(message: dict[Any, Any], run_id: str) -> HeadRequest:
@@ -331,18 +316,3 @@ def _count(value: Any, most: int = 2**53) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise ProtocolError("a number is out of range")
     return value
-
-
-def _framed(message: dict[str, Any]) -> bytes:
-    packed: bytes = msgpack.packb(message)
-    return varint.encode(len(packed)) + packed
-
-
-def _unpack(data: bytes) -> dict[Any, Any]:
-    try:
-        message = msgpack.unpackb(data)
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise ProtocolError("a message is not msgpack") from error
-    if not isinstance(message, dict):
-        raise ProtocolError("a message must be a map")
-    return message

@@ -26,12 +26,10 @@ from dataclasses import dataclass
 from typing import Any
 from typing import Final as Constant
 
-import msgpack
-
 from p2pnode.errors import InvalidUidError, P2PNodeError, ProtocolError
 from p2pnode.swarm.weights.manifest import HASH_BYTES
-from p2pnode.swarm.weights.messages import pack_error, read_error
-from p2pnode.wire import varint
+from p2pnode.swarm.weights.messages import read_call_error
+from p2pnode.wire.packing import framed, pack_error, unpack_map
 from p2pnode.wire.uids import MAX_UID_CHARS, Uid
 
 PROTOCOL: Constant = "/p2pnode/handover/1.0.0"
@@ -108,8 +106,7 @@ def encode_handover(message: Handover) -> bytes:
             fields = {"op": "taken", "steps": message.steps}
         case Declined():
             fields = {"error": pack_error(message.error)}
-    packed: bytes = msgpack.packb(fields)
-    return varint.encode(len(packed)) + packed
+    return framed(fields)
 
 
 def decode_handover(data: bytes, run_id: str) -> Handover:
@@ -122,14 +119,9 @@ def decode_handover(data: bytes, run_id: str) -> Handover:
     Raises:
         ProtocolError: it is malformed.
     """
-    try:
-        fields = msgpack.unpackb(data)
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise ProtocolError("a message is not msgpack") from error
-    if not isinstance(fields, dict):
-        raise ProtocolError("a message must be a map")
+    fields = unpack_map(data, "a message about a hand-over")
     if "error" in fields:
-        return Declined(error=read_error(fields["error"]))
+        return Declined(error=read_call_error(fields["error"]))
     match fields.get("op"):
         case "take":
             return Take()
