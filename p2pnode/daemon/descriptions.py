@@ -11,9 +11,10 @@ from typing import Any, Final
 import trio
 
 from p2pnode.config import HostingSettings, RoundsSettings
+from p2pnode.daemon.control.params import text
 from p2pnode.daemon.control.service import Method
 from p2pnode.daemon.runs import RunStore
-from p2pnode.errors import BadRequestError, ConnectionClosedError, NoPeersError, NotFoundError
+from p2pnode.errors import ConnectionClosedError, NoPeersError, NotFoundError
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.description import RunDescription, agreed, agreed_rounds, key_of
@@ -93,10 +94,7 @@ class Descriptions:
         return {"run.publish": self._receive_publish}
 
     async def _receive_publish(self, params: Mapping[str, Any]) -> Any:
-        name = params.get("run")
-        if not isinstance(name, str):
-            raise BadRequestError("run must be the name of a run")
-        return {"stored": await self._publish(name)}
+        return {"stored": await self._publish(text(params, "run"))}
 
     def _publish_soon(self, name: str) -> None:
         self._waiting[name] = None

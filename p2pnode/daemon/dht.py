@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
+from p2pnode.daemon.control.params import text
 from p2pnode.daemon.control.service import Method
 from p2pnode.errors import BadRequestError
 from p2pnode.protocols.kad.validators import PublicKeyValidator
@@ -50,44 +51,38 @@ class DhtCommands:
         ]
 
     async def _find(self, params: Mapping[str, Any]) -> Any:
-        peer_id, _ = self._network.resolve(_text(params, "peer"))
+        peer_id, _ = self._network.resolve(text(params, "peer"))
         addresses, seconds = await _timed(lambda: self._network.dht.find_peer(peer_id))
         return {"addresses": [str(address) for address in addresses], "seconds": seconds}
 
     async def _get(self, params: Mapping[str, Any]) -> Any:
-        key = key_of(_text(params, "key"))
+        key = key_of(text(params, "key"))
         value, seconds = await _timed(lambda: self._network.dht.get_value(key))
         return {"value": base64.b64encode(value).decode("ascii"), "seconds": seconds}
 
     async def _put(self, params: Mapping[str, Any]) -> Any:
-        key = key_of(_text(params, "key"))
+        key = key_of(text(params, "key"))
         try:
-            value = base64.b64decode(_text(params, "value"), validate=True)
+            value = base64.b64decode(text(params, "value"), validate=True)
         except binascii.Error as error:
             raise BadRequestError("a value of the DHT must be base64") from error
         stored, seconds = await _timed(lambda: self._network.dht.put_value(key, value))
         return {"stored": stored, "seconds": seconds}
 
 
-def key_of(text: str) -> bytes:
+def key_of(written: str) -> bytes:
     """Return the DHT key that people write like this.
 
     Raises:
         InvalidKeyError: the peer id in it is none.
     """
-    if text.startswith(_PUBLIC_KEYS):
-        return _PUBLIC_KEYS.encode() + bytes(PeerId.from_text(text.removeprefix(_PUBLIC_KEYS)))
-    return text.encode()
+    if written.startswith(_PUBLIC_KEYS):
+        peer_id = PeerId.from_text(written.removeprefix(_PUBLIC_KEYS))
+        return _PUBLIC_KEYS.encode() + bytes(peer_id)
+    return written.encode()
 
 
 async def _timed(work: Callable[[], Awaitable[T]]) -> tuple[T, float]:
     """Do `work`; returns its result and the seconds it took."""
     began = trio.current_time()
     return await work(), trio.current_time() - began
-
-
-def _text(params: Mapping[str, Any], name: str) -> str:
-    value = params.get(name)
-    if not isinstance(value, str):
-        raise BadRequestError(f"{name} must be a text")
-    return value

@@ -11,16 +11,12 @@ cancelled or fails. Torch is imported only when the node hosts its first expert.
 
 import dataclasses
 import importlib
-import os
 import random
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import trio
-from multiaddr import Multiaddr
 
-from p2pnode import __version__
 from p2pnode.config import (
     HostingSettings,
     NodeSettings,
@@ -28,47 +24,28 @@ from p2pnode.config import (
     RoundsSettings,
     Settings,
 )
+from p2pnode.daemon.commands import NodeCommands
 from p2pnode.daemon.control.service import ControlServer
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.descriptions import Descriptions
 from p2pnode.daemon.dht import DhtCommands
-from p2pnode.daemon.doctor.diagnosis import diagnose
-from p2pnode.daemon.doctor.examination import examine
-from p2pnode.daemon.doctor.facts import as_plain
-from p2pnode.daemon.owner.commands import OwnerCommands, describe_owner
+from p2pnode.daemon.owner.commands import OwnerCommands
 from p2pnode.daemon.owner.service import OwnerService
 from p2pnode.daemon.placing import Placing
-from p2pnode.daemon.reachability import describe_reachability
-from p2pnode.daemon.relaying import describe_relaying
 from p2pnode.daemon.renewing import Renewing
 from p2pnode.daemon.runs import RunStore
 from p2pnode.daemon.swarms import SwarmService
-from p2pnode.errors import BadRequestError, ConfigError, InvalidUidError, NoPeersError
+from p2pnode.errors import ConfigError, NoPeersError
 from p2pnode.events import Event, EventBus
-from p2pnode.host.budgets import BudgetReport, ScopeUse
-from p2pnode.host.portmap import PortMappingService
 from p2pnode.security.tokens import Membership
-from p2pnode.swarm.lookup import HostEntry
 from p2pnode.swarm.network import Network
 from p2pnode.transport.base import Transport
-from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid, expand_all
 
 if TYPE_CHECKING:
     from p2pnode.daemon.hosting import Hosting
     from p2pnode.daemon.metrics.page import MetricsPage
     from p2pnode.daemon.owner.sampling import Sampler
-
-MAX_PINGS: Final = 100
-MAX_FOUND: Final = 1024  # experts looked up by one `find`
-_JOINABLE: Final = {  # what a running daemon takes on
-    "node.bootstrap",
-    "node.experts",
-    "node.invite",
-    "node.layers",
-    "node.run",
-}
-_AT_THE_START: Final = ("owner", "limits", "metrics")  # sections that stay as they are
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +63,11 @@ class Node:
     `await nursery.start(node.run)` returns when the node is ready to serve. It ends after
     `request_stop`, or when it is cancelled; both withdraw and save its experts, and a stop also
     lets the calls under way finish. To give up a start, cancel it.
+
+    Attributes:
+        settings: those it was made with.
+        events: what happens in it, for its log.
+        owner: whether the machine's owner lets it run.
     """
 
     def __init__(
@@ -111,7 +93,7 @@ class Node:
         self._hosting_lock = trio.Lock()
         self._swarms: SwarmService | None = None
         self._metrics: MetricsPage | None = None
-        self._owner = OwnerService(
+        self.owner = OwnerService(
             settings.owner, self.events, lambda: self._hosting, sampler=_sampler(settings)
         )
 
@@ -132,6 +114,22 @@ class Node:
         """What is hosted here; None before anything is."""
         return self._hosting
 
+    @property
+    def placing(self) -> Placing:
+        """What chooses where it helps most; only while the node runs."""
+        assert self._placing is not None, "the node is not running"
+        return self._placing
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where Prometheus finds its page, if there is one."""
+        return self._metrics.address if self._metrics else None
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the node was ready to serve."""
+        return trio.current_time() - self._started_at
+
     def request_stop(self) -> None:
         """Ask the node to withdraw its experts, finish running calls, save, and end."""
         self._stop.set()
@@ -139,6 +137,12 @@ class Node:
     async def wait_stop(self) -> None:
         """Wait until somebody asks the node to end."""
         await self._stop.wait()
+
+    async def drain(self) -> None:
+        """Take on nothing more, withdraw what is hosted, and let running calls finish."""
+        self.placing.stop()
+        if self._hosting is not None:
+            await self._hosting.drain(self.settings.node.shutdown_grace)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the node until it is stopped.
@@ -219,9 +223,9 @@ class Node:
             )
             if self.settings.gossip.enabled:
                 await services.start(self._swarms.swarms.run)
-            await services.start(self._owner.run)
+            await services.start(self.owner.run)
             if self.settings.metrics.listen:
-                self._metrics = _metrics(self.settings, self.network, self._owner)
+                self._metrics = _metrics(self.settings, self.network, self.owner)
                 await services.start(self._metrics.run)
             for uids, hosting in wanted:
                 await self.host_experts(uids, hosting)
@@ -231,16 +235,9 @@ class Node:
             control = ControlServer(
                 self._data_dir.control_socket,
                 {
-                    "status": self._status,
-                    "peers": self._peers,
-                    "experts": self._experts,
-                    "find": self._find,
-                    "ping": self._ping,
-                    "host": self._host,
-                    "stop": self._stop_now,
-                    "doctor": self._doctor,
+                    **NodeCommands(self, self._data_dir, self._rng).methods(),
                     **self._descriptions.methods(),
-                    **OwnerCommands(self._owner).methods(),
+                    **OwnerCommands(self.owner).methods(),
                     **DhtCommands(self.network).methods(),
                     **self._swarms.methods(),
                 },
@@ -252,9 +249,7 @@ class Node:
             self._started_at = trio.current_time()
             task_status.started()
             await self._stop.wait()
-            self._placing.stop()
-            if self._hosting is not None:
-                await self._hosting.drain(self.settings.node.shutdown_grace)
+            await self.drain()
             services.cancel_scope.cancel()
 
     # --- runs and experts -----------------------------------------------------------------------
@@ -330,8 +325,7 @@ class Node:
         runs = {uid.run for uid in (*experts, *layers)} | ({node.run} if node.run else set())
         if len(runs) != 1:
             raise ConfigError("say in which run to choose what to host, as in --run lm --auto")
-        assert self._placing is not None, "it is made before anything is hosted"
-        await self._placing.begin(
+        await self.placing.begin(
             await self._open_hosting(),
             self.membership_of(runs.pop()),
             experts=experts,
@@ -355,156 +349,42 @@ class Node:
                 )
                 await self._services.start(hosting.run)
                 self._hosting = hosting
-                self._owner.begin(hosting)
+                self.owner.begin(hosting)
                 if self._metrics is not None:
                     self._metrics.begin_hosting(hosting.describe)
             return self._hosting
+
+    async def take_on(
+        self, node: NodeSettings, hosting: HostingSettings, placement: PlacementSettings
+    ) -> None:
+        """Host more while the node runs: what `node` names, or what its run needs most.
+
+        Raises:
+            InvalidTokenError, ConfigError: the invite cannot be read, or is for another run.
+            NoPeersError: none of the bootstrap addresses answers.
+            P2PNodeError: as `host_experts` and `host_by_need`.
+        """
+        membership = self._accept_invite(node)
+        run = membership.name if membership else node.run or self.settings.node.run
+        wanted = [] if placement.auto else self._wanted(node, run, hosting)
+        await self.network.join(node.bootstrap)
+        for uids, each in wanted:
+            await self.host_experts(uids, each)
+        if placement.auto:
+            await self.host_by_need(dataclasses.replace(node, run=run), hosting, placement)
 
     def hosted(self) -> list[dict[str, Any]]:
         """Describe each hosted expert."""
         return self._hosting.describe() if self._hosting else []
 
-    # --- commands of the control socket ---------------------------------------------------------
-
-    async def _status(self, _params: Mapping[str, Any]) -> Any:
-        network = self.network
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "uptime": trio.current_time() - self._started_at,
-            "peer_id": str(network.peer_id),
-            "addresses": network.full_addresses(),
-            "listening": [str(address) for address in network.host.listening],
-            "observed": [str(address) for address in network.host.observed],
-            "mapped": [str(address) for address in network.host.mapped],
-            "portmap": _describe_portmap(network.portmap),
-            "reachability": describe_reachability(network.reachability.info(), trio.current_time()),
-            "connections": len(network.host.connections()),
-            "ways": Counter(info.way for info in network.host.info().connections),
-            "relay": describe_relaying(network.relay_client, network.relay_server),
-            "dht": {
-                "mode": "server" if network.dht.serves else "client",
-                "peers": len(network.dht.peers),
-                "records": network.dht.record_count,
-            },
-            "experts": len(self.hosted()),
-            "swarms": self.swarms.describe(),
-            "placement": self._placing.describe() if self._placing else [],
-            "owner": describe_owner(self._owner),
-            "metrics": self._metrics.address if self._metrics else None,
-            "calls": self._hosting.calls() if self._hosting else {},
-            "runs": [membership.summary() for membership in self._memberships()],
-            "budget": _describe_budgets(network.host.info().budgets),
-        }
-
-    def _memberships(self) -> list[Membership]:
+    def memberships(self) -> list[Membership]:
+        """Return each run that this node is a member of, or hosts experts of."""
         hosted = self._hosting.memberships() if self._hosting else []
         return list({each.run_id: each for each in (*self._runs.all(), *hosted)}.values())
 
     def open_runs(self) -> list[str]:
         """The names of the open runs in which this node hosts."""
-        return [each.name for each in self._memberships() if each.is_open]
-
-    async def _peers(self, _params: Mapping[str, Any]) -> Any:
-        return [
-            {
-                "peer_id": str(info.peer_id),
-                "address": str(info.remote_address),
-                "direction": info.direction,
-                "way": info.way,
-                "note": info.note,
-                "age": info.age,
-                "streams": info.streams,
-                "bytes_sent": info.bytes_sent,
-                "bytes_received": info.bytes_received,
-                "rtt": info.rtt,
-                "agent": self.network.agents.get(info.peer_id),
-            }
-            for info in self.network.host.info().connections
-        ]
-
-    async def _doctor(self, _params: Mapping[str, Any]) -> Any:
-        facts = await examine(
-            self.network,
-            self.settings,
-            self._data_dir.path,
-            self._rng,
-            experts=len(self.hosted()),
-        )
-        findings = [
-            dataclasses.asdict(each) | {"level": each.level.name.lower()}
-            for each in diagnose(facts)
-        ]
-        return {"findings": findings, "facts": as_plain(facts)}
-
-    async def _experts(self, _params: Mapping[str, Any]) -> Any:
-        return self.hosted()
-
-    async def _find(self, params: Mapping[str, Any]) -> Any:
-        uids = expand_all(_texts(params, "patterns"), self.settings.node.run or None)
-        if len(uids) > MAX_FOUND:
-            raise InvalidUidError(f"at most {MAX_FOUND} experts can be looked up at once")
-        found = []
-        for uid in uids:
-            hosts = await self.network.directory.hosts(
-                uid.in_run(self.membership_of(uid.run).run_id)
-            )
-            found.append({"uid": str(uid), "hosts": [_describe_host(host) for host in hosts]})
-        return found
-
-    async def _ping(self, params: Mapping[str, Any]) -> Any:
-        count = params.get("count", 1)
-        if not isinstance(count, int) or not 1 <= count <= MAX_PINGS:
-            raise BadRequestError(f"the count of pings is a number from 1 to {MAX_PINGS}")
-        peer_id, addresses = self.network.resolve(_text(params, "peer"))
-        known = addresses or await self._find_addresses(peer_id)
-        await self.network.host.connect(peer_id, known, insist=True)
-        return {"seconds": [await self.network.ping.ping(peer_id) for _ in range(count)]}
-
-    async def _find_addresses(self, peer_id: PeerId) -> list[Multiaddr]:
-        if self.network.host.connection_to(peer_id) is not None:
-            return []
-        return await self.network.dht.find_peer(peer_id)
-
-    async def _host(self, params: Mapping[str, Any]) -> Any:
-        asked = {name: _table(params, name) for name in ("node", *_AT_THE_START)}
-        told = Settings.load(environ={}, overrides=asked)
-        for section, table in asked.items():
-            before, after = getattr(self.settings, section), getattr(told, section)
-            for name in sorted(table):
-                if f"{section}.{name}" not in _JOINABLE and (
-                    getattr(after, name) != getattr(before, name)
-                ):
-                    raise ConfigError(
-                        f"a running daemon cannot change {section}.{name}; stop it with"
-                        " `p2pnode stop` and start it anew"
-                    )
-        node = told.node
-        hosting = dataclasses.asdict(self.settings.hosting) | _table(params, "hosting")
-        settings = Settings.load(environ={}, overrides={"hosting": hosting}).hosting
-        membership = self._accept_invite(node)
-        run = membership.name if membership else node.run or self.settings.node.run
-        asked = {"placement": _table(params, "placement")}
-        placement = Settings.load(environ={}, overrides=asked).placement
-        known = {expert["uid"] for expert in self.hosted()}
-        wanted = [] if placement.auto else self._wanted(node, run, settings)
-        await self.network.join(node.bootstrap)
-        for uids, each in wanted:
-            await self.host_experts(uids, each)
-        if placement.auto:
-            await self.host_by_need(dataclasses.replace(node, run=run), settings, placement)
-        return [expert for expert in self.hosted() if expert["uid"] not in known]
-
-    async def _stop_now(self, _params: Mapping[str, Any]) -> Any:
-        try:
-            if self._placing is not None:
-                self._placing.stop()
-            if self._hosting is not None:  # here, so that whoever asked hears if it fails
-                await self._hosting.drain(self.settings.node.shutdown_grace)
-                await self._hosting.save()
-        finally:
-            self.request_stop()
-        return {"grace": self.settings.node.shutdown_grace}
+        return [each.name for each in self.memberships() if each.is_open]
 
 
 async def _carry(network: Network, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
@@ -536,63 +416,3 @@ def _metrics(settings: Settings, network: Network, owner: OwnerService) -> "Metr
     from p2pnode.daemon.metrics.page import MetricsPage  # noqa: PLC0415
 
     return MetricsPage(settings.metrics, network, lambda: owner.decision)
-
-
-def _describe_host(host: HostEntry) -> dict[str, Any]:
-    return {
-        "peer_id": str(host.peer_id),
-        "addresses": [str(address) for address in host.addresses],
-        "load": host.load,
-        "expires": host.expiry,
-    }
-
-
-def _describe_portmap(portmap: PortMappingService | None) -> dict[str, Any] | None:
-    if portmap is None:
-        return None
-    return {
-        "protocol": portmap.protocol,
-        "failure": portmap.failure,
-        "mappings": [
-            {
-                "port": f"{each.port.kind}/{each.port.number}",
-                "external": f"{each.external_ip}:{each.external_port}",
-            }
-            for each in portmap.mappings
-        ],
-    }
-
-
-def _describe_budgets(report: BudgetReport) -> dict[str, Any]:
-    return {
-        "node": _describe_uses(report.node),
-        "top": [
-            {"kind": each.kind, "name": each.name, **_describe_uses(each)} for each in report.top
-        ],
-        "refused": {limit.value: times for limit, times in report.refusals.items()},
-    }
-
-
-def _describe_uses(scope: ScopeUse) -> dict[str, Any]:
-    return {each.resource: {"used": each.used, "limit": each.limit} for each in scope.uses}
-
-
-def _text(params: Mapping[str, Any], name: str) -> str:
-    value = params.get(name)
-    if not isinstance(value, str):
-        raise BadRequestError(f"{name} must be a text")
-    return value
-
-
-def _table(params: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = params.get(name, {})
-    if not isinstance(value, dict):
-        raise BadRequestError(f"{name} must be a table of settings")
-    return value
-
-
-def _texts(params: Mapping[str, Any], name: str) -> list[str]:
-    values = params.get(name)
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise BadRequestError(f"{name} must be a list of texts")
-    return values

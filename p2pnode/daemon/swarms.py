@@ -12,6 +12,7 @@ import trio
 
 from p2pnode.clock import wall_time
 from p2pnode.config import Settings
+from p2pnode.daemon.control.params import text
 from p2pnode.daemon.control.service import Method
 from p2pnode.errors import BadRequestError
 from p2pnode.rpc.authority import Authority
@@ -112,12 +113,10 @@ class SwarmService:
         """Describe one swarm; with `since`, once its revision is another, or after a while."""
         if not self._is_enabled:
             raise BadRequestError("this node takes part in no gossip; start it with gossip.enabled")
-        text, since, wait = params.get("uid"), params.get("since"), params.get("wait", MAX_WAIT)
-        if not isinstance(text, str):
-            raise BadRequestError("uid must be a text")
+        since, wait = params.get("since"), params.get("wait", MAX_WAIT)
         if not isinstance(wait, int | float) or not 0 <= wait <= MAX_WAIT:
             raise BadRequestError(f"wait must be a number of seconds, at most {MAX_WAIT:g}")
-        uid = self._by_id(Uid.parse(text, self._run_name or None))
+        uid = self._by_id(Uid.parse(text(params, "uid"), self._run_name or None))
         is_new = all(swarm.uid != uid for swarm in self.swarms.joined)
         swarm = self.swarms.look_at(uid, within=LOOKED_AT + wait)
         if since is None:

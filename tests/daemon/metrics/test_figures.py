@@ -172,7 +172,7 @@ async def test_a_node_tells_of_its_network_and_later_of_its_experts(tmp_path, nu
     assert not [key for key in before if key[0].startswith("p2pnode_calls")]
 
     await second.host_experts(expand("digits/ffn.[0:3]"), second.settings.hosting)
-    second._owner.pause()
+    second.owner.pause()
     first.events.emit(
         InboundStreamFailed(
             peer_id=PEER,
