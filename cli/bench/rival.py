@@ -3,12 +3,11 @@
 import contextlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-import psutil
-
+from cli.bench.processor import processor_seconds
 from p2pnode.errors import LocalError
 
 _SCRIPT: Final = Path(__file__).with_name("rival_end.py")
@@ -18,8 +17,9 @@ _STOP_TIMEOUT: Final = 20.0
 class Hivemind:
     """A client of hivemind, and the servers it calls."""
 
-    def __init__(self, client: "AskedProcess") -> None:
+    def __init__(self, client: "AskedProcess", servers: "Sequence[AskedProcess]") -> None:
         self._client = client
+        self._servers = servers
 
     @classmethod
     @contextlib.contextmanager
@@ -40,17 +40,18 @@ class Hivemind:
         """
         shape = (str(callers), str(hidden_dim), str(threads))
         with contextlib.ExitStack() as running:
-            addresses = []
+            addresses, servers = [], []
             for layer in ("nop", "ffn"):
                 command = [str(python), str(_SCRIPT), "serve", layer, *shape]
                 server = running.enter_context(
                     AskedProcess.started(command, place, f"hivemind-{layer}")
                 )
+                servers.append(server)
                 addresses.append(server.read()["address"])
             command = [str(python), str(_SCRIPT), "call", *shape, *addresses]
             client = running.enter_context(AskedProcess.started(command, place, "hivemind-client"))
             client.read()
-            yield cls(client)
+            yield cls(client, servers)
 
     def calls_per_second(self, seconds: float) -> float:
         """Call `nop` with one row from all callers at once, for so long."""
@@ -59,6 +60,10 @@ class Hivemind:
     def samples_per_second(self, rows: int, seconds: float) -> float:
         """Run `ffn` forward and backward from all callers at once, for so long."""
         return rows * self._ask(work="samples", rows=rows, seconds=seconds)
+
+    def processor_seconds(self) -> float:
+        """Return what all of it has computed so far."""
+        return sum(each.processor_seconds() for each in (self._client, *self._servers))
 
     def _ask(self, **question: Any) -> float:
         self._client.write(question)
@@ -101,13 +106,7 @@ class AskedProcess:
 
     def processor_seconds(self) -> float:
         """Return what it and the processes it has started have computed so far."""
-        own = psutil.Process(self._process.pid)
-        total = 0.0
-        for each in (own, *own.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = each.cpu_times()
-                total += times.user + times.system
-        return total
+        return processor_seconds(self._process.pid)
 
     def write(self, message: Any) -> None:
         """Send one line."""

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ import trio
 from cli.bench import bare
 from cli.bench.figures import Figure, Goal
 from cli.bench.near_end import run_far_end
+from cli.bench.processor import processor_seconds
 from cli.bench.rival import Hivemind
 from cli.bench.startup import startup_figures
 from cli.demo.daemons import START_TIMEOUT, DemoDaemon, wait_until
@@ -112,7 +113,7 @@ def run_rpc(plan: Plan, tell: Callable[[str], None]) -> list[Figure]:
         tell("measuring single calls")
         figures += trio.run(_single_calls, plan, nops.address, ffns.address)
         tell(f"measuring {plan.callers} callers at once")
-        figures += _at_once(plan, nops.address, ffns.address, rival)
+        figures += _at_once(plan, nops, ffns, rival)
     return figures
 
 
@@ -276,57 +277,84 @@ async def _timed(work: Callable[..., Awaitable[object]], *args: object) -> float
 # --- many at once ---------------------------------------------------------------------------------
 
 
-def _at_once(plan: Plan, nops: str, ffns: str, rival: Hivemind | None) -> list[Figure]:
+@dataclass(slots=True)
+class _Rates:
+    """What came of one kind of work, in each round."""
+
+    a_second: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)  # seconds for one, of all who took part
+
+    def measure(self, work: Callable[[], float], computed: Callable[[], float]) -> None:
+        """Do the work once more, which tells how often it was done in a second."""
+        before, began = computed(), time.perf_counter()
+        rate = work()
+        done = rate * (time.perf_counter() - began)
+        self.a_second.append(rate)
+        self.processor.append((computed() - before) / done)
+
+
+def _at_once(
+    plan: Plan, nops: DemoDaemon, ffns: DemoDaemon, rival: Hivemind | None
+) -> list[Figure]:
     """Let callers in threads use modules, as training code does."""
     local = local_experts(FFN, plan.callers, plan.hidden_dim)
-    found: defaultdict[str, list[float]] = defaultdict(list)
-    with connect([nops, ffns], run=RUN) as trainer:
-        measured: dict[str, Callable[[], float]] = {
-            "calls": lambda: _calls_per_second(plan, trainer),
-            "samples": lambda: _samples_per_second(plan, trainer),
-            "local": lambda: _local_samples_per_second(plan, local),
+    found: defaultdict[str, _Rates] = defaultdict(_Rates)
+
+    def ours() -> float:
+        daemons = (nops.process_id, ffns.process_id)
+        return processor_seconds() + sum(map(processor_seconds, daemons))
+
+    with connect([nops.address, ffns.address], run=RUN) as trainer:
+        measured: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
+            "calls": (lambda: _calls_per_second(plan, trainer), ours),
+            "samples": (lambda: _samples_per_second(plan, trainer), ours),
+            "local": (lambda: _local_samples_per_second(plan, local), ours),
         }
         if rival is not None:
+            theirs = rival.processor_seconds
             measured |= {
-                "rival_calls": lambda: rival.calls_per_second(plan.seconds),
-                "rival_samples": lambda: rival.samples_per_second(plan.rows, plan.seconds),
+                "rival_calls": (lambda: rival.calls_per_second(plan.seconds), theirs),
+                "rival_samples": (
+                    lambda: rival.samples_per_second(plan.rows, plan.seconds),
+                    theirs,
+                ),
             }
         for number in range(-1, plan.rounds):
-            for name, measure in measured.items():
-                value = measure()
-                if number >= 0:  # the first one warms up
-                    found[name].append(value)
-    work = f"{plan.callers} callers, `ffn` forward and backward, {plan.rows} x {plan.hidden_dim}"
+            for name, (measure, computed) in measured.items():
+                # The first round warms up.
+                (found[name] if number >= 0 else _Rates()).measure(measure, computed)
     figures = [
         Figure(
             name="calls",
             title=f"{plan.callers} callers, `nop` forward, 1 x {plan.hidden_dim}"
             + (", against hivemind" if rival else ""),
             unit="1/s",
-            values=found["calls"],
-            baselines=found["rival_calls"],
+            values=found["calls"].a_second,
+            baselines=found["rival_calls"].a_second,
             goal=Goal(bound=4.0, at_least=True) if rival else None,
-        ),
-        Figure(
-            name="samples",
-            title=f"{work}, against this process",
-            unit="rows/s",
-            values=found["samples"],
-            baselines=found["local"],
-            goal=Goal(bound=0.9, at_least=True),
-        ),
-    ]
-    if rival:
-        figures.append(
-            Figure(
-                name="samples_hivemind",
-                title=f"{work}, against hivemind",
-                unit="rows/s",
-                values=found["samples"],
-                baselines=found["rival_samples"],
-                goal=Goal(bound=1.0, at_least=True),
-            )
         )
+    ]
+    work = f"{plan.callers} callers, `ffn` forward and backward, {plan.rows} x {plan.hidden_dim}"
+    rivals = [("local", "this process", 0.9)] + [("rival_samples", "hivemind", 1.0)] * bool(rival)
+    for name, rival_name, bound in rivals:
+        suffix = "" if name == "local" else "_hivemind"
+        figures += [
+            Figure(
+                name=f"samples{suffix}",
+                title=f"{work}, against {rival_name}",
+                unit="rows/s",
+                values=found["samples"].a_second,
+                baselines=found[name].a_second,
+                goal=Goal(bound=bound, at_least=True),
+            ),
+            Figure(
+                name=f"samples_work{suffix}",
+                title="the same, processor time of a row, trainer and host",
+                unit="ms",
+                values=[each / _MILLI for each in found["samples"].processor],
+                baselines=[each / _MILLI for each in found[name].processor],
+            ),
+        ]
     return figures
 
 
