@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests wait more than they compute: two of them at a time on two processors, four on four.
+WORKERS ?= logical
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format protos clean
@@ -25,8 +27,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup ## train on four local daemons, kill one, bring it back
 	$(BIN)/p2pnode demo
 
+# Those that start processes import p2pnode in each: let them keep what they compile.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: setup ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 check: setup ## lint, types and import contracts
 	$(BIN)/ruff format --check .

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from p2pnode.errors import ProtocolNotSupportedError, StreamResetError
+from p2pnode.errors import ConnectionClosedError, ProtocolNotSupportedError, StreamResetError
 from p2pnode.host import ConnectionEnded
 from p2pnode.protocols.identify import core as identify
 from p2pnode.protocols.identify.service import AGENT
@@ -150,5 +150,9 @@ async def check_reconnect(target: Target) -> Facts:
                 while not connection.is_closed:
                     await ended.get()
         await target.connect()
-        await target.peer.network.ping.ping(target.peer_id)
+        try:
+            await target.peer.network.ping.ping(target.peer_id)
+        except ConnectionClosedError:  # what else it runs has dialled, too, and it keeps one
+            await target.connect()
+            await target.peer.network.ping.ping(target.peer_id)
     return {}
