@@ -92,6 +92,13 @@ def data_dir_of(settings: Settings) -> DataDir:
     return DataDir(Path(chosen) if chosen else default_data_dir())
 
 
+def defaulted(
+    flag: str, kind: click.ParamType[Any, Any], default: object, help_text: str
+) -> Callable[[F], F]:
+    """Return an option of one value, whose help tells what it is by default."""
+    return click.option(flag, type=kind, default=default, show_default=True, help=help_text)
+
+
 def json_option(command: F) -> F:
     """Add `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(command)

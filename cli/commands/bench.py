@@ -1,15 +1,44 @@
 """`bench …`: measure this machine and this software."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cli.open_files import RESERVE, raise_open_files
-from cli.options import json_option
+from cli.options import defaulted, json_option
 from p2pnode.config.experts import CODECS, Codec
+from p2pnode.config.units import MIB
 
-_MIB = 1024 * 1024
+if TYPE_CHECKING:
+    from cli.bench.figures import Figure
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _rounds(default: int) -> Callable[[F], F]:
+    told = "How often each figure is measured; medians count."
+    return defaulted("--rounds", click.IntRange(1, 100), default, told)
+
+
+def _hivemind(told: str) -> Callable[[F], F]:
+    interpreter = click.Path(path_type=Path, exists=True, dir_okay=False, executable=True)
+    return click.option("--hivemind", type=interpreter, metavar="PYTHON", help=told)
+
+
+def _teller(as_json: bool) -> Callable[[str], None]:
+    """Return what tells people how far a benchmark is."""
+    from cli.output import print_note  # noqa: PLC0415  # `bench --help` stays quick
+
+    return (lambda _text: None) if as_json else print_note
+
+
+def _print(title: str, figures: "Sequence[Figure]", *, as_json: bool) -> None:
+    from cli.bench.figures import print_figures  # noqa: PLC0415  # it loads rich
+
+    print_figures(title, figures, as_json=as_json)
 
 
 @click.group()
@@ -22,33 +51,12 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option(
-    "--rounds",
-    type=click.IntRange(1, 100),
-    default=7,
-    show_default=True,
-    help="How often each figure is measured; medians count.",
+@_rounds(7)
+@defaulted("--peers", click.IntRange(2, 32), 4, "Real processes that average together.")
+@defaulted(
+    "--parameters", click.IntRange(1000, 1_000_000_000), 10_000_000, "Of each peer; float32."
 )
-@click.option(
-    "--peers",
-    type=click.IntRange(2, 32),
-    default=4,
-    show_default=True,
-    help="Real processes that average together.",
-)
-@click.option(
-    "--parameters",
-    type=click.IntRange(1000, 1_000_000_000),
-    default=10_000_000,
-    show_default=True,
-    help="Of each peer; float32.",
-)
-@click.option(
-    "--hivemind",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False, executable=True),
-    metavar="PYTHON",
-    help="An interpreter that can import hivemind: its averager takes turns with ours.",
-)
+@_hivemind("An interpreter that can import hivemind: its averager takes turns with ours.")
 @json_option
 def averaging(
     *, rounds: int, peers: int, parameters: int, hivemind: Path | None, as_json: bool
@@ -59,37 +67,26 @@ def averaging(
     peer has the result. Nothing leaves this machine.
     """
     from cli.bench.averaging import Plan, run_averaging  # noqa: PLC0415  # `bench --help` stays quick
-    from cli.bench.figures import print_figures  # noqa: PLC0415
-    from cli.output import print_note  # noqa: PLC0415
 
     plan = Plan(rounds=rounds, peers=peers, parameters=parameters, hivemind=hivemind)
-    figures = run_averaging(plan, tell=(lambda _text: None) if as_json else print_note)
-    print_figures("Averaging, loopback TCP", figures, as_json=as_json)
+    _print("Averaging, loopback TCP", run_averaging(plan, tell=_teller(as_json)), as_json=as_json)
 
 
 @bench.command()
-@click.option(
-    "--daemons",
-    type=click.IntRange(2, 256),
-    default=32,
-    show_default=True,
-    help="Real processes; each needs about 60 MB.",
-)
-@click.option(
+@defaulted("--daemons", click.IntRange(2, 256), 32, "Real processes; each needs about 60 MB.")
+@defaulted(
     "--values",
-    type=click.IntRange(1, 100_000),
-    default=200,
-    show_default=True,
-    help="Stored by daemons drawn at random, and found from others.",
+    click.IntRange(1, 100_000),
+    200,
+    "Stored by daemons drawn at random, and found from others.",
 )
-@click.option(
+@defaulted(
     "--hosts",
-    type=click.IntRange(0, 64),
-    default=2,
-    show_default=True,
-    help="How many of the daemons host 16 experts each; those need about 350 MB.",
+    click.IntRange(0, 64),
+    2,
+    "How many of the daemons host 16 experts each; those need about 350 MB.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
+@defaulted("--seed", click.INT, 0, "Of what is drawn.")
 @json_option
 def dht(*, daemons: int, values: int, hosts: int, seed: int, as_json: bool) -> None:
     """Measure storing and finding in a DHT of real daemons on loopback.
@@ -100,68 +97,35 @@ def dht(*, daemons: int, values: int, hosts: int, seed: int, as_json: bool) -> N
     if hosts >= daemons:
         raise click.UsageError("some of the daemons must not host, to look for the experts")
     from cli.bench.dht import Plan, run_dht  # noqa: PLC0415  # `bench --help` stays quick
-    from cli.bench.figures import print_figures  # noqa: PLC0415
-    from cli.output import print_note  # noqa: PLC0415
 
     plan = Plan(daemons=daemons, values=values, hosts=hosts, seed=seed)
-    figures = run_dht(plan, tell=(lambda _text: None) if as_json else print_note)
-    print_figures(f"DHT of {daemons} daemons, loopback TCP", figures, as_json=as_json)
+    _print(
+        f"DHT of {daemons} daemons, loopback TCP",
+        run_dht(plan, tell=_teller(as_json)),
+        as_json=as_json,
+    )
 
 
 @bench.command()
-@click.option(
-    "--rounds",
-    type=click.IntRange(1, 100),
-    default=5,
-    show_default=True,
-    help="How often each figure is measured; medians count.",
+@_rounds(5)
+@defaulted(
+    "--calls", click.IntRange(10, 100_000), 500, "Small calls, one after the other, in one round."
 )
-@click.option(
-    "--calls",
-    type=click.IntRange(10, 100_000),
-    default=500,
-    show_default=True,
-    help="Small calls, one after the other, in one round.",
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0.1, 600.0),
-    default=3.0,
-    show_default=True,
-    help="Of concurrent calls in one round.",
-)
-@click.option(
-    "--callers",
-    type=click.IntRange(1, 64),
-    default=16,
-    show_default=True,
-    help="At once, each with an expert of its own.",
-)
-@click.option(
+@defaulted("--seconds", click.FloatRange(0.1, 600.0), 3.0, "Of concurrent calls in one round.")
+@defaulted("--callers", click.IntRange(1, 64), 16, "At once, each with an expert of its own.")
+@defaulted(
     "--hidden-dim",
-    type=click.IntRange(8, 16_384),
-    default=1024,
-    show_default=True,
-    help="Width of the experts; an `ffn` of 1024 has 100 MB of weights.",
+    click.IntRange(8, 16_384),
+    1024,
+    "Width of the experts; an `ffn` of 1024 has 100 MB of weights.",
 )
-@click.option(
-    "--rows",
-    type=click.IntRange(1, 16_384),
-    default=64,
-    show_default=True,
-    help="Of a batch that is computed.",
-)
+@defaulted("--rows", click.IntRange(1, 16_384), 64, "Of a batch that is computed.")
 @click.option(
     "--threads",
     type=click.IntRange(1, 256),
     help="Of torch, for one operation, in hosts and here.  [as many as processors]",
 )
-@click.option(
-    "--hivemind",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False, executable=True),
-    metavar="PYTHON",
-    help="An interpreter that can import hivemind: the same calls are made there, in turn.",
-)
+@_hivemind("An interpreter that can import hivemind: the same calls are made there, in turn.")
 @json_option
 def rpc(
     *,
@@ -180,9 +144,7 @@ def rpc(
     The baselines are a TCP connection that only encrypts, the same experts in this process, and
     hivemind where an interpreter that has it is named. Nothing leaves this machine.
     """
-    from cli.bench.figures import print_figures  # noqa: PLC0415  # `bench --help` stays quick
-    from cli.bench.rpc import Plan, run_rpc  # noqa: PLC0415
-    from cli.output import print_note  # noqa: PLC0415
+    from cli.bench.rpc import Plan, run_rpc  # noqa: PLC0415  # `bench --help` stays quick
 
     plan = Plan(
         rounds=rounds,
@@ -194,45 +156,16 @@ def rpc(
         threads=threads or os.cpu_count() or 1,
         hivemind=hivemind,
     )
-    figures = run_rpc(plan, tell=(lambda _text: None) if as_json else print_note)
-    print_figures("Calls of experts, loopback TCP", figures, as_json=as_json)
+    _print("Calls of experts, loopback TCP", run_rpc(plan, tell=_teller(as_json)), as_json=as_json)
 
 
 @bench.command()
-@click.option(
-    "--rounds",
-    type=click.IntRange(1, 100),
-    default=7,
-    show_default=True,
-    help="How often each figure is measured; medians count.",
-)
-@click.option(
-    "--megabytes",
-    type=click.IntRange(1, 4096),
-    default=128,
-    show_default=True,
-    help="MiB of one transfer.",
-)
-@click.option(
-    "--pings",
-    type=click.IntRange(1, 100_000),
-    default=300,
-    show_default=True,
-    help="Round trips in one round.",
-)
-@click.option(
-    "--dials",
-    type=click.IntRange(1, 1000),
-    default=10,
-    show_default=True,
-    help="Dials in one round.",
-)
-@click.option(
-    "--connections",
-    type=click.IntRange(1, 10_000),
-    default=500,
-    show_default=True,
-    help="Idle connections whose memory is counted.",
+@_rounds(7)
+@defaulted("--megabytes", click.IntRange(1, 4096), 128, "MiB of one transfer.")
+@defaulted("--pings", click.IntRange(1, 100_000), 300, "Round trips in one round.")
+@defaulted("--dials", click.IntRange(1, 1000), 10, "Dials in one round.")
+@defaulted(
+    "--connections", click.IntRange(1, 10_000), 500, "Idle connections whose memory is counted."
 )
 @json_option
 def stream(
@@ -249,68 +182,42 @@ def stream(
             f"{connections} connections need {connections + RESERVE} open files, of which the "
             f"system allows {allowed}; raise that with `ulimit -n`, or give fewer --connections"
         )
-    from cli.bench.figures import print_figures  # noqa: PLC0415  # `bench --help` stays quick
-    from cli.bench.stream import Plan, run_stream  # noqa: PLC0415
+    from cli.bench.stream import Plan, run_stream  # noqa: PLC0415  # `bench --help` stays quick
 
     plan = Plan(
         rounds=rounds,
-        size=megabytes * _MIB,
+        size=megabytes * MIB,
         pings=pings,
         dials=dials,
         connections=connections,
     )
-    print_figures("Streams, loopback TCP", run_stream(plan), as_json=as_json)
+    _print("Streams, loopback TCP", run_stream(plan), as_json=as_json)
 
 
 @bench.command()
-@click.option(
-    "--rounds",
-    type=click.IntRange(1, 100),
-    default=5,
-    show_default=True,
-    help="How often each figure is measured; medians count.",
-)
-@click.option(
-    "--megabytes",
-    type=click.IntRange(1, 16_384),
-    default=100,
-    show_default=True,
-    help="Millions of bytes of the weights.",
-)
-@click.option(
+@_rounds(5)
+@defaulted("--megabytes", click.IntRange(1, 16_384), 100, "Millions of bytes of the weights.")
+@defaulted(
     "--peers",
-    type=click.IntRange(1, 64),
-    default=8,
-    show_default=True,
-    help="Processes that fetch at the same time; each needs about 250 MB.",
+    click.IntRange(1, 64),
+    8,
+    "Processes that fetch at the same time; each needs about 250 MB.",
 )
-@click.option(
-    "--sources",
-    type=click.IntRange(1, 8),
-    default=1,
-    show_default=True,
-    help="Processes that have the weights in the beginning.",
+@defaulted(
+    "--sources", click.IntRange(1, 8), 1, "Processes that have the weights in the beginning."
 )
-@click.option(
-    "--codec",
-    type=click.Choice(CODECS),
-    default="none",
-    show_default=True,
-    help="In which the weights are.",
-)
-@click.option(
+@defaulted("--codec", click.Choice(CODECS), "none", "In which the weights are.")
+@defaulted(
     "--calls",
-    type=click.IntRange(10, 100_000),
-    default=300,
-    show_default=True,
-    help="Small calls of a source in one round, without transfers.",
+    click.IntRange(10, 100_000),
+    300,
+    "Small calls of a source in one round, without transfers.",
 )
-@click.option(
+@defaulted(
     "--throttle",
-    type=click.IntRange(1, 10_000),
-    default=25,
-    show_default=True,
-    help="MB/s of one more peer, beside which calls are measured, too.",
+    click.IntRange(1, 10_000),
+    25,
+    "MB/s of one more peer, beside which calls are measured, too.",
 )
 @json_option
 def weights(
@@ -329,9 +236,7 @@ def weights(
     All processes share this machine's processors and disk; the baseline is one plain copy between
     two of them. Nothing leaves this machine.
     """
-    from cli.bench.figures import print_figures  # noqa: PLC0415  # `bench --help` stays quick
-    from cli.bench.weights import Plan, run_weights  # noqa: PLC0415
-    from cli.output import print_note  # noqa: PLC0415
+    from cli.bench.weights import Plan, run_weights  # noqa: PLC0415  # `bench --help` stays quick
 
     plan = Plan(
         rounds=rounds,
@@ -342,5 +247,8 @@ def weights(
         calls=calls,
         throttle=throttle * 1_000_000,
     )
-    figures = run_weights(plan, tell=(lambda _text: None) if as_json else print_note)
-    print_figures(f"{megabytes} MB of weights to {peers} peers", figures, as_json=as_json)
+    _print(
+        f"{megabytes} MB of weights to {peers} peers",
+        run_weights(plan, tell=_teller(as_json)),
+        as_json=as_json,
+    )

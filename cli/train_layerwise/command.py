@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from cli.options import json_option, node_options, settings_from
+from cli.options import defaulted, json_option, node_options, settings_from
 from cli.train_layerwise.plan import Agreed, DemoOptions, Place
 from p2pnode.config.experts import CODECS
 from p2pnode.config.rounds import MODES
@@ -23,61 +23,48 @@ def _training_options(command: F) -> F:
     """Add what all participants of a run must agree on."""
     for option in reversed(
         (
-            click.option(
+            defaulted(
                 "--mode",
-                type=click.Choice(MODES),
-                default="best",
-                show_default=True,
-                help="What a round makes of the swarm's weights: the winner's, or everybody's.",
+                click.Choice(MODES),
+                "best",
+                "What a round makes of the swarm's weights: the winner's, or everybody's.",
             ),
-            click.option(
+            defaulted(
                 "--threshold",
-                type=click.FloatRange(0, 1, min_open=True),
-                default=0.9,
-                show_default=True,
-                help="Accuracy on one's own hold-out that ends the training.",
+                click.FloatRange(0, 1, min_open=True),
+                0.9,
+                "Accuracy on one's own hold-out that ends the training.",
             ),
-            click.option(
-                "--rounds",
-                type=click.IntRange(min=1),
-                default=100,
-                show_default=True,
-                help="At most.",
-            ),
-            click.option(
+            defaulted("--rounds", click.IntRange(min=1), 100, "At most."),
+            defaulted(
                 "--samples",
-                type=click.IntRange(min=1),
-                default=256,
-                show_default=True,
-                help="Examples that each participant trains on in a round.",
+                click.IntRange(min=1),
+                256,
+                "Examples that each participant trains on in a round.",
             ),
-            click.option(
+            defaulted(
                 "--batch",
-                type=click.IntRange(min=1),
-                default=32,
-                show_default=True,
-                help="Examples of a micro-batch; each layer steps once for it.",
+                click.IntRange(min=1),
+                32,
+                "Examples of a micro-batch; each layer steps once for it.",
             ),
-            click.option(
+            defaulted(
                 "--in-flight",
-                type=click.IntRange(min=1),
-                default=4,
-                show_default=True,
-                help="Micro-batches of a participant that are on their way at once.",
+                click.IntRange(min=1),
+                4,
+                "Micro-batches of a participant that are on their way at once.",
             ),
-            click.option(
+            defaulted(
                 "--max-staleness",
-                type=click.IntRange(min=1),
-                default=16,
-                show_default=True,
-                help="Steps of a layer after which a micro-batch's gradients are dropped.",
+                click.IntRange(min=1),
+                16,
+                "Steps of a layer after which a micro-batch's gradients are dropped.",
             ),
-            click.option(
+            defaulted(
                 "--codec",
-                type=click.Choice(CODECS),
-                default="none",
-                show_default=True,
-                help="How activations and gradients travel; the others take less of slow links.",
+                click.Choice(CODECS),
+                "none",
+                "How activations and gradients travel; the others take less of slow links.",
             ),
         )
     ):
@@ -101,25 +88,18 @@ def train_layerwise() -> None:
 @train_layerwise.command()
 @_training_options
 @click.option("--layers", type=click.IntRange(2, 8), default=2, show_default=True)
-@click.option(
-    "--peers",
-    type=click.IntRange(1, 8),
-    default=3,
-    show_default=True,
-    help="Processes that host each layer.",
-)
+@defaulted("--peers", click.IntRange(1, 8), 3, "Processes that host each layer.")
 @click.option("--hidden-dim", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--kill", is_flag=True, help="Kill a participant once it has trained.")
-@click.option(
+@defaulted(
     "--report",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("layerwise-report"),
-    show_default=True,
-    help="Where report.json, report.png and the participants' logs go.",
+    click.Path(path_type=Path, file_okay=False),
+    Path("layerwise-report"),
+    "Where report.json, report.png and the participants' logs go.",
 )
 @json_option
 def demo(*, layers: int, peers: int, kill: bool, report: Path, as_json: bool, **given: Any) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cli.options import json_option
+from cli.options import defaulted, json_option
 from cli.train_lm.plan import LEARNING_RATE, MODEL, RUN, Options
 from p2pnode.config.experts import CODECS
 
@@ -45,44 +45,31 @@ from p2pnode.config.experts import CODECS
     help="Where embedding and head are kept, to go on with them the next time.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True)
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Rows of a step."
-)
-@click.option(
-    "--context", type=click.IntRange(min=2), default=128, show_default=True, help="Bytes of a row."
-)
-@click.option(
+@defaulted("--batch", click.IntRange(min=1), 16, "Rows of a step.")
+@defaulted("--context", click.IntRange(min=2), 128, "Bytes of a row.")
+@defaulted(
     "--micro-batches",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Parts of a batch, in flight at once; each steps the blocks anew.",
+    click.IntRange(min=1),
+    1,
+    "Parts of a batch, in flight at once; each steps the blocks anew.",
 )
-@click.option(
+@defaulted(
     "--learning-rate",
-    type=click.FloatRange(min=0),
-    default=LEARNING_RATE,
-    show_default=True,
-    help="Of embedding and head; the blocks' hosts have their own.",
+    click.FloatRange(min=0),
+    LEARNING_RATE,
+    "Of embedding and head; the blocks' hosts have their own.",
 )
-@click.option(
+@defaulted(
     "--codec",
-    type=click.Choice(CODECS),
-    default="none",
-    show_default=True,
-    help="How activations and gradients travel; the others take less of slow links.",
+    click.Choice(CODECS),
+    "none",
+    "How activations and gradients travel; the others take less of slow links.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--prompt", default="The ", show_default=True, help="What the sample at the end goes on from."
 )
-@click.option(
-    "--length",
-    type=click.IntRange(min=0),
-    default=200,
-    show_default=True,
-    help="Bytes of the sample.",
-)
+@defaulted("--length", click.IntRange(min=0), 200, "Bytes of the sample.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True)
 @json_option
 def train_lm(**given: Any) -> int:
