@@ -12,8 +12,8 @@ from typing import Final
 import trio
 
 from p2pnode.config import PlacementSettings
-from p2pnode.swarm.placement.core import bound
 from p2pnode.swarm.placement.service import PlacedHost, Placement
+from p2pnode.swarm.placement.units import MAX_UNITS, Units, bound
 from p2pnode.wire.uids import Uid, expand
 from simulations.node import Node
 from simulations.parameters import Parameter
@@ -23,11 +23,16 @@ RUN: Final = "open:simulation"
 
 PLACEMENT: Final[Mapping[str, Parameter]] = {
     "layers": Parameter(24, "of the model", minimum=1, maximum=4096),
-    "speeds": Parameter(
-        (10.0, 20.0, 40.0, 80.0), "of volunteers, drawn for each: rows a second through one layer"
+    "wide.every": Parameter(0, "layers, one is wide; 0 for none", minimum=0),
+    "wide.factor": Parameter(
+        8, "by which a wide layer costs more time and room than others", minimum=1, maximum=1024
     ),
-    "capacities": Parameter((2, 3, 4, 6, 8), "of volunteers, drawn for each: layers"),
-    "loading": Parameter(5.0, "that a volunteer takes to load a layer", "s", 0.0),
+    "speeds": Parameter(
+        (10.0, 20.0, 40.0, 80.0),
+        "of volunteers, drawn for each: rows a second through a usual layer",
+    ),
+    "capacities": Parameter((2, 3, 4, 6, 8), "of volunteers, drawn for each: usual layers"),
+    "loading": Parameter(5.0, "that a volunteer takes to load a usual layer", "s", 0.0),
     "placement.period": Parameter(60.0, "between two looks at the index", "s", minimum=1.0),
     "placement.back_off": Parameter(15.0, "at most, before a move", "s", minimum=0.001),
     "placement.min_gain": Parameter(
@@ -40,11 +45,13 @@ PLACEMENT: Final[Mapping[str, Parameter]] = {
 class _Served(PlacedHost):
     """The layers of one volunteer."""
 
-    def __init__(self, node: Node, speed: float, loading: float) -> None:
+    def __init__(self, node: Node, speed: float, loading: float, widths: Mapping[Uid, int]) -> None:
         self._speed = speed
         self._loading = loading
+        self._widths = widths
+        self._usual = sum(widths.values()) / len(widths)
         self._announcer = node.announcer(lambda: self.throughput)
-        self._loading_now = 0
+        self._loading_now: Sequence[Uid] = ()
         self.loads: Counter[Uid] = Counter()
         self.drops: Counter[Uid] = Counter()
 
@@ -54,8 +61,15 @@ class _Served(PlacedHost):
 
     @property
     def throughput(self) -> float:
-        count = len(self._announcer.uids) + self._loading_now
-        return self._speed / count if count else 0.0
+        cost = sum(self.costs([*self._announcer.uids, *self._loading_now]))
+        return self._speed / cost if cost else 0.0
+
+    async def sizes(self, units: Sequence[Uid]) -> Sequence[int]:
+        await trio.lowlevel.checkpoint()
+        return [self._widths[uid] for uid in units]
+
+    def costs(self, units: Sequence[Uid]) -> Sequence[float]:
+        return [self._widths[uid] / self._usual for uid in units]
 
     @property
     def reloads(self) -> int:
@@ -63,13 +77,13 @@ class _Served(PlacedHost):
         return sum(max(0, times - self.drops[uid] - 1) for uid, times in self.loads.items())
 
     async def place(self, add: Sequence[Uid], remove: Sequence[Uid]) -> None:
-        self._loading_now = len(add)
+        self._loading_now = add
         self._announcer.set_loading(add)
         self._announcer.remove(remove)
         self.drops.update(remove)
-        await trio.sleep(self._loading * len(add))
+        await trio.sleep(self._loading * sum(self.costs(add)))
         self.loads.update(add)
-        self._loading_now = 0
+        self._loading_now = ()
         self._announcer.add(add)
         self._announcer.set_loading(())
 
@@ -118,6 +132,14 @@ class Volunteers:
         self._sim = sim
         self._rng = sim.rng_for("volunteers")
         self._layers = expand(f"blocks.[0:{sim.parameters['layers']}]", RUN)
+        every, factor = sim.parameters["wide.every"], sim.parameters["wide.factor"]
+        self._widths = {
+            uid: factor if every and number % every == every // 2 else 1
+            for number, uid in enumerate(self._layers)
+        }
+        widths = list(self._widths.values())
+        self._usual = sum(widths) / len(widths)
+        self._units = Units([each / self._usual for each in widths], widths)
         self._all: list[_Volunteer] = []
 
     @property
@@ -162,16 +184,19 @@ class Volunteers:
         for each in up:
             for uid in each.served.uids:
                 rates[uid] += each.served.throughput
+        offered = [
+            (each.speed, self._units.most_cost(self._room(each.capacity), MAX_UNITS)) for each in up
+        ]
         return Sample(
             at=trio.current_time(),
             rate=min(rates.values()),
-            bound=bound(len(self._layers), [(each.speed, each.capacity) for each in up]),
+            bound=bound(len(self._layers), offered),
             bare=sum(rate == 0 for rate in rates.values()),
         )
 
     async def _help(self, node: Node, speed: float, capacity: int) -> None:
         parameters = self._sim.parameters
-        served = _Served(node, speed, parameters["loading"])
+        served = _Served(node, speed, parameters["loading"], self._widths)
         settings = PlacementSettings(
             period=parameters["placement.period"],
             back_off=parameters["placement.back_off"],
@@ -182,7 +207,7 @@ class Volunteers:
             node.peer_id,
             self._layers,
             is_pipeline=True,
-            capacity=capacity,
+            room=self._room(capacity),
             settings=settings,
             host=served,
             events=node.host.events,
@@ -191,6 +216,10 @@ class Volunteers:
         since = trio.current_time()
         self._all.append(_Volunteer(node, speed, capacity, served, placement, since))
         node.start_soon(placement.run)
+
+    def _room(self, capacity: int) -> int:
+        """Return the room for so many usual layers, or for the widest one."""
+        return max(round(capacity * self._usual), *self._widths.values())
 
     def _note_gone(self) -> None:
         for each in self._all:

@@ -13,7 +13,7 @@ from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import DaemonNotRunningError
-from p2pnode.swarm.description import SHARED, SHARED_ROUNDS, Kind, Option, RunDescription
+from p2pnode.swarm.description import OF_BLOCK, SHARED, SHARED_ROUNDS, Kind, Option, RunDescription
 
 
 @click.group()
@@ -105,6 +105,8 @@ def describe(
     \b
     p2pnode run describe lm --layers 'blocks.[0:12]' --model tiny --set learning_rate=3e-4
     p2pnode host --run lm --auto --invite TOKEN --bootstrap ADDR
+
+    A setting behind a block's name counts for that block alone: --set wide:hidden_dim=1024.
     """  # noqa: D301  # \b is click's mark for lines it must not wrap
     if layers and experts:
         raise click.UsageError("a run consists of --layers or of --experts, not of both")
@@ -137,20 +139,29 @@ def _options(
             raise click.UsageError(f"--set takes NAME=VALUE, not {assignment!r}")
         texts[setting] = value
     for setting in (*texts, *unset):
-        if setting not in SHARED + SHARED_ROUNDS:
+        block, _, name = setting.rpartition(OF_BLOCK)
+        if name not in (SHARED if block else SHARED + SHARED_ROUNDS):
             known = ", ".join(SHARED + SHARED_ROUNDS)
             raise click.UsageError(
                 f"{setting!r} is no setting that all members must agree on; those are {known}"
             )
-    by_section: dict[str, dict[str, str]] = {"hosting": {}, "rounds": {}}
-    places = {each: each.rpartition(".")[::2] for each in texts}
-    for setting, (section, name) in places.items():
-        by_section[section or "hosting"][name] = texts[setting]
-    checked = Settings.load(environ={}, texts=by_section)
-    return {
-        setting: getattr(getattr(checked, section or "hosting"), name)
-        for setting, (section, name) in places.items()
-    } | dict.fromkeys(unset)
+    # What counts for one block is checked together with what counts for all.
+    by_block: dict[str, dict[str, str]] = {}
+    for setting in texts:
+        block, _, name = setting.rpartition(OF_BLOCK)
+        by_block.setdefault(block, {})[name] = setting
+    found: dict[str, Option | None] = {}
+    for block in sorted(by_block):
+        by_section: dict[str, dict[str, str]] = {"hosting": {}, "rounds": {}}
+        chosen = {**by_block.get("", {}), **by_block[block]}
+        for name, setting in chosen.items():
+            section, _, option = name.rpartition(".")
+            by_section[section or "hosting"][option] = texts[setting]
+        checked = Settings.load(environ={}, texts=by_section)
+        for name, setting in by_block[block].items():
+            section, _, option = name.rpartition(".")
+            found[setting] = getattr(getattr(checked, section or "hosting"), option)
+    return found | dict.fromkeys(unset)
 
 
 def _show(

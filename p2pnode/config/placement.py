@@ -15,7 +15,10 @@ class PlacementSettings:
     back_off: float = 15.0  # at most, before a last look: others may have moved meanwhile
     # Between looks at what the owners of runs say, also of nodes that do not choose by themselves.
     renewal_period: float = 300.0
-    min_gain: float = 1.2  # by which factor a move has to speed the run's slowest layer up
+    # By which factor a move has to speed the run's slowest layer up: on average over `pay_back`
+    # seconds from its beginning, so that one that takes long to load has to gain more.
+    min_gain: float = 1.2
+    pay_back: float = 600.0
 
     def __post_init__(self) -> None:
         """Check what a single value does not show.

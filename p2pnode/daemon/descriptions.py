@@ -10,14 +10,14 @@ from typing import Any, Final
 
 import trio
 
-from p2pnode.config import HostingSettings, RoundsSettings
+from p2pnode.config import RoundsSettings
 from p2pnode.daemon.control.params import text
 from p2pnode.daemon.control.service import Method
 from p2pnode.daemon.runs import RunStore
 from p2pnode.errors import ConnectionClosedError, NoPeersError, NotFoundError
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.security.tokens import Membership
-from p2pnode.swarm.description import RunDescription, agreed, agreed_rounds, key_of
+from p2pnode.swarm.description import RunDescription, agreed_rounds, key_of
 
 FIND_TIMEOUT: Final = 10.0  # seconds, after which what is known here has to do
 
@@ -66,16 +66,6 @@ class Descriptions:
             self._runs.keep_description(membership.name, found)
         self._publish_soon(membership.name)
         return self._runs.description(membership.name)
-
-    async def agreed(self, membership: Membership, settings: HostingSettings) -> HostingSettings:
-        """Return a host's settings with those that the run's owner has chosen for all.
-
-        Raises:
-            ConfigError: they do not fit here.
-            KeyFileError, LocalError: as `find`.
-        """
-        description = await self.find(membership)
-        return settings if description is None else agreed(settings, description)
 
     async def agreed_rounds(
         self, membership: Membership, settings: RoundsSettings

@@ -8,7 +8,6 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,18 +16,18 @@ import trio
 
 from p2pnode.clock import wall_time
 from p2pnode.config import HostingSettings, Settings
+from p2pnode.daemon.kinds import Kinds, allowed_on, by_block, find_room
 from p2pnode.daemon.owner.limits import DeviceLimits
 from p2pnode.errors import (
     CallError,
-    ConfigError,
     InvalidUidError,
     P2PNodeError,
     PermissionDeniedError,
     TokenExpiredError,
+    UnknownExpertError,
 )
-from p2pnode.experts.backend import build_backend
-from p2pnode.experts.devices import free_memory
 from p2pnode.experts.events import BatchComputed, ExpertRestarted, ExpertStopped
+from p2pnode.experts.hosted import ExpertStatus
 from p2pnode.experts.service import ExpertHost
 from p2pnode.experts.sessions.service import SessionServer
 from p2pnode.rpc.access import Access
@@ -38,6 +37,7 @@ from p2pnode.rpc.tensors import dtype_of
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.announce import Announcer, Proof
 from p2pnode.swarm.averaging.service import AllReduce
+from p2pnode.swarm.description import RunDescription, agreed
 from p2pnode.swarm.network import Network
 from p2pnode.swarm.placement.meter import Meter
 from p2pnode.swarm.splitting.service import SplitServer
@@ -48,7 +48,6 @@ from p2pnode.swarm.weights.replication import Replication
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
-SHARE_OF_MEMORY: Final = 0.5  # of what is free, for experts; the rest is for batches, and others
 MEASURED_ROWS: Final = 256
 MEASURING_TIMEOUT: Final = 30.0
 
@@ -57,6 +56,7 @@ class Hosting:
     """The experts of one daemon, served and announced while `run` runs.
 
     Attributes:
+        kinds: what units are like that are not hosted.
         reducer: adds up and averages tensors with other members of the runs.
     """
 
@@ -68,12 +68,16 @@ class Hosting:
         settings: Settings,
         rng: random.Random,
     ) -> None:
+        self.kinds = Kinds()
         self._settings = settings
         self._memberships: dict[str, Membership] = {}  # by run id
         self._calls: Counter[str] = Counter()
         self._is_aside = False
         self._adding = trio.Lock()
-        self._loading = 0  # experts that will be hosted soon
+        # By block: one of its experts, its weights, and how many there are; and how many will be.
+        self._hosted_kinds: list[tuple[Uid, int, int]] = []
+        self._loading_kinds: list[tuple[Uid, int, int]] = []
+        self._own: dict[Uid, HostingSettings] = {}  # this node's, before the run's owner chose
         self._meter = Meter()
         events = network.host.events
         events.on(BatchComputed, self._meter.receive)
@@ -168,9 +172,19 @@ class Hosting:
                 await self.save()
 
     async def add(
-        self, membership: Membership, uids: Sequence[Uid], settings: HostingSettings
+        self,
+        membership: Membership,
+        uids: Sequence[Uid],
+        settings: HostingSettings,
+        description: RunDescription | None = None,
     ) -> list[Uid]:
         """Host more experts of one run; returns those that were not hosted before.
+
+        Args:
+            membership: of the run.
+            uids: the experts.
+            settings: this node's own.
+            description: what the run's owner has chosen for all, which counts more.
 
         Raises:
             PermissionDeniedError, TokenExpiredError: we may not host in this run.
@@ -182,6 +196,15 @@ class Hosting:
         self._memberships[membership.run_id] = membership
         by_id = [uid.in_run(membership.run_id) for uid in uids]
         self._announcer.check(by_id)
+        added = []
+        for block, members in by_block(by_id).items():
+            added += await self._add(members, agreed(settings, description, block), settings)
+        return [status.uid.in_run(membership.name) for status in added]
+
+    async def _add(
+        self, by_id: Sequence[Uid], settings: HostingSettings, own: HostingSettings
+    ) -> list[ExpertStatus]:
+        """Host more experts that are built alike."""
         async with self._adding:  # so that what one has been promised is not promised again
             hosted = set(self._experts.uids)
             await self._limits.admit(by_id, settings, hosted)
@@ -192,6 +215,8 @@ class Hosting:
             except BaseException:
                 self._gate.open(fresh)
                 raise
+        self._own |= dict.fromkeys(fresh, own)
+        self._count_kinds()
         if settings.standby:
             for status in added:
                 self._replication.stand_by(status.uid, has_state=status.restored)
@@ -199,12 +224,13 @@ class Hosting:
             await self._replication.serve([status.uid for status in added])
         if self._is_aside:
             await self._experts.free_device(self._settings.owner.finish_timeout)
-        return [status.uid.in_run(membership.name) for status in added]
+        return added
 
     async def exchange(
         self,
         membership: Membership,
         settings: HostingSettings,
+        description: RunDescription | None,
         *,
         add: Sequence[Uid],
         remove: Sequence[Uid],
@@ -216,14 +242,18 @@ class Hosting:
         """
         self._check_may_host(membership)
         self._memberships[membership.run_id] = membership
-        self._loading = len(add)
+        kinds = await self.kinds.find(add, settings, description)
+        self._loading_kinds = [
+            (members[0], kinds[block].weights, len(members))
+            for block, members in by_block(add).items()
+        ]
         self._announcer.set_loading(add)
         try:
             if remove:  # first, since there may be no room for both
                 await self._remove(remove)
-            await self.add(membership, add, settings)
+            await self.add(membership, add, settings, description)
         finally:
-            self._loading = 0
+            self._loading_kinds = []
             self._announcer.set_loading(())
 
     async def _remove(self, uids: Sequence[Uid]) -> None:
@@ -236,6 +266,19 @@ class Hosting:
             await self._replication.serve(uids)
             raise
         await self._replication.forget(uids)
+        for uid in uids:
+            self._own.pop(uid, None)
+        self._count_kinds()
+
+    def _count_kinds(self) -> None:
+        by_run: dict[str, list[Uid]] = {}
+        for uid in self._experts.uids:
+            by_run.setdefault(uid.run, []).append(uid)
+        self._hosted_kinds = [
+            (members[0], self._experts.weights(members[0]), len(members))
+            for uids in by_run.values()
+            for members in by_block(uids).values()
+        ]
 
     def _check_may_host(self, membership: Membership) -> None:
         if "host" not in membership.scopes:
@@ -262,8 +305,26 @@ class Hosting:
         The line carries no more than its owner allows, however fast the device is.
         """
         limits = self._settings.limits
-        speed = self._meter.speed / max(len(self._experts.uids) + self._loading, 1)
+        taken = sum(
+            count * self._meter.seconds(uid, weights)
+            for uid, weights, count in (*self._hosted_kinds, *self._loading_kinds)
+        )
+        speed = 1 / taken if taken else 0.0
         return min(speed, self._meter.carried(limits.max_download, limits.max_upload))
+
+    def cost(self, uid: Uid, weights: int) -> float:
+        """Return the seconds of a row through an expert; its weights before any was measured."""
+        return self._meter.seconds(uid, weights) or float(weights)
+
+    def own_settings(self, uid: Uid) -> HostingSettings:
+        """Return the settings of this node with which an expert was added.
+
+        Raises:
+            UnknownExpertError: it is not hosted.
+        """
+        if uid not in self._own:
+            raise UnknownExpertError(f"{uid.name} is not hosted here")
+        return self._own[uid]
 
     @property
     def experts(self) -> ExpertHost:
@@ -288,37 +349,29 @@ class Hosting:
         """
         return await self._experts.kept(uids)
 
-    async def capacity(self, uid: Uid, settings: HostingSettings) -> int:
-        """Return how many experts like this one fit into the memory that this node may use.
+    async def room(self, settings: HostingSettings, sizes: Sequence[int], most: int) -> int:
+        """Return the bytes that experts may take here.
 
-        Raises:
-            ConfigError: not even one, or it cannot be built.
+        Args:
+            settings: how they are built.
+            sizes: the bytes of each that could be hosted.
+            most: how many the owner wants, for whom only the limit counts then, and not what is
+                free; 0 where the owner does not say.
         """
         owner = self._settings.owner
-
-        def count() -> int:
-            size = max(1, build_backend(uid, replace(settings, device="cpu")).size)
-            found = 0
-            for name in dict.fromkeys(each.strip() for each in settings.device.split(",")):
-                on_gpu = torch.device(name).type == "cuda"
-                room = int(free_memory(name) * SHARE_OF_MEMORY)
-                allowed = owner.max_vram if on_gpu else owner.max_memory
-                found += (min(room, allowed) if allowed else room) // size
-            return found
-
-        found = await trio.to_thread.run_sync(count)
-        if not found:
-            raise ConfigError(
-                f"there is no memory for even one expert such as {uid.name}; free some, or say how"
-                " many to host with --max-layers"
-            )
-        return min(found, self._settings.hosting.max_experts)
+        if most:
+            names = settings.device.split(",")
+            return allowed_on(names[0], owner) * len(names) or sum(sizes)
+        return await find_room(owner, settings.device, max(sizes))
 
     async def measure(self, own: PeerId) -> None:
         """See how fast the device is, with zeros, so that others know before calls come."""
+        for uid, _, _ in list(self._hosted_kinds):
+            await self._measure(uid, own)
+
+    async def _measure(self, uid: Uid, own: PeerId) -> None:
         rows = 1
-        while rows <= MEASURED_ROWS and self.uids and not self._is_aside:
-            uid = self.uids[0]
+        while rows <= MEASURED_ROWS and uid in self.uids and not self._is_aside:
             info = self._experts.info(uid)
             free = {at: 1 for spec in info.inputs for at in spec.free}
             metas = [spec.with_rows(min(rows, info.max_rows), free) for spec in info.inputs]

@@ -307,8 +307,8 @@ class Node:
         added = []
         for run, members in by_run.items():
             membership = self.membership_of(run)
-            agreed = await self._descriptions.agreed(membership, settings)
-            added += await hosting.add(membership, members, agreed)
+            description = await self._descriptions.find(membership)
+            added += await hosting.add(membership, members, settings, description)
         self.swarms.swarms.survey()
         return added
 

@@ -28,20 +28,42 @@ class _HostedRun(PlacedHost):
     """What a daemon hosts of one run."""
 
     def __init__(
-        self, hosting: "Hosting", membership: Membership, settings: HostingSettings
+        self,
+        hosting: "Hosting",
+        membership: Membership,
+        settings: HostingSettings,
+        description: RunDescription | None,
     ) -> None:
         self._hosting = hosting
         self._membership = membership
-        self.settings = settings
-
-    @property
-    def settings(self) -> HostingSettings:
-        """How what is added is built."""
-        return self._settings
-
-    @settings.setter
-    def settings(self, settings: HostingSettings) -> None:
         self._settings = replace(settings, standby=False)  # it is needed where it goes
+        self._description = description
+        self._weights: dict[str, int] = {}  # of one unit, by block
+
+    def describe_anew(self, description: RunDescription) -> None:
+        """Build what is added as the run's owner says now.
+
+        Raises:
+            ConfigError: that does not fit here; then it is built as before.
+        """
+        agreed(self._settings, description)
+        self._description = description
+
+    async def sizes(self, units: Sequence[Uid]) -> Sequence[int]:
+        kinds = await self._hosting.kinds.find(units, self._settings, self._description)
+        self._weights = {uid.block: kinds[uid.block].weights for uid in units}
+        return [kinds[uid.block].size for uid in units]
+
+    async def room(self, units: Sequence[Uid], most: int) -> int:
+        """Return the room for such units, of which `most` are wanted at once, or 0 for any number.
+
+        Raises:
+            ConfigError: one of them cannot be built.
+        """
+        return await self._hosting.room(self._settings, await self.sizes(units), most)
+
+    def costs(self, units: Sequence[Uid]) -> Sequence[float]:
+        return [self._hosting.cost(uid, self._weights[uid.block]) for uid in units]
 
     @property
     def uids(self) -> Sequence[Uid]:
@@ -59,7 +81,9 @@ class _HostedRun(PlacedHost):
         return not self._hosting.is_aside
 
     async def place(self, add: Sequence[Uid], remove: Sequence[Uid]) -> None:
-        await self._hosting.exchange(self._membership, self._settings, add=add, remove=remove)
+        await self._hosting.exchange(
+            self._membership, self._settings, self._description, add=add, remove=remove
+        )
 
 
 class Placing:
@@ -118,16 +142,14 @@ class Placing:
             )
         description = await self._descriptions.find(membership)
         kind, members = units_of(membership, description, experts=experts, layers=layers)
-        if description is not None:
-            settings = agreed(settings, description)
         by_id = [uid.in_run(membership.run_id) for uid in members]
-        host = _HostedRun(hosting, membership, settings)
+        host = _HostedRun(hosting, membership, settings, description)
         placed = Placement(
             self._network.directory,
             self._network.peer_id,
             by_id,
             is_pipeline=kind is Kind.LAYERS,
-            capacity=placement.max_layers or await hosting.capacity(by_id[0], settings),
+            room=await host.room(by_id, placement.max_layers),
             settings=placement,
             host=host,
             events=self._network.host.events,
@@ -159,7 +181,7 @@ class Placing:
         if host is None:
             return False
         kind, members = units_of(membership, description, experts=(), layers=())
-        host.settings = agreed(host.settings, description)
+        host.describe_anew(description)
         return self._placements[membership.name].renew(
             [uid.in_run(membership.run_id) for uid in members], is_pipeline=kind is Kind.LAYERS
         )

@@ -1,12 +1,13 @@
 """What the owner of a run says anew, while its units are hosted: taken without a restart.
 
 The owner may change how experts learn, and what the run consists of. Both stand in its description,
-which is looked up from time to time. What would need an expert to be built anew, such as another
+which is looked up from time to time. What the owner has said before and says no more is each host's
+own again. What would need an expert to be built anew, such as another
 layer, is told once, and left for the next start.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -119,7 +120,8 @@ class Renewing:
                 continue
             try:
                 settings = hosting.experts.settings(uid)
-                wanted = agreed(settings, description)
+                own = replace(hosting.own_settings(uid), device=settings.device)
+                wanted = agreed(own, description, uid.block)
                 if wanted != settings:
                     await hosting.experts.retune(uid, wanted)
                     changed += 1

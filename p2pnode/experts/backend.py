@@ -60,6 +60,7 @@ class ExpertBackend:
 
     Attributes:
         parameters: those that learn, in the module's order.
+        weights: how many the module has; 1 where it has none.
 
     Raises:
         ConfigError: the module cannot be run on its own inputs, or the optimiser is unknown.
@@ -85,6 +86,7 @@ class ExpertBackend:
         self.device = next(
             (each.device for each in module.parameters()), torch.device(settings.device)
         )
+        self.weights = max(1, sum(each.numel() for each in module.parameters()))
         self.parameters = [each for each in module.parameters() if each.requires_grad]
         self._optimizer = build_optimizer(self.parameters, settings)
         self.broken = ""  # why, when an optimiser step was left half done

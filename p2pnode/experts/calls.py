@@ -450,6 +450,7 @@ class ServedExperts(CallHandler):
                 rows=rows,
                 failed=failed,
                 seconds=seconds,
+                weights=sum(self._experts[each].backend.weights for each in batch.uids),
                 bytes_taken=taken,
                 bytes_given=given,
             )

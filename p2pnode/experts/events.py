@@ -49,6 +49,7 @@ class BatchComputed(Event):
     rows: int
     failed: int
     seconds: float
+    weights: int = 1  # of the whole span
     bytes_taken: int = 0  # of the tensors that were computed, in memory,
     bytes_given: int = 0  # and of their answers
 

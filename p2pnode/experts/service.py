@@ -215,6 +215,15 @@ class ExpertHost(ServedExperts):
         (hosted,) = self._find(uid)
         return hosted.settings
 
+    def weights(self, uid: Uid) -> int:
+        """Return how many weights an expert has.
+
+        Raises:
+            UnknownExpertError: it is not hosted.
+        """
+        (hosted,) = self._find(uid)
+        return hosted.backend.weights
+
     async def retune(self, uid: Uid, settings: HostingSettings) -> None:
         """Let an expert learn with other options from the next batch on.
 

@@ -9,10 +9,11 @@ may say it anew; the record with the highest sequence number counts. It stands u
 with the kind `layers` (of a pipeline, in the order in which it passes through them) or `experts`,
 the uids' patterns without the run (none where the owner does not say), and the settings that all
 members are to use: those of the section `hosting` by their names, such as `learning_rate`, those of
-the rounds in which swarms train with their section's, such as `rounds.mode`. The signature is that
-of a libp2p envelope (RFC 2) whose payload is the body and whose payload type is the DHT key. The
-run's id is the key that made it, so any node can check the record, and any node may store it again.
-An open run has no owner, and no description.
+the rounds in which swarms train with their section's, such as `rounds.mode`. Units need not be
+alike: `wide:hidden_dim` counts for those of the block `wide` alone, and more than `hidden_dim`. The
+signature is that of a libp2p envelope (RFC 2) whose payload is the body and whose payload type is
+the DHT key. The run's id is the key that made it, so any node can check the record, and any node
+may store it again. An open run has no owner, and no description.
 """
 
 import re
@@ -79,7 +80,10 @@ SHARED_ROUNDS: Final = tuple(
     )
 )
 _MAX_NUMBER: Final = 2**53
-_OPTION: Final = re.compile(r"(?:rounds\.)?[a-z][a-z0-9_]{0,63}", re.ASCII)
+OF_BLOCK: Final = ":"  # between a block's name, and a setting of its units alone
+_OPTION: Final = re.compile(
+    r"(?:rounds\.|[A-Za-z_][A-Za-z0-9_-]{0,63}:)?[a-z][a-z0-9_]{0,63}", re.ASCII
+)
 _OUR_OWN: Final = re.compile(
     r"[A-Za-z0-9_-]*", re.ASCII
 )  # names of layers and models, not of files
@@ -104,7 +108,7 @@ class RunDescription:
         kind: what the patterns stand for.
         patterns: of uids without the run, such as `blocks.[0:12]`.
         options: by name, values for the section `hosting` of every host's settings, and with
-            their section's name for `rounds`.
+            their section's name for `rounds`; behind `BLOCK:`, for the units of one block.
     """
 
     run_id: str
@@ -127,21 +131,33 @@ class RunDescription:
         return units
 
 
-def agreed(settings: HostingSettings, description: RunDescription) -> HostingSettings:
+def agreed(
+    settings: HostingSettings, description: RunDescription | None, block: str = ""
+) -> HostingSettings:
     """Return a host's settings with those that the run's owner has chosen for all.
 
-    No name of a module, file or directory is taken from the owner: code and weights are chosen by
-    who runs them. A host that names such a one itself keeps its own.
+    What the owner does not choose, or chooses no more, is the host's own. No name of a module, file
+    or directory is taken from the owner: code and weights are chosen by who runs them. A host that
+    names such a one itself keeps its own.
+
+    Args:
+        settings: the host's own.
+        description: what the owner says, if anything.
+        block: of the units that are to be hosted.
 
     Raises:
         ConfigError: an option is unknown here, does not fit, or has to be chosen by the host.
     """
     chosen = {}
-    for name, value in description.options.items():
-        if name.startswith(_ROUNDS):
+    options = {} if description is None else description.options
+    for option, value in sorted(options.items(), key=lambda each: OF_BLOCK in each[0]):
+        if option.startswith(_ROUNDS):
             continue
+        of_block, _, name = option.rpartition(OF_BLOCK)
         if name not in SHARED:
             raise _not_taken(f"hosting.{name}")
+        if of_block not in {"", block}:
+            continue
         if name in {"layer", "model"}:
             own = getattr(settings, name)
             if not _OUR_OWN.fullmatch(own):

@@ -57,6 +57,17 @@ def test_options_change_alone_and_are_taken_back(type_in):
     assert (read["kind"], read["options"]) == ("experts", {"warmup_steps": 10})
 
 
+def test_a_setting_may_count_for_one_block_alone(type_in):
+    done = type_in(
+        "describe", "lm", "--layers", "blocks.[0:2]", "--layers", "wide.0", "--set",
+        "hidden_dim=32", "--set", "wide:layer=ffn", "--set", "wide:learning_rate=0.5",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    read = json.loads(type_in("describe", "lm", "--unset", "wide:layer", "--json").output)
+    assert read["patterns"] == ["blocks.[0:2]", "wide.0"]
+    assert read["options"] == {"hidden_dim": 32, "wide:learning_rate": 0.5}
+
+
 def test_a_running_daemon_publishes_at_once(type_in, monkeypatch):
     asked = []
 
@@ -77,6 +88,8 @@ def test_a_running_daemon_publishes_at_once(type_in, monkeypatch):
         (["--set", "threads=2"], "'threads' is no setting that all members must agree on"),
         (["--set", "seed"], "NAME=VALUE"),
         (["--unset", "speed"], "'speed' is no setting"),
+        (["--set", "wide:threads=2"], "'wide:threads' is no setting"),
+        (["--set", "wide:rounds.mode=best"], "'wide:rounds.mode' is no setting"),
     ],
 )
 def test_what_makes_no_sense_is_told_as_usage(type_in, arguments, message):

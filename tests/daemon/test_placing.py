@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from p2pnode.clock import wall_time
-from p2pnode.config import Settings
+from p2pnode.config import HostingSettings, Settings
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.node import Node
@@ -40,7 +40,9 @@ class _Volunteers:
         self.first = None
         self.count = 0
 
-    async def start(self, *, placement=None, owner=None, again=None, limits=None, **node):
+    async def start(
+        self, *, placement=None, owner=None, again=None, limits=None, hosting=None, **node
+    ):
         self.count += 1
         directory = DataDir(self.path / str(again or self.count))
         if self.first is None:
@@ -56,7 +58,7 @@ class _Volunteers:
         machine = MemoryTransport(self.network)
         settings = Settings().replace(
             node={"listen": (str(tcp_address(machine.ip, 4001)),), **({"run": "lm"} | node)},
-            hosting={"update_period": 0.5, "hidden_dim": 8, "threads": 1},
+            hosting={"update_period": 0.5, "hidden_dim": 8, "threads": 1, **(hosting or {})},
             placement={"period": 0.3, "back_off": 0.1, **(placement or {})},
             owner=owner or {},
             limits=limits or {},
@@ -78,10 +80,10 @@ class _Volunteers:
         self.first = self.first or started
         return started
 
-    async def describe(self, pattern, **options):
+    async def describe(self, *patterns, **options):
         """Say as the owner what there is, and have it published."""
         self.runs.describe(
-            "lm", kind=Kind.LAYERS, patterns=[pattern], options=options, now=wall_time()
+            "lm", kind=Kind.LAYERS, patterns=patterns, options=options, now=wall_time()
         )
         assert (await self.ask(1, "run.publish", run="lm"))["stored"] >= 1
 
@@ -164,7 +166,11 @@ async def test_a_running_daemon_takes_what_the_owner_says_anew_without_a_restart
         await crowd.start()
         await crowd.describe("blocks.[0:4]", layer="nop", learning_rate=0.5)
         node = await crowd.start(placement={"auto": True, "renewal_period": 0.2})
-        named = await crowd.start(placement={"renewal_period": 0.2}, experts=("blocks.0",))
+        named = await crowd.start(
+            placement={"renewal_period": 0.2},
+            experts=("blocks.0",),
+            hosting={"learning_rate": 0.0625},
+        )
         told = []
         for each in (node, named):
             each.events.on(DescriptionTaken, told.append)
@@ -184,11 +190,50 @@ async def test_a_running_daemon_takes_what_the_owner_says_anew_without_a_restart
         assert names(named) == ["blocks.0"]  # as its flags say
         assert Counter(node.added) == Counter(f"blocks.{n}" for n in range(6))
         assert [type(each) for each in told] == [DescriptionTaken] * 2
-        await crowd.describe("blocks.[0:6]", layer="ffn", learning_rate=0.125)
+        told.clear()
+        # What the owner says no more is each host's own again.
+        await crowd.describe("blocks.[0:6]", layer="nop", learning_rate=None, beta1=0.75)
+        while len(told) < 2:  # noqa: ASYNC110  # real time
+            await trio.sleep(0.1)
+        assert rates(node) == {HostingSettings().learning_rate}
+        assert rates(named) == {0.0625}
+        await crowd.describe("blocks.[0:6]", layer="nop", learning_rate=0.25, beta1=None)
         while len(told) < 4:  # noqa: ASYNC110  # real time
+            await trio.sleep(0.1)
+        assert rates(node) == rates(named) == {0.25}
+        assert [type(each) for each in told] == [DescriptionTaken] * 4
+        await crowd.describe("blocks.[0:6]", layer="ffn", learning_rate=0.125)
+        while len(told) < 6:  # noqa: ASYNC110  # real time
             await trio.sleep(0.1)
         assert "another layer" in told[-1].reason
         assert rates(node) == rates(named) == {0.25}
+
+
+async def test_layers_that_are_not_alike_are_placed_by_their_size_and_cost(tmp_path):
+    async with volunteers(tmp_path) as crowd:
+        await crowd.start()
+        # With its optimiser each linear layer takes some 300 KiB, and the wide one some 6 MiB.
+        await crowd.describe(
+            "blocks.[0:2]", "wide.0", "blocks.[2:4]", hidden_dim=128, layer="linear",
+            **{"wide:layer": "ffn"},
+        )  # fmt: skip
+        small = await crowd.start(placement={"auto": True}, owner={"max_memory": 2**20})
+        assert names(small) in (["blocks.0", "blocks.1"], ["blocks.2", "blocks.3"])
+        large = await crowd.start(placement={"auto": True}, owner={"max_memory": 2**23})
+        layers = {each["uid"].removeprefix("lm/"): each["layer"] for each in large.hosted()}
+        assert layers["wide.0"] == "ffn"
+        assert {layer for name, layer in layers.items() if name != "wide.0"} == {"linear"}
+        (shown,) = (await crowd.ask(3, "status"))["placement"]
+        assert (shown["units"], shown["capacity"]) == (5, len(layers))
+        hosting = large._hosting
+        await trio.sleep(0.5)  # both kinds have been measured by then
+
+        def cost(name):
+            uid = expand(name, large.membership_of("lm").run_id)[0]
+            return hosting.cost(uid, hosting.experts.weights(uid))
+
+        seconds = [cost(name) for name in layers]
+        assert hosting.throughput == pytest.approx(1 / sum(seconds))
 
 
 async def test_a_daemon_tells_no_speed_that_its_line_does_not_carry(tmp_path):
@@ -270,7 +315,9 @@ async def test_what_could_not_be_saved_before_a_move_is_served_on(tmp_path, monk
         hosting = node._hosting
         monkeypatch.setattr(hosting._experts, "remove", refuse)
         with pytest.raises(CheckpointError):
-            await hosting.exchange(membership, node.settings.hosting, add=[there], remove=[here])
+            await hosting.exchange(
+                membership, node.settings.hosting, None, add=[there], remove=[here]
+            )
         assert names(node) == [held]
         watcher = await crowd.start()
         while not await watcher.network.directory.hosts(here):  # noqa: ASYNC110  # real time

@@ -74,7 +74,7 @@ def test_a_description_has_the_bytes_it_always_had():
     st.integers(0, 2**53 - 1),
     st.sampled_from(Kind),
     st.dictionaries(
-        st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True),
+        st.from_regex(r"([A-Za-z_][a-z-]{0,9}:)?[a-z][a-z0-9_]{0,20}", fullmatch=True),
         st.booleans()
         | st.integers(-(2**52), 2**52)
         | st.floats(-1e9, 1e9)
@@ -103,6 +103,10 @@ def test_every_description_reads_back(sequence, kind, options):
         _changed(2, ["other/blocks.0"]),
         _changed(3, {"": 1}),
         _changed(3, {1: 1}),
+        _changed(3, {":a": 1}),
+        _changed(3, {"wide:": 1}),
+        _changed(3, {"a:b:c": 1}),
+        _changed(3, {"rounds.wide:mode": 1}),
         _changed(3, {"a": None}),
         _changed(3, {"a": [1]}),
         _changed(3, {"a": math.nan}),
@@ -237,6 +241,21 @@ def test_a_host_keeps_its_own_copy_of_code_and_weights():
     assert _agreed({"model": "tiny"}, model="/data/tiny").model == "/data/tiny"
     assert _agreed({"layer": "mine.py:A"}, layer="yours.py:B").layer == "yours.py:B"
     assert _agreed({"model": "tiny"}, model="small").model == "tiny"
+
+
+def test_a_setting_of_one_block_counts_for_its_units_and_more_than_that_of_all():
+    options = {"wide:learning_rate": 0.5, "hidden_dim": 8, "learning_rate": 0.25, "wide:seed": 3}
+    said = replace(DESCRIPTION, options=options)
+    read = open_description(KEY.run_id, seal_description(KEY, said))
+    own = HostingSettings(seed=1)
+    assert agreed(own, read, "wide") == HostingSettings(seed=3, hidden_dim=8, learning_rate=0.5)
+    assert agreed(own, read, "blocks") == HostingSettings(seed=1, hidden_dim=8, learning_rate=0.25)
+    assert agreed(own, read) == agreed(own, read, "blocks")
+    assert agreed_rounds(RoundsSettings(), read) == RoundsSettings()
+
+
+def test_without_a_word_of_the_owner_all_settings_are_the_hosts_own():
+    assert agreed(HostingSettings(seed=7), None, "wide") == HostingSettings(seed=7)
 
 
 def test_an_owner_may_set_options_alone():

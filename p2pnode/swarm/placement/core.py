@@ -1,24 +1,27 @@
 """What to host, and whether moving is worth it: from who hosts what, and how fast, alone.
 
-Units are a run's layers, in the order in which a pipeline passes through them, or its experts.
-A server that does `speed` rows through one unit in a second does `speed / n` through each of its n
-units; a unit's rate is the sum over its servers, and a pipeline is as fast as its slowest layer.
+Units are a run's layers, in the order in which a pipeline passes through them, or its experts. Each
+costs time and takes room, and they need not be alike. A server that does `speed` rows through a
+unit of cost 1 in a second does `speed / (sum of costs)` through each of its units; a unit's rate is
+the sum over its servers, and a pipeline is as fast as its slowest layer.
 
-*Layers.* A newcomer takes the consecutive layers whose rates, sorted, come first: the slowest ones,
-so that one stretch serves a call without a hop between its layers. A server moves to where it would
-go if it came now, under two conditions. All rates, sorted, must come later than before, so no move
-slows the slowest layer down, and moves end: each one climbs. And the pipeline must become faster by
-a factor once those that this allows to move have moved, too; often no single move raises the
-minimum. A node that comes back and has the states of some layers stands where it stood, unless it
-would move away from there at once. Where no stretch would do, but a layer has no server and one of
-ours has another, too, that one is swapped.
+*Layers.* A newcomer takes consecutive layers, as many as it has room for, so that one stretch
+serves a call without a hop between its layers: the stretch whose rates, sorted, come first, which
+holds the slowest ones. A server moves to where it would go if it came now, under two conditions.
+All rates, sorted, must come later than before, so no move slows the slowest layer down, and moves
+end: each one climbs. And within a while the pipeline must pass more rows by a factor, once those
+that this allows to move have moved, too; often no single move raises the minimum. While the server
+loads what it does not have, nothing is gained yet: so a move that takes long has to gain more. A
+node that comes back and has the states of some layers stands where it stood, unless it would move
+away from there at once. Where no stretch would do, but a layer has no server and some of ours have
+others, too, these give way to it.
 
-*Experts.* They are chosen one by one: the slowest ones, and an expert is swapped for another one if
-the slower of the two becomes faster by the factor.
+*Experts.* They are chosen one by one: the slowest ones, and experts give way to another one if the
+slowest of them all passes more rows by the factor.
 
 Source: Borzunov et al. 2023, "Distributed Inference and Fine-tuning of Large Language Models Over
-The Internet" (Petals), section 3.2 and appendix on load balancing. Theirs asks for the factor only;
-that every move climbs, and the swaps, are ours.
+The Internet" (Petals), section 3.2 and appendix on load balancing. Theirs asks for the factor only,
+and all blocks are alike; costs, room, that every move climbs, and the swaps, are ours.
 """
 
 import statistics
@@ -29,10 +32,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-MAX_UNITS: Final = 4096  # as `hosting.max_experts`
+from p2pnode.swarm.placement.units import MAX_UNITS, Stretches, Units
+
 MAX_LOOKED_AHEAD: Final = 64  # other servers whose moves are foreseen: each takes some 0.1 ms
 _ROUNDS: Final = 4  # of foreseen moves; most settle in two
 _RESOLUTION: Final = 1000  # whole numbers are compared, so that no rounding looks like a gain
+_SWAPS: Final = 64  # of single units, tried in one decision; more are left for the next one
+_NEVER_FIRST: Final = np.iinfo(np.int64).max  # where a stretch is shorter than others
 
 Rates = npt.NDArray[np.int64]  # by unit, in 1 / _RESOLUTION rows a second
 
@@ -44,17 +50,16 @@ class Server:
     Attributes:
         name: tells servers apart, and orders them.
         units: what it hosts, in rising order.
-        speed: rows through one unit in a second, if it did nothing else; 0 when not known.
+        speed: rows through a unit of cost 1 in a second, if it did nothing else; 0 when not known.
     """
 
     name: str
     units: tuple[int, ...]
     speed: float
 
-    @property
-    def rate(self) -> int:
-        """What it contributes to each of its units, in 1 / _RESOLUTION rows a second."""
-        return round(_RESOLUTION * self.speed / len(self.units)) if self.units else 0
+    def rate(self, of: Units) -> int:
+        """Return what it contributes to each of its units, in 1 / _RESOLUTION rows a second."""
+        return round(_RESOLUTION * self.speed / of.cost(self.units)) if self.units else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,21 +67,64 @@ class Offer:
     """What a node may host of a run.
 
     Attributes:
-        units: how many the run has.
-        capacity: how many this node can hold.
+        units: what there is.
+        room: for units, in the measure of their sizes.
+        most: units at once.
         is_pipeline: whether they are layers, passed through one after the other.
-        min_gain: the factor by which a move must speed up what is slow, above 1.
+        min_gain: the factor by which a move must let more rows pass what is slow, above 1.
+        loading: seconds that it takes to load what takes a room of 1.
+        pay_back: seconds in which they must pass, loading included.
     """
 
-    units: int
-    capacity: int
+    units: Units
+    room: int
+    most: int = MAX_UNITS
     is_pipeline: bool
     min_gain: float
+    loading: float = 0.0
+    pay_back: float = 600.0
 
     @property
     def length(self) -> int:
-        """How many units this node should host."""
-        return min(self.capacity, self.units)
+        """How many units a node may come to hold."""
+        if self.is_pipeline:
+            stretches = self.units.stretches(self.room, self.most)
+            return max((end - start for start, end in stretches.tolist()), default=0)
+        smallest_first = np.cumsum(np.sort(self.units.sizes))
+        return min(self.most, int(np.count_nonzero(smallest_first <= self.room)))
+
+    def is_worth(self, before: int, after: int, own: Server, moved: Server) -> bool:
+        """Tell whether a move gains enough, which makes what is slow as fast as `after`."""
+        added = self.units.size([each for each in moved.units if each not in own.units])
+        loading = self.loading * added
+        passed = after * (self.pay_back - loading) + before * loading
+        return passed >= self.min_gain * before * self.pay_back
+
+    def is_filled_by(self, units: Sequence[int]) -> bool:
+        """Tell whether a node may hold these, and no more: of layers, none beside them."""
+        left = self.room - self.units.size(units)
+        if not units or left < 0 or len(units) > self.most:
+            return False
+        return not self._fitting(units, left)
+
+    def filled(self, units: Sequence[int], without: Rates) -> tuple[int, ...]:
+        """Return these with all that fit beside them, the slowest first."""
+        found, left = list(units), self.room - self.units.size(units)
+        while fit := self._fitting(found, left):
+            found.append(min(fit, key=lambda unit: (without[unit], unit)))
+            left -= int(self.units.sizes[found[-1]])
+        return tuple(sorted(found))
+
+    def _fitting(self, units: Sequence[int], left: int) -> list[int]:
+        sizes = self.units.sizes
+        if len(units) >= self.most or left < sizes.min():
+            return []
+        candidates: Iterable[int] = range(len(sizes))
+        if self.is_pipeline:
+            beside = {each + step for each in units for step in (-1, 1)}
+            candidates = sorted(each for each in beside if 0 <= each < len(sizes))
+        mine = set(units)
+        return [each for each in candidates if each not in mine and sizes[each] <= left]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +159,7 @@ def decide(
     """Decide what `own` should host.
 
     Args:
-        offer: what it may host of what.
+        offer: what it may host of what; at least one unit fits.
         others: all other servers of the run; those that do not tell their speed are taken to have
             the median of the speeds known.
         own: this node; `units` is empty when it hosts nothing yet.
@@ -120,17 +168,17 @@ def decide(
     """
     *others, own = with_speeds([*sorted(others, key=lambda each: each.name), own])
     without = rates_of(offer.units, others)
-    now = _joined(without, own)
-    if len(own.units) != offer.length:
+    now = _joined(offer.units, without, own)
+    if not offer.is_filled_by(own.units):
         moved = _returned(offer, others, own, without, kept) or replace(
             own, units=_newcomers_choice(offer, without, own.units, chance)
         )
-        then = _joined(without, moved)
+        then = _joined(offer.units, without, moved)
     elif offer.is_pipeline:
         moved, then = _better_stretch(offer, others, own, without)
     else:
-        moved = _swapped(own, without, min_gain=offer.min_gain)
-        then = _joined(without, moved)
+        moved = _swapped(offer, own, without)
+        then = _joined(offer.units, without, moved)
     slowest = min(moved.units, key=lambda unit: (without[unit], unit))
     return Decision(
         units=moved.units,
@@ -142,11 +190,11 @@ def decide(
     )
 
 
-def rates_of(units: int, servers: Iterable[Server]) -> Rates:
+def rates_of(units: Units, servers: Iterable[Server]) -> Rates:
     """Return each unit's rate."""
-    rates = np.zeros(units, dtype=np.int64)
+    rates = np.zeros(len(units), dtype=np.int64)
     for server in servers:
-        rates[list(server.units)] += server.rate
+        rates[list(server.units)] += server.rate(units)
     return rates
 
 
@@ -157,9 +205,9 @@ def with_speeds(servers: Sequence[Server]) -> list[Server]:
     return [each if each.speed > 0 else replace(each, speed=usual) for each in servers]
 
 
-def _joined(without: Rates, server: Server) -> Rates:
+def _joined(units: Units, without: Rates, server: Server) -> Rates:
     rates = without.copy()
-    rates[list(server.units)] += server.rate
+    rates[list(server.units)] += server.rate(units)
     return rates
 
 
@@ -169,83 +217,120 @@ def _returned(
     """Return a newcomer where most of what it keeps is; None if it would not stay there."""
     if own.units or not kept:
         return None
-    length = offer.length
     if offer.is_pipeline:
-        starts = _nearest(range(offer.units - length + 1), length, kept)
-        slowest = {start: sorted(without[start : start + length].tolist()) for start in starts}
-        start = min(starts, key=lambda each: (slowest[each], each))
-        back = replace(own, units=tuple(range(start, start + length)))
+        near = _nearest(offer.units, offer.units.stretches(offer.room, offer.most), kept)
+        back = replace(own, units=tuple(range(*_slowest(without, near)[0].tolist())))
         stays, _ = _better_stretch(offer, others, back, without)
     else:
         mine = set(kept)
-        order = sorted(range(offer.units), key=lambda unit: (unit not in mine, without[unit], unit))
-        back = replace(own, units=tuple(sorted(order[:length])))
-        stays = _swapped(back, without, min_gain=offer.min_gain)
+        order = sorted(
+            range(len(offer.units)), key=lambda unit: (unit not in mine, without[unit], unit)
+        )
+        back = replace(own, units=_first_that_fit(offer, order))
+        stays = _swapped(offer, back, without)
     return back if stays.units == back.units else None
 
 
 def _newcomers_choice(
     offer: Offer, without: Rates, held: Sequence[int], chance: float
 ) -> tuple[int, ...]:
-    """Choose the slowest units; of equally slow ones those held, or at a multiple of the length.
+    """Choose the slowest units; of equally slow ones those held, or where full stretches meet.
 
     Newcomers that start together see the same rates: they spread by chance, and leave no gap that
     is shorter than what one of them hosts.
     """
-    length = offer.length
+    count = len(offer.units)
     if not offer.is_pipeline:
-        first = length * int(chance * -(-offer.units // length))
+        length = len(_first_that_fit(offer, range(count)))
+        first = length * int(chance * -(-count // length))
         order = sorted(
-            range(offer.units),
-            key=lambda unit: (without[unit], unit not in held, (unit - first) % offer.units),
+            range(count),
+            key=lambda unit: (without[unit], unit not in held, (unit - first) % count),
         )
-        return tuple(sorted(order[:length]))
-    starts = _nearest(_slowest_starts(without, length), length, held)
-    starts = [start for start in starts if start % length == 0] or starts
-    start = starts[int(chance * len(starts))]
-    return tuple(range(start, start + length))
+        return _first_that_fit(offer, order)
+    all_of_them = offer.units.stretches(offer.room, offer.most)
+    found = _nearest(offer.units, _slowest(without, all_of_them), held)
+    tiles = _side_by_side(all_of_them)
+    among = [each for each in found.tolist() if each[0] in tiles] or found.tolist()
+    return tuple(range(*among[int(chance * len(among))]))
 
 
-def _slowest_starts(without: Rates, length: int) -> list[int]:
-    """List where the stretches start whose sorted rates come first; several if they are equal."""
-    rates = np.sort(np.lib.stride_tricks.sliding_window_view(without, length), axis=1)
-    starts = np.arange(len(rates))
-    for column in range(length):
-        values = rates[starts, column]
-        starts = starts[values == values.min()]
-        if len(starts) == 1:
+def _first_that_fit(offer: Offer, order: Iterable[int]) -> tuple[int, ...]:
+    """Take units in this order, but for those for which there is no room."""
+    found, room = list[int](), offer.room
+    for unit in order:
+        size = int(offer.units.sizes[unit])
+        if size <= room and len(found) < offer.most:
+            found.append(unit)
+            room -= size
+    return tuple(sorted(found))
+
+
+def _side_by_side(stretches: Stretches) -> set[int]:
+    """Return where the stretches start with which nodes of one size would cover all layers."""
+    found, covered = set[int](), 0
+    for start, end in stretches.tolist():
+        if start >= covered:
+            found.add(start)
+            covered = end
+    return found
+
+
+def _slowest(without: Rates, stretches: Stretches) -> Stretches:
+    """Keep the stretches whose sorted rates come first; several if they are equal."""
+    starts, ends = stretches[:, :1], stretches[:, 1:]
+    columns = np.arange(int((ends - starts).max()))
+    is_inside = starts + columns < ends
+    rates = np.where(is_inside, without[np.where(is_inside, starts + columns, 0)], _NEVER_FIRST)
+    rates.sort(axis=1)
+    left = np.arange(len(rates))
+    for column in columns:
+        values = rates[left, column]
+        left = left[values == values.min()]
+        if len(left) == 1:
             break
-    return [int(each) for each in starts]
+    found: Stretches = stretches[left]
+    return found
 
 
-def _nearest(starts: Sequence[int], length: int, held: Sequence[int]) -> list[int]:
-    """Keep the starts of those stretches that share most with what is held."""
-    shared = [sum(start <= unit < start + length for unit in held) for start in starts]
-    return [start for start, count in zip(starts, shared, strict=True) if count == max(shared)]
+def _nearest(units: Units, stretches: Stretches, held: Sequence[int]) -> Stretches:
+    """Keep those of the stretches that share most with what is held."""
+    sizes = np.zeros(len(units) + 1, dtype=np.int64)
+    sizes[[each + 1 for each in held]] = units.sizes[list(held)]
+    until = np.cumsum(sizes)
+    shared = until[stretches[:, 1]] - until[stretches[:, 0]]
+    found: Stretches = stretches[shared == shared.max()]
+    return found
 
 
 def _better_stretch(
     offer: Offer, others: Sequence[Server], own: Server, without: Rates
 ) -> tuple[Server, Rates]:
     """Return this node with the layers it should host, and the rates to expect."""
-    now = _joined(without, own)
-    moved = _moved_to_the_slowest(own, without)
+    now = _joined(offer.units, without, own)
+    moved = _moved_to_the_slowest(
+        offer.units, own, without, offer.units.stretches(offer.room, offer.most)
+    )
     if moved.units != own.units:
-        then = _foreseen(others, _joined(without, moved))
-        is_enough = int(then.min()) >= offer.min_gain * int(now.min()) > 0
-        if is_enough or _holes(_joined(without, moved)) < _holes(now):
+        joined = _joined(offer.units, without, moved)
+        then = _foreseen(offer.units, others, joined)
+        before, after = int(now.min()), int(then.min())
+        is_worth = before > 0 and offer.is_worth(before, after, own, moved)
+        if is_worth or _holes(joined) < _holes(now):
             return moved, then
     if _holes(now):
-        own = _swapped(own, without, min_gain=None)
-    return own, _joined(without, own)
+        own = _swapped(offer, own, without, only_for_holes=True)
+    return own, _joined(offer.units, without, own)
 
 
-def _moved_to_the_slowest(server: Server, without: Rates) -> Server:
+def _moved_to_the_slowest(
+    units: Units, server: Server, without: Rates, stretches: Stretches
+) -> Server:
     """Return the server where it would go as a newcomer, or as it is if all would not climb."""
-    length = len(server.units)
-    start = _nearest(_slowest_starts(without, length), length, server.units)[0]
-    moved = replace(server, units=tuple(range(start, start + length)))
-    return moved if _climbs(_joined(without, server), _joined(without, moved)) else server
+    start, end = _nearest(units, _slowest(without, stretches), server.units)[0].tolist()
+    moved = replace(server, units=tuple(range(start, end)))
+    climbs = _climbs(_joined(units, without, server), _joined(units, without, moved))
+    return moved if climbs else server
 
 
 def _climbs(before: Rates, after: Rates) -> bool:
@@ -259,61 +344,65 @@ def _holes(rates: Rates) -> int:
     return int(np.count_nonzero(rates == 0))
 
 
-def _foreseen(others: Sequence[Server], then: Rates) -> Rates:
-    """Return the rates when others, in turn, have also moved to where the slowest layers are."""
+def _foreseen(units: Units, others: Sequence[Server], then: Rates) -> Rates:
+    """Return the rates when others, in turn, have also moved to where the slowest layers are.
+
+    Each is taken to have the room that it uses now.
+    """
     rates = then.copy()
     servers = list(others[:MAX_LOOKED_AHEAD])
+    rooms = [units.stretches(units.size(each.units), MAX_UNITS) for each in servers]
     for _ in range(_ROUNDS):
         before = rates.copy()
         for position, server in enumerate(servers):
-            rates[list(server.units)] -= server.rate
-            servers[position] = moved = _moved_to_the_slowest(server, rates)
-            rates[list(moved.units)] += moved.rate
+            rates[list(server.units)] -= server.rate(units)
+            moved = _moved_to_the_slowest(units, server, rates, rooms[position])
+            servers[position] = moved
+            rates[list(moved.units)] += moved.rate(units)
         if (rates == before).all():
             break
     return rates
 
 
-def _swapped(own: Server, without: Rates, *, min_gain: float | None) -> Server:
+def _swapped(offer: Offer, own: Server, without: Rates, *, only_for_holes: bool = False) -> Server:
     """Return the server with some units swapped for slower ones.
 
     Args:
+        offer: what it may host of what.
         own: the server as it is.
         without: the rates without it.
-        min_gain: by which factor the slower of the two must become faster; None if that is worth
-            it only where nobody hosts one of them, and others the other one.
+        only_for_holes: whether that is worth it only for units that nobody hosts.
     """
-    mine = set(own.units)
-    free = sorted(set(range(len(without))) - mine, key=lambda unit: (without[unit], unit))
-    spares = sorted(mine, key=lambda unit: (-without[unit], unit))
-    for wanted, spare in zip(free, spares, strict=False):
+    free = sorted(set(range(len(without))) - set(own.units), key=lambda unit: (without[unit], unit))
+    for wanted in free[:_SWAPS]:
         before = int(without[wanted])
-        after = min(before + own.rate, int(without[spare]))
-        if after <= before or (before > 0 and (min_gain is None or after < min_gain * before)):
+        if before > 0 and only_for_holes:
             break
-        mine = mine - {spare} | {wanted}
-    return replace(own, units=tuple(sorted(mine)))
+        swapped, spares = _with(offer, own, without, wanted)
+        if wanted in own.units or not swapped.units:
+            continue
+        rate = swapped.rate(offer.units)
+        after = min([before + rate, *(int(without[each]) for each in spares)])
+        if after <= before or (before > 0 and not offer.is_worth(before, after, own, swapped)):
+            continue
+        if rate == own.rate(offer.units) or _climbs(
+            _joined(offer.units, without, own), _joined(offer.units, without, swapped)
+        ):
+            own = swapped
+    return own
 
 
-def bound(units: int, offered: Iterable[tuple[float, int]]) -> float:
-    """Return a rate that no arrangement lets all units exceed, in rows a second.
+def _with(offer: Offer, own: Server, without: Rates, wanted: int) -> tuple[Server, set[int]]:
+    """Return the server with one more unit, and those that gave way to it, the fastest first.
 
-    All units can have the rate t only if the servers suffice for `units * t` in all, and to each
-    of its units no server need give more than t.
-
-    Args:
-        units: how many there are.
-        offered: speed and capacity of each server.
+    The server has no units where that one alone is too large.
     """
-    servers = [(speed, min(capacity, units)) for speed, capacity in offered]
-    if sum(capacity for _, capacity in servers) < units:
-        return 0.0
-    # The servers' sum is concave in t, and made of straight pieces that end where one is used up.
-    used_up = sorted((speed / capacity, speed, capacity) for speed, capacity in servers)
-    speed_left, room = 0.0, sum(capacity for _, capacity in servers)
-    for rate, speed, capacity in used_up:
-        if room < units and speed_left / (units - room) <= rate:
-            break
-        speed_left += speed
-        room -= capacity
-    return speed_left / (units - room)
+    size = int(offer.units.sizes[wanted])
+    stay = sorted(own.units, key=lambda unit: (without[unit], -unit))
+    left = offer.room - offer.units.size(stay)
+    while left < size or len(stay) >= offer.most:
+        if not stay:
+            return replace(own, units=()), set()
+        left += int(offer.units.sizes[stay.pop()])
+    units = offer.filled([*stay, wanted], without)
+    return replace(own, units=units), set(own.units) - set(units)

@@ -9,7 +9,7 @@ met. What a node keeps stays loaded.
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from p2pnode.events import Event, EventBus
 from p2pnode.swarm.entries import told
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.swarm.placement.core import Decision, Offer, Server, decide
+from p2pnode.swarm.placement.units import MAX_UNITS, Units
 from p2pnode.swarm.places import SPAN, Kind
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
@@ -40,6 +41,19 @@ class PlacedHost(ABC):
     @abstractmethod
     def throughput(self) -> float:
         """Rows a second through each of them when all are in use; 0 when not known."""
+
+    async def sizes(self, units: Sequence[Uid]) -> Sequence[int]:
+        """Return the room that each of them takes here; 1 each by default.
+
+        Raises:
+            P2PNodeError: one of them cannot be built.
+        """
+        await trio.lowlevel.checkpoint()
+        return [1] * len(units)
+
+    def costs(self, units: Sequence[Uid]) -> Sequence[float]:
+        """Return what a row through each costs here, in any measure; 1 each by default."""
+        return [1.0] * len(units)
 
     async def kept(self, units: Sequence[Uid]) -> list[Uid]:
         """Return those of `units` whose states are here from an earlier time; none by default."""
@@ -96,7 +110,7 @@ class Placement:
         own: this node.
         units: the run's layers in order, or its experts, the run named by its id.
         is_pipeline: whether they are layers.
-        capacity: how many of them this node can hold.
+        room: for them, in the measure of the host's `sizes`.
         settings: when to look, and what a move is worth.
         host: what serves them.
         events: where `PlacementChanged` goes.
@@ -110,7 +124,7 @@ class Placement:
         units: Sequence[Uid],
         *,
         is_pipeline: bool,
-        capacity: int,
+        room: int,
         settings: PlacementSettings,
         host: PlacedHost,
         events: EventBus,
@@ -122,12 +136,10 @@ class Placement:
         self._own = own
         self._units = list(units)
         self._numbers = {uid: number for number, uid in enumerate(self._units)}
-        self._offer = Offer(
-            units=len(units),
-            capacity=capacity,
-            is_pipeline=is_pipeline,
-            min_gain=settings.min_gain,
-        )
+        self._is_pipeline = is_pipeline
+        self._room = room
+        self._sizes: Sequence[int] = ()  # until `run` knows them
+        self._loading = 0.0  # seconds for a room of 1, as it took the last time
         self._settings = settings
         self._host = host
         self._events = events
@@ -140,8 +152,15 @@ class Placement:
         """Take a place, then look for a better one again and again; never returns.
 
         Raises:
+            ConfigError: not even one of the units fits here.
             P2PNodeError: nothing can be hosted at the start.
         """
+        self._sizes = await self._host.sizes(self._units)
+        if min(self._sizes) > self._room:
+            raise ConfigError(
+                f"there is no memory for even one expert such as {self._units[0].name}; free some,"
+                " or allow more with --max-memory or --max-vram"
+            )
         try:
             servers = await self._look()
         except NoPeersError:  # this node is the first one
@@ -170,7 +189,7 @@ class Placement:
         Raises:
             ConfigError: layers have become experts, or experts layers.
         """
-        if is_pipeline != self._offer.is_pipeline:
+        if is_pipeline != self._is_pipeline:
             raise ConfigError(
                 "the run's layers have become experts, or its experts layers; start the node again"
                 " to choose among them"
@@ -183,7 +202,7 @@ class Placement:
         last = self._last
         return {
             "units": len(self._units),
-            "capacity": self._offer.length,
+            "capacity": self._offer().length,
             "moves": self.moves,
             "slowest": None if last is None else last.before,
             "why": self._why(self._host.uids),
@@ -207,11 +226,11 @@ class Placement:
         if self._renewed == self._units:
             return
         units = self._renewed
+        sizes = await self._host.sizes(units)
         numbers = {uid: number for number, uid in enumerate(units)}
         if gone := [uid for uid in self._host.uids if uid in self._numbers and uid not in numbers]:
             await self._host.place((), gone)
-        self._units, self._numbers = units, numbers
-        self._offer = replace(self._offer, units=len(units))
+        self._units, self._numbers, self._sizes = units, numbers, sizes
         self._reasons = {uid: why for uid, why in self._reasons.items() if uid in numbers}
 
     async def _look(self) -> list[Server]:
@@ -239,19 +258,42 @@ class Placement:
                             for host in hosts:
                                 rates.setdefault(host.peer_id, {})[number] = host.throughput
         rates.pop(self._own, None)
+        costs = self._costs()
         return [
-            Server(str(peer_id), tuple(sorted(units)), sum(units.values()))
+            Server(
+                str(peer_id),
+                tuple(sorted(units)),
+                sum(rate * costs[number] for number, rate in units.items()),
+            )
             for peer_id, units in sorted(rates.items())
         ]
+
+    def _costs(self) -> list[float]:
+        """Return what the units cost, 1 on average, so that a speed is that through a usual one."""
+        costs = self._host.costs(self._units)
+        usual = sum(costs) / len(costs)
+        return [each / usual for each in costs]
+
+    def _offer(self) -> Offer:
+        return Offer(
+            units=Units(self._costs(), self._sizes),
+            room=self._room,
+            most=self._settings.max_layers or MAX_UNITS,
+            is_pipeline=self._is_pipeline,
+            min_gain=self._settings.min_gain,
+            loading=self._loading,
+            pay_back=self._settings.pay_back,
+        )
 
     def _decide(self, servers: Sequence[Server], kept: Sequence[int] = ()) -> Decision:
         hosted = tuple(
             sorted(self._numbers[uid] for uid in self._host.uids if uid in self._numbers)
         )
+        offer = self._offer()
         # As others see it: so all come to the same figures.
-        speed = told(self._host.throughput) * len(hosted)
+        speed = told(self._host.throughput) * offer.units.cost(hosted)
         own = Server(str(self._own), hosted, speed)
-        self._last = decide(self._offer, servers, own, self._rng.random(), kept=kept)
+        self._last = decide(offer, servers, own, self._rng.random(), kept=kept)
         return self._last
 
     async def _follow(
@@ -264,11 +306,14 @@ class Placement:
         others = {uid: sum(self._numbers[uid] in each.units for each in servers) for uid in add}
         bare = [uid for uid in add if not others[uid]]
         rest = [uid for uid in add if others[uid]]
+        began = trio.current_time()
         if bare and rest:  # what nobody hosts is served before the rest is loaded
             await self._host.place(bare, remove)
             await self._host.place(rest, ())
         else:
             await self._host.place(add, remove)
+        if added := sum(self._sizes[self._numbers[uid]] for uid in add):
+            self._loading = (trio.current_time() - began) / added
         for uid in remove:
             self._reasons.pop(uid, None)
         for uid in add:
@@ -286,7 +331,7 @@ class Placement:
         )
 
     def _reason(self, others: int, *, was_here: bool) -> str:
-        if self._offer.length == len(self._units):
+        if self._offer().length == len(self._units):
             return "all there is"
         if not others:
             return "its state is here" if was_here else "nobody hosted it"

@@ -9,20 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pnode.swarm.placement.core import Offer, Server, bound, decide, rates_of, with_speeds
+from p2pnode.swarm.placement.core import Offer, Server, decide, rates_of, with_speeds
+from p2pnode.swarm.placement.units import Units, bound
 
 GAIN = 1.2
 
 
-def _offer(units, capacity, *, is_pipeline=True, min_gain=GAIN):
-    return Offer(units=units, capacity=capacity, is_pipeline=is_pipeline, min_gain=min_gain)
+def _offer(units, capacity, *, is_pipeline=True, min_gain=GAIN, **more):
+    units = Units.alike(units) if isinstance(units, int) else units
+    return Offer(units=units, room=capacity, is_pipeline=is_pipeline, min_gain=min_gain, **more)
 
 
 class _Swarm:
     """Servers that decide one after the other, each seeing what the others host now."""
 
     def __init__(self, units, capacities, speeds, *, seed=0, is_pipeline=True, min_gain=GAIN):
-        self.units = units
+        self.units = Units.alike(units) if isinstance(units, int) else units
+        self.seen = self.units  # what servers take the units for
         self.is_pipeline = is_pipeline
         self.min_gain = min_gain
         self.rng = random.Random(seed)
@@ -39,18 +42,26 @@ class _Swarm:
         self.turn(name)
 
     def turn(self, name):
-        own = self.servers[name]
-        others = [each for each in self.servers.values() if each is not own]
+        own = self.announced(name)
+        others = [self.announced(each) for each in self.servers if each != name]
         offer = _offer(
-            self.units,
+            self.seen,
             self.capacity[name],
             is_pipeline=self.is_pipeline,
             min_gain=self.min_gain,
         )
         decision = decide(offer, others, own, self.rng.random())
         self.moves += decision.moves and bool(own.units)
-        self.servers[name] = replace(own, units=decision.units)
+        self.servers[name] = replace(self.servers[name], units=decision.units)
         return decision
+
+    def announced(self, name):
+        """Return a server with the speed that follows from its rate, as others see it."""
+        server = self.servers[name]
+        if self.seen is self.units or not server.units:
+            return server
+        rate = server.speed / self.units.cost(server.units)
+        return replace(server, speed=rate * self.seen.cost(server.units))
 
     def settle(self, rounds=60):
         """Let all decide, round after round, until nobody moves; returns how many rounds."""
@@ -68,8 +79,11 @@ class _Swarm:
     @property
     def quality(self):
         """The slowest unit's rate over the highest one that any arrangement could have."""
-        offered = [(each.speed, self.capacity[name]) for name, each in self.servers.items()]
-        return self.rates().min() / 1000 / bound(self.units, offered)
+        offered = [
+            (each.speed, self.units.most_cost(self.capacity[name], len(self.units)))
+            for name, each in self.servers.items()
+        ]
+        return self.rates().min() / 1000 / bound(self.units.cost(range(len(self.units))), offered)
 
 
 @st.composite
@@ -91,11 +105,12 @@ def _swarms(draw):
 @given(_swarms())
 def test_deciding_in_turn_comes_to_rest_with_all_covered_that_can_be(swarm):
     swarm.settle()
-    held = sum(min(each, swarm.units) for each in swarm.capacity.values())
+    count = len(swarm.units)
+    held = sum(min(each, count) for each in swarm.capacity.values())
     covered = np.count_nonzero(swarm.rates())
-    assert covered == min(held, swarm.units)
+    assert covered == min(held, count)
     for name, server in swarm.servers.items():
-        assert len(server.units) == min(swarm.capacity[name], swarm.units)
+        assert len(server.units) == min(swarm.capacity[name], count)
         assert list(server.units) == sorted(set(server.units))
 
 
@@ -190,7 +205,7 @@ def test_a_layer_left_alone_is_taken_over_by_a_server_that_is_not_needed():
     decision = decide(_offer(4, 2), others, Server("me", (0, 1), 2.0), 0.0)
     assert decision.moves
     assert 3 in decision.units
-    rates = rates_of(4, [*others, Server("me", decision.units, 2.0)])
+    rates = rates_of(Units.alike(4), [*others, Server("me", decision.units, 2.0)])
     assert (rates > 0).all()
 
 
@@ -276,6 +291,150 @@ def test_a_faster_factor_never_makes_servers_more_restless():
     assert counts[0] > counts[-1]
 
 
+# --- units that are not alike ---------------------------------------------------------------------
+
+
+@st.composite
+def _uneven(draw):
+    """Draw a swarm whose servers have room for any one unit, though not for any two."""
+    kinds = st.tuples(st.floats(0.1, 30.0), st.integers(1, 12))
+    units = Units(*zip(*draw(st.lists(kinds, min_size=1, max_size=16)), strict=True))
+    members = draw(
+        st.lists(st.tuples(st.integers(12, 40), st.floats(0.5, 20)), min_size=1, max_size=10)
+    )
+    return _Swarm(
+        units,
+        *zip(*members, strict=True),
+        seed=draw(st.integers(0, 2**16)),
+        is_pipeline=draw(st.booleans()),
+    )
+
+
+@settings(deadline=None, max_examples=80)
+@given(_uneven(), st.data())
+def test_uneven_units_come_to_rest_within_the_room_after_servers_have_gone(swarm, data):
+    swarm.settle()
+    gone = data.draw(
+        st.sets(st.sampled_from(sorted(swarm.servers)), max_size=len(swarm.servers) - 1)
+    )
+    for name in sorted(gone):
+        del swarm.servers[name]
+    swarm.settle()
+    for name, server in swarm.servers.items():
+        assert list(server.units) == sorted(set(server.units))
+        left = swarm.capacity[name] - swarm.units.size(server.units)
+        assert left >= 0
+        beside = {each + step for each in server.units for step in (-1, 1)}
+        for unit in beside - set(server.units) & set(range(len(swarm.units))):
+            assert unit not in range(len(swarm.units)) or swarm.units.sizes[unit] > left
+
+
+@settings(deadline=None, max_examples=80)
+@given(_uneven(), st.data())
+def test_no_move_among_uneven_units_slows_the_slowest_down(swarm, data):
+    gone = data.draw(
+        st.sets(st.sampled_from(sorted(swarm.servers)), max_size=len(swarm.servers) - 1)
+    )
+    for name in sorted(gone):
+        del swarm.servers[name]
+    for _ in range(3):
+        for name in sorted(swarm.servers):
+            before = np.sort(swarm.rates())
+            decision = swarm.turn(name)
+            after = np.sort(swarm.rates())
+            assert after[0] >= before[0]
+            assert decision.before == before[0] / 1000
+            if decision.moves:
+                assert (after - before)[after != before][0] > 0
+
+
+WIDE = Units([1, 1, 1, 10, 1, 1], [1, 1, 1, 10, 1, 1])  # the fourth layer is ten times as wide
+
+
+def test_the_next_node_goes_to_the_wide_layer_though_as_many_hosts_have_it():
+    others = [Server("a", (0, 1, 2), 3.0), Server("b", (3,), 3.0), Server("c", (4, 5), 3.0)]
+    assert rates_of(WIDE, others).tolist() == [1000] * 3 + [300] + [1500] * 2
+    decision = decide(_offer(WIDE, 11), others, Server("me", (), 3.0), 0.0)
+    assert 3 in decision.units
+    assert (decision.before, decision.slowest) == (0.3, 0.3)
+
+
+def test_a_node_takes_as_many_layers_as_it_has_room_for_and_none_that_are_too_large():
+    for chance in (0.0, 0.5, 0.99):
+        units = decide(_offer(WIDE, 4), [], Server("me", (), 1.0), chance).units
+        assert units in {(0, 1, 2), (4, 5)}
+    assert decide(_offer(WIDE, 12), [], Server("me", (), 1.0), 0.0).units in {
+        (0, 1, 2),  # with the wide one it would be 13
+        (2, 3, 4),
+        (1, 2, 3),
+        (3, 4, 5),
+    }
+    assert decide(_offer(WIDE, 15), [], Server("me", (), 1.0), 0.0).units == tuple(range(6))
+    assert decide(_offer(WIDE, 15, most=2), [], Server("me", (), 1.0), 0.0).units == (0, 1)
+
+
+def test_several_small_layers_give_way_to_a_wide_one_that_nobody_hosts():
+    units = Units([1, 1, 1, 1, 3], [1, 1, 1, 1, 3])
+    others = [Server("a", (0, 1, 2, 3), 4.0)]
+    own = Server("me", (0, 1, 2, 3), 4.0)
+    decision = decide(_offer(units, 4), others, own, 0.0)
+    assert decision.units == (3, 4)
+    # Where others have but some of them, the rest has to stay, though it is no stretch then.
+    others = [Server("a", (1, 2, 3), 4.0), Server("b", (1, 2, 3), 4.0)]
+    decision = decide(_offer(units, 4), others, own, 0.0)
+    assert decision.units == (0, 4)
+    assert not decide(_offer(units, 4), others, Server("me", (0, 4), 4.0), 0.0).moves
+
+
+def test_an_expert_that_costs_more_is_hosted_by_more():
+    units = Units([1, 1, 1, 9], [1, 1, 1, 1])
+    swarm = _Swarm(units, [1] * 12, [1.0] * 12, is_pipeline=False)
+    swarm.settle()
+    hosts = [sum(unit in each.units for each in swarm.servers.values()) for unit in range(4)]
+    assert hosts == [1, 1, 1, 9]
+
+
+def test_a_model_with_wide_layers_ends_balanced_and_would_not_if_they_counted_as_the_others():
+    """What docs/replicas.md reports, without the network."""
+    rng = random.Random(0)
+    costs = [8 if number % 8 == 3 else 1 for number in range(24)]
+    members = [(rng.choice((10, 14, 20, 28)), rng.choice((1, 2, 4, 8))) for _ in range(30)]
+    found = {}
+    for weighed in (True, False):
+        found[weighed] = []
+        for seed in range(2):
+            swarm = _Swarm(Units(costs, costs), (), (), seed=seed)
+            swarm.seen = swarm.units if weighed else Units([1] * 24, costs)
+            for member in members:
+                swarm.add(*member)
+            swarm.settle()
+            found[weighed].append(swarm.quality)
+    assert min(found[True]) > 0.6
+    assert min(found[True]) >= max(found[False])
+
+
+@pytest.mark.parametrize("is_pipeline", [True, False])
+def test_a_move_that_takes_long_to_load_has_to_gain_more(is_pipeline):
+    def moves(loading, slow):
+        others = [Server("a", (0,), 9.0), Server("b", (1,), slow)]
+        offer = _offer(2, 1, is_pipeline=is_pipeline, loading=loading, pay_back=100.0)
+        return decide(offer, others, Server("me", (0,), 1.0), 0.0).moves
+
+    assert moves(0.0, 5.0)  # from 5 to 6 rows a second
+    assert not moves(1.0, 5.0)
+    assert moves(50.0, 2.5)  # 1.4 times as fast for half of the time
+    assert not moves(50.0, 2.6)
+    assert not moves(100.0, 0.1)
+
+
+def test_no_units_that_fit_cost_more_than_the_dearest_in_part():
+    units = Units([1.0, 4.0, 9.0], [1, 2, 3])
+    assert units.most_cost(6, 3) == 14.0
+    assert units.most_cost(3, 3) == 9.0
+    assert units.most_cost(4, 3) == 11.0
+    assert units.most_cost(6, 2) == 13.0
+
+
 # --- a node that comes back ---------------------------------------------------------------------
 
 
@@ -308,12 +467,13 @@ def test_a_node_that_comes_back_takes_the_experts_it_has_states_of():
 @settings(deadline=None, max_examples=60)
 @given(_swarms(), st.data())
 def test_whoever_comes_back_hosts_as_much_as_any_newcomer_and_stays(swarm, data):
-    kept = data.draw(st.sets(st.integers(0, swarm.units - 1)))
+    count = len(swarm.units)
+    kept = data.draw(st.sets(st.integers(0, count - 1)))
     capacity = data.draw(st.integers(1, 10))
     offer = _offer(swarm.units, capacity, is_pipeline=swarm.is_pipeline)
     others = list(swarm.servers.values())
     decision = decide(offer, others, Server("me", (), 2.0), 0.5, kept=sorted(kept))
-    assert len(decision.units) == offer.length
+    assert len(decision.units) == min(capacity, count)
     back = Server("me", decision.units, 2.0)
     if (
         set(decision.units) & kept != set()

@@ -8,15 +8,19 @@ from p2pnode.wire.uids import Uid
 
 
 def _batch(**changes):
-    usual = {"span": 1, "kind": "forward", "calls": 1, "rows": 64, "failed": 0, "seconds": 0.5}
-    return BatchComputed(uid=Uid("lm", "blocks.0"), **(usual | changes))
+    usual = {"uid": Uid("lm", "blocks.0")}
+    usual |= {"span": 1, "kind": "forward", "calls": 1, "rows": 64, "failed": 0, "seconds": 0.5}
+    return BatchComputed(**(usual | changes))
+
+
+UID = Uid("lm", "blocks.3")
 
 
 def _speed(*batches):
     meter = Meter()
     for batch in batches:
         meter.receive(batch)
-    return meter.speed
+    return 1 / meter.seconds(UID, 1) if batches else meter.seconds(UID, 1)
 
 
 def test_nothing_is_known_before_the_first_batch():
@@ -56,3 +60,19 @@ def test_what_is_long_past_counts_less_and_less():
     old = [_batch(rows=1, seconds=1.0)] * 300
     new = [_batch(rows=10, seconds=1.0)] * 300
     assert _speed(*old, *new) == pytest.approx(10.0, rel=0.15)
+
+
+def test_each_block_is_measured_for_itself_and_others_by_their_weights():
+    meter = Meter()
+    assert meter.seconds(UID, 1000) == 0.0
+    meter.receive(_batch(rows=10, seconds=1.0, weights=50))
+    wide = Uid("lm", "wide.0")
+    assert meter.seconds(wide, 500) == pytest.approx(1.0)  # ten times the weights: ten times 0.1 s
+    meter.receive(_batch(uid=wide, rows=10, seconds=4.0, weights=500))
+    assert meter.seconds(wide, 500) == pytest.approx(0.4)  # as it turned out
+    assert meter.seconds(UID, 50) == pytest.approx(0.1)
+    assert meter.seconds(Uid("other", "wide.0"), 110) == pytest.approx(0.1)
+
+
+def test_a_batch_without_rows_says_nothing():
+    assert _speed(_batch(), _batch(rows=0)) == 128.0

@@ -95,7 +95,7 @@ class _Volunteers:
             node.peer_id,
             units,
             is_pipeline=is_pipeline,
-            capacity=capacity,
+            room=capacity,
             settings=SETTINGS,
             host=served,
             events=events,
