@@ -149,8 +149,15 @@ node.addEventListener('peer:identify', ({ detail }) => {
 
 const commands = {
   async dial ({ address }) {
-    const connection = await node.dial(multiaddr(address), { force: true }) // not one about to end
-    return { peer: connection.remotePeer.toString(), muxer: connection.multiplexer, encryption: connection.encryption }
+    for (;;) {
+      try {
+        const connection = await node.dial(multiaddr(address), { force: true }) // not one about to end
+        return { peer: connection.remotePeer.toString(), muxer: connection.multiplexer, encryption: connection.encryption }
+      } catch (error) {
+        if (error.name !== 'ConnectionClosedError') throw error
+        await setTimeout(20) // the DHT had dialled, too, and the peer has just closed what this joined
+      }
+    }
   },
 
   async identified ({ peer }) {
