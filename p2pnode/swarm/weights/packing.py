@@ -7,12 +7,12 @@ read goes straight into the memory of the tensors that the expert will go on wit
 All functions block; they are meant for a worker thread.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import torch
+from blake3 import blake3
 
 from p2pnode.config.experts import Codec
 from p2pnode.errors import CheckpointError, ProtocolError, StorageError
@@ -143,7 +143,7 @@ def _write(
     path: Path, layout: Layout, tensors: list[torch.Tensor], chunk_bytes: int
 ) -> list[bytes]:
     chunks: list[bytes] = []
-    digest, room = hashlib.sha256(), chunk_bytes
+    digest, room = blake3(), chunk_bytes
     with path.open("wb") as file:
         for piece in _pieces(layout, tensors):
             file.write(piece)
@@ -154,7 +154,7 @@ def _write(
                 room -= len(part)
                 if not room:
                     chunks.append(digest.digest())
-                    digest, room = hashlib.sha256(), chunk_bytes
+                    digest, room = blake3(), chunk_bytes
         if room < chunk_bytes:
             chunks.append(digest.digest())
     return chunks

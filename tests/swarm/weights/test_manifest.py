@@ -34,7 +34,7 @@ MANIFEST = Manifest(
     layout=LAYOUT, chunk_bytes=1024, chunks=(bytes(range(32)),),
 )  # fmt: skip
 GOLDEN = (
-    "9b02b46f70656e3a6469676974732f66666e302e312e320740a366666ea46164616dc3a46e6f6e659493ad6d6f64756c652e7765"
+    "9b03b46f70656e3a6469676974732f66666e302e312e320740a366666ea46164616dc3a46e6f6e659493ad6d6f64756c652e7765"
     "69676874a7666c6f6174333292030593ab6d6f64756c652e62696173a862666c6f617431369101"
     "93ac6d6f64756c652e656d707479a7666c6f617433329100"
     "93b06f7074696d697a65722e302e73746570a7666c6f6174363490cd0400c420"
@@ -165,7 +165,7 @@ def changed(position, value):
         (changed(10, bytes(HASH_BYTES - 1)), "more or fewer hashes"),
         (b"", "not msgpack"),
         (b"\x80", "must be a list"),
-        (b"\x91\x02", "fields it should"),
+        (b"\x91\x03", "fields it should"),
         (bytes(MAX_MANIFEST_BYTES + 1), "too large"),
         (MANIFEST.encode() + b"\x00", "not msgpack"),
         (b"\xdc\x00\x0b" + MANIFEST.encode()[1:], "shortest form"),
