@@ -4,6 +4,8 @@ All run on loopback and share this machine's processors. The baseline is one pla
 file from one process to another in the same round, over the same kind of connection: nothing is
 hashed, and nobody else does anything. If a source could do no more than that copy, and nobody but
 the sources gave anything, all peers would take as many copies as there are peers for each source.
+Where processors are what is short that is out of reach for anybody, so that as many plain copies at
+once are measured, too: what is above those is what fetching costs.
 """
 
 import contextlib
@@ -165,6 +167,8 @@ class _Found:
     """What the rounds have shown."""
 
     copies: list[float]
+    plains: list[float]
+    plain_cpu: list[float]
     ones: list[float]
     alls: list[float]
     wasted: list[float]
@@ -203,11 +207,19 @@ class _Swarm:
         """Let one peer fetch it."""
         return await peer.ask("fetch", name=self.name, holders=[each.peer_id for each in holders])
 
-    async def copy(self) -> float:
-        """Let one peer copy it plainly; returns the seconds."""
-        source, size = self.sources[0].peer_id, self.size
-        answer = await self.peers[0].ask("copy", source=source, size=size)
+    async def copy(self, number: int = 0) -> float:
+        """Let one peer copy it plainly from the source whose turn it is; returns the seconds."""
+        source = self.sources[number % len(self.sources)].peer_id
+        answer = await self.peers[number].ask("copy", source=source, size=self.size)
         return float(answer["seconds"])
+
+    async def copies(self) -> float:
+        """Let all peers copy it plainly at once; returns the wall time."""
+        began = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            for number in range(len(self.peers)):
+                nursery.start_soon(self.copy, number)
+        return time.perf_counter() - began
 
     async def forget(self) -> None:
         """Delete it, but at the sources."""
@@ -224,7 +236,7 @@ async def _measure(plan: Plan, place: Path, tell: Callable[[str], None]) -> list
     count = plan.sources + plan.peers
     tell(f"starting {count + 1} processes")
     settings = [*([{}] * count), {"max_download_rate": plan.throttle}]
-    found = _Found([], [], [], [], [], [], [], [], [])
+    found = _Found([], [], [], [], [], [], [], [], [], [], [])
     async with _peers(place, settings) as everybody, trio.open_nursery() as nursery:
         sources = everybody[: plan.sources]
         for source in sources:
@@ -250,6 +262,10 @@ async def _measure(plan: Plan, place: Path, tell: Callable[[str], None]) -> list
 async def _transfers(found: _Found, plan: Plan, swarm: _Swarm) -> None:
     before = await swarm.copy()
     one = await swarm.fetch(swarm.peers[0], swarm.sources[:1])
+    await swarm.forget()
+    cpu = await swarm.cpu()
+    found.plains.append(await swarm.copies())
+    found.plain_cpu.append((await swarm.cpu() - cpu) / plan.peers)
     await swarm.forget()
     cpu = await swarm.cpu()
     seconds, taken = await swarm.to_all()
@@ -346,6 +362,21 @@ def _figures(found: _Found, plan: Plan) -> list[Figure]:
                 "copy_seconds": statistics.median(found.copies) * plan.sources / plan.peers,
                 "cpu_seconds_a_peer": statistics.median(found.cpu),
             },
+        ),
+        Figure(
+            name="plain",
+            title=f"plain copies to {plan.peers} from {plan.sources} at once, over the same",
+            unit="s",
+            values=found.plains,
+            baselines=found.copies,
+            extra={"cpu_seconds_a_peer": statistics.median(found.plain_cpu)},
+        ),
+        Figure(
+            name="fetching",
+            title=f"to {plan.peers} peers, over these plain copies",
+            unit="s",
+            values=found.alls,
+            baselines=found.plains,
         ),
         Figure(
             name="one",
