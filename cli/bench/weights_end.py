@@ -63,10 +63,15 @@ class _End:
         self._store = StateStore(directory / "states", settings)
         authority = Authority(memberships, RpcSettings().token_cache_size)
         publisher = Publisher(self.experts, self._store)
-        WeightsServer(self.host, settings, publisher, self._store, authority)
-        TensorServer(self.host, RpcSettings(), self.experts, authority)
+        budget = TensorServer(self.host, RpcSettings(), self.experts, authority).budget
+        WeightsServer(self.host, settings, publisher, self._store, authority, budget=budget)
         self._client = WeightsClient(
-            Access(self.host, memberships), settings, self._store, self.host.events, random.Random()
+            Access(self.host, memberships),
+            settings,
+            self._store,
+            self.host.events,
+            random.Random(),
+            budget=budget,
         )
         self.host.set_handler(_COPY, self._give_copy)
         self._came = 0

@@ -120,6 +120,7 @@ class Hosting:
             experts=self._experts,
             gate=self._gate,
             authority=authority,
+            budget=self._server.budget,
             access=access,
             states=states,
             settings=settings,

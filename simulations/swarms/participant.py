@@ -75,6 +75,7 @@ class Participant:
         self.gate = Gate(self.experts)
         self.authority = Authority(memberships, settings.rpc.token_cache_size)
         self.access = Access(node.host, memberships)
+        budget = Budget(settings.rpc)
         self._replication = Replication(
             node.host,
             directory=node.directory,
@@ -82,6 +83,7 @@ class Participant:
             experts=self.experts,
             gate=self.gate,
             authority=self.authority,
+            budget=budget,
             access=self.access,
             states=states,
             settings=settings,
@@ -93,7 +95,7 @@ class Participant:
             self.access,
             self.authority,
             settings.averaging,
-            budget=Budget(settings.rpc),
+            budget=budget,
             transcoder=Transcoder(settings.rpc),
         )
         reputation = Reputation(settings.gossip)

@@ -7,12 +7,13 @@ import torch
 import trio
 
 from p2pnode.clock import bind_wall_time_to_trio
-from p2pnode.config import WeightsSettings
+from p2pnode.config import RpcSettings, WeightsSettings
 from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.budget import Budget
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.weights.client import WeightsClient
 from p2pnode.swarm.weights.publisher import Publisher
@@ -46,10 +47,13 @@ class Experts:
 def holder(host, directory):
     store = StateStore(directory, SETTINGS, disk=compute_inline)
     publisher = Publisher(Experts(), store)
-    server = WeightsServer(host, SETTINGS, publisher, store, Authority({"test": RUN}, 8))
+    budget = Budget(RpcSettings())
+    server = WeightsServer(
+        host, SETTINGS, publisher, store, Authority({"test": RUN}, 8), budget=budget
+    )
     access = Access(host, {"test": RUN})
-    client = WeightsClient(access, SETTINGS, store, host.events, random.Random(0))
-    return store, server, client
+    client = WeightsClient(access, SETTINGS, store, host.events, random.Random(0), budget=budget)
+    return store, server, client, budget
 
 
 async def test_a_cancelled_fetch_leaves_nothing(moment, leftovers, autojump_clock, tmp_path):
@@ -58,7 +62,7 @@ async def test_a_cancelled_fetch_leaves_nothing(moment, leftovers, autojump_cloc
         hosts = await world.add_hosts(3)
         _, one, two = hosts
         parts = [holder(host, tmp_path / str(number)) for number, host in enumerate(hosts)]
-        store, _, client = parts[0]
+        store, _, client, _ = parts[0]
 
         async def scenario():
             head = await client.head(one.peer_id, UID)
@@ -72,8 +76,10 @@ async def test_a_cancelled_fetch_leaves_nothing(moment, leftovers, autojump_cloc
 
         async def nothing_left():
             found = Counter(await left())
-            for part, server, client in parts:
+            for part, server, client, budget in parts:
                 found["uploads"] += server._uploads.total()
+                found["bytes"] += budget.bytes_in_flight
+                found["charges"] += budget.calls_in_flight
                 found["fetches"] += len(client._turns)
                 found["users"] += sum(each.users for each in part._states.values())
             await store.forget(UID)

@@ -20,6 +20,7 @@ from p2pnode.events import Event, EventBus
 from p2pnode.host import PeerMisbehaved
 from p2pnode.host.pacing import Pace
 from p2pnode.rpc.access import Access
+from p2pnode.rpc.budget import Budget
 from p2pnode.swarm.gossip.reputation import Offence, OffenceSeen
 from p2pnode.swarm.weights.manifest import Manifest, hash_of
 from p2pnode.swarm.weights.messages import PROTOCOL, Head, HeadRequest
@@ -53,6 +54,7 @@ class WeightsClient:
         store: where what is fetched is kept.
         events: where `WeightsFetched` and misbehaviour are told.
         rng: draws the order of chunks.
+        budget: of what peers make this node hold; the node's, as `TensorServer` has it.
     """
 
     def __init__(
@@ -62,10 +64,13 @@ class WeightsClient:
         store: StateStore,
         events: EventBus,
         rng: random.Random,
+        *,
+        budget: Budget,
     ) -> None:
         self._access = access
         self._settings = settings
         self._store = store
+        self._budget = budget
         self._events = events
         self._rng = rng
         self._pace = Pace(settings.max_download_rate)
@@ -142,13 +147,14 @@ class WeightsClient:
         failures: list[str] = []
         for peer_id in holders:
             try:
-                async with self.session(peer_id, uid.run) as session:
-                    data = await session.manifest(name)
-                if hash_of(data) != name:
-                    self._accuse(peer_id, _NO_MANIFEST)
-                    failures.append(f"{peer_id}: {_NO_MANIFEST}")
-                    continue
-                manifest = Manifest.decode(data)
+                with self._budget.call(peer_id) as charge:
+                    async with self.session(peer_id, uid.run) as session:
+                        data = await session.manifest(name, charge)
+                    if hash_of(data) != name:
+                        self._accuse(peer_id, _NO_MANIFEST)
+                        failures.append(f"{peer_id}: {_NO_MANIFEST}")
+                        continue
+                    manifest = Manifest.decode(data)
             except ProtocolError as error:
                 self._report(peer_id, str(error))
                 failures.append(f"{peer_id}: {error}")
@@ -172,6 +178,7 @@ class WeightsClient:
             self._store,
             self._settings,
             self._rng,
+            budget=self._budget,
             session=lambda peer_id: self.session(peer_id, uid.run),
             report=self._report,
             accuse=self._accuse,

@@ -12,6 +12,7 @@ from p2pnode.experts.service import ExpertHost
 from p2pnode.host import Host
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.budget import Budget
 from p2pnode.swarm.announce import Announcer
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.swarm.weights.client import WeightsClient
@@ -40,6 +41,7 @@ class Replication:
         experts: what is hosted here.
         gate: between the experts and their callers.
         authority: says who may ask.
+        budget: of what peers make this node hold; the node's, as `TensorServer` has it.
         access: the way to other hosts.
         states: the directory of states that are given or fetched; nobody else's.
         settings: limits and intervals.
@@ -56,6 +58,7 @@ class Replication:
         experts: ExpertHost,
         gate: Gate,
         authority: Authority,
+        budget: Budget,
         access: Access,
         states: Path,
         settings: Settings,
@@ -64,7 +67,9 @@ class Replication:
     ) -> None:
         self._store = StateStore(states, settings.weights, disk=disk)
         publisher = Publisher(experts, self._store)
-        client = WeightsClient(access, settings.weights, self._store, host.events, rng)
+        client = WeightsClient(
+            access, settings.weights, self._store, host.events, rng, budget=budget
+        )
         self.local = LocalExperts(
             host=host,
             directory=directory,
@@ -77,7 +82,9 @@ class Replication:
         )
         self.exchange = WeightsExchange(self.local)
         self._following = Following(self.local, settings.hosting)
-        self._server = WeightsServer(host, settings.weights, publisher, self._store, authority)
+        self._server = WeightsServer(
+            host, settings.weights, publisher, self._store, authority, budget=budget
+        )
         self._handovers = Handovers(
             self.local,
             self._following,

@@ -1,8 +1,9 @@
 """Gives states of experts to members of their runs: `/p2pnode/weights/1.0.0`.
 
 A stream's requests are answered one after the other, so what a stream holds of this node's memory
-is one chunk. A stream that wants chunks takes one of a few places, of the node's and of its peer's;
-where there is none it hears so at once, and may come again.
+is one chunk, which is charged to its peer's budget and the node's. A stream that wants chunks takes
+one of a few places, too, of the node's and of its peer's; where there is none it hears so at once,
+and may come again.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from p2pnode.events import Event
 from p2pnode.host import Host, Stream
 from p2pnode.host.pacing import Pace
 from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.budget import Budget, Charge
 from p2pnode.swarm.weights.followers import Followers
 from p2pnode.swarm.weights.messages import (
     MAX_MESSAGE_BYTES,
@@ -75,6 +77,7 @@ class WeightsServer:
         publisher: makes the newest versions.
         store: has all versions that are given, and states that are being fetched.
         authority: says who may.
+        budget: of what peers make this node hold; the node's, as `TensorServer` has it.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class WeightsServer:
         publisher: Publisher,
         store: StateStore,
         authority: Authority,
+        *,
+        budget: Budget,
     ) -> None:
         self.followers = Followers()
         self._host = host
@@ -91,6 +96,7 @@ class WeightsServer:
         self._publisher = publisher
         self._store = store
         self._authority = authority
+        self._budget = budget
         self._uploads: Counter[PeerId] = Counter()
         self._pace = Pace(settings.max_upload_rate)
         host.set_handler(PROTOCOL, self._serve)
@@ -149,6 +155,10 @@ class WeightsServer:
     def report(self, event: WeightsGiven) -> None:
         """Say what a stream was for."""
         self._host.events.emit(event)
+
+    def charge(self, peer_id: PeerId) -> Charge:
+        """Begin to charge what a stream of a peer holds; see `Budget.call` for what is raised."""
+        return self._budget.call(peer_id)
 
     @contextlib.contextmanager
     def place(self, peer_id: PeerId) -> Iterator[None]:
@@ -244,8 +254,10 @@ class _Serving:
                 head = await self._server.head(self._stream.peer_id, request)
                 await self._send(encode_reply(head))
             case ManifestRequest():
-                manifest = self._server.find(request.name, hello).manifest.encode()
-                await self._send(encode_reply(Payload(size=len(manifest))), manifest)
+                with self._server.charge(self._stream.peer_id) as charge:
+                    manifest = self._server.find(request.name, hello).manifest.encode()
+                    charge.add(len(manifest))
+                    await self._send(encode_reply(Payload(size=len(manifest))), manifest)
             case HaveRequest():
                 await self._server.wait_for_more(request)
                 state = self._server.find(request.name, hello)
@@ -256,12 +268,7 @@ class _Serving:
 
     async def _give(self, state: StoredState, index: int) -> None:
         if state is not self._reading:
-            self._held.close()
-            self._reading = None
-            self._held.enter_context(self._server.place(self._stream.peer_id))
-            self._held.enter_context(self._server.keeping(state))
-            self._buffer = memoryview(bytearray(MAX_MESSAGE_BYTES + state.manifest.chunk_bytes))
-            self._reading = state
+            self._begin(state)
         if not state.have >> index & 1:
             raise UnknownExpertError("this host does not have that chunk; ask what it has")
         _, size = state.manifest.span(index)
@@ -274,6 +281,19 @@ class _Serving:
         await self._send(self._buffer[start : MAX_MESSAGE_BYTES + size])
         self._chunks += 1
         self._bytes += size
+
+    def _begin(self, state: StoredState) -> None:
+        """Let go of the state that chunks were asked of before, and hold what this one takes."""
+        self._reading, self._buffer = None, memoryview(b"")
+        self._held.close()
+        peer_id, size = self._stream.peer_id, MAX_MESSAGE_BYTES + state.manifest.chunk_bytes
+        with contextlib.ExitStack() as holding:
+            holding.enter_context(self._server.place(peer_id))
+            holding.enter_context(self._server.charge(peer_id)).add(size)
+            holding.enter_context(self._server.keeping(state))
+            self._held.push(holding.pop_all())
+        self._buffer = memoryview(bytearray(size))
+        self._reading = state
 
     async def _receive(self) -> bytes | None:
         with trio.move_on_after(self._settings.idle_timeout):

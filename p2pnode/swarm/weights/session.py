@@ -15,6 +15,7 @@ from p2pnode.errors import (
 )
 from p2pnode.host import Stream
 from p2pnode.rpc.access import Access
+from p2pnode.rpc.budget import Charge
 from p2pnode.swarm.weights.messages import (
     MAX_MESSAGE_BYTES,
     Have,
@@ -86,10 +87,19 @@ class WeightsSession:
         await self.ask(request)
         return await self._reply(Head, self._settings.request_timeout)
 
-    async def manifest(self, name: bytes) -> bytes:
-        """Ask what a state is made of; the hash of an honest answer is the name."""
+    async def manifest(self, name: bytes, charge: Charge) -> bytes:
+        """Ask what a state is made of; the hash of an honest answer is the name.
+
+        Args:
+            name: the state's name.
+            charge: is charged for the answer before there is memory for it.
+
+        Raises:
+            OverloadedError: there is no room for it, at the holder or here.
+        """
         await self.ask(ManifestRequest(name=name))
         payload = await self._reply(Payload, self._settings.request_timeout)
+        charge.add(2 * payload.size)  # what is received, and the copy that is returned
         with self._within(self._settings.request_timeout):
             return await self._stream.receive_exactly(payload.size)
 

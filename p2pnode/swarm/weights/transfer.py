@@ -25,6 +25,7 @@ from p2pnode.errors import (
     TransferError,
     UnknownExpertError,
 )
+from p2pnode.rpc.budget import Budget, Charge
 from p2pnode.swarm.weights.core import Download
 from p2pnode.swarm.weights.messages import ChunkRequest
 from p2pnode.swarm.weights.session import WeightsSession
@@ -32,28 +33,64 @@ from p2pnode.swarm.weights.store import StateStore, StoredState
 from p2pnode.wire.peer_id import PeerId
 
 BUFFERS: Final = 2  # chunks of one holder: one is looked at while the other is received
+NO_ROOM: Final = (
+    "this node's memory for what comes from that peer is full; raise rpc.max_bytes_in_flight and"
+    " rpc.max_bytes_in_flight_per_peer, or try again later"
+)
 _LISTED: Final = 3  # failures in one sentence
 
 
 class _Holder:
-    """One holder: what it was asked for, and where that goes."""
+    """One holder: what it was asked for, and where that goes.
 
-    def __init__(self, peer_id: PeerId, chunk_bytes: int) -> None:
+    Args:
+        peer_id: the holder.
+        chunk_bytes: of a buffer.
+        open_charge: begins to charge it, for as long as the transfer goes on.
+    """
+
+    def __init__(
+        self, peer_id: PeerId, chunk_bytes: int, open_charge: Callable[[], Charge]
+    ) -> None:
         self.peer_id = peer_id
         self.scope = trio.CancelScope()  # what is done with it
         self.asked: deque[int] = deque()
         self.wrong = ""  # what it did that ends all that is done with it
+        self._chunk_bytes = chunk_bytes
+        self._open_charge = open_charge
+        self._charge: Charge | None = None
+        self._made = 0  # buffers
         self._free, self._buffers = trio.open_memory_channel[memoryview](BUFFERS)
-        for _ in range(BUFFERS):
-            self._free.send_nowait(memoryview(bytearray(chunk_bytes)))
+
+    def make_room(self) -> None:
+        """See to it that there is a buffer, before anything is asked for.
+
+        Raises:
+            OverloadedError: the holder's or the node's budget has no room for one.
+        """
+        if not self._made:
+            self._make()
 
     async def buffer(self) -> memoryview:
         """Return a buffer for a chunk, when one is free."""
+        if self._made < BUFFERS and not self._buffers.statistics().current_buffer_used:
+            with contextlib.suppress(OverloadedError):  # the one there is does, if slower
+                self._make()
         return await self._buffers.receive()
 
     def give_back(self, buffer: memoryview) -> None:
         """Let a buffer be used again."""
         self._free.send_nowait(buffer)
+
+    def _make(self) -> None:
+        try:
+            if self._charge is None:
+                self._charge = self._open_charge()
+            self._charge.add(self._chunk_bytes)
+        except OverloadedError as error:
+            raise OverloadedError(NO_ROOM) from error
+        self._made += 1
+        self._free.send_nowait(memoryview(bytearray(self._chunk_bytes)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +111,7 @@ class Transfer:
         store: where it is.
         settings: limits and timeouts.
         rng: draws the order of chunks.
+        budget: is charged for the buffers, each to the holder that fills it.
         session: opens a stream to a holder.
         report: is told of holders that broke a rule.
         accuse: is told of holders that gave a wrong chunk, which cannot happen by chance.
@@ -87,6 +125,7 @@ class Transfer:
         settings: WeightsSettings,
         rng: random.Random,
         *,
+        budget: Budget,
         session: Callable[[PeerId], AbstractAsyncContextManager[WeightsSession]],
         report: Callable[[PeerId, str], None],
         accuse: Callable[[PeerId, str], None],
@@ -97,6 +136,8 @@ class Transfer:
         self._store = store
         self._settings = settings
         self._rng = rng
+        self._budget = budget
+        self._held = contextlib.ExitStack()  # what is charged for buffers
         self._session = session
         self._report = report
         self._tell_wrong = accuse
@@ -113,14 +154,8 @@ class Transfer:
             TransferError: no holder is left, and something is.
             StorageError: the disk fails or is full.
         """
-        wanted = list(dict.fromkeys(holders))
-        send, arrivals = trio.open_memory_channel[_Arrival](max(1, BUFFERS * len(wanted)))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look, arrivals, nursery.cancel_scope)
-            async with send, trio.open_nursery() as using:
-                for peer_id in wanted:
-                    holder = _Holder(peer_id, self._state.manifest.chunk_bytes)
-                    using.start_soon(self._use, holder, send)
+        with self._held:
+            await self._run(list(dict.fromkeys(holders)))
         if self._storage_error is not None:
             raise self._storage_error
         if not self._download.is_complete:
@@ -128,6 +163,21 @@ class Transfer:
                 f"the state of {self._state.manifest.uid.name} did not come whole:"
                 f" {listed(self._failures)}"
             )
+
+    async def _run(self, wanted: Sequence[PeerId]) -> None:
+        send, arrivals = trio.open_memory_channel[_Arrival](max(1, BUFFERS * len(wanted)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look, arrivals, nursery.cancel_scope)
+            async with send, trio.open_nursery() as using:
+                for peer_id in wanted:
+                    using.start_soon(self._use, self._holder(peer_id), send)
+
+    def _holder(self, peer_id: PeerId) -> _Holder:
+        return _Holder(
+            peer_id,
+            self._state.manifest.chunk_bytes,
+            lambda: self._held.enter_context(self._budget.call(peer_id)),
+        )
 
     # --- what has come --------------------------------------------------------------------------
 
@@ -203,9 +253,11 @@ class Transfer:
 
         Raises:
             TransferError: it has had nothing for a while that is missing.
+            OverloadedError: it has no room for us, or we have none for what it sends.
         """
         name, pause = self._state.manifest.name, self._settings.busy_pause
         download, peer_id, idle = self._download, holder.peer_id, 0
+        holder.make_room()
         async with self._session(peer_id) as session:
             download.receive_have(peer_id, await session.have(name, within=pause))
             while not download.is_complete:

@@ -97,6 +97,7 @@ class Peer:
             experts=self.experts,
             gate=gate,
             authority=authority,
+            budget=tensors.budget,
             access=access,
             states=self._directory,
             settings=settings,

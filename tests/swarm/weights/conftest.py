@@ -8,7 +8,7 @@ import torch
 import trio
 
 from p2pnode.clock import bind_wall_time_to_trio
-from p2pnode.config import HostingSettings, WeightsSettings
+from p2pnode.config import HostingSettings, RpcSettings, WeightsSettings
 from p2pnode.errors import UnknownExpertError
 from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint
@@ -16,6 +16,7 @@ from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.budget import Budget
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.weights.client import WeightsClient
 from p2pnode.swarm.weights.exchange import WeightsExchange
@@ -88,9 +89,14 @@ class Holder:
         self.store = StateStore(directory, settings, disk=compute_inline)
         self.publisher = Publisher(self.experts, self.store)
         authority = Authority(memberships, 16)
-        self.server = WeightsServer(host, settings, self.publisher, self.store, authority)
+        self.budget = Budget(RpcSettings())
+        self.server = WeightsServer(
+            host, settings, self.publisher, self.store, authority, budget=self.budget
+        )
         access = Access(host, memberships)
-        self.client = WeightsClient(access, settings, self.store, host.events, rng)
+        self.client = WeightsClient(
+            access, settings, self.store, host.events, rng, budget=self.budget
+        )
 
     @property
     def peer_id(self):

@@ -22,13 +22,14 @@ import trio.testing
 from torch import nn
 
 from p2pnode.clock import bind_wall_time_to_trio
-from p2pnode.config import HostingSettings, WeightsSettings
+from p2pnode.config import HostingSettings, RpcSettings, WeightsSettings
 from p2pnode.events import EventBus
 from p2pnode.experts.backend import ExpertBackend
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
+from p2pnode.rpc.budget import Budget
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.weights.client import WeightsClient, WeightsFetched
 from p2pnode.swarm.weights.files import StateFile
@@ -133,9 +134,10 @@ def take_part(host, directory, seed):
     )
     store = StateStore(directory / "weights", WEIGHTS, disk=compute_inline)
     publisher = Publisher(experts, store)
-    WeightsServer(host, WEIGHTS, publisher, store, Authority({"test": RUN}, 8))
+    budget = Budget(RpcSettings())
+    WeightsServer(host, WEIGHTS, publisher, store, Authority({"test": RUN}, 8), budget=budget)
     access = Access(host, {"test": RUN})
-    client = WeightsClient(access, WEIGHTS, store, host.events, random.Random(seed))
+    client = WeightsClient(access, WEIGHTS, store, host.events, random.Random(seed), budget=budget)
     return experts, store, publisher, client
 
 

@@ -67,7 +67,7 @@ class Station:
         )  # fmt: skip
         self.gate = Gate(self.experts)
         authority = Authority({"test": RUN}, 16)
-        TensorServer(host, settings.rpc, self.gate, authority)
+        tensors = TensorServer(host, settings.rpc, self.gate, authority)
         self.access = Access(host, {"test": RUN})
         self.replication = Replication(
             host,
@@ -76,6 +76,7 @@ class Station:
             experts=self.experts,
             gate=self.gate,
             authority=authority,
+            budget=tensors.budget,
             access=self.access,
             states=tmp_path / "weights",
             settings=settings,

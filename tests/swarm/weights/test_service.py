@@ -6,6 +6,7 @@ import os
 import pytest
 import trio
 
+from p2pnode.config import RpcSettings
 from p2pnode.errors import (
     NotAMemberError,
     PermissionDeniedError,
@@ -18,13 +19,16 @@ from p2pnode.security.tokens import Membership, RunKey, issue_invite
 from p2pnode.swarm.gossip.reputation import Offence, OffenceSeen
 from p2pnode.swarm.weights.client import WeightsFetched
 from p2pnode.swarm.weights.files import StateFile
-from p2pnode.swarm.weights.messages import ChunkRequest
+from p2pnode.swarm.weights.messages import MAX_MESSAGE_BYTES, ChunkRequest
 from p2pnode.swarm.weights.server import WeightsGiven
+from p2pnode.swarm.weights.transfer import BUFFERS
 from p2pnode.wire.uids import Uid
 
 RUN = Membership.open("test")
 UID = Uid(RUN.run_id, "ffn.0")
 KEY = RunKey.from_bytes(bytes(range(32)))
+CHUNK = 16 * 1024  # more than a manifest
+MANIFEST_ROOM = CHUNK // 2
 
 
 async def test_a_state_arrives_as_it_was_with_optimiser_and_applied_calls(
@@ -451,6 +455,77 @@ def member(host, *scopes, name="closed", key=KEY):
     return {name: Membership.accept(invite, host)}
 
 
+async def test_what_a_transfer_holds_is_charged_to_its_peers_and_given_back(
+    holders, make_checkpoint, autojump_clock
+):
+    async with holders(delay=(0.01, 0.05)) as net:
+        sources = [await net.add(max_upload_rate=20_000) for _ in range(2)]
+        for each in sources:
+            name = await each.has(make_checkpoint())
+        taker = await net.add()
+        seen = {each.peer_id: set() for each in (*sources, taker)}
+
+        async def watch():
+            while True:
+                for each in (*sources, taker):
+                    seen[each.peer_id].add(each.budget.bytes_in_flight)
+                await trio.sleep(0.005)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await taker.client.fetch(UID, name, [each.peer_id for each in sources])
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        chunk = 1024
+        assert 2 * chunk in seen[taker.peer_id]  # a buffer for each source
+        assert max(seen[taker.peer_id]) <= 2 * BUFFERS * chunk
+        for each in sources:
+            assert max(seen[each.peer_id]) == MAX_MESSAGE_BYTES + chunk
+        budgets = [each.budget for each in (*sources, taker)]
+        assert [each.bytes_in_flight for each in budgets] == [0, 0, 0]
+        assert [each.calls_in_flight for each in budgets] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("buffers", [0, 1])
+async def test_a_fetch_needs_room_for_one_chunk_of_a_holder(
+    buffers, holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders(delay=(0.01, 0.05)) as net:
+        source, taker = await net.add(chunk_bytes=CHUNK), await net.add(busy_tries=3)
+        name = await source.has(make_checkpoint())
+        limit = RpcSettings().max_bytes_in_flight_per_peer
+        with taker.budget.call(source.peer_id) as others:
+            others.add(limit - MANIFEST_ROOM - buffers * CHUNK)
+            if buffers:
+                state = await taker.client.fetch(UID, name, [source.peer_id])
+                assert is_same(await taker.store.load(state), make_checkpoint())
+            else:
+                with pytest.raises(TransferError, match="memory for what comes from that peer"):
+                    await taker.client.fetch(UID, name, [source.peer_id])
+
+
+async def test_a_holder_without_room_refuses_and_gives_when_it_has_some(
+    holders, make_checkpoint, is_same, autojump_clock
+):
+    async with holders() as net:
+        source, taker = await net.add(chunk_bytes=CHUNK), await net.add(busy_pause=0.5)
+        name = await source.has(make_checkpoint())
+        limit = RpcSettings().max_bytes_in_flight_per_peer
+        began = trio.current_time()
+
+        async def be_busy(*, task_status):
+            with source.budget.call(taker.peer_id) as others:
+                others.add(limit - MANIFEST_ROOM)
+                task_status.started()
+                await trio.sleep(5)
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(be_busy)
+            state = await taker.client.fetch(UID, name, [source.peer_id])
+        assert trio.current_time() - began > 5
+        assert is_same(await taker.store.load(state), make_checkpoint())
+
+
 async def test_strangers_get_nothing_and_trainers_the_weights_alone(
     holders, make_checkpoint, autojump_clock
 ):
@@ -485,9 +560,10 @@ async def test_a_state_of_another_run_is_not_given(holders, make_checkpoint, aut
         uid = Uid(KEY.run_id, "ffn.0")
         name = await source.has(make_checkpoint(), uid)
         stranger = await net.add()
+        charge = stranger.budget.call(source.peer_id)
         async with stranger.client.session(source.peer_id, RUN.run_id) as session:
             with pytest.raises(UnknownExpertError):
-                await session.manifest(name)
+                await session.manifest(name, charge)
             with pytest.raises(UnknownExpertError):
                 await session.have(name)
 
