@@ -19,7 +19,7 @@ from p2pnode.wire.error_codes import ConnectionCode
 
 
 class Carrier(Protocol):
-    """What moves a session's datagrams: `p2pnode.transport.quic.service`."""
+    """What moves a session's datagrams: `p2pnode.transport.quic.carrier`."""
 
     def transmit(self, session: "QuicSession", /) -> None:
         """Send what the session has to send within a turn, and set its timer."""
