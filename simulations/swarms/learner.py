@@ -130,6 +130,11 @@ class ShareLearner:
         """See `Learner`."""
         return hashlib.sha256(buffer_of(self._share.held_out.pixels)).digest()
 
+    @property
+    def is_lasting(self) -> bool:
+        """See `Learner`."""
+        return True
+
     async def train(self, samples: int) -> None:
         """See `Learner`."""
         for _ in range(max(1, samples // self._batch)):

@@ -4,7 +4,7 @@ It travels as a libp2p envelope (RFC 2) whose payload type is the swarm's topic,
 repeat run and layer, and holds in no other swarm. The payload is the msgpack list
 
     [version, issued, lifetime, leaving, round, steps, score, scored on, data, weights, size,
-     codec, mode, extra, token]
+     codec, mode, final, extra, token]
 
 Times are in milliseconds, `issued` and `version` on the author's wall clock. `version` rises with
 what is said; `issued` with each copy, also when nothing has changed. So who has heard of a newer
@@ -51,6 +51,7 @@ class Claim:
         size: of that state, in bytes.
         codec: in which it is published.
         mode: of the run: `best`, `average`, `diloco`, or empty.
+        is_final: whether the member trains no more; it serves these weights on.
         extra: what else the mode has to say, at most `MAX_EXTRA_BYTES`.
     """
 
@@ -63,11 +64,12 @@ class Claim:
     size: int = 0
     codec: str = "none"
     mode: str = ""
+    is_final: bool = False
     extra: bytes = b""
 
 
 _SAID: Final = tuple(each.name for each in dataclasses.fields(Claim))
-_SAID_KINDS: Final = (int, int, float, int, bytes, bytes, int, str, str, bytes)
+_SAID_KINDS: Final = (int, int, float, int, bytes, bytes, int, str, str, bool, bytes)
 _KINDS: Final = (int, int, int, bool, *_SAID_KINDS, bytes)
 
 

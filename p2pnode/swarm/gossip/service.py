@@ -28,7 +28,7 @@ from p2pnode.swarm.gossip.announcement import (
     seal_announcement,
     topic_of,
 )
-from p2pnode.swarm.gossip.core import Change, Fate, Listed, Member, Roster
+from p2pnode.swarm.gossip.core import Change, Fate, Listed, Member, MemberLeft, Roster
 from p2pnode.swarm.gossip.reputation import Offence, OffenceSeen, Reputation
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
@@ -97,6 +97,7 @@ class LayerSwarm:
         self._roster = Roster(uid, key.peer_id, settings)
         self._pace = Pace(settings.announcement_rate, settings.announcement_burst)
         self._own: Announcement | None = None
+        self._gone: dict[PeerId, float] = {}  # and since when, by the wall clock
         self._renew_at = math.inf
         self._renewed_at = -math.inf
         self._changed = trio.Event()
@@ -130,6 +131,14 @@ class LayerSwarm:
             for each in self.members
             if each.announcement is not None and not self.is_shunned(each.peer_id)
         }
+
+    @property
+    def gone(self) -> frozenset[PeerId]:
+        """Members whose connection has ended, and whom this node cannot reach any more.
+
+        What they have announced holds on. Who announces something new, or connects again, is back.
+        """
+        return frozenset(self._gone)
 
     def is_shunned(self, peer_id: PeerId) -> bool:
         """Tell whether to leave a peer alone now, for what it has done here or elsewhere."""
@@ -218,6 +227,17 @@ class LayerSwarm:
         """Take in who the index lists as hosts of the layer."""
         self._tell(self._roster.receive_listing(hosts, wall_time()))
 
+    def receive_gone(self, peer_id: PeerId) -> None:
+        """Take in that a peer that was connected cannot be reached any more."""
+        if peer_id in self._roster.members and peer_id not in self._gone:
+            self._gone[peer_id] = wall_time()
+            self._wake()
+
+    def receive_back(self, peer_id: PeerId) -> None:
+        """Take in that a peer is connected again."""
+        if self._gone.pop(peer_id, None) is not None:
+            self._wake()
+
     def judge(self, message: PubSubMessage) -> Verdict:
         """Take in what the topic has brought, and say whether others should get it.
 
@@ -240,6 +260,8 @@ class LayerSwarm:
         except NotAMemberError:
             return Verdict.REJECT
         fate, changes = self._roster.receive_announcement(announcement, wall_time())
+        if fate is Fate.NEW and announcement.issued > self._gone.get(author, math.inf):
+            self.receive_back(author)
         if fate is Fate.HASTY:
             self.report(author, Offence.FLOOD, f"it announces too often in {self.uid.name}")
         self._tell(changes)
@@ -299,6 +321,8 @@ class LayerSwarm:
 
     def _tell(self, changes: Sequence[Change]) -> None:
         for change in changes:
+            if isinstance(change, MemberLeft):
+                self._gone.pop(change.peer_id, None)
             self.events.emit(change)
             self._node_events.emit(change)
         if changes:

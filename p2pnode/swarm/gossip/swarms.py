@@ -6,7 +6,9 @@ nothing. One that has joined says nothing either, until what it hosts is trained
 announces; then it says what has changed at once, and renews it slowly.
 
 Connections to members are kept, since messages travel only between those who are connected: to so
-many of each swarm as gossipsub needs, and to a bounded number of peers in all.
+many of each swarm as gossipsub needs, and to a bounded number of peers in all. When such a
+connection ends, the member is dialled at once; if that fails it is gone, and nobody need wait for
+what it would have said.
 """
 
 import math
@@ -20,7 +22,7 @@ import trio
 
 from p2pnode.config.gossip import GossipSettings
 from p2pnode.errors import P2PNodeError
-from p2pnode.host import Host
+from p2pnode.host import ConnectionEnded, ConnectionOpened, Host
 from p2pnode.protocols.pubsub import PubSub, Subscription
 from p2pnode.rpc.authority import Authority
 from p2pnode.swarm.announce import Proof
@@ -97,6 +99,7 @@ class Swarms:
         self._rng = rng
         self._seats: dict[Uid, _Seat] = {}
         self._dialling: set[PeerId] = set()  # asked for membership only
+        self._lost: dict[PeerId, None] = {}  # members whose connection has just ended
         self._linked: Counter[PeerId] = Counter()  # in how many swarms
         self._survey_at = -math.inf
         self._listen_at = -math.inf
@@ -106,6 +109,8 @@ class Swarms:
         self._dials = trio.CapacityLimiter(_DIALS_AT_ONCE)
         self._changed = trio.Event()
         host.events.on(OffenceSeen, self._receive_offence)
+        host.events.on(ConnectionEnded, self._receive_ended)
+        host.events.on(ConnectionOpened, self._receive_opened)
 
     def swarm(self, uid: Uid) -> LayerSwarm:
         """Return the swarm of a layer, and stay in it until it is released.
@@ -191,6 +196,11 @@ class Swarms:
         if self._listen_at <= now:
             self._listen_at = now + self._drawn(self._settings.look_interval)
             self._listen(nursery)
+        lost, self._lost = self._lost, {}
+        for peer_id in lost:
+            if peer_id not in self._dialling:
+                self._dialling.add(peer_id)
+                nursery.start_soon(self._dial, peer_id, True)
         for seat in self._seats.values():
             due = min(seat.look_at, seat.swarm.renew_at)
             if due <= now and not seat.is_busy:
@@ -345,7 +355,7 @@ class Swarms:
         for peer_id in chosen:
             if not self._reaches(peer_id) and peer_id not in self._dialling:
                 self._dialling.add(peer_id)
-                nursery.start_soon(self._dial, peer_id)
+                nursery.start_soon(self._dial, peer_id, False)
 
     def _link(self, seat: _Seat, chosen: Iterable[PeerId]) -> None:
         before, seat.links = seat.links, dict.fromkeys(chosen)
@@ -364,14 +374,26 @@ class Swarms:
         connection = self._host.connection_to(peer_id)
         return connection is not None and not connection.is_limited
 
-    async def _dial(self, peer_id: PeerId) -> None:
+    async def _dial(self, peer_id: PeerId, was_linked: bool) -> None:
         try:
             async with self._dials:
                 await self._host.connect(peer_id)
-        except P2PNodeError:
-            pass  # the host backs off from it; whoever is connected brings what it says
+        except P2PNodeError:  # the host backs off from it; others may bring what it says
+            if was_linked:
+                for seat in self._seats.values():
+                    seat.swarm.receive_gone(peer_id)
         finally:
             self._dialling.discard(peer_id)
+
+    def _receive_ended(self, event: ConnectionEnded) -> None:
+        peer_id = event.connection.peer_id
+        if self._is_running and peer_id in self._linked and not self._reaches(peer_id):
+            self._lost[peer_id] = None
+            self._wake()
+
+    def _receive_opened(self, event: ConnectionOpened) -> None:
+        for seat in self._seats.values():
+            seat.swarm.receive_back(event.connection.peer_id)
 
     def _receive_offence(self, event: OffenceSeen) -> None:
         if (peer_id := event.peer_id) is None:

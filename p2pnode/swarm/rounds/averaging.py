@@ -6,7 +6,8 @@ averages what each member's weights have moved by. Here the weights are averaged
 is taken off, which is the same as long as all anchors are. Where they are not, since somebody has
 missed a round, it draws them together again.
 
-A member that does not come holds the others up once. So whoever was missing from a result is left
+A member that does not come holds the others up once, and no longer than until it says that it is
+elsewhere: in a later round, or at its end. So whoever was missing from a result is left
 out of the next round; of the next two if he is missing again, then of four, up to `_LONGEST_REST`.
 That is no offence: he may only have been unknown to one of the others.
 
@@ -18,21 +19,23 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import torch
+import trio
 
 from p2pnode.config import RoundsSettings
-from p2pnode.errors import AveragingError
+from p2pnode.errors import AveragingError, P2PNodeError
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.rpc.codecs.names import find_codec
-from p2pnode.swarm.averaging.group import Aggregator, CenteredClipping, Mean, TrimmedMean
+from p2pnode.swarm.averaging.group import Aggregator, CenteredClipping, Group, Mean, TrimmedMean
 from p2pnode.swarm.averaging.matchmaking import find_group
 from p2pnode.swarm.averaging.outer import OuterSettings, OuterState, outer_step
-from p2pnode.swarm.averaging.service import AllReduce
+from p2pnode.swarm.averaging.service import AllReduce, Reduced
 from p2pnode.swarm.gossip.service import LayerSwarm
 from p2pnode.swarm.rounds.service import Mixture
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
 _LONGEST_REST: Final = 32  # rounds
+_GRACE: Final = 1.0  # seconds, in which a result still comes together when all others have gone on
 _AGGREGATORS: Final[dict[str, Aggregator]] = {
     "mean": Mean(),
     "trimmed-mean": TrimmedMean(),
@@ -124,9 +127,7 @@ class SwarmAveraging:
         )
         if group is None:
             raise AveragingError("there is nobody to average with in this round")
-        reduced = await self._reducer.reduce(
-            group, list(weights.values()), timeout=settings.transfer_timeout
-        )
+        reduced = await self._reduce(group, round_number, list(weights.values()))
         for member in group.members:
             self._note(round_number, member.peer_id, came=member.peer_id in reduced.contributors)
         aggregate = dict(zip(weights, reduced.tensors, strict=True))
@@ -139,6 +140,44 @@ class SwarmAveraging:
             ),
             contributors=reduced.contributors,
         )
+
+    async def _reduce(self, group: Group, number: int, tensors: list[torch.Tensor]) -> Reduced:
+        """Reduce, unless all others are elsewhere.
+
+        Raises:
+            AveragingError: they are, or nothing has come of it.
+        """
+        others = [each.peer_id for each in group.members if each.peer_id != self._swarm.peer_id]
+        found: Reduced | None = None
+        failure: P2PNodeError | None = None
+
+        async def reduce() -> None:
+            nonlocal found, failure
+            try:
+                found = await self._reducer.reduce(
+                    group, tensors, timeout=self._settings.transfer_timeout
+                )
+            except P2PNodeError as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reduce)
+            await self._swarm.wait_until(
+                lambda: not any(self._is_in(number, who) for who in others)
+            )
+            await trio.sleep(_GRACE)
+            nursery.cancel_scope.cancel()
+        if found is None:
+            raise failure or AveragingError("the others have gone on; wait for the next round")
+        return found
+
+    def _is_in(self, number: int, peer_id: PeerId) -> bool:
+        """Tell whether a member may still come to a round."""
+        announcement = self._swarm.announcements.get(peer_id)
+        if announcement is None or peer_id in self._swarm.gone:
+            return False
+        return announcement.claim.round <= number and not announcement.claim.is_final
 
     def _awake(self, number: int, members: Sequence[PeerId]) -> list[PeerId]:
         """Return those that are not left out of a round, and forget who has gone."""

@@ -19,20 +19,24 @@ Rules:
 3. *Collect* until everybody who is waited for has announced this round, but for no longer than
    `patience`. Waited for are those who announced the last round, in one's own first round all whom
    one knows. Who was waited for in vain is waited for again when he has been in time once. So who
-   is slow, or gone, costs the others one patience, not one a round.
-4. *Check* claims from the best to the worst by (score, digest of the weights). Left out are those
-   from before the last round, those scored on less than `min_hold_out` examples, and those that
-   claim no more than one has oneself. At most `max_checked` are fetched in a round and scored on
-   one's own hold-out. What weights have scored here is remembered, so they are fetched once.
+   is slow costs the others one patience, not one a round. Who cannot be reached any more, or has
+   said that he has ended, costs them nothing.
+4. *Check* claims from the best to the worst by (score, digest of the weights): those that had been
+   heard when collecting ended. What others announce meanwhile is what they have adopted of the
+   same claims; so what comes of a round does not depend on who is faster. Left out are claims from
+   before the last round whose authors go on, those scored on less than `min_hold_out` examples, and
+   those that claim no more than one has oneself. At most `max_checked` are fetched in a round and
+   scored on one's own hold-out. What weights have scored here is remembered, so they are fetched
+   once; but only until the round ends where other layers, which learn as well, are part of a score.
    - A claim that cannot be true (`claims.is_lie`), or whose weights are not finite or do not fit,
      is refused for good, whatever its weights score here. It is the claim that is refused, not the
      weights: others may have the same ones, and say the truth of them.
    - The first one that may be true, and is better here than what one has, is adopted. That ends
      the checking. Of weights that score the same here, those with the lower digest are better, so
      that equals come to one.
-5. *Average*, in the modes that do, with those who have announced this round. What comes of it is
-   scored, too, and taken unless it is worse than one's own weights by more than `max_loss`. Who
-   has no average, or does not take it, checks claims as in rule 4.
+5. *Average*, in the modes that do, with those who have announced this round and go on. What comes
+   of it is scored, too, and taken unless it is worse than one's own weights by more than
+   `max_loss`. Who has no average, or does not take it, checks claims as in rule 4.
 6. *End* when one's own hold-out says that the threshold is reached, or after the last round.
 
 Inputs are `receive_*`; `next_action` says what is to be done, and is asked again after each input.
@@ -134,6 +138,7 @@ class RoundsCore:
         score: of the weights that one begins with, on this hold-out.
         weights: their name.
         now: the time, of any clock.
+        lasting: whether weights score the same here in one round as in another.
 
     Attributes:
         phase: where it is.
@@ -145,7 +150,14 @@ class RoundsCore:
     """
 
     def __init__(
-        self, settings: RoundsSettings, *, held_out: int, score: float, weights: bytes, now: float
+        self,
+        settings: RoundsSettings,
+        *,
+        held_out: int,
+        score: float,
+        weights: bytes,
+        now: float,
+        lasting: bool = True,
     ) -> None:
         self.phase = Phase.JOIN
         self.round = 1
@@ -155,12 +167,15 @@ class RoundsCore:
         self.ended: Tally | None = None
         self._settings = settings
         self._held_out = held_out
+        self._lasting = lasting
         self._deadline = now + settings.patience
         self._is_first = True
         self._heard: dict[PeerId, Announcement] = {}
+        self._candidates: dict[PeerId, Announcement] = {}  # heard when collecting ended
         self._present = 0
         self._starting: set[PeerId] = set()  # they have announced nothing but that they are there
         self._silent: frozenset[PeerId] = frozenset()
+        self._gone: frozenset[PeerId] = frozenset()
         self._in_vain: frozenset[PeerId] = frozenset()
         self._refused: dict[PeerId, int] = {}  # the version of an announcement
         self._found: dict[bytes, float] = {}  # what others' weights have scored here
@@ -169,7 +184,10 @@ class RoundsCore:
     # --- inputs ---------------------------------------------------------------------------------
 
     def receive_announcements(
-        self, heard: Iterable[Announcement], silent: Iterable[PeerId]
+        self,
+        heard: Iterable[Announcement],
+        silent: Iterable[PeerId],
+        gone: Iterable[PeerId] = (),
     ) -> None:
         """Take in what all others say now; those who are not believed any more are left out.
 
@@ -177,17 +195,19 @@ class RoundsCore:
             heard: the newest announcement of each; those of other modes do not count, and those
                 of round 0 only say that somebody is there.
             silent: who is known, and has not said anything.
+            gone: who cannot be reached now, whatever they have said.
         """
         present = [each for each in heard if each.claim.mode == self._settings.mode]
         self._present = len(present)
         self._starting = {each.peer_id for each in present if each.claim.round == 0}
         self._heard = {each.peer_id: each for each in present if each.claim.round > 0}
         self._silent = frozenset(silent)
+        self._gone = frozenset(gone)
         self._in_vain -= {peer_id for peer_id, each in self._heard.items() if self._is_here(each)}
         self._refused = {
             peer_id: version for peer_id, version in self._refused.items() if peer_id in self._heard
         }
-        said = {each.claim.weights for each in self._heard.values()}
+        said = {each.claim.weights for each in (*self._heard.values(), *self._candidates.values())}
         self._found = {name: found for name, found in self._found.items() if name in said}
 
     def receive_trained(self, score: float, weights: bytes, now: float) -> None:
@@ -260,7 +280,11 @@ class RoundsCore:
                 return Wait(until=self._deadline)
             self._leave_collecting(awaited)
         if self.phase is Phase.AVERAGE:
-            members = sorted(each.peer_id for each in self._heard.values() if self._is_here(each))
+            members = sorted(
+                peer_id
+                for peer_id, each in self._heard.items()
+                if self._is_here(each) and not each.claim.is_final and peer_id not in self._gone
+            )
             if members:
                 return Average(round=self.round, members=tuple(members))
             self.phase = Phase.CHECK
@@ -276,13 +300,17 @@ class RoundsCore:
     def _awaited(self) -> frozenset[PeerId]:
         """Who has yet to say something before the others go on."""
         if self.phase is Phase.JOIN:
-            return self._silent
+            return self._silent - self._gone
         last = self.round - 1
-        late = {peer_id for peer_id, each in self._heard.items() if each.claim.round == last}
+        late = {
+            peer_id
+            for peer_id, each in self._heard.items()
+            if each.claim.round == last and not each.claim.is_final
+        }
         if last == 0:
             late |= self._starting
         awaited = late | self._silent if self._is_first else late
-        return frozenset(awaited - self._in_vain)
+        return frozenset(awaited - self._in_vain - self._gone)
 
     def _has_begun(self) -> bool:
         """Whether there is a swarm to train with, as far as can be told."""
@@ -290,6 +318,7 @@ class RoundsCore:
         return not is_joining or bool(self._heard) or self._present >= self._settings.start_peers
 
     def _leave_collecting(self, awaited: frozenset[PeerId]) -> None:
+        self._candidates = dict(self._heard)
         if self.phase is Phase.JOIN:
             self.round = max(1, min(self._swarm_round(), self._settings.rounds))
             self.phase = Phase.CHECK
@@ -301,7 +330,11 @@ class RoundsCore:
 
     def _next_to_check(self) -> Announcement | None:
         """Return the announcement that claims most of those that are worth a look."""
-        worth = [each for each in self._heard.values() if self._is_worth_a_look(each)]
+        worth = [
+            each
+            for peer_id, each in self._candidates.items()
+            if peer_id in self._heard and self._is_worth_a_look(each)
+        ]
         return min(worth, key=_rank, default=None)
 
     def _is_worth_a_look(self, announcement: Announcement) -> bool:
@@ -309,7 +342,7 @@ class RoundsCore:
         if (
             claim.score is None
             or not claim.weights
-            or claim.round < self.round - 1
+            or (claim.round < self.round - 1 and not claim.is_final)
             or claim.scored_on < self._settings.min_hold_out
             or not self._is_better(claim.score, claim.weights)
             or self._refused.get(announcement.peer_id) == announcement.version
@@ -362,6 +395,8 @@ class RoundsCore:
 
     def _end_round(self) -> None:
         self.phase = Phase.TRAIN
+        if not self._lasting:
+            self._found.clear()
         self.tally.round, self.tally.score = self.round, self.score
         self.ended, self.tally = self.tally, Tally()
         if self.score >= self._settings.threshold:
@@ -379,8 +414,13 @@ class RoundsCore:
         return announcement.claim.round >= self.round
 
     def _swarm_round(self) -> int:
-        """Return the lower median of the rounds that the others are in; 0 if there are none."""
-        rounds = sorted(each.claim.round for each in self._heard.values())
+        """Return the lower median of the rounds that the others are in; 0 if there are none.
+
+        Those who have ended count only if all have.
+        """
+        others = self._heard.values()
+        going_on = [each.claim.round for each in others if not each.claim.is_final]
+        rounds = sorted(going_on or [each.claim.round for each in others])
         return rounds[(len(rounds) - 1) // 2] if rounds else 0
 
 

@@ -24,6 +24,14 @@ class Learner(Protocol):
         """The SHA-256 of the hold-out, which tells others whether it is like theirs."""
         ...
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the same weights always score the same.
+
+        They do not where a score is of a whole network, whose other layers learn meanwhile.
+        """
+        ...
+
     async def train(self, samples: int) -> None:
         """Train the layer as it is hosted on the next examples.
 

@@ -4,6 +4,7 @@ Everything that decides is in the core. Here the learner is asked to train and t
 is told and listened to, and weights are fetched and adopted, each within a bound of time.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -11,7 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from p2pnode.config import RoundsSettings
-from p2pnode.errors import CheckpointError, P2PNodeError, RemoteError, TransferError
+from p2pnode.errors import (
+    CheckpointError,
+    P2PNodeError,
+    RemoteError,
+    TokenExpiredError,
+    TransferError,
+)
 from p2pnode.events import EventBus
 from p2pnode.experts.backend import all_finite
 from p2pnode.swarm.gossip.announcement import Announcement, Claim
@@ -145,6 +152,7 @@ class Rounds:
             score=claim.score or 0.0,
             weights=claim.weights,
             now=trio.current_time(),
+            lasting=self._learner.is_lasting,
         )
         await self._swarm.announce(claim)
         while True:
@@ -165,18 +173,19 @@ class Rounds:
                         uid=self.uid, reason=action.reason, round=core.round, score=core.score
                     )
                     self._events.emit(ended)
+                    await self._announce_end(core)
                     return ended
 
     # --- others ---------------------------------------------------------------------------------
 
-    def _hear(self) -> tuple[list[Announcement], list[PeerId]]:
-        """Return what those say who are believed, and who has said nothing."""
+    def _hear(self) -> tuple[list[Announcement], list[PeerId], frozenset[PeerId]]:
+        """Return what those say who are believed, who has said nothing, and who is gone."""
         silent = [
             each.peer_id
             for each in self._swarm.members
             if each.announcement is None and not self._swarm.is_shunned(each.peer_id)
         ]
-        return list(self._swarm.announcements.values()), silent
+        return list(self._swarm.announcements.values()), silent, self._swarm.gone
 
     async def _wait(self, until: float) -> None:
         began, heard = trio.current_time(), self._hear()
@@ -186,6 +195,12 @@ class Rounds:
 
     async def _announce(self, core: RoundsCore, claim: Claim) -> None:
         await self._swarm.announce(replace(claim, round=core.round))
+
+    async def _announce_end(self, core: RoundsCore) -> None:
+        """Say that nobody need wait for this node any more."""
+        assert self._swarm.own is not None, "what is in use has been announced"
+        with contextlib.suppress(TokenExpiredError):  # then nobody would listen
+            await self._announce(core, replace(self._swarm.own.claim, is_final=True))
 
     async def _claim(self, round_number: int) -> Claim:
         """Publish the layer's weights as they are now, and score what others will get."""
@@ -358,6 +373,9 @@ class Rounds:
             reason = fetched.reason or "its weights score no number"
             self._swarm.report(announcement.peer_id, Offence.BAD_WEIGHTS, reason)
         elif verdict is Verdict.UNAVAILABLE and fetched.is_theirs:
+            now = self._swarm.announcements.get(announcement.peer_id)
+            if now is None or now.claim.weights != claim.weights:
+                return  # it has gone on, and keeps no old ones for ever
             self._swarm.report(announcement.peer_id, Offence.BROKEN_PROMISE, fetched.reason)
 
     def _tell_ended(self, core: RoundsCore) -> None:

@@ -72,6 +72,11 @@ class LayerwiseLearner:
         """The SHA-256 of the hold-out."""
         return self._digest
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether weights keep their score: not these, as the other layers learn meanwhile."""
+        return False
+
     # --- training -------------------------------------------------------------------------------
 
     async def train(self, samples: int) -> None:
@@ -168,7 +173,7 @@ class LayerwiseLearner:
         candidate = None if checkpoint is None else await self._build(checkpoint)
         lane = await self._network.lane()
         held_out = self._part.held_out
-        pieces = enumerate(torch.split(torch.arange(len(held_out)), self._settings.batch))
+        pieces = enumerate(torch.split(torch.arange(len(held_out)), self._settings.score_batch))
         right = 0
 
         async def work() -> None:

@@ -38,22 +38,22 @@ CLAIM = Claim(
 )
 # What another implementation has to make of the announcement below: msgpack in RFC 2's envelope.
 PAYLOAD = bytes.fromhex(
-    "9fcf0000018bcfe56800cf0000018bcfe56ddcce00015f90c20378cb3fee000000000000cd01f4c420"
+    "dc0010cf0000018bcfe56800cf0000018bcfe56ddcce00015f90c20378cb3fee000000000000cd01f4c420"
     + "64" * 32
     + "c420"
     + "77" * 32
-    + "ce000f4240a7666c6f61743136a462657374c40178c400"
+    + "ce000f4240a7666c6f61743136a462657374c2c40178c400"
 )
 GOLDEN = (
     bytes.fromhex(
         "0a24080112204cb5abf6ad79fbf5abbccafcc269d85cd2651ed4b885b5869f241aedf0a5ba291225"
     )
     + b"/p2pnode/swarm/1/open:digits/blocks.0"
-    + bytes.fromhex("1a8201")
+    + bytes.fromhex("1a8501")
     + PAYLOAD
     + bytes.fromhex(
-        "2a40ca9faacde1c4deb38e4a8549c9a68ac6fe87f942141ee6be7ef8df2e8af2bb3f"
-        "1ba3def7448da7da1f9c549f5de947a54ec9a9ab7e0397c3bfcd6d52429e760b"
+        "2a403dc1bbd342121f9f73f813bc601fc2d384a18d004b80faf717a065979cabaf0c"
+        "b370f66d4dbf2fd44965e2713df6db14a2a330197807a3431570faa4eb71c80f"
     )
 )
 

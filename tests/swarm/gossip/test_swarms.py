@@ -67,6 +67,36 @@ async def test_who_crashes_is_a_member_until_what_it_said_has_expired(
         assert swarm.members == []
 
 
+async def test_who_crashes_is_gone_at_once_and_who_speaks_again_is_back(
+    gossip_network, uid, autojump_clock
+):
+    async with gossip_network() as net:
+        first, second, third = [await net.add(uid, number=number) for number in (1, 2, 3)]
+        swarm = first.swarms.swarm(uid)
+        await net.settle()
+        assert swarm.gone == frozenset()
+        await second.crash()
+        await trio.sleep(1)
+        assert swarm.gone == {second.peer_id}
+        again = await net.add(uid, number=2)
+        await net.settle()
+        await again.swarms.swarm(uid).announce(Claim(round=1))
+        await net.settle()
+        assert swarm.gone == frozenset()
+        assert {each.peer_id for each in swarm.members} == {again.peer_id, third.peer_id}
+
+
+async def test_who_is_linked_to_again_is_not_gone(gossip_network, uid, autojump_clock):
+    async with gossip_network() as net:
+        first, second = await net.add(uid), await net.add(uid)
+        swarm = first.swarms.swarm(uid)
+        await net.settle()
+        first.host.connection_to(second.peer_id).close("a test")
+        await trio.sleep(1)
+        assert first.host.connection_to(second.peer_id) is not None
+        assert swarm.gone == frozenset()
+
+
 async def test_an_announcement_holds_as_long_as_its_author_lives_and_costs_little(
     gossip_network, uid, autojump_clock
 ):

@@ -66,7 +66,12 @@ class Swarm:
         self.peer_id = peer_id
         self.reports = []
         self.claims = []
+        self.gone = frozenset()
         self._hub = hub
+
+    @property
+    def own(self):
+        return self._hub.said.get(self.peer_id)
 
     @property
     def members(self):
@@ -143,6 +148,7 @@ class TeachableLearner:
 
     held_out = HELD_OUT
     data_digest = b"\x05" * 32
+    is_lasting = True
 
     def __init__(self, weights, lessons, seconds):
         self.samples = []

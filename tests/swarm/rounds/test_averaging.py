@@ -12,6 +12,7 @@ from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.swarm.averaging.group import TrimmedMean
 from p2pnode.swarm.averaging.matchmaking import Candidate
+from p2pnode.swarm.gossip.announcement import Claim
 from p2pnode.swarm.rounds.averaging import SwarmAveraging
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
@@ -54,9 +55,29 @@ class Reducer:
         return SimpleNamespace(tensors=mean, contributors=contributors)
 
 
+class Swarm:
+    """The others as they say they are; nobody says anything new of itself."""
+
+    def __init__(self):
+        self.peer_id = OWN
+        self.gone = frozenset()
+        self.announcements = {}
+        self._changed = trio.Event()
+
+    def hear(self, **claim):
+        self.announcements = {OTHER: SimpleNamespace(claim=Claim(**claim))}
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_until(self, holds):
+        await trio.lowlevel.checkpoint()
+        while not holds():
+            await self._changed.wait()
+
+
 def averaging_of(weight, others, **settings):
     experts, reducer = Experts(weight), Reducer(others)
-    swarm = SimpleNamespace(peer_id=OWN)
+    swarm = Swarm()
     averaging = SwarmAveraging(UID, experts, swarm, reducer, RoundsSettings(**settings))
     return averaging, experts, reducer
 
@@ -77,6 +98,30 @@ async def test_the_average_takes_the_place_of_the_weights_and_of_nothing_else():
     assert sorted(mixture.contributors) == sorted([OWN, OTHER])
     (group,) = reducer.groups
     assert sorted(each.peer_id for each in group.members) == sorted([OWN, OTHER])
+
+
+@pytest.mark.parametrize("elsewhere", [{"round": 5}, {"round": 4, "is_final": True}])
+async def test_nobody_waits_for_those_who_say_they_are_elsewhere(autojump_clock, elsewhere):
+    averaging, _, reducer = averaging_of(torch.ones(1), [], mode="average")
+    swarm = averaging._swarm
+    swarm.hear(round=4)
+
+    async def wait_in_vain(group, tensors, *, timeout):
+        await trio.sleep(timeout)
+        raise AveragingError("nobody came")
+
+    reducer.reduce = wait_in_vain
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def average():
+            with pytest.raises(AveragingError, match="gone on"):
+                await averaging.average(4, [OTHER])
+
+        nursery.start_soon(average)
+        await trio.sleep(2)
+        swarm.hear(**elsewhere)
+    assert trio.current_time() - began == pytest.approx(3.0)
 
 
 async def test_who_cannot_be_dialled_reduces_nothing():

@@ -16,21 +16,37 @@ PEERS = [PrivateKey.from_seed(bytes([n]) * 32).peer_id for n in range(6)]
 PATIENCE = 10.0
 
 
-def said(peer, number, score, *, weights=None, scored_on=300, mode="best", version=1):
+def said(
+    peer, number, score, *, weights=None, scored_on=300, mode="best", version=1, is_final=False
+):
     name = bytes([peer + 1]) * 32 if weights is None else weights
     return Announcement(
         uid=UID,
         peer_id=PEERS[peer],
-        claim=Claim(round=number, score=score, scored_on=scored_on, weights=name, mode=mode),
+        claim=Claim(
+            round=number,
+            score=score,
+            scored_on=scored_on,
+            weights=name,
+            mode=mode,
+            is_final=is_final,
+        ),
         version=version,
         issued=0.0,
         lifetime=90.0,
     )
 
 
-def core_of(*, score=0.1, held_out=300, now=0.0, **settings):
+def core_of(*, score=0.1, held_out=300, now=0.0, lasting=True, **settings):
     chosen = RoundsSettings(**{"patience": PATIENCE, "rounds": 20, **settings})
-    return RoundsCore(chosen, held_out=held_out, score=score, weights=b"\x00" * 32, now=now)
+    return RoundsCore(
+        chosen,
+        held_out=held_out,
+        score=score,
+        weights=b"\x00" * 32,
+        now=now,
+        lasting=lasting,
+    )
 
 
 def trained(core, score, now=0.0, others=(), silent=()):
@@ -182,6 +198,34 @@ def test_a_slow_peer_costs_one_patience_until_it_has_been_in_time_again():
     assert isinstance(core.next_action(30.0), Wait)  # it was in time, and is waited for again
 
 
+def test_who_has_ended_is_not_waited_for_and_its_weights_are_still_worth_a_look():
+    ended = said(0, 3, 0.9, is_final=True)
+    core = in_round(4, 0.5, [ended, said(1, 4, 0.4)])
+    assert core.next_action(0.0).announcement == ended
+    core = in_round(9, 0.5, [ended])
+    assert core.next_action(0.0).announcement == ended
+
+
+def test_who_cannot_be_reached_is_not_waited_for_until_it_is_back():
+    core = in_round(4, 0.5, [])
+    others = [said(0, 3, 0.1), said(1, 4, 0.4)]
+    core.receive_announcements(others, [PEERS[2]], gone=[PEERS[0], PEERS[2]])
+    assert core.next_action(0.0) == Train(round=5)
+    core = in_round(4, 0.5, [])
+    core.receive_announcements(others, [], gone=[])
+    assert core.next_action(0.0) == Wait(until=PATIENCE)
+
+
+def test_a_joiner_goes_on_in_the_round_of_those_who_go_on():
+    ended = [said(n, 3, 0.0, is_final=True) for n in range(3)]
+    core = core_of()
+    core.receive_announcements([*ended, said(4, 8, 0.0)], [])
+    assert core.next_action(0.0) == Train(round=8)
+    core = core_of()
+    core.receive_announcements(ended, [])
+    assert core.next_action(0.0) == Train(round=3)
+
+
 def test_announcements_of_another_mode_do_not_count():
     core = in_round(3, 0.1, [said(0, 3, 0.9, mode="average")])
     assert core.next_action(0.0) == Train(round=4)
@@ -214,6 +258,18 @@ def test_claims_are_checked_from_the_best_on_until_one_is_better_here():
     ]
     assert (core.ended.source, core.ended.score, core.ended.lies) == (PEERS[2], 0.78, 1)
     assert core.next_action(0.0) == Train(round=4)
+
+
+def test_what_others_adopt_meanwhile_does_not_change_what_is_checked():
+    others = [said(0, 4, 0.8), said(1, 4, 0.7)]
+    core = in_round(4, 0.5, others)
+    assert core.next_action(0.0).announcement == others[0]
+    assert core.receive_checked(others[0], 0.49) is Verdict.FALSE
+    adopted = said(1, 4, 0.78, weights=others[0].claim.weights, version=2)
+    core.receive_announcements([others[0], adopted], ())
+    assert core.next_action(0.0).announcement == others[1]
+    core.receive_announcements([others[0]], ())  # it is not believed any more
+    assert core.next_action(0.0) == Train(round=5)
 
 
 def test_what_may_be_true_but_is_not_better_here_is_no_lie_and_is_not_adopted():
@@ -311,6 +367,17 @@ def test_weights_that_were_not_better_are_taken_later_without_scoring_them_again
     assert checks_of(core, {}) == [(0, Verdict.ADOPTED, True)]
 
 
+def test_scores_that_do_not_last_are_found_anew_in_the_next_round():
+    other = said(0, 4, 0.56)
+    core = in_round(4, 0.5, [other], lasting=False)
+    assert core.receive_checked(core.next_action(0.0).announcement, 0.45) is Verdict.NOT_BETTER
+    assert core.next_action(0.0) == Train(round=5)
+    core.receive_trained(0.5, b"\xf1" * 32, 0.0)
+    check = core.next_action(PATIENCE)
+    assert (check.announcement, check.known) == (other, None)
+    assert core.receive_checked(other, 0.55) is Verdict.ADOPTED
+
+
 def test_weights_that_cannot_be_had_are_no_lie_and_not_asked_for_again():
     core = in_round(3, 0.1, [said(0, 3, 0.9)])
     check = core.next_action(math.inf)
@@ -348,6 +415,13 @@ def test_who_has_no_average_takes_the_best_weights_instead():
     assert isinstance(core.next_action(0.0), Average)
     core.receive_averaged(None)
     assert checks_of(core, {0: 0.7}) == [(0, Verdict.ADOPTED, False)]
+
+
+def test_who_has_ended_or_cannot_be_reached_does_not_average():
+    core = in_round(2, 0.5, [], mode="average")
+    others = [said(n, 2, 0.4, mode="average", is_final=n == 1) for n in range(3)]
+    core.receive_announcements(others, [], gone=[PEERS[2]])
+    assert core.next_action(PATIENCE) == Average(round=2, members=(PEERS[0],))
 
 
 def test_who_is_alone_in_a_round_does_not_average():

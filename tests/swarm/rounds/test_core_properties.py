@@ -24,6 +24,7 @@ CLAIMS = st.builds(
     scored_on=st.integers(0, 10**6),
     weights=st.sampled_from([b"", *(bytes([n]) * 32 for n in range(4))]),
     mode=st.sampled_from(["best", "average"]),
+    is_final=st.booleans(),
 )
 HEARD = st.dictionaries(st.sampled_from(PEERS), CLAIMS)
 # What weights really score here, by their name; None and NaN for those that cannot be scored.
@@ -50,7 +51,8 @@ def test_rounds_go_on_within_their_bounds_and_lies_are_not_adopted(data, mode, t
                     lifetime=90.0,
                 )
             )
-        core.receive_announcements(heard, data.draw(st.sets(st.sampled_from(PEERS))))
+        silent, gone = (data.draw(st.sets(st.sampled_from(PEERS))) for _ in range(2))
+        core.receive_announcements(heard, silent, gone)
         before = core.score
         match core.next_action(now):
             case Wait(until=until):

@@ -1,5 +1,6 @@
 """Rounds of several participants, who are told what they learn."""
 
+import dataclasses
 import math
 
 import pytest
@@ -37,11 +38,13 @@ async def test_what_was_adopted_is_announced_with_ones_own_score(autojump_clock,
     one, other = add(0.5), add(0.8)
     one.learner.bias = -0.01
     await run_all()
-    begin, trained, adopted = one.swarm.claims
+    begin, trained, adopted, ended = one.swarm.claims
     assert (begin.round, begin.score) == (0, pytest.approx(0.09))
     assert (trained.round, trained.score) == (1, pytest.approx(0.49))
     assert (adopted.round, adopted.score) == (1, pytest.approx(0.79))
     assert adopted.weights == other.swarm.claims[-1].weights
+    assert ended == dataclasses.replace(adopted, is_final=True)
+    assert not adopted.is_final
 
 
 async def test_a_round_takes_as_long_as_its_slowest_participant_and_is_told(
@@ -71,6 +74,26 @@ async def test_who_never_comes_holds_nobody_up_longer_than_one_patience(
     # One at the beginning, one in the first round; five rounds of training.
     assert trio.current_time() - began == pytest.approx(2 * 10.0 + 5.0)
     assert one.ended.round == other.ended.round == 5
+
+
+async def test_who_has_ended_holds_nobody_up(autojump_clock, add, run_all):
+    one, other = add(*[0.5] * 5), add(*[0.6] * 5)
+    add(0.4, rounds=1)
+    began = trio.current_time()
+    await run_all()
+    assert trio.current_time() - began == pytest.approx(5.0)
+    assert one.ended.round == other.ended.round == 5
+
+
+async def test_who_is_gone_holds_nobody_up(autojump_clock, add, run_all):
+    one, other = add(*[0.5] * 5), add(*[0.6] * 5)
+    gone = add(0.9)
+    gone.rounds.run = trio.lowlevel.checkpoint
+    for each in (one, other):
+        each.swarm.gone = frozenset({gone.peer_id})
+    began = trio.current_time()
+    await run_all()
+    assert trio.current_time() - began == pytest.approx(5.0)
 
 
 async def test_it_ends_when_the_threshold_is_reached_on_ones_own_hold_out(
