@@ -78,6 +78,7 @@ class HostingSettings:
     device: str = "cpu"
     threads: int = 0  # torch's threads for one operation; 0 leaves torch's default
     max_batch_rows: int = 16_384
+    max_step_rows: int = 16_384  # of several callers' that one step of the optimiser may join
     batch_window: float = 0.0  # how long a batch waits for company when the device is idle
     quick_work: float = 0.0003  # seconds; what takes no longer is computed without the worker
     max_queued_calls: int = 1024  # per expert

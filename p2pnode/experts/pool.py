@@ -185,7 +185,7 @@ class BatchPool:
         queue.calls[id(call)] = call
         queue.by_caller.setdefault(call.caller, {})[id(call)] = call
         queue.amount += call.amount
-        if queue.amount >= self._limits.of(call.uids):
+        if queue.amount >= self._most(call):
             self._full[key] = None
         caller = self._callers.get(call.caller)
         if caller is None:
@@ -290,7 +290,7 @@ class BatchPool:
 
     def _fill(self, queue: _Queue, leader: Call) -> list[Call]:
         """Choose a batch's calls by deficit round robin, the leader and its caller first."""
-        limit = self._limits.of(leader.uids)
+        limit = self._most(leader)
         chosen, amount = [leader], leader.amount
         waiting = {
             peer_id: deque(call for call in calls.values() if call is not leader)
@@ -312,6 +312,11 @@ class BatchPool:
             if calls and calls[0].amount <= limit - amount:
                 turns.append(peer_id)
         return chosen
+
+    def _most(self, call: Call) -> int:
+        """Return how much calls of this kind may come to in a batch; one alone may be more."""
+        limit = self._limits.of(call.uids)
+        return min(limit, self._settings.max_step_rows) if call.kind == "backward" else limit
 
     def _is_ready(self, call: Call, now: float) -> bool:
         key = (call.uids, call.kind, call.form)
@@ -354,7 +359,7 @@ class BatchPool:
         del of_caller[id(call)]
         if not of_caller:
             del queue.by_caller[call.caller]
-        if queue.amount < self._limits.of(call.uids):
+        if queue.amount < self._most(call):
             self._full.pop(key, None)
         if not queue.calls:
             del self._queues[key]

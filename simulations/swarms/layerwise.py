@@ -282,7 +282,7 @@ def _settings(sim: Simulation, mode: str, number: int, mates: int) -> Settings:
                 "learning_rate",
                 "seed",
                 "threads",
-                "max_batch_rows",
+                "max_step_rows",
             )
         }
     )

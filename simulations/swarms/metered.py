@@ -116,7 +116,7 @@ def hosting_of(sim: Simulation, rate: float) -> list[HostingSettings]:
             "learning_rate": rate,
             "seed": sim.rng_for("weights").getrandbits(31),
             "threads": 1,
-            "max_batch_rows": chosen["batch"],  # so that each micro-batch is a step of its own
+            "max_step_rows": chosen["batch"],  # so that each micro-batch is a step of its own
         }
     )
     names = [f"{__name__}:{kind.__name__}" for kind in _KINDS]

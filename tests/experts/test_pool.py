@@ -57,6 +57,18 @@ def test_queues_have_no_clock_and_no_tensors(name):
     assert not imported & {"torch", "trio", "time", "random", "socket", "threading"}
 
 
+def test_steps_join_fewer_rows_than_other_batches_but_take_a_larger_call_whole():
+    backward = [call(kind="backward", rows=rows, caller=PEERS[rows]) for rows in (3, 2, 9)]
+    forward = [call(rows=rows, caller=PEERS[rows]) for rows in (3, 4)]
+    it = filled(*backward, *forward, max_step_rows=5)
+    sizes = []
+    while (batch := it.next_batch(0.0)) is not None:
+        sizes.append((batch.kind, [each.rows for each in batch.calls]))
+        for each in batch.calls:
+            it.discard(each)
+    assert sorted(sizes) == [("backward", [3, 2]), ("backward", [9]), ("forward", [3, 4])]
+
+
 def test_an_empty_pool_has_no_batch_and_is_never_ready():
     assert pool().next_batch(5.0) is None
     assert pool().next_time() == math.inf

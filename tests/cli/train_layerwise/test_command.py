@@ -34,7 +34,7 @@ def test_a_participant_hosts_its_layer_and_keeps_what_is_agreed():
     settings = settings_for(Settings(), Place(2, 3), agreed)
     assert settings.node.experts == ("layers.1",)
     assert settings.hosting.layer.endswith(":Hidden")
-    assert settings.hosting.max_batch_rows == settings.layerwise.batch == 16
+    assert settings.hosting.max_step_rows == settings.layerwise.batch == 16
     assert (settings.rounds.mode, settings.rounds.threshold) == ("average", 0.8)
     assert settings.layerwise.max_staleness == 5
 

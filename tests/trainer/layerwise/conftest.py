@@ -38,7 +38,7 @@ SETTINGS = Settings().replace(
         "learning_rate": 1e-3,
         "update_period": 1.0,
         "threads": 1,
-        "max_batch_rows": 8,
+        "max_step_rows": 8,
     },
     swarm={"refresh_interval": 0.5},
     layerwise={"batch": 8, "call_timeout": 10.0},
