@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cli.output import print_event, print_facts
+from cli.output import print_event, print_facts, print_note
 from cli.train_layerwise.record import Look, Record, Told
 
 _NOTES: Final = 5  # the latest ones stay on the screen
@@ -40,8 +40,11 @@ class Display(ABC):
         facts = {
             name.replace("_", " "): f"{each:.3f}" if isinstance(each, float) else each
             for name, each in self._record.summary().items()
+            if name != "in_words"
         }
         print_facts("train-layerwise", facts)
+        for sentence in self._record.in_words():
+            print_note(sentence)
 
 
 @contextlib.contextmanager

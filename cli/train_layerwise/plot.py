@@ -21,7 +21,7 @@ def draw(record: Record, path: Path) -> None:
     """Write the picture as a PNG."""
     options = record.options
     with mpl.rc_context({"font.size": 9, "axes.edgecolor": _FAINT, "text.color": _INK}):
-        figure = Figure(figsize=(10, 4.6), dpi=150, layout="constrained")
+        figure = Figure(figsize=(10, 5.2), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)  # no display is needed
         rounds, times = figure.subplots(1, 2, sharey=True)
         _draw_rounds(rounds, record)
@@ -35,6 +35,7 @@ def draw(record: Record, path: Path) -> None:
         times.legend(loc="center right", framealpha=0.9, edgecolor="none")
         rounds.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         rounds.set_ylabel("accuracy on hold-outs")
+        figure.supxlabel("\n".join(record.in_words()[1:]), fontsize=8)
         figure.suptitle(_title(record), fontsize=10.5, fontweight="bold")
         figure.savefig(path)
 
@@ -103,14 +104,10 @@ def _draw_times(axes: Axes, record: Record) -> None:
 
 
 def _title(record: Record) -> str:
-    options, speed_up = record.options, record.speed_up
+    options = record.options
     test, alone = record.test_accuracy or 0.0, record.alone_test_accuracy or 0.0
-    found = (
-        "the threshold was not reached by both"
-        if speed_up is None
-        else f"time at {options.agreed.threshold:.0%}: one process / swarms = {speed_up:.2g}"
-    )
     return (
         f"{options.layers} layers x {options.peers} peers on one machine, mode"
-        f" {options.agreed.mode}: test accuracy {test:.1%}, one process {alone:.1%}\n{found}"
+        f" {options.agreed.mode}: test accuracy {test:.1%}, one process {alone:.1%}\n"
+        f"{record.in_words()[0]}"
     )

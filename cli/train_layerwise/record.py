@@ -1,4 +1,7 @@
-"""What happened in a run, from the participants' own words, and the report of it."""
+"""What happened in a run, from the participants' own words, and the report of it.
+
+`Record.in_words` says it in sentences: how long it took at equal accuracy, and where the time went.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -42,6 +45,9 @@ class Told:
     max_staleness: int = 0
     checks: dict[str, int] = field(default_factory=dict)  # of others' weights, by verdict
     averages: int = 0  # that were taken over
+    training: float = 0.0  # seconds, of sending examples through the layers
+    waited: float = 0.0  # for others' announcements
+    in_rounds: float = 0.0  # in all
     ended: str | None = None  # why its training did
     seconds: float | None = None  # when
     killed: bool = False
@@ -58,6 +64,7 @@ class Record:
 
     options: DemoOptions
     told: list[Told]
+    cores: int = 1  # that all processes share
     began: float | None = None  # wall-clock time at which training began anywhere
     test_accuracy: float | None = None
     alone: list[Look] = field(default_factory=list)
@@ -74,8 +81,11 @@ class Record:
                     setattr(told, name, getattr(told, name) + event[name])
                 told.staleness += event["staleness"] * event["updates"]
                 told.max_staleness = max(told.max_staleness, event["max_staleness"])
+                told.training += event["seconds"]
                 return False
             case "round_ended":
+                told.waited += event["waited"]
+                told.in_rounds += event["seconds"]
                 score = RoundScore(
                     seconds=self._since(event["time"]), round=event["round"], score=event["score"]
                 )
@@ -142,9 +152,58 @@ class Record:
             return None
         return self.seconds_alone / max(self.seconds_to_mean, 1e-9)
 
+    @property
+    def time_parts(self) -> tuple[float, float, float] | None:
+        """The parts of the participants' time that were training, waiting, and all else in rounds.
+
+        All else is scoring one's own weights, and fetching, scoring and taking over others'.
+        """
+        rounds = sum(each.in_rounds for each in self.told)
+        if not rounds:
+            return None
+        waited = min(1.0, sum(each.waited for each in self.told) / rounds)
+        training = min(1.0 - waited, sum(each.training for each in self.told) / rounds)
+        return training, waited, 1.0 - training - waited
+
+    def in_words(self) -> list[str]:
+        """Say how the swarms compare with one process, and why."""
+        options, found = self.options, []
+        count, threshold = options.participants, f"{options.agreed.threshold:.0%}"
+        together, alone = self.seconds_to_mean, self.seconds_alone
+        if together is None or alone is None:
+            who = "One process alone was not" if together is not None else "The swarms were not"
+            found.append(f"{who} at {threshold}, so their times cannot be compared.")
+        else:
+            found.append(
+                f"At {threshold} of the hold-out, {count} participants took {together:.1f} s and"
+                f" one process alone {alone:.2g} s: the swarms are {_compared(alone / together)}."
+            )
+        if self.alone:
+            samples = sum(each.samples for each in self.told)
+            found.append(
+                f"They have trained on {samples:,} examples, it on {self.alone[-1].samples:,}; all"
+                f" of them share {self.cores} {'cores' if self.cores > 1 else 'core'} of this"
+                " machine."
+            )
+        if (parts := self.time_parts) is not None:
+            training, waiting, rest = parts
+            found.append(
+                f"Of the participants' time {training:.0%} was training, calls included,"
+                f" {waiting:.0%} waiting for each other, {rest:.0%} scoring, checking and taking"
+                " over weights."
+            )
+        if (speed_up := self.speed_up) is not None and speed_up < 1:
+            found.append(
+                f"Calls and rounds cost more than computing a network of {options.hidden_dim}"
+                " hidden units saves; larger ones (--hidden-dim, --batch), more cores or more"
+                " machines shift that."
+            )
+        return found
+
     def summary(self) -> dict[str, Any]:
         """Return the facts of the run, without the series."""
         updates = sum(each.updates for each in self.told)
+        parts = self.time_parts or (None, None, None)
         return {
             "mode": self.options.agreed.mode,
             "threshold": self.options.agreed.threshold,
@@ -173,6 +232,11 @@ class Record:
             "rerouted_calls": sum(each.rerouted for each in self.told),
             "weights_adopted": sum(each.checks.get("adopted", 0) for each in self.told),
             "averages_adopted": sum(each.averages for each in self.told),
+            "cores": self.cores,
+            "part_training": parts[0],
+            "part_waiting": parts[1],
+            "part_judging": parts[2],
+            "in_words": " ".join(self.in_words()),
         }
 
     def report(self) -> dict[str, Any]:
@@ -189,3 +253,10 @@ class Record:
     def has_reached(self) -> bool:
         """Whether every participant that was not killed has found the threshold reached."""
         return self.seconds is not None
+
+
+def _compared(speed_up: float) -> str:
+    """Say how many times faster or slower."""
+    if speed_up >= 1:
+        return f"{speed_up:.2g} times as fast"
+    return f"slower by a factor of {1 / speed_up:.2g}"

@@ -24,6 +24,7 @@ from p2pnode.clock import wall_time
 from p2pnode.errors import LocalError
 from p2pnode.security.tokens import RunKey, issue_invite
 from p2pnode.trainer.layerwise.data import Examples
+from simulations.sweep import cores
 
 _POLL: Final = 0.1  # seconds, between two looks at what participants tell
 _INVITE_LIFETIME: Final = 86_400.0
@@ -50,7 +51,7 @@ def run_demo(options: DemoOptions) -> int:
         Told(name=f"peer-{number}", layer=options.place(number).number)
         for number in range(options.participants)
     ]
-    record = Record(options=options, told=told)
+    record = Record(options=options, told=told, cores=cores())
     test = test_images()
     with open_display(record) as display:
         _train_together(record, display, test)

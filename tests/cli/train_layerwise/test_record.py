@@ -28,7 +28,14 @@ def record():
 
 
 def ended(record, number, time, score, round_number=1):
-    event = {"event": "round_ended", "time": time, "round": round_number, "score": score}
+    event = {
+        "event": "round_ended",
+        "time": time,
+        "round": round_number,
+        "score": score,
+        "seconds": 2.0,
+        "waited": 0.5,
+    }
     return record.receive(number, event)
 
 
@@ -92,6 +99,31 @@ def test_the_speed_up_compares_times_at_equal_accuracy(record):
         Look(seconds=8, samples=99, score=0.9),
     ]
     assert record.speed_up == 2.0
+
+
+def test_the_report_says_in_words_how_long_it_took_and_why(record):
+    record.receive(0, TRAINED | {"time": 101.0})
+    ended(record, 0, 102.0, 0.95)
+    ended(record, 1, 104.0, 0.95)
+    assert record.time_parts == (0.25, 0.25, 0.5)
+    record.alone.append(Look(seconds=1.0, samples=96, score=0.9))
+    first, second, third, fourth = record.in_words()
+    assert "2 participants took 4.0 s and one process alone 1 s" in first
+    assert "slower by a factor of 4" in first
+    assert "64 examples, it on 96" in second
+    assert "25% was training, calls included, 25% waiting for each other, 50% scoring" in third
+    assert "--hidden-dim" in fourth
+    record.alone[:] = [Look(seconds=8.0, samples=96, score=0.9)]
+    assert "2 times as fast" in record.in_words()[0]
+    assert len(record.in_words()) == 3  # nothing to explain
+
+
+def test_times_are_not_compared_where_the_threshold_was_not_reached(record):
+    record.receive(0, TRAINED | {"time": 101.0})
+    ended(record, 0, 102.0, 0.95)
+    assert record.in_words()[0].startswith("The swarms were not at 90%")
+    ended(record, 1, 104.0, 0.95)
+    assert record.in_words()[0].startswith("One process alone was not at 90%")
 
 
 def test_a_report_is_json_and_a_picture_can_be_drawn(record, tmp_path):
