@@ -1,14 +1,18 @@
-"""A swarm that is disturbed beside one that is not: `swarm-liars` and `swarm-churn`.
+"""A swarm that is disturbed beside others that are not: `swarm-liars` and `swarm-churn`.
 
-Both swarms have the same shares of the data, the same first weights and the same network, one after
-the other. So what differs in the end comes of the disturbance, and of the order in which things
-happened.
+All swarms have the same shares of the data, the same first weights, the same order of images and
+the same network, one after the other. So what differs in the end comes of the disturbance alone.
+
+Liars bring nothing, so a swarm with three of them among ten learns from seven shares. It is set
+beside a swarm of these seven alone, which says what *lies* cost, and beside one of ten honest
+participants, which says what is missed in that the three are none.
 """
 
 import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from p2pnode.config import Settings
@@ -25,36 +29,71 @@ _WITHIN: float = 1.0  # points, that a disturbance may cost
 _LATE: int = 2  # rounds, until one that joins late serves the swarm's weights
 
 
+@dataclass(frozen=True, slots=True)
+class Swarm:
+    """One of the swarms that are compared.
+
+    Attributes:
+        name: of it.
+        honest: how many honest participants it has.
+        liars: how many others.
+        replaced: in which rounds a participant goes and another one takes its share.
+    """
+
+    name: str
+    honest: int
+    liars: int = 0
+    replaced: tuple[int, ...] = ()
+
+
 async def compare_with_liars(sim: Simulation) -> None:
-    """Train without liars and with them.
+    """Train with ten honest participants, say, with seven of them, and with these and three liars.
 
     Raises:
         ConfigError: there are no honest participants.
         LocalError: the images are not installed.
     """
     chosen = sim.parameters
-    liars = round(chosen["peers"] * chosen["lies.share"] / 100)
-    calm, disturbed = await _train_both(sim, chosen["peers"] - liars, "liars", liars=liars)
-    _report_loss(sim.report, calm, disturbed, "liars")
-    honest, lying = disturbed.verdicts
+    peers = chosen["peers"]
+    liars = round(peers * chosen["lies.share"] / 100)
+    honest = Swarm("honest", peers)
+    absent = Swarm("absent", peers - liars)
+    lied_to = Swarm("liars", peers - liars, liars=liars)
+    full, calm, disturbed = await _train(sim, honest, absent, lied_to)
+    _report_loss(
+        sim.report,
+        calm,
+        disturbed,
+        "lost to liars",
+        f"beside {peers - liars} honest participants alone, with the same data",
+    )
+    sim.report.figure(
+        "lost beside a swarm without liars",
+        full.accuracy - disturbed.accuracy,
+        "points",
+        detail=f"beside {peers} honest participants, who have the data of those, too, that lie"
+        " here",
+    )
+    _report_accuracies(sim.report, (full, calm, disturbed))
+    of_honest, of_liars = disturbed.verdicts
     report = sim.report
     report.figure(
         "lies adopted",
-        disturbed.adopted_lies + lying[Verdict.ADOPTED],
+        disturbed.adopted_lies + of_liars[Verdict.ADOPTED],
         goal=at_most(0),
-        detail=f"of {disturbed.lies} announced by {liars} liars; {lying.total()} were fetched and"
-        f" scored, or known: {_told(lying)}",
+        detail=f"of {disturbed.lies} announced by {liars} liars; {of_liars.total()} were fetched"
+        f" and scored, or known: {_told(of_liars)}",
     )
     report.figure(
         "honest claims taken for lies",
-        honest[Verdict.FALSE] + honest[Verdict.UNFIT],
+        of_honest[Verdict.FALSE] + of_honest[Verdict.UNFIT],
         goal=at_most(0),
-        detail=f"of {honest.total()} that were checked: {_told(honest)}",
+        detail=f"of {of_honest.total()} that were checked: {_told(of_honest)}",
     )
     chances = liars * len(disturbed.accuracies) * chosen["rounds"]
     report.figure(
         "lies looked at",
-        100 * lying.total() / chances if chances else None,
+        100 * of_liars.total() / chances if chances else None,
         "%",
         detail="of one of each liar in each round, by each honest participant; who has lied is left"
         f" alone for a while that doubles, was blacklisted {disturbed.blacklisted} times, and hears"
@@ -72,8 +111,13 @@ async def compare_with_churn(sim: Simulation) -> None:
     chosen = sim.parameters
     count = round(chosen["peers"] * chosen["replaced"] / 100)
     spread = [1 + (number + 1) * chosen["rounds"] // (count + 2) for number in range(count)]
-    calm, disturbed = await _train_both(sim, chosen["peers"], "churn", replaced=spread)
-    _report_loss(sim.report, calm, disturbed, "churn")
+    calm, disturbed = await _train(
+        sim,
+        Swarm("calm", chosen["peers"]),
+        Swarm("churn", chosen["peers"], replaced=tuple(spread)),
+    )
+    _report_loss(sim.report, calm, disturbed, "lost to churn", "beside the same ones all along")
+    _report_accuracies(sim.report, (calm, disturbed))
     report, joins = sim.report, disturbed.joins
     report.figure(
         "late joiners serve after",
@@ -95,26 +139,26 @@ async def compare_with_churn(sim: Simulation) -> None:
     )
 
 
-async def _train_both(
-    sim: Simulation, honest: int, name: str, *, liars: int = 0, replaced: Sequence[int] = ()
-) -> tuple[Outcome, Outcome]:
+async def _train(sim: Simulation, *swarms: Swarm) -> list[Outcome]:
+    """Train one swarm after the other; each participant has a share of the data, from the first."""
     chosen = sim.parameters
-    if honest < 2:
+    if min(each.honest for each in swarms) < 2:
         raise ConfigError("a swarm needs at least two honest participants; set peers higher")
     data = load(chosen["data"])
-    shares = shares_of(data.train, honest, chosen["held_out"])
-    if len(data.train) // honest <= chosen["held_out"]:
+    shares = shares_of(data.train, chosen["peers"], chosen["held_out"])
+    if len(data.train) // chosen["peers"] <= chosen["held_out"]:
         raise ConfigError("there are too few images for so many peers; set held_out or peers lower")
-    sim.world.settings = _settings(sim, data.pixels, honest)
     sim.begin("bootstrap peers join")
     await sim.world.add_nodes(4)
+    found = []
     with one_thread(), tempfile.TemporaryDirectory() as directory:
-        sim.begin("training undisturbed")
-        calm = SwarmStory(sim, "calm", shares, data.held_out, Path(directory))
-        before = await calm.run()
-        sim.begin(f"training with {name}")
-        disturbed = SwarmStory(sim, name, shares, data.held_out, Path(directory))
-        return before, await disturbed.run(liars=liars, replaced=replaced)
+        for swarm in swarms:
+            sim.begin(f"training: {swarm.name}")
+            sim.world.settings = _settings(sim, data.pixels, swarm.honest)
+            own = shares[: swarm.honest]
+            story = SwarmStory(sim, swarm.name, own, data.held_out, Path(directory))
+            found.append(await story.run(liars=swarm.liars, replaced=swarm.replaced))
+    return found
 
 
 def _settings(sim: Simulation, pixels: int, honest: int) -> Settings:
@@ -148,14 +192,21 @@ def _settings(sim: Simulation, pixels: int, honest: int) -> Settings:
 # --- the report ---------------------------------------------------------------------------------
 
 
-def _report_loss(report: Report, calm: Outcome, disturbed: Outcome, name: str) -> None:
+def _report_loss(report: Report, calm: Outcome, disturbed: Outcome, name: str, beside: str) -> None:
     report.figure(
-        f"lost to {name}",
+        name,
         calm.accuracy - disturbed.accuracy,
         "points",
         goal=at_most(_WITHIN),
         detail=f"{disturbed.accuracy:.2f} % instead of {calm.accuracy:.2f} %, mean of the honest"
-        " participants on images that decide nothing",
+        f" participants on images that decide nothing, {beside}",
+    )
+    report.figure(
+        "rounds alike",
+        _alike(calm, disturbed),
+        "rounds",
+        detail="from the first on, in which the participants had the same scores, undisturbed or"
+        " not; what comes after the first difference is chance as well",
     )
     report.figure(
         "rounds took",
@@ -164,7 +215,20 @@ def _report_loss(report: Report, calm: Outcome, disturbed: Outcome, name: str) -
         detail=f"of which {disturbed.waited:.0f} % were waiting for others; undisturbed"
         f" {calm.seconds / max(1, len(calm.scores)):.3g} s",
     )
-    for each in (calm, disturbed):
+
+
+def _alike(one: Outcome, other: Outcome) -> int:
+    """Count the rounds until the first one in which two swarms' scores differ."""
+    numbers = sorted(one.scores.keys() & other.scores.keys())
+    for count, number in enumerate(numbers):
+        if sorted(one.scores[number]) != sorted(other.scores[number]):
+            return count
+    return len(numbers)
+
+
+def _report_accuracies(report: Report, outcomes: Sequence[Outcome]) -> None:
+    for each in outcomes:
+        report.figure(f"accuracy: {each.name}", each.accuracy, "%")
         report.series(
             each.name,
             sorted(each.scores),
@@ -175,7 +239,7 @@ def _report_loss(report: Report, calm: Outcome, disturbed: Outcome, name: str) -
         )
     report.plot(
         "scores over rounds",
-        [calm.name, disturbed.name],
+        [each.name for each in outcomes],
         caption="Mean over the honest participants, each on its own hold-out, at a round's end.",
     )
     report.table(
@@ -189,7 +253,7 @@ def _report_loss(report: Report, calm: Outcome, disturbed: Outcome, name: str) -
                 max(each.accuracies),
                 len(each.accuracies),
             )
-            for each in (calm, disturbed)
+            for each in outcomes
         ],
         caption="Of images that nobody has trained on or chosen by.",
     )

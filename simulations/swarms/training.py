@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from p2pnode.wire.peer_id import PeerId
 
 
+_LAYER: Final = Uid(RUN.run_id, "classifier.0")
+_SETTLE: Final = 60.0  # seconds, for hosts to find each other
+_FORGET: Final = 120.0  # seconds, in which all that was announced of a swarm has expired
+
+
 @dataclass(slots=True)
 class Place:
     """One share of the data, and who trains on it now."""
@@ -33,6 +38,7 @@ class Place:
     number: int
     share: Share
     participant: Participant
+    holders: int = 1  # that it has had so far
     history: list[RoundEnded] = field(default_factory=list)
     ended: RoundsEnded | None = None
 
@@ -94,9 +100,13 @@ class Outcome:
 class SwarmStory:
     """One swarm of a simulation.
 
+    Swarms of a simulation follow each other, and host the same layer. So they begin with the same
+    weights, which go by the same names; whoever has a share draws its images in the same order; and
+    swarms that nothing disturbs learn the very same.
+
     Args:
         sim: the simulation, whose parameters have the group `SWARM`.
-        name: of the layer, which no other swarm of the simulation has.
+        name: of the swarm, which no other one of the simulation has.
         shares: what the honest participants train on, one each.
         test: images that decide nothing, and judge.
         directory: where states are kept.
@@ -112,13 +122,14 @@ class SwarmStory:
     ) -> None:
         self.outcome = Outcome(name)
         self._sim = sim
-        self._uid = Uid(RUN.run_id, f"{name}.0")
+        self._uid = _LAYER
         self._shares = shares
         self._test = test
         self._directory = directory
         self._places: list[Place] = []
         self._liars: dict[PeerId, SwarmLiar] = {}
         self._by_node: dict[str, Place] = {}
+        self._own: set[str] = set()  # all nodes that have been honest participants
         self._changed = trio.Event()
         sim.world.on(RoundEnded, self._receive_round)
         sim.world.on(ClaimChecked, self._receive_checked)
@@ -146,6 +157,10 @@ class SwarmStory:
             for number, node in enumerate(honest):
                 nursery.start_soon(self._add, number, node)
         self._places.sort(key=lambda each: each.number)
+        for place in self._places:
+            await self._wait_for_others(place.participant, len(nodes) - 1)
+        for place in self._places:
+            self._train(place)
         mortal = self._sim.rng_for(f"{self.outcome.name}/churn").sample(
             range(len(self._places)), len(replaced)
         )
@@ -159,12 +174,18 @@ class SwarmStory:
             await self._sim.world.leave(place.participant.node)
         for node in lying:
             await self._sim.world.leave(node)
+        await trio.sleep(_FORGET)
         return self.outcome
 
     async def _add(self, number: int, node: Node) -> None:
         place = Place(number, self._shares[number], await self._host(node))
         self._places.append(place)
-        self._train(place)
+
+    async def _wait_for_others(self, participant: Participant, count: int) -> None:
+        """Wait until a participant knows the others, so that all begin at once."""
+        swarm = participant.swarm
+        with trio.move_on_after(_SETTLE):
+            await swarm.wait_until(lambda: len(swarm.members) >= count)
 
     def _train(self, place: Place) -> None:
         """Let a participant begin its rounds."""
@@ -176,7 +197,7 @@ class SwarmStory:
             place.share,
             batch=chosen["batch"],
             seconds=chosen["compute"],
-            rng=self._sim.rng_for(f"{self.outcome.name}/{node.name}/order"),
+            rng=self._sim.rng_for(f"order/{place.number}/{place.holders}"),
         )
 
         def end(ended: RoundsEnded) -> None:
@@ -184,6 +205,7 @@ class SwarmStory:
             self._changed.set()
 
         self._by_node[node.name] = place
+        self._own.add(node.name)
         place.participant.train(learner, end)
 
     async def _add_liar(self, node: Node) -> None:
@@ -226,6 +248,7 @@ class SwarmStory:
         round_before, started = self._round(), self._sim.now
         node = await world.add_node()
         place.participant = await self._host(node)
+        place.holders += 1
         self._train(place)
         join = LateJoin(
             round=round_before,
@@ -285,7 +308,7 @@ class SwarmStory:
 
     def _receive_round(self, node: Node, event: RoundEnded) -> None:
         place = self._by_node.get(node.name)
-        if place is None or event.uid != self._uid:
+        if place is None:
             return
         place.history.append(event)
         self._changed.set()
@@ -303,7 +326,7 @@ class SwarmStory:
         )
 
     def _receive_checked(self, node: Node, event: ClaimChecked) -> None:
-        if event.uid != self._uid:
+        if node.name not in self._own:
             return
         self.outcome.verdicts[event.peer_id in self._liars][event.verdict] += 1
         self._sim.log.record(
@@ -316,8 +339,7 @@ class SwarmStory:
         )
 
     def _receive_adopted(self, node: Node, event: StateAdopted) -> None:
-        is_honest = event.uid == self._uid and node.peer_id not in self._liars
-        if is_honest and event.source in self._liars:
+        if node.name in self._own and event.source in self._liars:
             self.outcome.adopted_lies += 1
 
     def _receive_blacklisted(self, node: Node, event: PeerBlacklisted) -> None:
