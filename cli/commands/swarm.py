@@ -45,10 +45,8 @@ def list_swarms(data_dir: DataDir, as_json: bool) -> None:
     columns = ("layer", "hosted here", "others", "announcing", "mode", "round", "best score")
     print_table(count(len(rows), "swarm"), columns, rows)
     if alone := found["alone"]:
-        print_note(
-            f"Nobody else hosts {count(len(alone), 'other expert')} of this node, as far as is"
-            " known."
-        )
+        kind = "other expert" if rows else "expert"
+        print_note(f"Nobody else hosts {count(len(alone), kind)} of this node, as far as is known.")
 
 
 @swarm.command()
