@@ -10,10 +10,9 @@ from p2pnode.errors import ConfigError
 class SequentialSettings:
     """Routes, replay and pipelining of a trainer's `RemoteSequential` modules."""
 
-    micro_batches_at_once: int = 8  # of one pass, in flight through the stages
-    # A host joins what comes together to one batch, and until all of that is done, the hosts behind
-    # it have nothing to do. Two are worth it where a round trip takes longer than the computation.
-    micro_batches_at_one_host: int = 1
+    micro_batches_at_once: int = 32  # of one pass, in flight through the stages
+    # At most: as many are under way to a host as it takes to keep it busy over its round trip.
+    micro_batches_at_one_host: int = 8
     kept_bytes: int = 512 * MIB  # per module, and per session: stages' inputs kept for replay
     session_positions: int = 256  # sent to a session at once; longer steps take several messages
     relay_penalty: float = 1.0  # seconds that using a relay must save on each hop to be worth it

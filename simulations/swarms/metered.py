@@ -51,6 +51,10 @@ class Meter:
             for kind, layer in zip(_KINDS, ("entry", "exit"), strict=True)
         }
 
+    def price(self, kind: type[nn.Module], cost: Cost) -> None:
+        """Take in what one kind of layer costs."""
+        self._costs[kind] = cost
+
     def receive(self, layer: nn.Module, rows: int) -> None:
         """A layer has computed some rows."""
         self._seconds += self._costs[type(layer)].of(rows, learns=torch.is_grad_enabled())

@@ -27,9 +27,10 @@ from p2pnode.experts.sessions.client import SessionClient
 from p2pnode.rpc.messages import MAX_SPAN
 from p2pnode.trainer.judged import JudgedClient
 from p2pnode.trainer.quorum import Attempt
+from p2pnode.trainer.sequential.lines import Lines
 from p2pnode.trainer.sequential.paces import Paces
 from p2pnode.trainer.sequential.passage import Keeper, Passage, Stage
-from p2pnode.trainer.sequential.planner import Pass, Planner, Turns
+from p2pnode.trainer.sequential.planner import Pass, Planner
 from p2pnode.trainer.sequential.routing import Hop, Route
 from p2pnode.trainer.sequential.session import ChainSession
 from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall
@@ -111,14 +112,14 @@ class Chain:
             NoPeersError: the node knows nobody to ask.
             RemoteError: what the last host tried answered, when the time was over.
         """
-        turns: Turns = {}
+        lines = self._lines()
 
         async def run(number: int) -> tuple[torch.Tensor, Passage]:
             return await self._forward(
                 self._start,
                 self._stop,
                 batches[number],
-                Pass.begin(policy, self._client.new_trace(), turns),
+                Pass.begin(policy, self._client.new_trace(), lines),
                 self._keeper.keep if keep else Stage.release,
             )
 
@@ -146,14 +147,14 @@ class Chain:
             AlreadyAppliedError: a host took a step, but its answer is lost for good.
             P2PNodeError: as for `forward`; some blocks may have stepped, the last ones first.
         """
-        turns: Turns = {}
+        lines = self._lines()
 
         async def run(number: int) -> torch.Tensor:
             return await self._backward(
                 passages[number],
                 batches[number],
                 gradients[number],
-                Pass.begin(policy, self._client.new_trace(), turns),
+                Pass.begin(policy, self._client.new_trace(), lines),
             )
 
         return await self._pipelined(len(batches), run)
@@ -264,13 +265,15 @@ class Chain:
 
     async def _ask(self, hop: Hop, inputs: torch.Tensor, on_way: Pass) -> torch.Tensor:
         uid, attempt = self._planner.uid(hop.start), Attempt()
-        async with on_way.turn_at(hop.peer_id, self._settings.micro_batches_at_one_host):
+        async with on_way.turn_at(hop.peer_id) as is_alone:
             give_up = await self._planner.limit(hop, on_way)
             await self._client.info(hop.peer_id, uid, give_up, attempt, span=hop.span)
             call = ExpertCall(name=uid.name, inputs=(inputs,), span=hop.span, trace=on_way.trace)
             started = trio.current_time()
             answer = await self._client.forward(hop.peer_id, call, on_way.policy, give_up, attempt)
-        self._planner.paces.receive_answer(hop.peer_id, hop.span, trio.current_time() - started)
+        if is_alone:  # else it may have waited there for another one of ours
+            seconds = trio.current_time() - started
+            self._planner.paces.receive_answer(hop.peer_id, hop.span, seconds)
         return _only(answer, uid)
 
     async def _ask_back(
@@ -289,7 +292,7 @@ class Chain:
             span=hop.span,
             trace=on_way.trace,
         )
-        async with on_way.turn_at(hop.peer_id, self._settings.micro_batches_at_one_host):
+        async with on_way.turn_at(hop.peer_id):
             give_up = await self._planner.limit(hop, on_way)
             answer = await self._client.backward(
                 hop.peer_id, call, on_way.policy, give_up, Attempt(), call_id=call_id
@@ -297,6 +300,9 @@ class Chain:
         return _only(answer, uid)
 
     # --- several micro-batches ------------------------------------------------------------------
+
+    def _lines(self) -> Lines:
+        return Lines(self._settings.micro_batches_at_one_host, self._planner.paces.round_trip)
 
     async def _pipelined(self, count: int, run: Callable[[int], Awaitable[T]]) -> list[T]:
         """Run micro-batches, a bounded number at once, in the order of their numbers.

@@ -40,6 +40,11 @@ class Paces:
         pace = self._peers.get(peer_id)
         return pace is not None and pace.round_trip is not None
 
+    def round_trip(self, peer_id: PeerId) -> float:
+        """Return the round trip to a peer in seconds; 0 when it was not measured."""
+        pace = self._peers.get(peer_id)
+        return 0.0 if pace is None else pace.round_trip or 0.0
+
     def receive_round_trip(self, peer_id: PeerId, seconds: float) -> None:
         """A call that computes nothing took so long."""
         pace = self._pace(peer_id)

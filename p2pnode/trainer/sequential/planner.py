@@ -18,13 +18,12 @@ from p2pnode.swarm.lookup import HostEntry
 from p2pnode.trainer.hosts import HOST_FAILURES
 from p2pnode.trainer.judged import FINAL, JudgedClient
 from p2pnode.trainer.quorum import Attempt
+from p2pnode.trainer.sequential.lines import Lines
 from p2pnode.trainer.sequential.paces import Paces
 from p2pnode.trainer.sequential.routing import Hop, Offer, Route, cheapest_route, settle
 from p2pnode.trainer.sources import CallPolicy
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
-
-Turns = dict[PeerId, trio.CapacityLimiter]
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +36,7 @@ class Pass:
         trace: by which logs tell of its calls.
         alone: peers that are asked for one block at a time.
         avoid: peers that are asked where nobody else is left.
-        turns: what bounds the calls of each peer that are under way, shared by micro-batches.
+        lines: when calls of each peer may be sent, shared by micro-batches; None for at once.
     """
 
     policy: CallPolicy
@@ -45,35 +44,38 @@ class Pass:
     trace: bytes = b""
     alone: set[PeerId] = field(default_factory=set)
     avoid: set[PeerId] = field(default_factory=set)
-    turns: Turns = field(default_factory=dict)
+    lines: Lines | None = None
 
     @classmethod
     def begin(
         cls,
         policy: CallPolicy,
         trace: bytes = b"",
-        turns: Turns | None = None,
+        lines: Lines | None = None,
     ) -> Self:
         """Start the clock."""
         until = trio.current_time() + policy.timeout
-        return cls(policy, until, trace, turns={} if turns is None else turns)
+        return cls(policy, until, trace, lines=lines)
 
     @contextlib.asynccontextmanager
-    async def turn_at(self, peer_id: PeerId, at_once: int) -> AsyncIterator[None]:
-        """Wait until fewer than `at_once` calls of a peer are under way, and hold a place.
+    async def turn_at(self, peer_id: PeerId) -> AsyncIterator[bool]:
+        """Wait until a peer is to be sent the next call, and hold a place in its line.
+
+        Yields:
+            Whether no other call of this pass is under way to it.
 
         Raises:
             OverloadedError: the time was up before.
         """
-        limiter = self.turns.setdefault(peer_id, trio.CapacityLimiter(at_once))
-        with trio.move_on_at(self.until) as scope:
-            await limiter.acquire_on_behalf_of(self)
-        if scope.cancelled_caught:
-            raise OverloadedError(f"too many micro-batches wait for {peer_id}")
-        try:
-            yield
-        finally:
-            limiter.release_on_behalf_of(self)
+        if self.lines is None:
+            yield True
+            return
+        async with contextlib.AsyncExitStack() as held:
+            with trio.move_on_at(self.until) as scope:
+                is_alone = await held.enter_async_context(self.lines.to(peer_id).turn())
+            if scope.cancelled_caught:
+                raise OverloadedError(f"too many micro-batches wait for {peer_id}")
+            yield is_alone
 
     def receive_failure(self, hop: Hop, error: RemoteError) -> None:
         """A hop failed; the book of hosts has judged its peer already.

@@ -237,7 +237,7 @@ async def test_a_host_has_so_many_micro_batches_at_once_and_others_compute_meanw
         under_way[number] -= 1
 
     settings = lab.settings.replace(sequential={"micro_batches_at_one_host": at_one_host})
-    async with lab.open(settings) as swarm:
+    async with lab.open(settings, lambda *_: 0.25) as swarm:  # over which two keep a host busy
         for number in range(3):
             await serve_scripted(swarm, compute, f"blocks.{number}")
         chain = await lab.chain(swarm, 3)
