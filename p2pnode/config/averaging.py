@@ -16,6 +16,7 @@ class AveragingSettings:
     round_timeout: float = 300.0  # of a whole round, where its caller does not say
     arrival_timeout: float = 30.0  # for the other members to begin the round, too
     patience: float = 10.0  # for each 256 KiB to come, and for a member to come back
+    least_measured: int = 16 * MIB  # sent in a round, to tell by it how fast this node sends
     asks: int = 3  # of one member in one attempt, until it counts as lost
 
     def __post_init__(self) -> None:

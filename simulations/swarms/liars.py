@@ -107,7 +107,13 @@ class SwarmLiar:
     async def _lie(self, number: int, honest: list[Announcement]) -> Claim:
         weights = self._participant.weights
         best = max(honest, key=lambda each: each.claim.score or 0.0)
-        claim = replace(best.claim, round=number, score=1.0, scored_on=self._scored_on)
+        claim = replace(
+            best.claim,
+            round=number,
+            score=1.0,
+            scored_on=self._scored_on,
+            extra=b"" if self._averaging is None else self._averaging.extra(),
+        )
         checkpoint = await self._best(best)
         if self.kind == "stolen":
             return claim

@@ -41,6 +41,7 @@ from p2pnode.swarm.averaging.messages import (
     encode_done,
 )
 from p2pnode.swarm.averaging.parts import Span, chunks, shares, spans
+from p2pnode.swarm.averaging.terms import UploadMeter
 from p2pnode.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Attempt:
         self._complete = trio.Event()
         self._given_by: PeerId | None = None  # who gave us the whole result, if we needed it
         self._informed = {current.own}  # who has the result, as far as we know
+        self._meter = UploadMeter(trio.current_time(), self._settings.least_measured)
         self._failure: P2PNodeError | None = None  # of the whole round
         self._scope = trio.CancelScope()
         self._asking: dict[PeerId, trio.CancelScope] = {}
@@ -208,8 +210,11 @@ class Attempt:
 
     async def _contribute(self, stream: Stream, peer_id: PeerId) -> None:
         with contextlib.suppress(RemoteError):  # whoever waits for the answer meets it, and tells
-            await stream.send_all(self._round.join())
+            await stream.send_all(self._round.join(peer_id))
             await self._carrier.send(stream, self._ours, self._span_of[peer_id])
+            size = self._carrier.size(chunks(self._span_of[peer_id]))
+            self._meter.receive_sent(size, trio.current_time())
+            self._round.upload = self._meter.rate
 
     async def _receive_answer(self, stream: Stream) -> Answer:
         patience = self._settings.answer_patience
@@ -250,7 +255,7 @@ class Attempt:
         stream = await self._round.open(peer_id)
         is_over = False
         try:
-            await stream.send_all(self._round.join("whole"))
+            await stream.send_all(self._round.join(peer_id, "whole"))
             answer = await self._receive_answer(stream)
             if isinstance(answer, Refusal):
                 raise answer.error
@@ -281,7 +286,7 @@ class Attempt:
         with contextlib.suppress(RemoteError):  # it is gone, or waits for us in vain
             stream = await self._round.open(peer_id)
             async with stream:
-                await stream.send_last(self._round.join("nothing"))
+                await stream.send_last(self._round.join(peer_id, "nothing"))
 
     # --- our part -------------------------------------------------------------------------------
 

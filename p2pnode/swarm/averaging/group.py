@@ -20,6 +20,7 @@ from p2pnode.wire.peer_id import PeerId
 
 MAX_MEMBERS: Final = 64  # of a group: each of them has a stream to each that reduces
 MAX_ROUND_ID_BYTES: Final = 64
+_TRAINING_BYTES: Final = 8
 MAX_ITERATIONS: Final = 100  # of centred clipping; it has settled long before
 
 
@@ -119,10 +120,13 @@ class Member:
         bandwidth: how fast it sends and receives, in any unit that the group shares. Parts are
             shared out by it. Who has 0 reduces nothing, and nobody dials it: so for members behind
             relays or in client mode.
+        training: which of its trainings the round is of, as it has said itself; see
+            `Group.id_at`.
     """
 
     peer_id: PeerId
     bandwidth: float = 1.0
+    training: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +135,8 @@ class Group:
 
     Attributes:
         run_id: the run whose members they are.
-        round_id: names the round among all of the run; 1 to 64 bytes, never used twice.
+        round_id: names the round among all of the run; 1 to 64 bytes. No member uses it twice in
+            one training.
         members: as far as this one knows; the round is of those that all of them know.
         codec: how contributions and results travel.
         aggregator: what becomes of the contributions.
@@ -161,6 +166,18 @@ class Group:
             )
         if not 1 <= len(self.round_id) <= MAX_ROUND_ID_BYTES:
             raise ConfigError(f"a round's id has 1 to {MAX_ROUND_ID_BYTES} bytes")
+
+    def id_at(self, peer_id: PeerId) -> bytes:
+        """Return how a member names this round.
+
+        Rounds are counted from 1 in each training. A member that trains again therefore names
+        them anew, by a number that it has announced; so nothing of an earlier training is taken
+        for a part of this one, and nobody has to agree with anybody on a number.
+        """
+        (training,) = (each.training for each in self.members if each.peer_id == peer_id)
+        if not training:
+            return self.round_id
+        return hashlib.sha256(self.round_id + training.to_bytes(_TRAINING_BYTES, "big")).digest()
 
     def digest(self, tensors: Sequence[TensorMeta]) -> bytes:
         """Return 32 bytes that stand for the round and the tensors that it reduces."""

@@ -10,11 +10,17 @@ rarely others: where it makes one group two, or lets a side have more than one. 
 members whose views differ reduce with those that all of them know (`core`): who is known to some
 only has no result in this round, and is known to all in a later one.
 
+Members reduce parts in proportion to what they say they send. Nobody checks that, so it may not
+matter much: it counts as no more than `MOST` times the lower median of the group, which less than
+half of its members cannot raise above what one of the others says. Who claims more than he can do
+is given more work, and holds the others up until he is done or lost; who claims less is spared some
+of it, like one who cannot be dialled. Who has not measured himself counts like the median.
+
 The same in hivemind (Ryabinin et al. 2021, Moshpit SGD) takes look-ups in the DHT and a leader.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +29,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.swarm.averaging.group import MAX_MEMBERS, Aggregator, Group, Member
 from p2pnode.wire.peer_id import PeerId
 
+MOST: Final = 4.0  # times the median, that a bandwidth counts at most
 MIN_SIZE: Final = 3  # of three members, none can part from the others without being left alone
 _HASH_BITS: Final = 256
 
@@ -33,13 +40,15 @@ class Candidate:
 
     Attributes:
         peer_id: who it is.
-        bandwidth: how fast it sends and receives, in a unit that all members share.
+        bandwidth: bytes a second that it says it sends; 0 if that is not known.
+        training: which of its trainings it is in, as it says; see `Group.id_at`.
         is_reachable: whether others can dial it directly. Who is behind a relay, or only a client,
             reduces nothing: what it contributes and gets goes over connections of its own.
     """
 
     peer_id: PeerId
-    bandwidth: float = 1.0
+    bandwidth: float = 0.0
+    training: int = 0
     is_reachable: bool = True
 
 
@@ -82,21 +91,33 @@ def find_group(
         for peer_id in sorted(known)
     }
     members = [known[peer_id] for peer_id in _neighbours(paths, own, size)]
-    if len(members) < 2 or not any(each.is_reachable and each.bandwidth for each in members):
+    if len(members) < 2 or not any(each.is_reachable for each in members):
         return None
+    bandwidths = _believed(members)
     return Group(
         run_id=run_id,
         round_id=seed,
         members=tuple(
             Member(
                 peer_id=each.peer_id,
-                bandwidth=float(each.bandwidth) if each.is_reachable else 0.0,
+                bandwidth=bandwidth,
+                training=each.training,
             )
-            for each in members
+            for each, bandwidth in zip(members, bandwidths, strict=True)
         ),
         codec=codec,
         aggregator=aggregator,
     )
+
+
+def _believed(members: Sequence[Candidate]) -> list[float]:
+    """Return the bandwidths by which parts are shared out; 0 for who reduces nothing."""
+    said = sorted(each.bandwidth for each in members if each.is_reachable and each.bandwidth)
+    middle = said[(len(said) - 1) // 2] if said else 1.0
+    return [
+        min(each.bandwidth or middle, MOST * middle) if each.is_reachable else 0.0
+        for each in members
+    ]
 
 
 def _neighbours(paths: dict[PeerId, int], own: PeerId, size: int) -> list[PeerId]:

@@ -78,6 +78,7 @@ class Round:
         transcoder: does beside the network what takes long.
         over: set when the round has ended here.
         total_weight: of the result.
+        upload: bytes a second that we have sent; 0 if too few were sent to tell.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Round:
         self.transcoder = transcoder
         self.over = trio.Event()
         self.total_weight = 0.0
+        self.upload = 0.0
         self._digest = group.digest(reducible.metas)
         self._token = token
         self._access = access
@@ -172,12 +174,12 @@ class Round:
 
     # --- for attempts ---------------------------------------------------------------------------
 
-    def join(self, wants: Wants = "part") -> bytes:
-        """Return the message that our streams begin with."""
+    def join(self, peer_id: PeerId, wants: Wants = "part") -> bytes:
+        """Return the message that our streams to a member begin with."""
         return encode_join(
             Join(
                 run_id=self.group.run_id,
-                round_id=self.group.round_id,
+                round_id=self.group.id_at(peer_id),
                 digest=self._digest,
                 members=self.view.members,
                 weight=self.weight,

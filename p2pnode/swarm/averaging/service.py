@@ -7,6 +7,7 @@ receives about twice the tensors' size, however many there are.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import torch
 import trio
@@ -39,11 +40,13 @@ from p2pnode.swarm.averaging.messages import (
     encode_answer,
 )
 from p2pnode.swarm.averaging.round import Reduced, ReducingEnded, Round
+from p2pnode.swarm.averaging.terms import rounded
 from p2pnode.wire.peer_id import PeerId
 
 __all__ = ["AllReduce", "Reduced", "ReducingEnded"]
 
-_Key = tuple[str, bytes]  # a run and a round of it
+_Key = tuple[str, bytes]  # a run, and a round of it as this node names it
+_SMOOTHING: Final = 0.3  # weight of the newest round in the rate of sending
 
 
 class AllReduce:
@@ -77,6 +80,7 @@ class AllReduce:
         self._rounds: dict[_Key, Round] = {}
         self._over: OrderedDict[_Key, None] = OrderedDict()
         self._begun = trio.Event()  # another one has begun
+        self._upload = 0.0
         host.set_handler(PROTOCOL, self._serve)
 
     def close(self) -> None:
@@ -123,7 +127,7 @@ class AllReduce:
             raise ConfigError("this node is not in the group; only members can reduce with it")
         if not 0 < weight < float("inf") or not 1 <= quorum <= max(2, len(group.members)):
             raise ConfigError("a weight is finite and above 0, and a quorum 1 to the group's size")
-        key = group.run_id, group.round_id
+        key = group.run_id, group.id_at(own)
         if key in self._rounds or key in self._over:
             raise ConfigError("a round of this id has begun here before; name each round anew")
         if len(self._rounds) >= self._settings.rounds_at_once:
@@ -160,6 +164,7 @@ class AllReduce:
         finally:
             current.end()
             del self._rounds[key]
+            self._note_upload(current.upload)
             self._over[key] = None
             if len(self._over) > self._settings.rounds_remembered:
                 self._over.popitem(last=False)
@@ -175,6 +180,15 @@ class AllReduce:
                     error=failure,
                 )
             )
+
+    @property
+    def upload(self) -> int:
+        """The bytes a second that this node sends in rounds, rounded; 0 if that is not known."""
+        return rounded(self._upload)
+
+    def _note_upload(self, rate: float) -> None:
+        if rate:
+            self._upload += (rate - self._upload) * (_SMOOTHING if self._upload else 1.0)
 
     def candidates(self, peer_ids: Iterable[PeerId]) -> list[Candidate]:
         """Return what this node knows of peers that it may reduce with, itself among them or not.

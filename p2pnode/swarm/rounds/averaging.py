@@ -14,6 +14,7 @@ That is no offence: he may only have been unknown to one of the others.
 Whether the result is any good is for the rounds to find out; nothing is adopted here.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -21,14 +22,16 @@ from typing import Final, Protocol
 import torch
 import trio
 
+from p2pnode.clock import wall_time
 from p2pnode.config import RoundsSettings
-from p2pnode.errors import AveragingError, P2PNodeError
+from p2pnode.errors import AveragingError, P2PNodeError, ProtocolError
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.rpc.codecs.names import find_codec
 from p2pnode.swarm.averaging.group import Aggregator, CenteredClipping, Group, Mean, TrimmedMean
-from p2pnode.swarm.averaging.matchmaking import find_group
+from p2pnode.swarm.averaging.matchmaking import Candidate, find_group
 from p2pnode.swarm.averaging.outer import OuterSettings, OuterState, outer_step
 from p2pnode.swarm.averaging.service import AllReduce, Reduced
+from p2pnode.swarm.averaging.terms import Terms
 from p2pnode.swarm.gossip.service import LayerSwarm
 from p2pnode.swarm.rounds.service import Mixture
 from p2pnode.wire.peer_id import PeerId
@@ -88,6 +91,12 @@ class SwarmAveraging:
         self._settings = settings
         self._outer: OuterState | None = None
         self._rests: dict[PeerId, _Rest] = {}
+        self._terms = Terms(training=round(wall_time() * 1000))
+
+    def extra(self) -> bytes:
+        """Return what is announced with each claim, for averaging."""
+        self._terms = replace(self._terms, upload=self._reducer.upload)
+        return self._terms.encode()
 
     async def begin(self) -> None:
         """Take what the layer has now for what the round begins with.
@@ -116,7 +125,7 @@ class SwarmAveraging:
         checkpoint = await self._experts.snapshot(self._uid, complete=False)
         weights = _weights(checkpoint)
         group = find_group(
-            self._reducer.candidates((own, *self._awake(round_number, members))),
+            self._candidates(self._awake(round_number, members)),
             own,
             run_id=self._uid.run,
             name=f"{self._uid.name}/{settings.mode}",
@@ -178,6 +187,23 @@ class SwarmAveraging:
         if announcement is None or peer_id in self._swarm.gone:
             return False
         return announcement.claim.round <= number and not announcement.claim.is_final
+
+    def _candidates(self, members: Sequence[PeerId]) -> list[Candidate]:
+        """Return this node and those of the members that say how they take part."""
+        terms = {self._swarm.peer_id: self._terms}
+        for peer_id in members:
+            announcement = self._swarm.announcements.get(peer_id)
+            if announcement is not None:
+                with contextlib.suppress(ProtocolError):
+                    terms[peer_id] = Terms.decode(announcement.claim.extra)
+        return [
+            replace(
+                each,
+                bandwidth=float(terms[each.peer_id].upload),
+                training=terms[each.peer_id].training,
+            )
+            for each in self._reducer.candidates(terms)
+        ]
 
     def _awake(self, number: int, members: Sequence[PeerId]) -> list[PeerId]:
         """Return those that are not left out of a round, and forget who has gone."""

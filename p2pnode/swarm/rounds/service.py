@@ -56,6 +56,10 @@ class Mixture:
 class Averaging(Protocol):
     """How a participant averages its weights with others, in the modes that do."""
 
+    def extra(self) -> bytes:
+        """Return what is announced with each claim, for averaging."""
+        ...
+
     async def begin(self) -> None:
         """Take in that a round begins with the weights that the layer has now.
 
@@ -219,7 +223,11 @@ class Rounds:
             size=manifest.size,
             codec=manifest.codec,
             mode=self._settings.mode,
+            extra=self._extra(),
         )
+
+    def _extra(self) -> bytes:
+        return b"" if self._averaging is None else self._averaging.extra()
 
     # --- what a round consists of ---------------------------------------------------------------
 
@@ -302,7 +310,7 @@ class Rounds:
                     score=fetched.found,
                     scored_on=self._learner.held_out,
                     data=self._learner.data_digest,
-                    extra=b"",
+                    extra=self._extra(),
                 ),
             )
             core.receive_adopted(announcement)

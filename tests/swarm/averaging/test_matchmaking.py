@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from p2pnode.errors import ConfigError
 from p2pnode.swarm.averaging.group import Mean
-from p2pnode.swarm.averaging.matchmaking import Candidate, find_group
+from p2pnode.swarm.averaging.matchmaking import MOST, Candidate, find_group
 from p2pnode.wire.keys import PrivateKey
 
 PEERS = [PrivateKey.from_seed(each.to_bytes(32, "big")).peer_id for each in range(60)]
@@ -82,3 +82,37 @@ def test_sizes_out_of_range_are_refused(size):
 def test_who_is_no_candidate_has_no_group():
     with pytest.raises(ConfigError):
         group_of(PEERS[0], PEERS[1:])
+
+
+def bandwidths(said, unreachable=()):
+    """What counts of what members say that they send."""
+    candidates = [
+        Candidate(peer_id=each, bandwidth=float(bandwidth), is_reachable=each not in unreachable)
+        for each, bandwidth in zip(PEERS, said, strict=False)
+    ]
+    group = find_group(
+        candidates,
+        PEERS[0],
+        run_id="run",
+        name="ffn.0",
+        number=0,
+        size=16,
+        codec="none",
+        aggregator=Mean(),
+    )
+    found = {member.peer_id: member.bandwidth for member in group.members}
+    return [found[each] for each in PEERS[: len(said)]]
+
+
+def test_who_says_that_it_sends_more_than_the_others_counts_a_few_times_as_much():
+    assert bandwidths([10, 20, 30, 1e15]) == [10, 20, 30, MOST * 20]
+    assert bandwidths([10, 1e15, 1e15, 20, 30]) == [10, MOST * 30, MOST * 30, 20, 30]
+
+
+def test_who_has_not_measured_counts_like_the_median():
+    assert bandwidths([0, 0, 0]) == [1, 1, 1]
+    assert bandwidths([0, 10, 20, 40]) == [20, 10, 20, 40]
+
+
+def test_who_cannot_be_dialled_reduces_nothing_whatever_it_says():
+    assert bandwidths([10, 20, 1e6], unreachable=[PEERS[2]]) == [10, 20, 0]

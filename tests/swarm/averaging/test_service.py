@@ -201,6 +201,64 @@ async def test_what_becomes_of_a_round_is_told(peers, draw, autojump_clock):
         assert (other.error, other.contributors) == ("AveragingError", ())
 
 
+async def test_members_that_train_anew_reduce_in_a_round_of_the_same_number(
+    peers, draw, autojump_clock
+):
+    tensors = draw(3)
+    async with peers() as world:
+        await world.add(3)
+        for training in (7, 8):
+            group = world.group()
+            members = [dataclasses.replace(each, training=training) for each in group.members]
+            group = dataclasses.replace(group, members=tuple(members))
+            found = await world.reduce(group, tensors)
+            for each in found.values():
+                assert_close(each.tensors, expected(tensors))
+        assert all(
+            isinstance(each, ConfigError) for each in (await world.reduce(group, tensors)).values()
+        )
+
+
+async def test_who_still_takes_a_member_to_be_in_its_last_training_does_not_disturb_the_next(
+    peers, draw, autojump_clock
+):
+    tensors = draw(3)
+    async with peers() as world:
+        await world.add(3)
+        group = world.group()
+
+        def of(*trainings):
+            pairs = zip(group.members, trainings, strict=True)
+            members = [dataclasses.replace(each, training=number) for each, number in pairs]
+            return dataclasses.replace(group, members=tuple(members))
+
+        await world.reduce(of(1, 1, 1), tensors)
+        outcomes = {}
+
+        async def reduce(number, group):
+            try:
+                reducer = world.peers[number].reducer
+                outcomes[number] = await reducer.reduce(group, tensors[number])
+            except AveragingError as error:
+                outcomes[number] = error
+
+        async with trio.open_nursery() as nursery:
+            for number, found in enumerate((of(2, 2, 2), of(2, 2, 2), of(1, 1, 2))):
+                nursery.start_soon(reduce, number, found)
+        assert isinstance(outcomes[2], AveragingError)
+        for number in (0, 1):
+            assert_close(outcomes[number].tensors, expected(tensors[:2]))
+
+
+async def test_a_round_tells_how_fast_its_members_send(peers, draw, autojump_clock):
+    async with peers(delay=(0.01, 0.05)) as world:
+        one, other = await world.add(2, least_measured=1000)
+        assert one.reducer.upload == 0
+        await world.reduce(world.group(), draw(2))
+        assert one.reducer.upload > 0
+        assert other.reducer.upload.bit_count() == 1
+
+
 async def test_who_is_known_behind_a_relay_only_reduces_nothing(peers, draw, autojump_clock):
     async with peers() as world:
         one, direct, _ = await world.add(3)

@@ -12,12 +12,14 @@ from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.swarm.averaging.group import TrimmedMean
 from p2pnode.swarm.averaging.matchmaking import Candidate
+from p2pnode.swarm.averaging.terms import Terms
 from p2pnode.swarm.gossip.announcement import Claim
 from p2pnode.swarm.rounds.averaging import SwarmAveraging
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
 
 UID = Uid("open:test", "ffn.0")
+TERMS = Terms(training=1).encode()
 OWN, OTHER = (PrivateKey.from_seed(bytes([n]) * 32).peer_id for n in (9, 3))
 
 
@@ -42,6 +44,7 @@ class Reducer:
         self.groups = []
         self.absent = None
         self.relayed = None
+        self.upload = 0
 
     def candidates(self, peer_ids):
         return [Candidate(peer_id=each, is_reachable=each != self.relayed) for each in peer_ids]
@@ -65,7 +68,7 @@ class Swarm:
         self._changed = trio.Event()
 
     def hear(self, **claim):
-        self.announcements = {OTHER: SimpleNamespace(claim=Claim(**claim))}
+        self.announcements = {OTHER: SimpleNamespace(claim=Claim(extra=TERMS, **claim))}
         self._changed.set()
         self._changed = trio.Event()
 
@@ -75,9 +78,16 @@ class Swarm:
             await self._changed.wait()
 
 
+def say(swarm, peer_id, *, training=1, upload=0, extra=None):
+    """Let a member announce how it takes part."""
+    extra = Terms(training=training, upload=upload).encode() if extra is None else extra
+    swarm.announcements[peer_id] = SimpleNamespace(claim=Claim(extra=extra))
+
+
 def averaging_of(weight, others, **settings):
     experts, reducer = Experts(weight), Reducer(others)
     swarm = Swarm()
+    say(swarm, OTHER)
     averaging = SwarmAveraging(UID, experts, swarm, reducer, RoundsSettings(**settings))
     return averaging, experts, reducer
 
@@ -141,6 +151,35 @@ async def test_all_members_name_a_round_alike_and_each_round_anew():
     assert names[0] != names[1] == names[2]
 
 
+async def test_who_trains_anew_names_the_same_round_anew_and_others_know_how():
+    names = []
+    for training in (1, 2, 2):
+        averaging, _, reducer = averaging_of(torch.ones(1), [torch.ones(1)], mode="average")
+        say(averaging._swarm, OTHER, training=training)
+        await averaging.average(1, [OTHER])
+        names.append(reducer.groups[0].id_at(OTHER))
+    assert names[0] != names[1] == names[2]
+
+
+async def test_parts_are_shared_out_by_what_members_have_announced():
+    averaging, _, reducer = averaging_of(torch.ones(1), [torch.ones(1)], mode="average")
+    reducer.upload = 2**20
+    announced = Terms.decode(averaging.extra())
+    assert announced.upload == 2**20
+    reducer.upload = 2**30  # measured since, and not announced yet
+    say(averaging._swarm, OTHER, upload=2**21)
+    await averaging.average(1, [OTHER])
+    (group,) = reducer.groups
+    assert {each.peer_id: each.bandwidth for each in group.members} == {OWN: 2**20, OTHER: 2**21}
+
+
+async def test_who_does_not_say_how_it_takes_part_is_left_out():
+    averaging, _, _ = averaging_of(torch.ones(1), [torch.ones(1)], mode="average")
+    say(averaging._swarm, OTHER, extra=b"?")
+    with pytest.raises(AveragingError, match="nobody to average with"):
+        await averaging.average(1, [OTHER])
+
+
 async def test_a_run_chooses_the_aggregator_and_the_codec():
     averaging, _, reducer = averaging_of(
         torch.ones(1),
@@ -190,6 +229,7 @@ async def test_diloco_cannot_step_from_a_round_that_has_not_begun_here():
 async def test_who_did_not_come_is_left_out_for_one_round_then_two_until_he_comes():
     averaging, _, reducer = averaging_of(torch.ones(1), [torch.ones(1)] * 20, mode="average")
     third = PrivateKey.from_seed(bytes([5]) * 32).peer_id
+    say(averaging._swarm, third)
 
     async def is_asked(number):
         await averaging.average(number, [OTHER, third])

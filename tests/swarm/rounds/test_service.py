@@ -234,6 +234,9 @@ class Mean:
         self.begun = 0
         self.asked = []
 
+    def extra(self):
+        return b"terms"
+
     async def begin(self):
         await trio.lowlevel.checkpoint()
         self.begun += 1
