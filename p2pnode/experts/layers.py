@@ -3,13 +3,15 @@
 Names come from the host's own command line or settings, never from the network: a peer asks for a
 uid, and what class answers is this machine's business.
 
-A layer is a builder, called with `hidden_dim`, and the schema of its inputs. Two rules make it fit
-to be served, for any class:
+A layer is a builder, called with `hidden_dim`, and the schema of its inputs. Three rules make it
+fit to be served, for any class:
 
 - rows do not see each other (no batch statistics), since concurrent calls are joined along
   dimension 0 and split again;
 - the same input gives the same output until the next optimiser step (no dropout), since backward
-  runs forward again instead of keeping activations.
+  runs forward again instead of keeping activations;
+- the inputs stay as they are (nothing in place at the entrance): a batch that does not fit the
+  device's memory is computed again from them, in smaller parts.
 """
 
 import importlib

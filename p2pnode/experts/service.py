@@ -249,7 +249,9 @@ class ExpertHost(ServedExperts):
             )
         async with self._devices.between_batches([uid]) as compute:
             (hosted,) = self._find(uid)
+            before = hosted.backend.size  # with momentum it is larger than without
             await compute(lambda: hosted.backend.retune(settings))
+            hosted.device.held += hosted.backend.size - before
             hosted.settings = settings
 
     async def snapshot(self, uid: Uid, *, complete: bool = True) -> Checkpoint:
@@ -425,12 +427,15 @@ class ExpertHost(ServedExperts):
     async def _restart(self, hosted: Hosted) -> None:
         def build() -> ExpertBackend:
             with failures([broken], "its restart"):
-                return self._build_backend(uid, hosted.settings, hosted.info.outputs, restored)
+                return self._build_backend(uid, settings, hosted.info.outputs, restored)
 
         uid, broken = hosted.uid, hosted.backend
         async with self._changing:
             if hosted.removed:
                 return
+            settings = hosted.settings
+            if uid in self._moved:  # the machine's owner has the device until `resume`
+                settings = replace(settings, device=_CPU.type)
             restored = await self._keeper.read(uid)
             async with self._devices.between_batches([uid]) as compute:
                 hosted.backend = await compute(build)

@@ -100,6 +100,30 @@ async def test_experts_leave_their_device_and_come_back_to_it(make_host, moves):
     assert moves[2:] == [(A, GPU)]
 
 
+async def test_an_expert_that_is_restarted_in_a_pause_leaves_the_device_to_its_owner(
+    make_host, moves, monkeypatch
+):
+    host = await make_host(compute_inline)
+    hosted = host._experts[A]
+    hosted.backend.device = GPU
+    hosted.settings = dataclasses.replace(hosted.settings, device="cuda:0")
+    built = []
+
+    def build(uid, settings, **more):
+        built.append((uid, settings.device))
+        return build_backend(uid, dataclasses.replace(settings, device="cpu"), **more)
+
+    monkeypatch.setattr("p2pnode.experts.service.build_backend", build)
+    host.pause()
+    await host.free_device(patience=100)
+    await host._restart(hosted)
+    assert built == [(A, "cpu")]
+    await host.resume()
+    assert moves == [(A, CPU), (A, GPU)]
+    await host._restart(hosted)
+    assert built[1:] == [(A, "cuda:0")]
+
+
 async def test_a_device_without_room_keeps_the_host_paused(make_host, moves, monkeypatch):
     host = await make_host(compute_inline)
     for uid in (A, B):

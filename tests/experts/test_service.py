@@ -615,6 +615,17 @@ async def test_an_expert_learns_on_with_other_options_and_what_its_optimiser_has
     assert not torch.allclose(mine, fresh.forward([X])[0])
 
 
+async def test_what_an_expert_takes_of_its_device_follows_its_options(settings):
+    rig = Rig(dataclasses.replace(settings, optimizer="sgd"))
+    await rig.host.add([A])
+    device = rig.host._experts[A].device
+    before = device.held
+    await rig.host.retune(A, dataclasses.replace(rig.host.settings(A), momentum=0.9))
+    assert device.held == rig.host._experts[A].backend.size > before
+    await rig.host.remove([A])
+    assert device.held == 0
+
+
 async def test_an_expert_that_would_have_to_be_built_anew_is_left_as_it_is(settings):
     rig = Rig(settings)
     await rig.host.add([A])
