@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests wait more than they compute, and some start a dozen processes: more at once where there is room.
+# Tests that run side by side. Some start a dozen processes: give more where there is room.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
