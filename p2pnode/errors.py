@@ -324,6 +324,12 @@ class BehindError(CallError):
     code = 425
 
 
+class StepUnderWayError(CallError):
+    """Another step of this expert has its turn at the peer; ask again when it is over."""
+
+    code = 427
+
+
 class StepLostError(CallError):
     """This step is not under way at the peer any more; its part has to be computed elsewhere."""
 

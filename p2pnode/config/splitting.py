@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from p2pnode.config.experts import CODECS
 from p2pnode.config.units import MIB
 from p2pnode.errors import ConfigError
 
@@ -22,13 +23,16 @@ class SplittingSettings:
     catch_up_timeout: float = 120.0  # for a peer that is behind to fetch what it has missed
     catch_up_tries: int = 3
     catch_up_pause: float = 1.0  # between two of them
-    speed_smoothing: float = 0.3  # weight of the newest part in a peer's measured speed
+    # How gradients travel from peer to peer when they are added up; who trains decides. All but
+    # `none` round them on each of two ways.
+    codec: str = "none"
+    speed_parts: int = 5  # the last ones, forward and backward, that show how fast a peer is
 
     def __post_init__(self) -> None:
         """Check what a single value does not show.
 
         Raises:
-            ConfigError: a weight is no weight.
+            ConfigError: there is no such codec.
         """
-        if self.speed_smoothing > 1:
-            raise ConfigError("splitting.speed_smoothing must not exceed 1")
+        if self.codec not in CODECS:
+            raise ConfigError(f"splitting.codec must be one of {', '.join(CODECS)}")

@@ -3,7 +3,8 @@
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -39,27 +40,26 @@ from p2pnode.wire.peer_id import PeerId
 _ONE_PORT: Final = "/ip4/0.0.0.0/tcp/0"  # whichever is free
 
 
+@dataclass(frozen=True, slots=True)
+class _Callers:
+    """What calls experts, in the trio thread."""
+
+    experts: ExpertCaller
+    swarms: SplitCaller  # likewise, each as the whole swarm of its peers
+
+
 class Trainer:
     """A connection to the experts of one run; `connect` makes it.
 
     Its modules work until the `with` block of `connect` ends, in any thread.
     """
 
-    def __init__(
-        self, portal: Portal[ExpertCaller], caller: ExpertCaller, settings: Settings
-    ) -> None:
-        self._caller = caller
+    def __init__(self, portal: Portal[_Callers], callers: _Callers, settings: Settings) -> None:
+        self._caller = callers.experts
         self._portal = portal
         self._settings = settings
-        self._experts = RemoteExperts(portal, caller)
-
-    @cached_property
-    def _swarms(self) -> RemoteSwarms:
-        """All split layers share what they learn of the peers' speeds."""
-        access = self._caller.client.client.access
-        client = SplitClient(access, self._settings.rpc, Transcoder(self._settings.rpc))
-        splitter = SplitCaller(self._caller.client, client, settings=self._settings)
-        return RemoteSwarms(self._portal, self._caller, splitter)
+        self._experts = RemoteExperts(portal, callers.experts)
+        self._swarms = RemoteSwarms(portal, callers.experts, callers.swarms)
 
     def _codec(self, name: str | None) -> Codec:
         return find_codec(self._settings.trainer.codec if name is None else name)
@@ -288,6 +288,7 @@ def connect(
         ConfigError: there is no bootstrap address, or the invite is for another run.
         TokenExpiredError, PermissionDeniedError: the invite does not allow training, or no longer.
         NoPeersError: none of the bootstrap addresses answers.
+        StepLostError: when the block ends; the last step of a split layer was not taken.
     """
     addresses = [bootstrap] if isinstance(bootstrap, str) else list(bootstrap)
     if not addresses:
@@ -298,10 +299,11 @@ def connect(
     key = key or PrivateKey.generate()
     membership = _membership(run, invite, key.peer_id)
     service = partial(_serve, key, addresses, membership, settings)
-    portal: Portal[ExpertCaller] = Portal(service, name=f"p2pnode trainer {run}")
-    caller = portal.start()
+    portal: Portal[_Callers] = Portal(service, name=f"p2pnode trainer {run}")
+    callers = portal.start()
     try:
-        yield Trainer(portal, caller, settings)
+        yield Trainer(portal, callers, settings)
+        portal.call(callers.swarms.settle)
     finally:
         portal.close()
 
@@ -327,7 +329,7 @@ async def _serve(
     membership: Membership,
     settings: Settings,
     *,
-    task_status: trio.TaskStatus[ExpertCaller],
+    task_status: trio.TaskStatus[_Callers],
 ) -> None:
     """Run the network of a trainer: in nobody's routing table, and with no wish to be dialled.
 
@@ -357,7 +359,10 @@ async def _serve(
             settings=settings,
             rng=rng,
         )
-        task_status.started(caller)
+        client = SplitClient(caller.client.client.access, settings.rpc, Transcoder(settings.rpc))
+        swarms = SplitCaller(caller.client, client, settings=settings)
+        await nursery.start(swarms.run)
+        task_status.started(_Callers(caller, swarms))
 
 
 def _or(value: float | None, default: float) -> float:

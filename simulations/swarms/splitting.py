@@ -86,6 +86,7 @@ class _Network:
         splitter = SplitClient(client.access, node.settings.rpc, Transcoder(node.settings.rpc))
         self._book = caller.book
         self._caller = SplitCaller(caller.client, splitter, settings=node.settings)
+        node.start_soon(self._caller.run)
         self._policy = CallPolicy(timeout=_PATIENCE, codec=find_codec(sim.parameters["codec"]))
 
     async def wait_for(self, peers: int) -> None:

@@ -114,6 +114,7 @@ class Attempt:
                         nursery.start_soon(self._reduce)
                         nursery.start_soon(self._watch)
                     await self._complete.wait()
+                    self._round.on_complete()
                     with trio.move_on_after(self._settings.linger):
                         if self._given_by is None:
                             await self._await_informed()

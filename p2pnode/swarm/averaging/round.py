@@ -6,6 +6,7 @@ whoever was to give them the rest.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,7 @@ class Round:
         settings: limits and times.
         carrier: how elements travel.
         transcoder: does beside the network what takes long.
+        on_complete: called when the result is here.
         over: set when the round has ended here.
         total_weight: of the result.
         upload: bytes a second that we have sent; 0 if too few were sent to tell.
@@ -93,6 +95,7 @@ class Round:
         access: Access,
         settings: AveragingSettings,
         transcoder: Transcoder,
+        on_complete: Callable[[], None],
     ) -> None:
         self.group = group
         self.own = own
@@ -103,6 +106,7 @@ class Round:
         self.carrier = Carrier(group.codec, reducible.precision, transcoder)
         self.settings = settings
         self.transcoder = transcoder
+        self.on_complete = on_complete
         self.over = trio.Event()
         self.total_weight = 0.0
         self.upload = 0.0

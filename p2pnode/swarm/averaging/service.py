@@ -6,7 +6,7 @@ receives about twice the tensors' size, however many there are.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import torch
@@ -95,6 +95,7 @@ class AllReduce:
         weight: float = 1.0,
         quorum: int = 2,
         timeout: float | None = None,
+        on_result: Callable[[Reduced], None] = lambda _reduced: None,
     ) -> Reduced:
         """Reduce tensors with the other members of a group, all of whom call this.
 
@@ -112,6 +113,9 @@ class AllReduce:
             weight: of this contribution in sums and means.
             quorum: how many contributions the result must be of; a group of one needs one.
             timeout: seconds for the whole round; `averaging.round_timeout` by default.
+            on_result: called once with the result as soon as it is here, while the round goes on
+                until the others have theirs. They may be given it from these tensors, which must
+                not change before.
 
         Raises:
             AveragingError: there is no result: too few members are left, the others went on
@@ -146,6 +150,7 @@ class AllReduce:
             access=self._access,
             settings=self._settings,
             transcoder=self._transcoder,
+            on_complete=lambda: on_result(current.finish()),
         )
         self._begun.set()
         self._begun = trio.Event()

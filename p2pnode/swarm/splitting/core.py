@@ -4,10 +4,10 @@ At each expert one step has its turn; others wait in line. A turn's phases:
 
 | phase | event | what follows |
 |---|---|---|
-| open: gathers gradients | `prepare` has added up the group's | prepared |
+| open: gathers gradients | those of the plan's group are added up | prepared |
 | | its lease is over, or its caller gives it up | ended, not taken |
 | prepared: has the sum | `commit` | taking |
-| | another part comes, or another attempt at the sum | open |
+| | a part comes that is not in its plan, or another plan | open |
 | | its caller gives it up | ended, not taken |
 | | its lease is over, or a peer of its group asks what became of it | doubted |
 | doubted: others may have taken it | a peer of the group has | taking |
@@ -18,6 +18,11 @@ A doubted step is not committed by its caller's word any more: the peers of the 
 themselves. Whoever is asked while it is prepared doubts, too. So those that can reach each other
 all take a step, or none of them does. A lease does not run while a call of the step is at work.
 
+A *plan* says what is to be added up: by whom, and of how many parts here. Who trains gives the
+first one with the parts, so a peer begins as soon as it has them all, and the sum is under way
+while the gradients of the inputs travel back. When a peer of the group is lost, its parts go to
+others, and another plan has to come.
+
 Weight gradients and sums are lists of tensors to the caller of this module, and nothing here.
 """
 
@@ -27,8 +32,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+from p2pnode.config.experts import Codec
 from p2pnode.config.splitting import SplittingSettings
-from p2pnode.errors import OverloadedError, StepLostError
+from p2pnode.errors import OverloadedError, StepLostError, StepUnderWayError
 from p2pnode.swarm.splitting.versions import Version
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
@@ -44,6 +50,25 @@ class Phase(Enum):
     ENDED = auto()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How the gradients of a step are to be added up, as one peer is told.
+
+    Attributes:
+        attempt: counts the plans of the step, from 1.
+        parts: so many of them this peer computes.
+        rows: of all parts at all peers.
+        group: the peers, in the order that all of them have.
+        codec: how the gradients travel.
+    """
+
+    attempt: int
+    parts: int
+    rows: int
+    group: tuple[PeerId, ...]
+    codec: Codec = "none"
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Turn:
     """One step of one caller at one expert."""
@@ -57,13 +82,23 @@ class Turn:
     phase: Phase = Phase.OPEN
     parts: set[int] = field(default_factory=set)  # whose gradients are in `kept`
     kept: list[Any] = field(default_factory=list)  # weight gradients of the parts here
+    plan: Plan | None = None  # unless a part has come that is not in it
+    attempt: int = 0  # of the last plan
+    begun: int = 0  # the last attempt whose sum has begun
     total: list[Any] = field(default_factory=list)  # of the whole group
-    rows: int = 0  # of the whole group
-    group: tuple[PeerId, ...] = ()
-    attempt: int = 0  # the last one at the sum
     digest: bytes = b""  # of the sum
     calls: int = 0  # of this step, that are at work here
     is_asked: bool = False  # the other peers of the group are asked what became of it
+
+    @property
+    def group(self) -> tuple[PeerId, ...]:
+        """Those who share the sum, once it is here."""
+        return () if self.plan is None or self.phase is Phase.OPEN else self.plan.group
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole group."""
+        return 0 if self.plan is None else self.plan.rows
 
     def receive_part(self, part: int, kept: list[Any]) -> None:
         """Take the weight gradients with those of one more part, which has not come before.
@@ -74,38 +109,41 @@ class Turn:
         self._check_gathers()
         self.parts.add(part)
         self.kept = kept
-        self._reopen()
+        if self.plan is not None and len(self.parts) > self.plan.parts:
+            self._reopen(None)
 
-    def begin_attempt(self, attempt: int) -> None:
-        """Begin to add up the group's gradients; later attempts have higher numbers.
+    def receive_plan(self, plan: Plan) -> None:
+        """Take in how to add up; plans may come again, and later ones have higher numbers.
 
         Raises:
-            StepLostError: the step is being settled, or over, or a later attempt has begun.
+            StepLostError: the step is being settled, or over, or another plan has come.
         """
+        if plan == self.plan:
+            return
         self._check_gathers()
-        if attempt <= self.attempt:
-            raise StepLostError("a later attempt to add up the gradients of this step has begun")
-        self.attempt = attempt
-        self._reopen()
+        if plan.attempt <= self.attempt:
+            raise StepLostError("another plan to add up the gradients of this step has come")
+        self.attempt = plan.attempt
+        self._reopen(plan)
 
-    def receive_total(
-        self,
-        attempt: int,
-        total: list[Any],
-        *,
-        digest: bytes,
-        rows: int,
-        group: tuple[PeerId, ...],
-    ) -> None:
-        """Take the sum that an attempt has given.
+    def begin_sum(self) -> Plan | None:
+        """Return the plan if all parts of it are here and its sum has not begun; it has then."""
+        plan = self.plan
+        if plan is None or self.begun == plan.attempt or len(self.parts) != plan.parts:
+            return None
+        self.begun = plan.attempt
+        return plan
+
+    def receive_total(self, plan: Plan, total: list[Any], digest: bytes) -> None:
+        """Take the sum that a plan has given.
 
         Raises:
             StepLostError: the step has gone on without it.
         """
-        if attempt != self.attempt:
-            raise StepLostError("a later attempt to add up the gradients of this step has begun")
+        if plan is not self.plan:
+            raise StepLostError("another plan to add up the gradients of this step has come")
         self._check_gathers()
-        self.total, self.digest, self.rows, self.group = total, digest, rows, group
+        self.total, self.digest = total, digest
         self.phase = Phase.PREPARED
 
     def commit(self) -> None:
@@ -131,8 +169,8 @@ class Turn:
         if self.phase is Phase.PREPARED:
             self.phase = Phase.DOUBTED
 
-    def _reopen(self) -> None:
-        self.phase, self.total, self.group, self.digest = Phase.OPEN, [], (), b""
+    def _reopen(self, plan: Plan | None) -> None:
+        self.plan, self.phase, self.total, self.digest = plan, Phase.OPEN, [], b""
 
     def _check_gathers(self) -> None:
         if self.phase not in {Phase.OPEN, Phase.PREPARED}:
@@ -151,6 +189,15 @@ class Turns:
         self._turns: dict[Uid, Turn] = {}
         self._lines: dict[Uid, deque[bytes]] = {}
         self.kept_bytes = 0
+
+    def check_free(self, uid: Uid) -> None:
+        """Return if whoever stands in line now has the turn at once.
+
+        Raises:
+            StepUnderWayError: others have it, or wait for it.
+        """
+        if uid in self._turns or uid in self._lines:
+            raise StepUnderWayError(f"another step of {uid.name} has its turn here")
 
     def wait(self, uid: Uid, key: bytes) -> None:
         """Stand in line for an expert's turn; `begin` or `give_up` has to follow.

@@ -6,10 +6,10 @@ A call is one stream. Each side sends one message, as in tensor calls:
 
 Who trains says, as a member with the scope `train`:
 
-    {op: "forward", tensors, reply?}              -> {version, tensors}
-    {op: "join", id}                              -> {version}
-    {op: "backward", id, part, grads, tensors, reply?} -> {version, tensors}
-    {op: "prepare", id, parts, try, rows, group}  -> {version, digest}
+    {op: "forward", after?, tensors, reply?}      -> {version, tensors}
+    {op: "join", id, now?, plan?}                 -> {version}
+    {op: "backward", id, now?, plan?, part, grads, tensors, reply?} -> {version, tensors}
+    {op: "prepare", id, plan}                     -> {version, digest}
     {op: "commit", id}                            -> {version}
     {op: "abort", id}                             -> {}
     {op: "behind"}                                -> {}
@@ -23,12 +23,17 @@ and peers of the swarm among themselves, with the scope `host`:
     {op: "resume", id}            -> {}           or the deadline of `pause` is over
 
 A step is joined before all else, and again from time to time while others are waited for, or it is
-given up. Requests also have {v: 1, uid: "<run id>/<expert>", ms: deadline in milliseconds from now,
-token?}.
+given up. With {now: true} a call joins it if nobody else has his turn, and is refused otherwise. A
+plan is {try, parts, rows, group, codec}: how many parts the peer has, and with whom it adds up all
+rows' gradients as soon as they are there; `prepare` waits for that. A forward call may come before
+the step of the id `after` is over, and waits for its end. Requests also have
+{v: 1, uid: "<run id>/<expert>", ms: deadline in milliseconds from now, token?}.
+
 An `id` has 16 bytes and names one step of its caller; that of `outcome` is the key that peers make
-of caller and id. `part` numbers the parts of a step, `parts` says how many of them the peer has. A
-group is a list of peer ids, in the order that all of it share. A version is [steps, lineage].
-Instead of any answer there may be `{error: [code, sentence]}`.
+of caller and id. `part` numbers the parts of a step. A group is a list of peer ids, in the order
+that all of it share. A version is [steps, lineage]. Each answer may have {us}: so many microseconds
+it waited at the peer, or did what is not the rows' own work. Instead of any answer there may be
+`{error: [code, sentence]}`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,6 +61,7 @@ from p2pnode.rpc.messages import (
     unpack_metas,
 )
 from p2pnode.rpc.schema import TensorMeta, shown
+from p2pnode.swarm.splitting.core import Plan
 from p2pnode.swarm.splitting.versions import LINEAGE_BYTES, MAX_STEPS, Version
 from p2pnode.swarm.weights.manifest import HASH_BYTES
 from p2pnode.wire.peer_id import PeerId
@@ -68,6 +74,7 @@ MAX_PARTS: Final = 2**20  # of one step
 MAX_TRIES: Final = 64
 _MAX_ROWS: Final = 2**40
 _MAX_MILLISECONDS: Final = 2**40
+_MAX_MICROSECONDS: Final = 2**50
 
 Operation = Literal[
     "forward",
@@ -89,6 +96,8 @@ _OF_A_STEP: Final = frozenset(
     {"join", "backward", "prepare", "commit", "abort", "outcome", "pause", "resume"}
 )
 _WITH_TENSORS: Final = frozenset({"forward", "backward"})
+_JOINING: Final = frozenset({"join", "backward"})
+_WITH_PLAN: Final = _JOINING | {"prepare"}
 
 
 class Outcome(StrEnum):
@@ -107,11 +116,10 @@ class SplitRequest:
     uid: Uid
     milliseconds: int = 0  # until the caller gives up
     step_id: bytes = b""
+    after: bytes = b""  # a step of the caller's whose end is waited for
+    now: bool = False  # the step is joined if it can be at once
+    plan: Plan | None = None
     part: int = 0
-    parts: int = 0
-    attempt: int = 0  # at adding up the gradients of the step
-    rows: int = 0  # of all parts of the step
-    group: tuple[PeerId, ...] = ()
     tensors: tuple[TensorMeta, ...] = ()
     gradients: int = 0  # so many of `tensors`, the last ones, are gradients of outputs
     reply: Codec = "none"
@@ -126,6 +134,7 @@ class SplitReply:
     digest: bytes = b""  # of the sum of the group's gradients
     outcome: Outcome | None = None
     state: bytes = b""  # the name under which the weights can be fetched
+    microseconds: int = 0  # that it took at the peer beside the work on the call's rows
     tensors: tuple[TensorMeta, ...] = ()
     error: P2PNodeError | None = None
 
@@ -145,10 +154,12 @@ def encode_request(request: SplitRequest) -> bytes:
         header["id"] = request.step_id
     if operation == "backward":
         header |= {"part": request.part, "grads": request.gradients}
-    if operation == "prepare":
-        group = [bytes(each) for each in request.group]
-        header |= {"parts": request.parts, "try": request.attempt, "rows": request.rows}
-        header["group"] = group
+    if request.after:
+        header["after"] = request.after
+    if request.now:
+        header["now"] = True
+    if request.plan is not None:
+        header["plan"] = _pack_plan(request.plan)
     if operation in _WITH_TENSORS:
         header |= {"tensors": pack_metas(request.tensors), "reply": request.reply}
     return prefixed(header)
@@ -169,17 +180,22 @@ def decode_request(data: bytes) -> SplitRequest:
         if not isinstance(uid, str):
             raise BadRequestError("the uid must be a text")
         tensors, gradients, reply = _read_tensors(operation, header)
-        is_prepare = operation == "prepare"
+        plan = _read_plan(header.get("plan")) if operation in _WITH_PLAN else None
+        if operation == "prepare" and plan is None:
+            raise BadRequestError("a plan is missing from a call that prepares a step")
+        after = header.get("after") if operation == "forward" else None
+        now = header.get("now", False) if operation in _JOINING else False
+        if not isinstance(now, bool):
+            raise BadRequestError("`now` is true or false")
         return SplitRequest(
             operation=operation,
             uid=Uid.parse(uid),
             milliseconds=_count(header.get("ms"), _MAX_MILLISECONDS),
             step_id=_bytes(header.get("id"), CALL_ID_BYTES) if operation in _OF_A_STEP else b"",
+            after=b"" if after is None else _bytes(after, CALL_ID_BYTES),
+            now=now,
+            plan=plan,
             part=_count(header.get("part"), MAX_PARTS) if operation == "backward" else 0,
-            parts=_count(header.get("parts"), MAX_PARTS) if is_prepare else 0,
-            attempt=_count(header.get("try"), MAX_TRIES) if is_prepare else 0,
-            rows=_count(header.get("rows"), _MAX_ROWS) if is_prepare else 0,
-            group=_read_group(header.get("group")) if is_prepare else (),
             tensors=tensors,
             gradients=gradients,
             reply=reply,
@@ -203,6 +219,8 @@ def encode_reply(reply: SplitReply, tensors: Sequence[TensorMeta] = ()) -> bytes
         header["outcome"] = str(reply.outcome)
     if reply.state:
         header["state"] = reply.state
+    if reply.microseconds:
+        header["us"] = reply.microseconds
     return prefixed(header)
 
 
@@ -224,6 +242,7 @@ def decode_split_reply(data: bytes) -> SplitReply:
         digest=b"" if digest is None else _bytes(digest, DIGEST_BYTES),
         outcome=None if outcome is None else Outcome(outcome),
         state=b"" if state is None else _bytes(state, HASH_BYTES),
+        microseconds=_count(header.get("us", 0), _MAX_MICROSECONDS),
         tensors=unpack_metas(header.get("tensors"), CODECS),
     )
 
@@ -242,6 +261,30 @@ def _read_version(data: Any) -> Version:
     if not isinstance(data, list) or len(data) != 2:
         raise ProtocolError("a version is a number of steps and a lineage")
     return Version(_count(data[0], MAX_STEPS), _bytes(data[1], LINEAGE_BYTES))
+
+
+def _pack_plan(plan: Plan) -> dict[str, Any]:
+    return {
+        "try": plan.attempt,
+        "parts": plan.parts,
+        "rows": plan.rows,
+        "group": [bytes(each) for each in plan.group],
+        "codec": plan.codec,
+    }
+
+
+def _read_plan(data: Any) -> Plan | None:
+    if data is None:
+        return None
+    if not isinstance(data, dict):
+        raise ProtocolError("a plan is a map")
+    return Plan(
+        attempt=_count(data.get("try"), MAX_TRIES),
+        parts=_count(data.get("parts"), MAX_PARTS),
+        rows=_count(data.get("rows"), _MAX_ROWS),
+        group=_read_group(data.get("group")),
+        codec=read_codec(data.get("codec")),
+    )
 
 
 def _read_group(data: Any) -> tuple[PeerId, ...]:

@@ -7,7 +7,9 @@ next one costs more.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import trio
@@ -38,6 +40,7 @@ from p2pnode.rpc.server import CallHandler, TensorServer, send_refusal
 from p2pnode.rpc.tensors import metas_of
 from p2pnode.swarm.averaging.service import AllReduce
 from p2pnode.swarm.splitting.client import SplitClient
+from p2pnode.swarm.splitting.core import Turn
 from p2pnode.swarm.splitting.experts import SplitExperts
 from p2pnode.swarm.splitting.messages import (
     AMONG_PEERS,
@@ -144,6 +147,7 @@ class SplitServer:
             patience.deadline = trio.current_time() + remaining
             call = _Call(stream.peer_id, request, incoming, charge, patience.deadline)
             reply, tensors = await self._answer(call)
+            reply = replace(reply, microseconds=call.microseconds)
             await self._send(stream, request, reply, tensors)
             return
         if trio.current_time() < patience.deadline:
@@ -156,31 +160,40 @@ class SplitServer:
         match request.operation:
             case "forward":
                 return await self._forward(call)
-            case "join":
-                turn = await self.steps.join(uid, call.key, call.peer_id)
-                return SplitReply(version=turn.at), ()
             case "backward":
                 return await self._backward(call)
+            case _:
+                with call.no_rows():
+                    return await self._answer_without_rows(call), ()
+
+    async def _answer_without_rows(self, call: "_Call") -> SplitReply:
+        request, uid = call.request, call.request.uid
+        match request.operation:
+            case "join":
+                turn = await self._join(call)
+                return SplitReply(version=turn.at)
             case "prepare":
+                assert request.plan is not None, "as the decoder has seen"
                 version, digest = await self.steps.prepare(
-                    uid,
-                    call.key,
-                    parts=request.parts,
-                    attempt=request.attempt,
-                    rows=request.rows,
-                    group=request.group,
-                    deadline=call.deadline,
+                    uid, call.key, request.plan, deadline=call.deadline
                 )
-                return SplitReply(version=version, digest=digest), ()
+                return SplitReply(version=version, digest=digest)
             case "commit":
-                return SplitReply(version=await self.steps.commit(uid, call.key)), ()
+                return SplitReply(version=await self.steps.commit(uid, call.key))
             case "abort":
                 self.steps.abort(uid, call.key)
             case "behind":
                 self._settling.suspect(uid)
             case _:
-                return await self._answer_peer(call), ()
-        return SplitReply(), ()
+                return await self._answer_peer(call)
+        return SplitReply()
+
+    async def _join(self, call: "_Call") -> Turn:
+        request = call.request
+        turn = await self.steps.join(request.uid, call.key, call.peer_id, now=request.now)
+        if request.plan is not None:
+            self.steps.plan(turn, request.plan)
+        return turn
 
     async def _answer_peer(self, call: "_Call") -> SplitReply:
         request, uid = call.request, call.request.uid
@@ -204,17 +217,20 @@ class SplitServer:
         _, outputs = info.check_forward(call.request.tensors)
         self.steps.check_ready(uid)
         inputs = await self._receive(call, outputs)
+        if call.request.after:
+            with call.no_rows():
+                await self.steps.wait_for(uid, replay_key(call.peer_id, call.request.after))
         answer, version = await self._experts.forward(
             uid, inputs, caller=call.peer_id, deadline=call.deadline
         )
         return SplitReply(version=version), answer
 
     async def _backward(self, call: "_Call") -> _Answer:
-        request, uid = call.request, call.request.uid
+        request = call.request
         count = len(request.tensors) - request.gradients
         inputs, gradients = request.tensors[:count], request.tensors[count:]
-        self._handler.info(uid).check_gradients(inputs, gradients)
-        turn = self.steps.find(uid, call.key)
+        self._handler.info(request.uid).check_gradients(inputs, gradients)
+        turn = await self._join(call) if request.now else self.steps.find(request.uid, call.key)
         received = await self._receive(call, inputs)
         answer = await self.steps.backward(
             turn, request.part, received[:count], received[count:], deadline=call.deadline
@@ -278,3 +294,11 @@ class _Call:
         self.charge = charge
         self.deadline = deadline
         self.key = replay_key(peer_id, request.step_id)
+        self.microseconds = 0  # of what is not the work on the call's rows
+
+    @contextmanager
+    def no_rows(self) -> Iterator[None]:
+        """Count the time of the block as one without work on the call's rows."""
+        began = trio.current_time()
+        yield
+        self.microseconds += int(1e6 * (trio.current_time() - began))

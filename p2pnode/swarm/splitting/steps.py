@@ -10,30 +10,22 @@ import trio
 
 from p2pnode.config.splitting import SplittingSettings
 from p2pnode.errors import (
-    AveragingError,
     BadRequestError,
     BehindError,
-    ConfigError,
-    ExpertFailedError,
-    OverloadedError,
     StepLostError,
+    StepUnderWayError,
 )
 from p2pnode.events import EventBus
-from p2pnode.experts.backend import ExpertBackend, all_finite
-from p2pnode.experts.parts import no_gradients
-from p2pnode.swarm.averaging.group import Group, Member, Sum
 from p2pnode.swarm.averaging.service import AllReduce
-from p2pnode.swarm.splitting.core import Phase, Turn, Turns
+from p2pnode.swarm.splitting.core import Phase, Plan, Turn, Turns
 from p2pnode.swarm.splitting.events import SplitStepDropped, SplitStepTaken
-from p2pnode.swarm.splitting.experts import SplitExperts, digest_of
+from p2pnode.swarm.splitting.experts import SplitExperts
 from p2pnode.swarm.splitting.messages import Outcome
+from p2pnode.swarm.splitting.sums import Sums
 from p2pnode.swarm.splitting.versions import Version
 from p2pnode.wire.peer_id import PeerId
 from p2pnode.wire.uids import Uid
 
-# Of a caller's patience: so a peer says in time that it waited for another one in vain, and only
-# that one counts as lost.
-_SHARE_OF_PATIENCE: Final = 0.8
 _DIGESTS_KEPT: Final = 1024  # of steps taken; who asks for one does so soon after it
 
 
@@ -67,15 +59,20 @@ class Steps:
         self._own = own
         self._settings = settings
         self._experts = experts
-        self._reducer = reducer
+        self._sums = Sums(settings, experts, reducer, self._renew)
         self._events = events
         self._turns = Turns(settings)
         self._digests: OrderedDict[bytes, bytes] = OrderedDict()
         self._changed = trio.Event()  # a turn has begun or ended, or its lease runs again
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """End the steps whose leases are over, until cancelled."""
-        task_status.started()
+        """Add up gradients, and end the steps whose leases are over, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._sums.run)
+            nursery.start_soon(self._watch_leases)
+            task_status.started()
+
+    async def _watch_leases(self) -> None:
         while True:
             changed = self._changed
             with trio.move_on_at(self._turns.next_time()):
@@ -105,7 +102,13 @@ class Steps:
     # --- what callers ask for ---------------------------------------------------------------------
 
     async def join(
-        self, uid: Uid, key: bytes, caller: PeerId, *, lease: float | None = None
+        self,
+        uid: Uid,
+        key: bytes,
+        caller: PeerId,
+        *,
+        lease: float | None = None,
+        now: bool = False,
     ) -> Turn:
         """Wait for a step's turn at an expert, and begin it.
 
@@ -116,8 +119,10 @@ class Steps:
             key: of the step.
             caller: whose it is.
             lease: seconds until it ends when nothing more is heard; as the settings say if None.
+            now: whether to give up instead of waiting.
 
         Raises:
+            StepUnderWayError: it would have to wait.
             StepLostError: the step was taken already.
             BehindError: the expert has to catch up first.
             OverloadedError: the line is full, or there is no room for the gradients.
@@ -127,6 +132,8 @@ class Steps:
             return turn
         if self._experts.was_applied(uid, key):
             raise StepLostError(f"this step of {uid.name} was taken already; go on with the next")
+        if now:
+            self._turns.check_free(uid)
         self._turns.wait(uid, key)
         try:
             while not self._turns.is_next(uid, key):
@@ -157,6 +164,18 @@ class Steps:
         """
         return self._turns.find(uid, key)
 
+    def plan(self, turn: Turn, plan: Plan) -> None:
+        """Take in how a step's gradients are to be added up, which begins when its parts are here.
+
+        Raises:
+            StepLostError: the step is over, or has gone on.
+            BadRequestError: this peer is not in the group.
+        """
+        if self._own not in plan.group:
+            raise BadRequestError("this peer is not in the group")
+        turn.receive_plan(plan)
+        self._sums.begin(turn)
+
     async def backward(
         self,
         turn: Turn,
@@ -182,28 +201,18 @@ class Steps:
                 raise self._changed_otherwise(turn)
             if part not in turn.parts:
                 turn.receive_part(part, kept)
+                self._sums.begin(turn)
             return answer
 
     async def prepare(
-        self,
-        uid: Uid,
-        key: bytes,
-        *,
-        parts: int,
-        attempt: int,
-        rows: int,
-        group: Sequence[PeerId],
-        deadline: float,
+        self, uid: Uid, key: bytes, plan: Plan, *, deadline: float
     ) -> tuple[Version, bytes]:
-        """Add up the gradients of a group, all of whose peers do so now.
+        """Wait until the gradients of a group are added up, all of whose peers do so now.
 
         Args:
             uid: the expert.
             key: of the step.
-            parts: that the caller knows to be kept here.
-            attempt: counts the attempts at this step.
-            rows: of all parts at all peers.
-            group: the peers, in the order that all of them have.
+            plan: the last one, or a new one.
             deadline: of the caller, on trio's clock.
 
         Returns:
@@ -215,28 +224,29 @@ class Steps:
             ExpertFailedError: the sum is not finite.
             BadRequestError: this peer is not in the group.
         """
-        if self._own not in group:
-            raise BadRequestError("this peer is not in the group")
         turn = self._turns.find(uid, key)
-        if len(turn.parts) != parts:
-            raise StepLostError(f"{len(turn.parts)} parts of this step are kept here, not {parts}")
+        if len(turn.parts) != plan.parts:
+            raise StepLostError(
+                f"{len(turn.parts)} parts of this step are kept here, not {plan.parts}"
+            )
         with self._at_work(turn):
-            turn.begin_attempt(attempt)
+            self.plan(turn, plan)
+            digest = await self._sums.wait(turn, deadline)
             if await self._experts.version(uid) != turn.at:
                 raise self._changed_otherwise(turn)
-            ours = turn.kept or await self._experts.compute(uid, no_gradients)
-            patience = (deadline - trio.current_time()) * _SHARE_OF_PATIENCE
-            timeout = min(self._settings.reduce_timeout, patience)
-            total = await self._add_up(turn, attempt, group, ours, timeout)
-
-            def look(_expert: ExpertBackend) -> bytes:
-                return digest_of(total) if all_finite(total) else b""
-
-            digest = await self._experts.compute(uid, look)
-            if not digest:
-                raise ExpertFailedError(f"the gradients of {uid.name} add up to no finite numbers")
-            turn.receive_total(attempt, total, digest=digest, rows=rows, group=tuple(group))
             return turn.at, digest
+
+    async def wait_for(self, uid: Uid, key: bytes) -> None:
+        """Wait until a step is over, if it has its turn.
+
+        Raises:
+            StepUnderWayError: that takes too long to be waited for here.
+        """
+        with trio.move_on_after(self._settings.question_timeout):
+            while (turn := self._turns.current(uid)) is not None and turn.key == key:
+                await self._changed.wait()
+            return
+        raise StepUnderWayError(f"the last step of {uid.name} is under way here still")
 
     async def commit(self, uid: Uid, key: bytes) -> Version:
         """Take a prepared step, at most once; returns the version then.
@@ -317,34 +327,6 @@ class Steps:
 
     # --- within -----------------------------------------------------------------------------------
 
-    async def _add_up(
-        self,
-        turn: Turn,
-        attempt: int,
-        group: Sequence[PeerId],
-        ours: list[torch.Tensor],
-        timeout: float,
-    ) -> list[torch.Tensor]:
-        if len(group) == 1:
-            return [each.clone() for each in ours]  # the step uses it up
-        try:
-            reduced = await self._reducer.reduce(
-                Group(
-                    run_id=turn.uid.run,
-                    round_id=turn.key + attempt.to_bytes(1, "big"),
-                    members=tuple(Member(peer_id=each) for each in group),
-                    aggregator=Sum(),
-                ),
-                ours,
-                quorum=len(group),
-                timeout=timeout,
-            )
-        except (AveragingError, ConfigError) as error:
-            raise OverloadedError(
-                f"the gradients of {turn.uid.name} were not added up: {error}"
-            ) from error
-        return reduced.tensors
-
     def _same(self, uid: Uid, key: bytes) -> Turn | None:
         turn = self._turns.current(uid)
         if turn is None or turn.key != key:
@@ -360,8 +342,12 @@ class Steps:
             yield
         finally:
             turn.calls -= 1
-            turn.until = trio.current_time() + self._settings.lease
-            self._tell()
+            self._renew(turn)
+
+    def _renew(self, turn: Turn) -> None:
+        """Let a lease begin anew."""
+        turn.until = trio.current_time() + self._settings.lease
+        self._tell()
 
     def _changed_otherwise(self, turn: Turn) -> StepLostError:
         self.on_suspicion(turn.uid)
@@ -377,6 +363,7 @@ class Steps:
 
     def _end(self, turn: Turn) -> None:
         self._turns.end(turn)
+        self._sums.forget(turn)
         self._tell()
 
     def _tell(self) -> None:

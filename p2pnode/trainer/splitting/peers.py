@@ -12,6 +12,7 @@ from p2pnode.errors import (
     OverloadedError,
     RemoteError,
     StepLostError,
+    StepUnderWayError,
 )
 from p2pnode.rpc.schema import TensorMeta
 from p2pnode.swarm.splitting.client import SplitClient
@@ -75,7 +76,7 @@ class PeerCalls:
                 return await self._client.ask(
                     peer_id, request, tensors, timeout=limit, expected=expected
                 )
-            except (BehindError, StepLostError) as error:
+            except (BehindError, StepLostError, StepUnderWayError) as error:
                 return error  # the peer itself is well
             except OverloadedError as error:
                 if request.operation != "prepare":

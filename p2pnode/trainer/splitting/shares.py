@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections import OrderedDict
+import statistics
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -76,45 +77,62 @@ def cut(rows: Rows, most: int) -> list[Rows]:
     ]
 
 
-@dataclass(slots=True)
 class _Pace:
-    speed: float = 0.0  # rows a second; 0 before the first part
-    latency: float = math.inf  # seconds of the shortest call without rows
+    """What calls of one peer have shown."""
+
+    def __init__(self, parts: int) -> None:
+        # Seconds for a row, forward and backward, of the last parts.
+        self.costs: tuple[deque[float], ...] = (deque(maxlen=parts), deque(maxlen=parts))
+        self.latency = math.inf  # seconds of the shortest call without rows
 
 
 class Speeds:
-    """How many rows a second each peer computes, as its parts have shown.
+    """How many rows a second each peer computes, forward and backward, as its parts have shown.
+
+    Of each kind the median of the last parts counts, so that one which a lost packet has held up
+    moves no rows.
 
     Args:
-        smoothing: the weight of the newest part.
+        parts: so many of a kind count.
     """
 
-    def __init__(self, smoothing: float) -> None:
-        self._smoothing = smoothing
+    def __init__(self, parts: int) -> None:
+        self._parts = parts
         self._paces: OrderedDict[PeerId, _Pace] = OrderedDict()
 
-    def receive(self, peer_id: PeerId, rows: int, seconds: float) -> None:
-        """Take in how long a call with so many rows took, 0 if it had none.
+    def receive_latency(self, peer_id: PeerId, seconds: float) -> None:
+        """Take in how long a call without rows took."""
+        pace = self._pace(peer_id)
+        pace.latency = min(pace.latency, seconds)
+
+    def receive(self, peer_id: PeerId, rows: int, seconds: float, *, backward: bool) -> None:
+        """Take in how long a call with so many rows took, at least one.
 
         What the shortest call without rows took is not counted as work, or else a peer with few
         rows would seem slow for the way to it, and get ever fewer; a tenth of the time is, in any
         case.
         """
-        pace = self._paces.setdefault(peer_id, _Pace())
+        pace = self._pace(peer_id)
+        on_the_way = pace.latency if pace.latency < math.inf else 0.0
+        pace.costs[backward].append(max(seconds - on_the_way, 0.1 * seconds, 1e-9) / rows)
+
+    def of(self, peers: Sequence[PeerId]) -> dict[PeerId, float]:
+        """Return the speeds of some peers; what is not known of one is the mean of the others."""
+        totals = dict.fromkeys(peers, 0.0)
+        for kind in range(2):
+            known = {
+                peer: statistics.median(pace.costs[kind])
+                for peer in peers
+                if (pace := self._paces.get(peer)) is not None and pace.costs[kind]
+            }
+            mean = statistics.harmonic_mean(list(known.values())) if known else 0.0
+            for peer in peers:
+                totals[peer] += known.get(peer, mean)
+        return {peer: 1 / total if total else 1.0 for peer, total in totals.items()}
+
+    def _pace(self, peer_id: PeerId) -> _Pace:
+        pace = self._paces.setdefault(peer_id, _Pace(self._parts))
         self._paces.move_to_end(peer_id)
         if len(self._paces) > _MAX_PEERS:
             self._paces.popitem(last=False)
-        if rows:
-            on_the_way = pace.latency if pace.latency < math.inf else 0.0
-            speed = rows / max(seconds - on_the_way, 0.1 * seconds, 1e-9)
-            weight = self._smoothing if pace.speed else 1.0
-            pace.speed += weight * (speed - pace.speed)
-        else:
-            pace.latency = min(pace.latency, seconds)
-
-    def of(self, peers: Sequence[PeerId]) -> dict[PeerId, float]:
-        """Return the speeds of some peers; those not known count as the mean of the others."""
-        found = {peer: self._paces[peer].speed for peer in peers if peer in self._paces}
-        known = [speed for speed in found.values() if speed]
-        mean = sum(known) / len(known) if known else 1.0
-        return {peer: found.get(peer) or mean for peer in peers}
+        return pace

@@ -1,15 +1,17 @@
 """One split call while it is worked on: who computes what, and what is there already."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import trio
 
+from p2pnode.config.experts import Codec
 from p2pnode.errors import P2PNodeError, RemoteError
 from p2pnode.rpc.schema import ExpertInfo
 from p2pnode.rpc.tensors import metas_of
+from p2pnode.swarm.splitting.core import Plan
 from p2pnode.swarm.splitting.versions import Version
 from p2pnode.trainer.sources import CallPolicy
 from p2pnode.trainer.splitting.shares import Rows
@@ -20,14 +22,23 @@ Spans = tuple[tuple[PeerId, Rows], ...]
 """Who computed which rows: what `Answer.by` is of a split call."""
 
 
+@dataclass(slots=True, eq=False)
+class Step:
+    """A step of one layer, from its place in line to its end."""
+
+    over: trio.Event = field(default_factory=trio.Event)
+    step_id: bytes = b""  # once nothing but sum and commit is left
+
+
 @dataclass(slots=True)
 class Done:
-    """A part that was computed."""
+    """A part that was computed; one without rows is of a peer that has joined the step only."""
 
     peer_id: PeerId
     rows: Rows
     tensors: Sequence[torch.Tensor]
     version: Version
+    waited: float  # seconds, of the call's, in which the peer did something else
 
 
 @dataclass(slots=True, eq=False)
@@ -43,9 +54,14 @@ class Work:
     done: list[Done] = field(default_factory=list)
     parts: Counter[PeerId] = field(default_factory=Counter)  # kept by each peer, in backward
     numbers: int = 0  # of parts that were begun
+    odd: list[PeerId] = field(default_factory=list)  # whose weights were not those of most, once
     failure: RemoteError | None = None  # of the last peer that failed
     fatal: P2PNodeError | None = None  # for which no peer is to blame
+    after: "Step | None" = None  # the one before, which a forward call need not wait for here
     step_id: bytes = b""
+    now: bool = False  # the step is joined with its parts, or not at all
+    plans: dict[PeerId, Plan] = field(default_factory=dict)  # the last ones to add up
+    is_planned: bool = False  # they hold
     joined: list[PeerId] = field(default_factory=list)  # where the step has its turn
     left: list[PeerId] = field(default_factory=list)  # where it had it, and goes on without
 
@@ -62,10 +78,37 @@ class Work:
     def lose(self, peer_id: PeerId, error: RemoteError) -> None:
         """Take in that a peer takes no part any more."""
         self.limits.pop(peer_id, None)
+        self.is_planned = False
         if peer_id in self.joined:
             self.joined.remove(peer_id)
             self.left.append(peer_id)
         self.failure = error
+
+    def receive_joined(self, peer_id: PeerId) -> None:
+        """Take in that the step has its turn at a peer."""
+        if peer_id not in self.joined:
+            self.joined.append(peer_id)
+
+    def plan(self, parts: Mapping[PeerId, int], codec: Codec) -> None:
+        """Make another plan for all who take part still.
+
+        Args:
+            parts: how many each of them has, 0 by default.
+            codec: how their gradients travel.
+        """
+        attempt = 1 + max((plan.attempt for plan in self.plans.values()), default=0)
+        group = tuple(self.limits)
+        self.plans = {
+            peer_id: Plan(
+                attempt=attempt,
+                parts=parts.get(peer_id, 0),
+                rows=self.rows,
+                group=group,
+                codec=codec,
+            )
+            for peer_id in group
+        }
+        self.is_planned = True
 
     def check_peers(self) -> None:
         """Return if somebody takes part still.
@@ -86,17 +129,17 @@ class Work:
         """Return the rows that were computed by peers that take no part any more, to be redone."""
         lost = [each for each in self.done if each.peer_id not in self.limits]
         self.done = [each for each in self.done if each.peer_id in self.limits]
-        return [each.rows for each in lost]
+        return [each.rows for each in lost if each.rows]
 
     def answer(self) -> tuple[torch.Tensor, ...]:
         """Put the parts together."""
-        parts = sorted(self.done, key=lambda each: each.rows.start)
+        parts = sorted((each for each in self.done if each.rows), key=lambda each: each.rows.start)
         columns = zip(*(each.tensors for each in parts), strict=True)
         return tuple(map(torch.cat, columns)) if len(parts) > 1 else tuple(parts[0].tensors)
 
     def spans(self) -> Spans:
         """Return who computed which rows."""
-        return tuple((each.peer_id, each.rows) for each in self.done)
+        return tuple((each.peer_id, each.rows) for each in self.done if each.rows)
 
 
 def most_rows(

@@ -165,10 +165,12 @@ class Trainer:
     async def forward(self, x, policy=POLICY):
         return await self.caller.forward(NAME, [x], policy)
 
-    async def step(self, x, gradient, policy=POLICY):
+    async def step(self, x, gradient, policy=POLICY, *, settle=True):
         """Forward and backward; returns the outputs and the gradients of the inputs."""
         answer = await self.caller.forward(NAME, [x], policy)
         found = await self.caller.backward(NAME, [x], [gradient], policy, answer.by)
+        if settle:
+            await self.caller.settle()
         return answer.tensors[0], found.tensors[0], found.by
 
 
@@ -212,6 +214,7 @@ class Swarm:
         )
         splitter = SplitClient(client.access, settings.rpc, Transcoder(settings.rpc))
         trainer = Trainer(SplitCaller(caller.client, splitter, settings=settings))
+        await self._nursery.start(trainer.caller.run)
         trainer.host = host
         return trainer
 

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from p2pnode.config.splitting import SplittingSettings
-from p2pnode.errors import OverloadedError, StepLostError
-from p2pnode.swarm.splitting.core import Phase, Turn, Turns
+from p2pnode.errors import OverloadedError, StepLostError, StepUnderWayError
+from p2pnode.swarm.splitting.core import Phase, Plan, Turn, Turns
 from p2pnode.swarm.splitting.versions import Version
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
@@ -27,11 +27,15 @@ def begun(turns, **fields):
     return made
 
 
+def plan(attempt=1, parts=1):
+    return Plan(attempt=attempt, parts=parts, rows=3, group=(CALLER,))
+
+
 def prepared(turns, **fields):
     made = begun(turns, **fields)
     made.receive_part(1, ["gradient"])
-    made.begin_attempt(1)
-    made.receive_total(1, ["sum"], digest=b"d", rows=3, group=(CALLER,))
+    made.receive_plan(plan())
+    made.receive_total(made.begin_sum(), ["sum"], b"d")
     return made
 
 
@@ -50,8 +54,15 @@ def test_steps_of_one_expert_have_their_turns_in_the_order_in_which_they_came(tu
     turns.end(first)
     assert turns.is_next(UID, b"b")
     assert not turns.is_next(UID, b"c")
+    with pytest.raises(StepUnderWayError):  # who would have the turn at once comes behind them
+        turns.check_free(UID)
     turns.give_up(UID, b"b")  # its caller is gone
     assert turns.is_next(UID, b"c")
+    turns.give_up(UID, b"c")
+    turns.check_free(UID)
+    begun(turns)
+    with pytest.raises(StepUnderWayError):
+        turns.check_free(UID)
 
 
 def test_what_steps_may_keep_is_bounded_over_all_experts(turns):
@@ -86,21 +97,45 @@ def test_a_step_is_taken_only_with_the_sum(turns):
     made = begun(turns)
     with pytest.raises(StepLostError):
         made.commit()
-    made.begin_attempt(1)
-    made.receive_total(1, ["sum"], digest=b"d", rows=3, group=(CALLER,))
+    first = plan(1, parts=0)
+    made.receive_plan(first)
+    assert made.begin_sum() is first
+    made.receive_total(first, ["sum"], b"d")
+    assert made.group == (CALLER,)
     made.receive_part(2, ["more"])  # of a peer that was lost: the sum lacks it
+    assert made.group == ()
     with pytest.raises(StepLostError):
         made.commit()
-    made.begin_attempt(2)
-    with pytest.raises(StepLostError, match="later attempt"):
-        made.receive_total(1, ["old"], digest=b"d", rows=3, group=(CALLER,))
-    with pytest.raises(StepLostError, match="later attempt"):
-        made.begin_attempt(2)
-    made.receive_total(2, ["sum"], digest=b"d", rows=3, group=(CALLER,))
+    with pytest.raises(StepLostError, match="another plan"):
+        made.receive_plan(first)
+    second = plan(2, parts=1)
+    made.receive_plan(second)
+    with pytest.raises(StepLostError, match="another plan"):
+        made.receive_total(first, ["old"], b"d")
+    made.receive_plan(plan(2, parts=1))  # once more, the same
+    with pytest.raises(StepLostError, match="another plan"):
+        made.receive_plan(plan(2, parts=2))
+    made.receive_total(made.begin_sum(), ["sum"], b"d")
     made.commit()
     assert made.phase is Phase.TAKING
     with pytest.raises(StepLostError):
         made.receive_part(3, [])
+
+
+def test_a_sum_begins_once_when_all_parts_of_its_plan_are_here(turns):
+    made = begun(turns)
+    assert made.begin_sum() is None
+    wanted = plan(parts=2)
+    for number in (1, 2):
+        made.receive_plan(wanted)
+        assert made.begin_sum() is None
+        made.receive_part(number, ["gradient"])
+    assert made.begin_sum() is wanted
+    assert made.begin_sum() is None
+    made.receive_part(3, ["more"])  # not planned: another plan has to come
+    assert made.begin_sum() is None
+    made.receive_plan(plan(2, parts=3))
+    assert made.begin_sum() == plan(2, parts=3)
 
 
 def test_a_lease_that_is_over_ends_what_is_open_and_puts_in_doubt_what_is_prepared(turns):

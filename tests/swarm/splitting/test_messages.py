@@ -7,6 +7,7 @@ from p2pnode.errors import BadRequestError, OverloadedError, ProtocolError
 from p2pnode.rpc.messages import PREFIX_BYTES, Reply
 from p2pnode.rpc.messages import encode_reply as encode_refusal
 from p2pnode.rpc.schema import TensorMeta
+from p2pnode.swarm.splitting.core import Plan
 from p2pnode.swarm.splitting.messages import (
     MAX_GROUP,
     OPERATIONS,
@@ -24,6 +25,7 @@ from p2pnode.wire.uids import Uid
 
 UID = Uid("open:test", "layer.0")
 PEERS = tuple(PrivateKey.generate().peer_id for _ in range(3))
+PLAN = Plan(attempt=1, parts=2, rows=7, group=PEERS, codec="float16")
 METAS = (TensorMeta("float32", (2, 8)), TensorMeta("float32", (2, 8), "float16"))
 REQUESTS = [
     SplitRequest(operation="forward", uid=UID, tensors=METAS, reply="float16", milliseconds=9),
@@ -31,8 +33,11 @@ REQUESTS = [
     SplitRequest(
         operation="backward", uid=UID, step_id=b"i" * 16, part=3, tensors=METAS, gradients=1
     ),
+    SplitRequest(operation="prepare", uid=UID, step_id=b"i" * 16, plan=PLAN),
+    SplitRequest(operation="forward", uid=UID, tensors=METAS, after=b"i" * 16),
+    SplitRequest(operation="join", uid=UID, step_id=b"i" * 16, now=True, plan=PLAN),
     SplitRequest(
-        operation="prepare", uid=UID, step_id=b"i" * 16, parts=2, attempt=1, rows=7, group=PEERS
+        operation="backward", uid=UID, step_id=b"i" * 16, now=True, plan=PLAN, tensors=METAS
     ),
     *(
         SplitRequest(operation=each, uid=UID, step_id=b"i" * 16)
@@ -48,6 +53,7 @@ PLAIN = st.recursive(
 KEYS = [
     "v", "op", "uid", "ms", "id", "part", "parts", "try", "rows", "group", "tensors", "grads",
     "reply", "token", "version", "digest", "outcome", "state", "error",
+    "plan", "now", "after", "us",
 ]  # fmt: skip
 
 
@@ -61,7 +67,7 @@ def test_replies_are_read_as_they_were_written():
     version = Version(7, b"l" * 16)
     for reply in (
         SplitReply(),
-        SplitReply(version=version, digest=b"d" * 32),
+        SplitReply(version=version, digest=b"d" * 32, microseconds=1500),
         SplitReply(version=version, state=b"s" * 32),
         *(SplitReply(outcome=each) for each in Outcome),
     ):
@@ -80,13 +86,8 @@ def test_replies_are_read_as_they_were_written():
         {"uid": 3},
         {"id": b"short"},
         {"ms": -1},
-        {"parts": True},
-        {"try": 2**20},
-        {"rows": "7"},
-        {"group": []},
-        {"group": [bytes(PEERS[0])] * 2},
-        {"group": [b"x"]},
-        {"group": [bytes(PEERS[0])] * (MAX_GROUP + 1)},
+        {"plan": None},
+        {"plan": [1, 2]},
         {"token": "text"},
         {"v": 2},
     ],
@@ -100,6 +101,35 @@ def test_malformed_requests_are_refused(changes):
 @pytest.mark.parametrize(
     "changes",
     [
+        {"parts": True},
+        {"try": 2**20},
+        {"rows": "7"},
+        {"group": []},
+        {"group": [bytes(PEERS[0])] * 2},
+        {"group": [b"x"]},
+        {"group": [bytes(PEERS[0])] * (MAX_GROUP + 1)},
+        {"codec": "zip"},
+        {"codec": None},
+    ],
+)
+def test_malformed_plans_are_refused(changes):
+    header = msgpack.unpackb(encode_request(REQUESTS[3])[PREFIX_BYTES:])
+    with pytest.raises(BadRequestError):
+        decode_request(msgpack.packb(header | {"plan": header["plan"] | changes}))
+
+
+@pytest.mark.parametrize("changes", [{"now": 1}, {"after": b"short"}, {"after": 7}])
+def test_calls_that_come_early_are_refused_if_malformed(changes):
+    for request in REQUESTS[4:6]:
+        header = msgpack.unpackb(encode_request(request)[PREFIX_BYTES:])
+        if changes.keys() & header.keys():
+            with pytest.raises(BadRequestError):
+                decode_request(msgpack.packb(header | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
         {"version": [1]},
         {"version": [-1, b"l" * 16]},
         {"version": [1, b"l"]},
@@ -107,6 +137,7 @@ def test_malformed_requests_are_refused(changes):
         {"outcome": "perhaps"},
         {"outcome": ["none"]},
         {"state": "s"},
+        {"us": -1},
         {"tensors": None},
     ],
 )

@@ -2,7 +2,7 @@ import pytest
 import torch
 import trio
 
-from p2pnode.errors import BehindError, HostLostError, SchemaError, StepLostError
+from p2pnode.errors import AveragingError, BehindError, HostLostError, SchemaError, StepLostError
 from p2pnode.swarm.splitting.events import CaughtUp, FellBehind, SplitStepDropped, SplitStepTaken
 from p2pnode.trainer.sources import CallPolicy
 
@@ -21,10 +21,10 @@ def batch(rows):
     return torch.randn(rows, 8), torch.randn(rows, 8)
 
 
-async def step_both(trainer, whole, same, rows=6):
+async def step_both(trainer, whole, same, rows=6, *, settle=True):
     """Take a step of the swarm, and one of the whole layer, whose answers must be the same."""
     x, gradient = batch(rows)
-    outputs, found, by = await trainer.step(x, gradient)
+    outputs, found, by = await trainer.step(x, gradient, settle=settle)
     same(outputs, whole.forward([x])[0])
     same(found, whole.backward([x], [gradient])[0])
     return by
@@ -32,7 +32,7 @@ async def step_both(trainer, whole, same, rows=6):
 
 def crash_in(peer, phase, *, after):
     """Let a peer die in its next part of a phase, before it or after it."""
-    owner = peer.split._experts if phase == "forward" else peer.split.steps
+    owner = {"forward": peer.split._experts, "reduce": peer.reducer}.get(phase, peer.split.steps)
     original = getattr(owner, phase)
 
     async def crashing(*args, **options):
@@ -87,6 +87,9 @@ async def test_any_layer_that_treats_rows_alike_can_be_split(
         ("before forward", 2),
         ("before backward", 0),
         ("after backward", 2),
+        ("before reduce", 0),
+        ("before reduce", 2),
+        ("after reduce", 1),
         ("before prepare", 0),
         ("after prepare", 2),
         ("before commit", 0),
@@ -105,7 +108,8 @@ async def test_a_peer_that_is_killed_in_any_phase_costs_no_row_and_no_step(
         await step_both(trainer, whole, same)
         crash_in(peers[which], phase, after=when == "after")
         for _ in range(2):
-            await step_both(trainer, whole, same)
+            await step_both(trainer, whole, same, settle=False)
+        await trainer.caller.settle()
         await trio.sleep(20)  # whatever was in doubt is settled
         await step_both(trainer, whole, same)
         for peer in peers:
@@ -146,16 +150,16 @@ async def test_a_trainer_lost_between_the_phases_leaves_all_peers_stepped_or_non
         peers = swarm.in_order()
         trainer, whole = await swarm.trainer(), swarm.unsplit()
         await step_both(trainer, whole, same)
-        commit = trainer.caller._commit
+        commit = trainer.caller._stepping._commit
 
         async def half(work, ready):
             if told:
                 await commit(work, ready[:told])
-            raise RuntimeError("the trainer is lost")
+            raise StepLostError("the trainer is lost")
 
-        trainer.caller._commit = half
+        trainer.caller._stepping._commit = half
         x, gradient = batch(6)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(StepLostError):
             await trainer.step(x, gradient)
         if told:
             whole.backward([x], [gradient])
@@ -165,9 +169,89 @@ async def test_a_trainer_lost_between_the_phases_leaves_all_peers_stepped_or_non
             same(peer.weights, whole.parameters)
             assert peer.backend.steps == whole.steps
             assert peer.split.steps.kept_bytes == 0
-        trainer.caller._commit = commit
+        trainer.caller._stepping._commit = commit
         by = await step_both(trainer, whole, same)
         assert len({peer_id for peer_id, _ in by}) == 3
+
+
+async def test_a_step_ends_beside_the_next_call_which_has_its_weights(
+    open_swarm, same, autojump_clock
+):
+    async with open_swarm(delay=0.05) as swarm:
+        peers = await swarm.add(3)
+        trainer, whole = await swarm.trainer(), swarm.unsplit()
+        for rows in (6, 2, 6, 6):
+            await step_both(trainer, whole, same, rows, settle=False)
+            assert {peer.backend.steps for peer in peers} == {whole.steps - 1}
+        await trainer.caller.settle()
+        for peer in peers:
+            same(peer.weights, whole.parameters)
+            assert (peer.backend.steps, peer.split.steps.kept_bytes) == (4, 0)
+
+
+async def test_a_forward_call_that_waits_too_long_for_a_step_blames_nobody(
+    open_swarm, same, autojump_clock
+):
+    async with open_swarm() as swarm:
+        peers = await swarm.add(3)
+        trainer, whole = await swarm.trainer(), swarm.unsplit()
+        await step_both(trainer, whole, same)
+        take = peers[1].split.steps.take
+
+        async def dawdle(turn):
+            await trio.sleep(3)  # splitting.question_timeout is one
+            await take(turn)
+
+        peers[1].split.steps.take = dawdle
+        for _ in range(2):
+            by = await step_both(trainer, whole, same, settle=False)
+        assert {peer_id for peer_id, _ in by} == {peer.peer_id for peer in peers}
+        await trainer.caller.settle()
+        for peer in peers:
+            same(peer.weights, whole.parameters)
+
+
+async def test_a_step_that_was_not_taken_is_told_once_by_the_next_call(
+    open_swarm, same, autojump_clock
+):
+    async with open_swarm() as swarm:
+        peers = await swarm.add(2)
+        trainer, whole = await swarm.trainer(), swarm.unsplit()
+
+        async def fail(*_args, **_options):
+            raise AveragingError("no sum today")
+
+        reduce = [peer.reducer.reduce for peer in peers]
+        for peer in peers:
+            peer.reducer.reduce = fail
+        await trainer.step(*batch(4), settle=False)
+        with pytest.raises(StepLostError, match="no sum today"):
+            await trainer.forward(batch(4)[0])
+        for peer, each in zip(peers, reduce, strict=True):
+            assert (peer.backend.steps, peer.split.steps.kept_bytes) == (0, 0)
+            peer.reducer.reduce = each
+        await step_both(trainer, whole, same)
+
+
+@pytest.mark.parametrize(("codec", "share"), [("float16", 2**-10), ("blockwise-int8", 1 / 127)])
+async def test_sums_that_travel_in_a_codec_are_as_near_as_it_is(
+    open_swarm, autojump_clock, codec, share
+):
+    async with open_swarm(
+        hosting={"layer": "linear", "optimizer": "sgd"}, splitting={"codec": codec}
+    ) as swarm:
+        peers = await swarm.add(3)
+        trainer, whole = await swarm.trainer(), swarm.unsplit()
+        before = [each.clone() for each in whole.parameters]
+        x, gradient = batch(9)
+        await trainer.step(x, gradient)
+        whole.backward([x], [gradient])
+        for mine, exact, old in zip(peers[0].weights, whole.parameters, before, strict=True):
+            # Each contribution and the sum are off by half a step of the largest value at most.
+            assert (mine - exact).abs().max() > 0
+            assert (mine - exact).abs().max() <= 4 * share * (exact - old).abs().max()
+        for peer in peers[1:]:  # to the last bit
+            assert all(map(torch.equal, peer.weights, peers[0].weights))
 
 
 async def test_when_the_only_peer_that_stepped_dies_none_of_the_others_steps(
@@ -177,21 +261,21 @@ async def test_when_the_only_peer_that_stepped_dies_none_of_the_others_steps(
         await swarm.add(3)
         first, *others = swarm.in_order()
         trainer, whole = await swarm.trainer(), swarm.unsplit()
-        commit = trainer.caller._commit
+        commit = trainer.caller._stepping._commit
 
         async def half(work, ready):
             await commit(work, ready[:1])
-            raise RuntimeError("the trainer is lost")
+            raise StepLostError("the trainer is lost")
 
-        trainer.caller._commit = half
-        with pytest.raises(RuntimeError):
+        trainer.caller._stepping._commit = half
+        with pytest.raises(StepLostError):
             await trainer.step(*batch(6))
         first.crash()
         await trio.sleep(20)
         for peer in others:
             assert peer.backend.steps == 0
             assert any(isinstance(each, SplitStepDropped) for each in peer.events)
-        trainer.caller._commit = commit
+        trainer.caller._stepping._commit = commit
         await step_both(trainer, whole, same)
         for peer in others:
             same(peer.weights, whole.parameters)
@@ -359,7 +443,7 @@ async def test_a_step_counts_once_however_often_its_calls_are_repeated(
     async with open_swarm() as swarm:
         await swarm.add(2)
         trainer, whole = await swarm.trainer(), swarm.unsplit()
-        ask = trainer.caller._peers._client.ask
+        ask = trainer.caller._stepping._peers._client.ask
 
         async def thrice(peer_id, request, *args, **options):
             for _ in range(2):
@@ -367,7 +451,7 @@ async def test_a_step_counts_once_however_often_its_calls_are_repeated(
                     await ask(peer_id, request, *args, **options)
             return await ask(peer_id, request, *args, **options)
 
-        trainer.caller._peers._client.ask = thrice
+        trainer.caller._stepping._peers._client.ask = thrice
         for _ in range(3):
             await step_both(trainer, whole, same)
         for peer in swarm.peers:

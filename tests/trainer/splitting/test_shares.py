@@ -42,39 +42,46 @@ def test_rows_are_cut_without_a_gap():
     assert cut(Rows(3, 5), 8) == [Rows(3, 5)]
 
 
-def test_who_is_not_known_counts_as_the_mean_of_the_others():
-    speeds = Speeds(0.5)
+def test_what_is_not_known_of_a_peer_is_as_with_the_others():
+    speeds = Speeds(3)
     one, two, new = PEERS[:3]
     assert speeds.of([one, two]) == {one: 1.0, two: 1.0}
-    speeds.receive(one, 100, 1.0)
-    speeds.receive(two, 300, 1.0)
-    assert speeds.of([one, two, new]) == {one: 100, two: 300, new: 200}
+    speeds.receive(one, 100, 1.0, backward=False)
+    speeds.receive(two, 300, 1.0, backward=False)
+    found = speeds.of([one, two, new])
+    assert found == {one: pytest.approx(100), two: pytest.approx(300), new: pytest.approx(200)}
+    speeds.receive(one, 100, 3.0, backward=True)  # a row takes 10 + 30 ms, and 3 + 30
+    found = speeds.of([one, two])
+    assert found == {one: pytest.approx(25), two: pytest.approx(30)}
 
 
 def test_a_speed_follows_what_parts_show_and_does_not_count_the_way():
-    speeds = Speeds(0.5)
+    speeds = Speeds(3)
     peer = PEERS[0]
-    speeds.receive(peer, 0, 0.5)  # what the way takes
-    speeds.receive(peer, 10, 1.5)
-    assert speeds.of([peer]) == {peer: pytest.approx(10.0)}
-    speeds.receive(peer, 30, 1.5)
-    assert speeds.of([peer]) == {peer: pytest.approx(20.0)}
-    speeds.receive(peer, 30, 1.5)
-    speeds.receive(peer, 30, 1.5)  # a part is work, however often it takes the same time
-    assert speeds.of([peer]) == {peer: pytest.approx(27.5)}
-    speeds.receive(peer, 1, 0.5)  # as fast as the way itself: a tenth counts as work
-    assert speeds.of([peer]) == {peer: pytest.approx(23.75)}
+
+    def show(rows, seconds):
+        speeds.receive(peer, rows, seconds, backward=True)
+        return speeds.of([peer])[peer]
+
+    speeds.receive_latency(peer, 0.5)  # what the way takes
+    speeds.receive_latency(peer, 0.7)
+    assert show(10, 1.5) == pytest.approx(10.0)
+    show(30, 1.5)
+    assert show(30, 100.0) == pytest.approx(10.0)  # once, for another reason
+    assert show(30, 1.5) == pytest.approx(30.0)
+    show(1, 0.5)
+    assert show(1, 0.5) == pytest.approx(20.0)  # as fast as the way: a tenth counts as work
 
 
 def test_few_rows_do_not_make_a_peer_seem_slow_for_ever():
-    speeds = Speeds(0.3)
+    speeds = Speeds(5)
     fast, slow = PEERS[:2]
     for each in (fast, slow):
-        speeds.receive(each, 0, 0.02)
-    speeds.receive(fast, 100, 0.12)
-    speeds.receive(slow, 100, 10.0)  # once, for another reason
+        speeds.receive_latency(each, 0.02)
+    speeds.receive(fast, 100, 0.12, backward=False)
+    speeds.receive(slow, 100, 10.0, backward=False)  # once, for another reason
     for _ in range(30):
         parts = assign([Rows(0, 200)], speeds.of([fast, slow]), dict.fromkeys((fast, slow), 999))
         for peer, part in parts:
-            speeds.receive(peer, len(part), 0.02 + len(part) / 1000)
+            speeds.receive(peer, len(part), 0.02 + len(part) / 1000, backward=False)
     assert [len(part) for _, part in parts] == [pytest.approx(100, abs=5)] * 2
