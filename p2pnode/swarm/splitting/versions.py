@@ -30,6 +30,10 @@ class Version:
     steps: int
     lineage: bytes
 
+    def follows(self, other: "Version") -> bool:
+        """Whether it may be the other one with further steps, or is the other one."""
+        return self == other or self.steps > other.steps
+
     def after(self, key: bytes) -> "Version":
         """Return the version after the split step of this key."""
         return Version(self.steps + 1, lineage_of(self.lineage + key))
@@ -40,7 +44,7 @@ def lineage_of(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=LINEAGE_BYTES).digest()
 
 
-def authoritative(versions: Iterable[Version]) -> Version:
+def authoritative(versions: Iterable[Version], known: Version | None = None) -> Version:
     """Return the version that the others have to take over.
 
     It is the one that most peers have; among equally many, the one with more steps. So a peer that
@@ -48,8 +52,13 @@ def authoritative(versions: Iterable[Version]) -> Version:
 
     Args:
         versions: of the peers, one each, and at least one.
+        known: which one has seen to be the swarm's; those before it do not count, unless there are
+            no others. For not all peers need have taken the last step.
     """
     counts = Counter(versions)
+    if known is not None:
+        later = {each: count for each, count in counts.items() if each.follows(known)}
+        counts = Counter(later) or counts
     return max(counts, key=lambda each: (counts[each], each.steps, each.lineage))
 
 

@@ -17,7 +17,7 @@ from p2pnode.rpc.codecs.names import travelling
 from p2pnode.rpc.tensors import metas_of
 from p2pnode.swarm.splitting.client import version_in
 from p2pnode.swarm.splitting.messages import SplitRequest
-from p2pnode.swarm.splitting.versions import authoritative
+from p2pnode.swarm.splitting.versions import Version, authoritative
 from p2pnode.swarm.weights.standby import distance
 from p2pnode.trainer.judged import FINAL, JudgedClient
 from p2pnode.trainer.quorum import Attempt
@@ -41,6 +41,7 @@ class Parts:
 
     Attributes:
         speeds: of the peers.
+        known: the newest version of each expert that a step of ours has made.
     """
 
     def __init__(self, judged: JudgedClient, peers: PeerCalls, settings: SplittingSettings) -> None:
@@ -48,6 +49,7 @@ class Parts:
         self._peers = peers
         self._settings = settings
         self.speeds = Speeds(settings.speed_parts)
+        self.known: dict[Uid, Version] = {}
 
     async def begin(
         self,
@@ -78,6 +80,7 @@ class Parts:
             tensors=(*inputs, *gradients),
             gradients=len(gradients),
             limits={},
+            known=self.known.get(uid),
         )
         limits: dict[PeerId, int] = {}
 
@@ -211,7 +214,8 @@ class Parts:
         Steps reach the peers one by one, so weights may differ for a moment. A peer whose weights
         are odd once more in the same call is left out.
         """
-        target = authoritative({each.peer_id: each.version for each in work.done}.values())
+        versions = {each.peer_id: each.version for each in work.done}
+        target = authoritative(versions.values(), work.known)
         odd = [each for each in work.done if each.version != target]
         work.done = [each for each in work.done if each.version == target]
         peers = list(dict.fromkeys(each.peer_id for each in odd))

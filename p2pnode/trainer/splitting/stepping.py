@@ -136,7 +136,7 @@ class Stepping:
             for peer_id in work.peers[1:]:
                 nursery.start_soon(join, peer_id)
         work.check_peers()
-        target = authoritative(versions.values())
+        target = authoritative(versions.values(), work.known)
         odd = [peer_id for peer_id, version in versions.items() if version != target]
         await self._parts.leave_out(work, odd)
 
@@ -197,7 +197,7 @@ class Stepping:
         """
         versions = {each.peer_id: each.version for each in work.done}
         work.check_peers()
-        target = authoritative(versions.values())
+        target = authoritative(versions.values(), work.known)
         odd = [peer_id for peer_id, version in versions.items() if version != target]
         if odd:
             await self._parts.leave_out(work, odd)
@@ -261,7 +261,7 @@ class Stepping:
             StepLostError: none of them says that it has.
         """
         request = SplitRequest(operation="commit", uid=work.uid, step_id=work.step_id)
-        taken: list[PeerId] = []
+        taken: list[Version] = []
         failures: dict[PeerId, RemoteError] = {}
         until = trio.current_time() + self._settings.question_timeout
         work.until = max(work.until, until)
@@ -270,10 +270,10 @@ class Stepping:
             began = trio.current_time()
             try:
                 reply, _ = await twice(partial(self._peers.ask, work, peer_id, request))
+                taken.append(version_in(reply, peer_id))
             except RemoteError as error:
                 failures[peer_id] = error
                 return
-            taken.append(peer_id)
             on_the_way = trio.current_time() - began - reply.microseconds / 1e6
             self._parts.speeds.receive_latency(peer_id, max(0.0, on_the_way))
 
@@ -287,5 +287,6 @@ class Stepping:
                 f"no peer of {work.uid.name} says that it has taken the step; go on with the next"
                 f" ({failures[ready[0]]})"
             )
+        self._parts.known[work.uid] = authoritative(taken, work.known)
         missed = [each for each in ready if isinstance(failures.get(each), StepLostError)]
         await self._peers.tell_behind(work, missed)

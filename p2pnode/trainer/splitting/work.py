@@ -51,6 +51,7 @@ class Work:
     tensors: tuple[torch.Tensor, ...]  # inputs, and in backward the gradients behind them
     gradients: int  # so many of them
     limits: dict[PeerId, int]  # of the peers that take part still, the most rows of one part
+    known: Version | None = None  # the expert's newest one that the caller has seen
     done: list[Done] = field(default_factory=list)
     parts: Counter[PeerId] = field(default_factory=Counter)  # kept by each peer, in backward
     numbers: int = 0  # of parts that were begun

@@ -254,6 +254,26 @@ async def test_sums_that_travel_in_a_codec_are_as_near_as_it_is(
             assert all(map(torch.equal, peer.weights, peers[0].weights))
 
 
+async def test_peers_that_were_not_found_for_a_step_do_not_outvote_the_one_that_took_it(
+    open_swarm, same, autojump_clock
+):
+    async with open_swarm() as swarm:
+        await swarm.add(3)
+        trainer, whole = await swarm.trainer(), swarm.unsplit()
+        book = trainer.caller._parts._judged.book
+        candidates = book.candidates
+
+        async def first(uid):
+            return (await candidates(uid))[:1]
+
+        book.candidates = first
+        by = await step_both(trainer, whole, same)
+        assert len(by) == 1
+        book.candidates = candidates
+        for _ in range(2):
+            await step_both(trainer, whole, same)
+
+
 async def test_when_the_only_peer_that_stepped_dies_none_of_the_others_steps(
     open_swarm, same, autojump_clock
 ):

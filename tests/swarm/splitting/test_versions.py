@@ -31,3 +31,14 @@ def test_a_log_knows_the_last_versions_of_one_lineage():
     log.receive(FIRST)  # weights of another lineage
     assert log.at(FIRST.steps) == FIRST
     assert log.at(version.steps) is None
+
+
+def test_versions_before_one_that_is_known_to_be_the_swarm_s_do_not_count():
+    newest = FIRST.after(b"one")
+    assert authoritative([FIRST, FIRST, newest]) == FIRST
+    assert authoritative([FIRST, FIRST, newest], newest) == newest
+    assert authoritative([FIRST, FIRST], newest) == FIRST
+    others = newest.after(b"two")  # of another caller
+    assert authoritative([newest, others, others], newest) == others
+    astray = Version(newest.steps, b"a" * 16)
+    assert authoritative([astray, astray, newest], newest) == newest
