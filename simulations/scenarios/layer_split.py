@@ -45,7 +45,12 @@ SCENARIO = Scenario(
         "learning_rate": Parameter(4e-3, "of Adam", "", 0.0),
         "codec": Parameter(
             "none",
-            "how activations and their gradients travel; sums travel as they are",
+            "how activations and their gradients travel",
+            choices=("none", "float16", "bfloat16", "blockwise-int8"),
+        ),
+        "sums": Parameter(
+            "none",
+            "how the weights' gradients travel to be added up",
             choices=("none", "float16", "bfloat16", "blockwise-int8"),
         ),
         **COMPUTE,

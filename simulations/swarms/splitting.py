@@ -238,6 +238,7 @@ async def compare(sim: Simulation) -> None:
         same, others = train_at_best(sim, part, test, batches)
         sim.world.settings = Settings().replace(
             rpc={"codec_inline_bytes": 2**40},  # virtual time does not wait for threads
+            splitting={"codec": chosen["sums"]},
         )
         await sim.world.add_nodes(BOOTSTRAP_PEERS)
         found = []
