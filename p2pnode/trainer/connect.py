@@ -41,7 +41,7 @@ _ONE_PORT: Final = "/ip4/0.0.0.0/tcp/0"  # whichever is free
 
 
 @dataclass(frozen=True, slots=True)
-class _Callers:
+class Callers:
     """What calls experts, in the trio thread."""
 
     experts: ExpertCaller
@@ -54,7 +54,7 @@ class Trainer:
     Its modules work until the `with` block of `connect` ends, in any thread.
     """
 
-    def __init__(self, portal: Portal[_Callers], callers: _Callers, settings: Settings) -> None:
+    def __init__(self, portal: Portal[Callers], callers: Callers, settings: Settings) -> None:
         self._caller = callers.experts
         self._portal = portal
         self._settings = settings
@@ -299,7 +299,7 @@ def connect(
     key = key or PrivateKey.generate()
     membership = _membership(run, invite, key.peer_id)
     service = partial(_serve, key, addresses, membership, settings)
-    portal: Portal[_Callers] = Portal(service, name=f"p2pnode trainer {run}")
+    portal: Portal[Callers] = Portal(service, name=f"p2pnode trainer {run}")
     callers = portal.start()
     try:
         yield Trainer(portal, callers, settings)
@@ -329,7 +329,7 @@ async def _serve(
     membership: Membership,
     settings: Settings,
     *,
-    task_status: trio.TaskStatus[_Callers],
+    task_status: trio.TaskStatus[Callers],
 ) -> None:
     """Run the network of a trainer: in nobody's routing table, and with no wish to be dialled.
 
@@ -362,7 +362,7 @@ async def _serve(
         client = SplitClient(caller.client.client.access, settings.rpc, Transcoder(settings.rpc))
         swarms = SplitCaller(caller.client, client, settings=settings)
         await nursery.start(swarms.run)
-        task_status.started(_Callers(caller, swarms))
+        task_status.started(Callers(caller, swarms))
 
 
 def _or(value: float | None, default: float) -> float:

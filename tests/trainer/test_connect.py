@@ -14,7 +14,7 @@ from p2pnode.errors import (
     TokenExpiredError,
 )
 from p2pnode.security.tokens import RunKey, issue_invite
-from p2pnode.trainer.connect import Trainer, connect
+from p2pnode.trainer.connect import Callers, Trainer, connect
 from p2pnode.wire.keys import PrivateKey
 
 PEER = PrivateKey.from_seed(bytes(32)).peer_id
@@ -83,7 +83,7 @@ def test_a_silent_bootstrap_node_is_given_up_on_in_time():
 @pytest.mark.parametrize("named", [None, "float16"])
 def test_a_layer_travels_as_it_says_or_as_the_settings_do(named):
     settings = Settings().replace(trainer={"codec": "bfloat16"})
-    trainer = Trainer(None, None, settings)
+    trainer = Trainer(None, Callers(None, None), settings)
     layers = [
         trainer.expert("ffn.0.0", codec=named),
         trainer.mixture_of_experts("ffn", grid=(2, 2), in_features=8, codec=named),
