@@ -33,6 +33,7 @@ class GossipSettings:
     longest_back_off: float = 3600.0
     score_per_point: float = 31.0  # off its score in pub/sub, which hears nobody below -2500
     max_offenders: int = 4096  # that are remembered
+    save_interval: float = 10.0  # between two saves of what is held against peers, if that changes
 
     def __post_init__(self) -> None:
         """Check what a single value does not show.

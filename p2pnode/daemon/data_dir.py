@@ -5,6 +5,8 @@ identity.key     the node's private key, a libp2p PrivateKey protobuf, mode 0600
 lock             held by the running daemon
 control.sock     where the command line reaches the running daemon
 peers.json       addresses of peers met before
+dht-table.json   the routing table of the DHT
+reputation.json  what peers were found to have done
 runs/NAME.json   membership of a run: its id and our token, mode 0600
 runs/NAME.key    the key of a run we own, mode 0600
 experts/         checkpoints
@@ -76,6 +78,11 @@ class DataDir:
     def table_file(self) -> Path:
         """Where the routing table of the DHT is kept."""
         return self.path / "dht-table.json"
+
+    @property
+    def reputation_file(self) -> Path:
+        """Where it is kept what peers were found to have done."""
+        return self.path / "reputation.json"
 
     @property
     def runs(self) -> Path:

@@ -173,6 +173,7 @@ class Node:
                 events=self.events,
                 peers_file=self._data_dir.peers_file,
                 table_file=self._data_dir.table_file,
+                reputation_file=self._data_dir.reputation_file,
             )
             async with trio.open_nursery() as nursery:
                 carrying: trio.CancelScope = await nursery.start(_carry, self._network)

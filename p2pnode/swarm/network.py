@@ -34,6 +34,7 @@ from p2pnode.security.tls import TlsIdentity
 from p2pnode.security.tokens import verify_token
 from p2pnode.swarm import description
 from p2pnode.swarm.gossip.reputation import Reputation
+from p2pnode.swarm.gossip.saved_reputation import SavedReputation
 from p2pnode.swarm.index import EntryCache, IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.swarm.places import NAMESPACE
@@ -58,6 +59,7 @@ class Network:
         events: where everything below emits.
         peers_file: where addresses of known peers are kept, if anywhere.
         table_file: where the routing table of the DHT is kept, if anywhere.
+        reputation_file: where it is kept what peers were found to have done, if anywhere.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Network:
         events: EventBus | None = None,
         peers_file: Path | None = None,
         table_file: Path | None = None,
+        reputation_file: Path | None = None,
     ) -> None:
         rng = rng or random.Random()
         events = events or EventBus()
@@ -114,6 +117,9 @@ class Network:
         )
         self.dht, self.directory = build_dht(self.host, settings, rng, table_file=table_file)
         self.reputation = Reputation(settings.gossip)
+        self._saved_reputation = SavedReputation(
+            reputation_file, self.reputation, settings.gossip, events.emit
+        )
         self.pubsub = PubSub(
             self.host,
             key,
@@ -142,6 +148,7 @@ class Network:
                 await nursery.start(self.perf.run)
             await nursery.start(self.dht.run)  # listens to what reachability finds
             if self._settings.gossip.enabled:
+                await nursery.start(self._saved_reputation.run)
                 await nursery.start(self.pubsub.run)
             if self.relay_server is not None:
                 await nursery.start(self.relay_server.run)

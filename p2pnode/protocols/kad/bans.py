@@ -42,6 +42,17 @@ class Bans(Generic[K]):
         ban = self._bans.get(who)
         return float("-inf") if ban is None else ban.until
 
+    def time_of(self, who: K) -> float:
+        """Return how long the latest ban of `who` is, running or over; 0 for no ban."""
+        ban = self._bans.get(who)
+        return 0.0 if ban is None else ban.time
+
+    def restore(self, who: K, until: float, time: float) -> None:
+        """Take over a ban from an earlier life of this node."""
+        self._bans[who] = _Ban(until, min(max(time, self._first), self._longest))
+        if len(self._bans) > MAX_REMEMBERED:
+            self._bans.popitem(last=False)
+
     def receive_failure(self, who: K, now: float) -> bool:
         """Ban `who`, twice as long as before; False when a ban was running already."""
         ban = self._bans.get(who)

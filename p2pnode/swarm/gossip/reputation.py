@@ -8,6 +8,7 @@ others, since who could be accused by others could be shut out by liars.
 
 import math
 from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -18,6 +19,7 @@ from p2pnode.host import PeerMisbehaved
 from p2pnode.protocols.kad.bans import Bans
 from p2pnode.wire.peer_id import PeerId
 
+MAX_REASON_CHARS: Final = 500  # of an offence, that are kept over a restart
 _FORGOTTEN: Final = 0.01  # points, which are shown no more
 _FADED: Final = 1.0  # points, that do not make the next back-off longer
 
@@ -59,7 +61,7 @@ class Standing:
     Attributes:
         peer_id: the peer.
         points: what its offences count, after some have faded.
-        offences: how often it did what, since this node has started.
+        offences: how often it did what, as long as this node has not forgotten it.
         last_reason: of the last offence.
         back_off: for how many seconds it is left alone yet; 0 if it is not.
         is_blacklisted: whether it is neither heard nor asked.
@@ -71,6 +73,29 @@ class Standing:
     last_reason: str
     back_off: float
     is_blacklisted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What there is against one peer, to be kept over a restart; times are on the wall clock.
+
+    Attributes:
+        peer_id: the peer.
+        points: what its offences counted.
+        noted: at that time, in seconds since the epoch.
+        offences: how often it did what.
+        reason: of the last offence.
+        back_off: for how long it was left alone the last time, in seconds; 0 if never.
+        until: until when that is, or was.
+    """
+
+    peer_id: PeerId
+    points: float
+    noted: float
+    offences: Mapping[str, int]
+    reason: str
+    back_off: float
+    until: float
 
 
 @dataclass(slots=True)
@@ -86,10 +111,14 @@ class Reputation:
 
     Args:
         settings: what each offence costs.
+
+    Attributes:
+        changes: rises with each offence.
     """
 
     def __init__(self, settings: GossipSettings | None = None) -> None:
         self._settings = settings or GossipSettings()
+        self.changes = 0
         self._records: OrderedDict[PeerId, _Record] = OrderedDict()
         self._bans: Bans[PeerId] = Bans(
             self._settings.first_back_off, self._settings.longest_back_off
@@ -114,12 +143,61 @@ class Reputation:
         record.noted_at = now
         record.offences[offence.value] += 1
         record.last_reason = reason
+        self.changes += 1
         self._records.move_to_end(peer_id)
         if len(self._records) > self._settings.max_offenders:
             self._forget_one(now)
         if offence is not Offence.FLOOD:  # whose messages are dropped anyway
             self._bans.receive_failure(peer_id, now)
         return self.is_blacklisted(peer_id, now) and not before
+
+    def snapshot(self, now: float, wall: float) -> list[Record]:
+        """Return all that has not faded, the longest untouched first.
+
+        Args:
+            now: the time on trio's clock.
+            wall: the same on the wall clock.
+        """
+        found = []
+        for peer_id, record in self._records.items():
+            points, back_off = self._points(record, now), self._bans.time_of(peer_id)
+            if points >= _FORGOTTEN:
+                found.append(
+                    Record(
+                        peer_id=peer_id,
+                        points=points,
+                        noted=wall,
+                        offences=dict(record.offences),
+                        reason=record.last_reason[:MAX_REASON_CHARS],
+                        back_off=back_off,
+                        until=max(0.0, wall + self._bans.banned_until(peer_id) - now),
+                    )
+                )
+        return found
+
+    def restore(self, records: Iterable[Record], now: float, wall: float) -> None:
+        """Take over what an earlier life of this node has noted, before anything else is.
+
+        Clocks may have been set meanwhile: nothing was noted in the future, and nobody is left
+        alone for longer than he could be.
+
+        Args:
+            records: as `snapshot` gave them.
+            now: the time on trio's clock.
+            wall: the same on the wall clock.
+        """
+        for each in records:
+            self._records[each.peer_id] = _Record(
+                points=each.points,
+                noted_at=now - max(0.0, wall - each.noted),
+                offences=Counter(each.offences),
+                last_reason=each.reason,
+            )
+            if each.back_off:
+                ahead = min(each.until - wall, self._settings.longest_back_off)
+                self._bans.restore(each.peer_id, now + ahead, each.back_off)
+            if len(self._records) > self._settings.max_offenders:
+                self._forget_one(now)
 
     def is_blacklisted(self, peer_id: PeerId, now: float) -> bool:
         """Tell whether a peer is neither heard nor asked."""
