@@ -164,6 +164,7 @@ class TensorClient:
         codec: Codec = "none",
         trace: bytes = b"",
         age: Age | None = None,
+        wants_gradients: bool = True,
     ) -> list[torch.Tensor]:
         """Step the expert's optimiser, and return the gradients of the inputs.
 
@@ -182,6 +183,7 @@ class TensorClient:
             trace: 8 bytes for the host's log, or nothing.
             age: which weights the forward call met, and how many steps may lie between; told
                 which weights were stepped.
+            wants_gradients: of the inputs; if not, none travel, and none are returned.
 
         Raises:
             StaleUpdateError: more steps lie between; none was taken.
@@ -203,9 +205,14 @@ class TensorClient:
             reply=codec,
             since=age.since if age else (),
             bound=age.bound if age else None,
+            wants_gradients=wants_gradients,
         )
         reply, input_gradients = await self._call(
-            peer_id, request, (*inputs, *gradients), timeout=timeout, answer=metas
+            peer_id,
+            request,
+            (*inputs, *gradients),
+            timeout=timeout,
+            answer=metas if wants_gradients else (),
         )
         if age is not None:
             age.receive(reply.steps)

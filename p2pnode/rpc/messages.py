@@ -9,8 +9,9 @@ Request:  {v: 1, op: "info" | "forward" | "backward", uid: "<run id>/<block.i.j>
           token?: biscuit, id?: 16 bytes (backward), grads?: how many of the tensors, at the end,
           are gradients of outputs, trace?: 8 bytes by which the logs of both sides can be joined,
           reply?: the codec wanted for the answer (none), since?: of each layer the steps that the
-          forward call met (backward), bound?: the most steps that may lie between, tensors:
-          [[dtype, shape, codec, bytes on the wire]…]}
+          forward call met (backward), bound?: the most steps that may lie between, back?: false if
+          no gradients of inputs are wanted (backward), tensors: [[dtype, shape, codec, bytes on the
+          wire]…]}
 Reply:    {v: 1, tensors: […], steps?: that each layer had taken} | {v: 1, info: {…}} |
           {v: 1, error: [code, sentence]}
 
@@ -68,6 +69,7 @@ class Request:
     reply: Codec = "none"  # wanted for the answer's tensors
     since: tuple[int, ...] = ()  # steps that a backward call's forward call met, of each layer
     bound: int | None = None  # how many more the weights may have taken
+    wants_gradients: bool = True  # of the inputs, in a backward call; a first layer's are of no use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,8 @@ def encode_request(request: Request) -> bytes:
             header["since"] = request.since
         if request.bound is not None:
             header["bound"] = request.bound
+        if not request.wants_gradients:
+            header["back"] = False
     if request.trace:
         header["trace"] = request.trace
     if request.reply != "none":
@@ -120,9 +124,9 @@ def decode_request(data: bytes) -> Request:
         if operation not in OPERATIONS:
             raise BadRequestError(f"the operation {shown(operation)} is not one of a call")
         tensors = unpack_metas(header.get("tensors", []), CODECS)
-        gradients, call_id = 0, b""
+        gradients, call_id, wants_gradients = 0, b"", True
         if operation == "backward":
-            gradients, call_id = _read_backward(header, tensors)
+            gradients, call_id, wants_gradients = _read_backward(header, tensors)
         trace = header.get("trace", b"")
         if not isinstance(trace, bytes) or len(trace) not in {0, TRACE_BYTES}:
             raise BadRequestError(f"a trace must have {TRACE_BYTES} bytes")
@@ -144,18 +148,24 @@ def decode_request(data: bytes) -> Request:
             reply=read_codec(header.get("reply", "none")),
             since=since,
             bound=bound,
+            wants_gradients=wants_gradients,
         )
     except (ProtocolError, InvalidUidError) as error:
         raise BadRequestError(str(error)) from error
 
 
-def _read_backward(header: Mapping[Any, Any], tensors: Sequence[TensorMeta]) -> tuple[int, bytes]:
+def _read_backward(
+    header: Mapping[Any, Any], tensors: Sequence[TensorMeta]
+) -> tuple[int, bytes, bool]:
     gradients, call_id = header.get("grads", 0), header.get("id", b"")
+    wants_gradients = header.get("back", True)
+    if type(wants_gradients) is not bool:
+        raise BadRequestError("whether gradients are wanted back must be true or false")
     if not isinstance(call_id, bytes) or len(call_id) != CALL_ID_BYTES:
         raise BadRequestError(f"a backward call needs an id of {CALL_ID_BYTES} bytes")
     if type(gradients) is not int or not 0 <= gradients <= len(tensors):
         raise BadRequestError("the number of gradients does not fit the tensors")
-    return gradients, call_id
+    return gradients, call_id, wants_gradients
 
 
 def _read_age(header: Mapping[Any, Any], span: int) -> tuple[tuple[int, ...], int | None]:

@@ -256,7 +256,7 @@ class TensorServer:
             call.rows, wanted = info.check_forward(metas)
         else:
             call.rows = info.check_gradients(metas, gradient_metas)
-            wanted = list(metas)
+            wanted = list(metas) if request.wants_gradients else []
         answer = [travelling(meta, request.reply) for meta in wanted]
         size = sum(meta.nbytes for meta in request.tensors)
         if size > self._settings.max_call_bytes:
@@ -292,6 +292,8 @@ class TensorServer:
                 deadline=call.patience.deadline,
                 age=age,
             )
+        if not request.wants_gradients:
+            outputs = []
         sent = tuple(travelling(meta, request.reply) for meta in metas_of(outputs))
         try:
             buffers = await self.transcoder.encode(outputs, sent)

@@ -196,6 +196,7 @@ class JudgedClient:
                     codec=policy.codec,
                     trace=trace,
                     age=call.age,
+                    wants_gradients=call.wants_gradients,
                 )
             except ExpertFailedError as error:
                 raise (anomaly_in(call) or error) from error

@@ -31,6 +31,7 @@ class ExpertCall:
     span: int = 1  # so many consecutive layers are called as one
     trace: bytes = b""  # by which logs tell of it, wherever it is tried; its maker gives one
     age: Age | None = None  # told which weights compute it; of backward, what forward met
+    wants_gradients: bool = True  # of the inputs, in a backward call; else its answer is empty
 
 
 def anomaly_in(call: ExpertCall) -> NonFiniteError | None:

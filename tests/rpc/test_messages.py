@@ -104,6 +104,7 @@ requests = st.builds(
     call_id=st.binary(min_size=CALL_ID_BYTES, max_size=CALL_ID_BYTES),
     since=st.just(()) | st.tuples(steps),
     bound=st.none() | steps,
+    wants_gradients=st.booleans(),
 )
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text() | st.binary(),
@@ -202,7 +203,7 @@ def test_garbage_is_neither_a_request_nor_a_reply(data):
     st.sampled_from(
         [
             *("v", "op", "uid", "ms", "id", "grads", "tensors", "token", "trace", "reply", "span"),
-            *("since", "bound"),
+            *("since", "bound", "back"),
         ]
     ),
     anything,
@@ -249,6 +250,7 @@ def test_fields_of_later_versions_are_skipped():
         ({"since": [True]}, "from 0 on"),
         ({"since": [0] * (MAX_SPAN + 1)}, "at most 256"),
         ({"bound": -1}, "between forward and backward"),
+        ({"back": 0}, "true or false"),
         ({"reply": "zip"}, "codec 'zip'"),
         ({"reply": None}, "codec a NoneType"),
         ({"tensors": [["float32", [2, 3], "zip", 24]]}, "codec 'zip'"),

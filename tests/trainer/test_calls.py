@@ -204,6 +204,24 @@ async def test_backward_goes_to_the_host_that_answered_forward(autojump_clock, o
         assert [server.steps(NAME) for server in servers] == [1, 1, 1]
 
 
+async def test_a_step_whose_gradients_nobody_wants_brings_none_back(autojump_clock, open_swarm):
+    async with open_swarm() as swarm:
+        servers = [await swarm.serve(NAME) for _ in range(2)]
+        caller = await swarm.session()
+        answers = [await caller.forward(call(), POLICY) for _ in servers]
+        gradients = (torch.ones(3, 8),)
+        found = [
+            await caller.backward(
+                call(gradients=gradients, answered_by=each.by, wants_gradients=wants), POLICY
+            )
+            for each, wants in zip(answers, (True, False), strict=True)
+        ]
+        assert [len(each.tensors) for each in found] == [1, 0]
+        assert [server.steps(NAME) for server in servers] == [1, 1]
+        stepped = [await caller.forward(call(answered_by=each.by), POLICY) for each in answers]
+        torch.testing.assert_close(stepped[0].tensors, stepped[1].tensors)
+
+
 async def test_a_lost_answer_is_asked_for_again_and_steps_the_optimiser_once(
     autojump_clock, open_swarm
 ):

@@ -126,8 +126,10 @@ class LayerwiseLearner:
             visits.append(visit)
         gradients = self._gradients(passing, batch.targets)
         for number in reversed(range(network.layers)):
-            gradients, age = await network.backward(number, visits[number], gradients)
+            found, age = await network.backward(number, visits[number], gradients)
             tally.receive_update(age)
+            if found is not None:
+                gradients = found
 
     def _gradients(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         leaf = outputs.detach().requires_grad_()

@@ -141,8 +141,10 @@ class SwarmNetwork:
 
     async def backward(
         self, number: int, visit: Visit, gradients: torch.Tensor
-    ) -> tuple[torch.Tensor, Age]:
+    ) -> tuple[torch.Tensor | None, Age]:
         """Step a layer where it was run, or on another host, and give its inputs' gradients.
+
+        Those of the first layer's inputs do not travel, as nobody needs them: then it is None.
 
         Raises:
             StaleUpdateError: it has taken too many steps since; it was not stepped.
@@ -166,9 +168,10 @@ class SwarmNetwork:
             gradients=(gradients,),
             answered_by=visit.by,
             age=age,
+            wants_gradients=number > 0,
         )
         answer = await self._caller.backward(call, self._policy)
-        return _only(answer.tensors), age
+        return _only(answer.tensors) if number > 0 else None, age
 
     def _deadline(self) -> float:
         return trio.current_time() + self._settings.call_timeout
