@@ -97,8 +97,10 @@ class _Pipeline:
         chain = await self._chain(nodes[-1])
         generator = torch.Generator().manual_seed(1)
         batch = torch.randn(sim.parameters["rows"], _HIDDEN, generator=generator)
-        await self._measure(chain, batch, 1)  # after which all hosts and their paces are known
-        found = [await self._measure(chain, batch, each) for each in micro]
+        found = []
+        for each in micro:
+            await self._measure(chain, batch, each)  # now it is known how fast all hosts are
+            found.append(await self._measure(chain, batch, each))
         for node in nodes:
             await sim.world.leave(node)
         return found

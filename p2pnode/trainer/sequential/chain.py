@@ -15,8 +15,9 @@ A host that answers for one block and fails on a span of them may lack one that 
 lists: for the rest of the pass it is asked for one block at a time, which shows the one to blame.
 """
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import torch
 import trio
@@ -36,7 +37,12 @@ from p2pnode.trainer.sequential.session import ChainSession
 from p2pnode.trainer.sources import Answer, CallPolicy, ExpertCall
 from p2pnode.wire.uids import Uid
 
+if TYPE_CHECKING:
+    from p2pnode.wire.peer_id import PeerId
+
 T = TypeVar("T")
+_PassKind = tuple[str, int]  # forward or backward, and the rows of a micro-batch
+_KINDS_REMEMBERED: Final = 16
 
 
 class Chain:
@@ -87,6 +93,7 @@ class Chain:
         )
         self._opener = SessionClient(client.client.access, settings.rpc)
         self._keeper = Keeper(settings.sequential.kept_bytes)
+        self._computing: OrderedDict[_PassKind, dict[PeerId, float]] = OrderedDict()
 
     async def forward(
         self,
@@ -112,7 +119,8 @@ class Chain:
             NoPeersError: the node knows nobody to ask.
             RemoteError: what the last host tried answered, when the time was over.
         """
-        lines = self._lines()
+        kind = ("forward", len(batches[0]))
+        lines = self._lines(kind)
 
         async def run(number: int) -> tuple[torch.Tensor, Passage]:
             return await self._forward(
@@ -123,7 +131,9 @@ class Chain:
                 self._keeper.keep if keep else Stage.release,
             )
 
-        return await self._pipelined(len(batches), run)
+        found = await self._pipelined(len(batches), run)
+        self._remember(kind, lines)
+        return found
 
     async def backward(
         self,
@@ -147,7 +157,8 @@ class Chain:
             AlreadyAppliedError: a host took a step, but its answer is lost for good.
             P2PNodeError: as for `forward`; some blocks may have stepped, the last ones first.
         """
-        lines = self._lines()
+        kind = ("backward", len(batches[0]))
+        lines = self._lines(kind)
 
         async def run(number: int) -> torch.Tensor:
             return await self._backward(
@@ -157,7 +168,9 @@ class Chain:
                 Pass.begin(policy, self._client.new_trace(), lines),
             )
 
-        return await self._pipelined(len(batches), run)
+        found = await self._pipelined(len(batches), run)
+        self._remember(kind, lines)
+        return found
 
     def session(self, length: int, policy: CallPolicy) -> ChainSession:
         """Begin sequences of up to `length` positions; hosts are called from the first step on."""
@@ -301,8 +314,19 @@ class Chain:
 
     # --- several micro-batches ------------------------------------------------------------------
 
-    def _lines(self) -> Lines:
-        return Lines(self._settings.micro_batches_at_one_host, self._planner.paces.round_trip)
+    def _lines(self, kind: _PassKind) -> Lines:
+        return Lines(
+            self._settings.micro_batches_at_one_host,
+            self._planner.paces.round_trip,
+            self._computing.get(kind, {}),
+        )
+
+    def _remember(self, kind: _PassKind, lines: Lines) -> None:
+        """Keep how fast hosts were, for the next pass with as many rows."""
+        self._computing.pop(kind, None)
+        self._computing[kind] = lines.computing()
+        if len(self._computing) > _KINDS_REMEMBERED:
+            self._computing.popitem(last=False)
 
     async def _pipelined(self, count: int, run: Callable[[int], Awaitable[T]]) -> list[T]:
         """Run micro-batches, a bounded number at once, in the order of their numbers.

@@ -8,12 +8,14 @@ some `c` seconds after it, and `1 + r / c`, rounded up, are under way: one compu
 their way, and hardly ever more than one in the queue.
 
 How long a micro-batch takes is seen in each pass anew, since it depends on its rows, and on whether
-it is forward or backward. Until the first one is back, no second one is sent.
+it is forward or backward. Until the first one is back, it is taken to be as in the last pass of
+that kind, and where there was none, no second one is sent.
 """
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import trio
@@ -31,25 +33,33 @@ class Line:
     Args:
         at_most: how many, however far the host is.
         round_trip: seconds to the host and back.
+        guess: seconds that it will take to compute one, if anything is known of that.
     """
 
-    def __init__(self, at_most: int, round_trip: float) -> None:
+    def __init__(self, at_most: int, round_trip: float, guess: float | None = None) -> None:
         self._at_most = at_most
         self._round_trip = round_trip
+        self._guess = guess
         self._under_way = 0
-        self._computing: float | None = None  # seconds; the least of all
+        self._seen: float | None = None  # seconds; the least of all
         self._next_at = -math.inf
         self._entrance = trio.StrictFIFOLock()
         self._left = trio.lowlevel.ParkingLot()
 
     @property
+    def computing(self) -> float | None:
+        """Seconds that the host takes for one, as far as is known."""
+        return self._guess if self._seen is None else self._seen
+
+    @property
     def room(self) -> int:
         """How many may be under way at the same time, as far as is known."""
-        if self._computing is None:
+        computing = self.computing
+        if computing is None:
             return 1
-        if self._computing * self._at_most <= self._round_trip:
+        if computing * self._at_most <= self._round_trip:
             return self._at_most
-        return min(self._at_most, 1 + math.ceil(self._round_trip / self._computing))
+        return min(self._at_most, 1 + math.ceil(self._round_trip / computing))
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[bool]:
@@ -65,7 +75,7 @@ class Line:
             is_alone = not self._under_way
             self._under_way += 1
             began = trio.current_time()
-            self._next_at = began + _APART * (self._computing or 0.0)
+            self._next_at = began + _APART * (self.computing or 0.0)
         try:
             yield is_alone
             self._receive_answer(trio.current_time() - began)
@@ -75,8 +85,8 @@ class Line:
 
     def _receive_answer(self, seconds: float) -> None:
         computing = max(0.0, seconds - self._round_trip)
-        if self._computing is None or computing < self._computing:
-            self._computing = computing
+        if self._seen is None or computing < self._seen:
+            self._seen = computing
 
 
 class Lines:
@@ -85,15 +95,28 @@ class Lines:
     Args:
         at_most: micro-batches under way to one host.
         round_trip: seconds to a host and back; 0 where that is not known.
+        earlier: what `computing` gave after the last pass of this kind.
     """
 
-    def __init__(self, at_most: int, round_trip: Callable[[PeerId], float]) -> None:
+    def __init__(
+        self,
+        at_most: int,
+        round_trip: Callable[[PeerId], float],
+        earlier: Mapping[PeerId, float] = MappingProxyType({}),
+    ) -> None:
         self._at_most = at_most
         self._round_trip = round_trip
+        self._earlier = earlier
         self._lines: dict[PeerId, Line] = {}
 
     def to(self, peer_id: PeerId) -> Line:
         """Return the line to a host."""
         if peer_id not in self._lines:
-            self._lines[peer_id] = Line(self._at_most, self._round_trip(peer_id))
+            guess = self._earlier.get(peer_id)
+            self._lines[peer_id] = Line(self._at_most, self._round_trip(peer_id), guess)
         return self._lines[peer_id]
+
+    def computing(self) -> dict[PeerId, float]:
+        """Return the seconds that each host takes for a micro-batch, of those where it is known."""
+        times = {peer_id: line.computing for peer_id, line in self._lines.items()}
+        return {peer_id: seconds for peer_id, seconds in times.items() if seconds is not None}

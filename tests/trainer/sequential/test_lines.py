@@ -113,6 +113,23 @@ async def test_what_takes_no_time_is_sent_as_often_as_allowed(autojump_clock):
     assert line.room == 5
 
 
+async def test_what_the_last_pass_has_seen_is_taken_for_the_first_one_and_then_corrected(
+    autojump_clock,
+):
+    host = _Host(1.0, 1.0)
+    first = Lines(8, lambda _: 1.0)
+    assert first.computing() == {}
+    await _send(host, first.to("host"), 4)
+    assert first.computing() == {"host": pytest.approx(1.0)}
+    host = _Host(1.0, 1.0)
+    took = await _send(host, Lines(8, lambda _: 1.0, first.computing()).to("host"), 10)
+    assert took == pytest.approx(10 * 1.0 + 1.0)  # nothing but the way there and back
+    assert all(each < 1.0 for each in host.waited)
+    slower = Lines(8, lambda _: 1.0, first.computing())
+    await _send(_Host(3.0, 1.0), slower.to("host"), 4)
+    assert slower.computing() == {"host": pytest.approx(3.0)}
+
+
 async def test_each_host_has_a_line_of_its_own(autojump_clock):
     lines = Lines(8, {"near": 0.0, "far": 1.0}.get)
     assert lines.to("near") is lines.to("near")
