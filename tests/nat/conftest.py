@@ -54,7 +54,7 @@ class Helper:
         """Start a probe; call what this returns for its findings."""
         command = [*PROBE, "ask", kind, str(port), *self.ips, str(HELPER_PORT)]
         asking = machine.start(command, stdout=subprocess.PIPE)
-        return lambda: json.loads(asking.communicate(timeout=60)[0])
+        return lambda: json.loads(asking.communicate(timeout=100)[0])
 
     def ask(self, machine, kind="udp", port=4001):
         return self.start(machine, kind, port)()
