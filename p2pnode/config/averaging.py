@@ -34,6 +34,11 @@ class AveragingSettings:
         return self.arrival_timeout + 3 * self.patience
 
     @property
+    def part_patience(self) -> float:
+        """Seconds for each 256 KiB of a part: who reduces it may have to lose another member."""
+        return 3 * self.patience
+
+    @property
     def linger(self) -> float:
         """Seconds to wait for others to have the result: until then they may lose a member."""
         return self.answer_patience + self.patience

@@ -40,6 +40,7 @@ from p2pnode.swarm.averaging.messages import (
     encode_answer,
     encode_done,
 )
+from p2pnode.swarm.averaging.pace import Pace
 from p2pnode.swarm.averaging.parts import Span, chunks, shares, spans
 from p2pnode.swarm.averaging.terms import UploadMeter
 from p2pnode.wire.peer_id import PeerId
@@ -57,7 +58,9 @@ class _Slot:
     weight: float = 0.0
     chunks: list[torch.Tensor] = field(default_factory=list)
     is_live: bool = False  # a stream is there
-    is_lost_at: float = 0.0  # unless it comes before
+    has_come: bool = False  # one was there before
+    active_at: float = -math.inf  # when it last took something of what it is given
+    is_lost_at: float = 0.0  # unless it comes back before
 
 
 class Attempt:
@@ -85,6 +88,20 @@ class Attempt:
         self._given_by: PeerId | None = None  # who gave us the whole result, if we needed it
         self._informed = {current.own}  # who has the result, as far as we know
         self._meter = UploadMeter(trio.current_time(), self._settings.least_measured)
+        patience, now = self._settings.patience, trio.current_time()
+        self._arrivals = Pace(
+            len(self._slots),
+            now,
+            least=patience,
+            most=patience if self.number else self._settings.arrival_timeout,
+        )
+        self._answers = Pace(
+            len(self._missing - {current.own}),
+            now,
+            least=2 * patience,  # it may have waited for somebody to arrive
+            most=self._settings.answer_patience,
+        )
+        self._waiting: dict[PeerId, trio.CancelScope] = {}  # for answers
         self._failure: P2PNodeError | None = None  # of the whole round
         self._scope = trio.CancelScope()
         self._asking: dict[PeerId, trio.CancelScope] = {}
@@ -96,14 +113,11 @@ class Attempt:
 
     async def run(self) -> None:
         """Go on until the round is over for all, or the view has changed."""
-        own, began = self._round.own, trio.current_time()
-        limit = self._settings.patience if self.number else self._settings.arrival_timeout
+        own = self._round.own
         if not any(self._members.values()):
             raise AveragingError(
                 self._round.describe("no member is left that could reduce anything")
             )
-        for slot in self._slots.values():
-            slot.is_lost_at = began + limit
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -115,19 +129,24 @@ class Attempt:
                         nursery.start_soon(self._watch)
                     await self._complete.wait()
                     self._round.on_complete()
-                    with trio.move_on_after(self._settings.linger):
-                        if self._given_by is None:
-                            await self._await_informed()
-                        else:
-                            await self._tell_all(self._given_by)
-                        self._round.over.set()  # those that wait for it end their streams
-                        while self._asking:
-                            await self._progress.park()
+                    await self._linger()
                     nursery.cancel_scope.cancel()
         finally:
             self._drop_served()
         if self._failure is not None:
             raise AveragingError(self._round.describe(str(self._failure))) from self._failure
+
+    async def _linger(self) -> None:
+        """Give to those that need more, until the round is over for all, or they are too late."""
+        with trio.move_on_after(self._settings.linger):
+            if self._given_by is None:
+                await self._await_informed()
+            else:
+                await self._tell_all(self._given_by)
+            self._round.over.set()  # those that wait for it end their streams
+            with trio.move_on_after(self._settings.patience):
+                while self._asking:
+                    await self._progress.park()
 
     def end(self) -> None:
         """Give up: the view has changed, or the round has ended."""
@@ -192,7 +211,7 @@ class Attempt:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._contribute, stream, peer_id)
             try:
-                outcome = await self._receive_answer(stream)
+                outcome = await self._await_answer(stream, peer_id)
                 if isinstance(outcome, Part):
                     await self._receive_part(stream, peer_id, outcome)
             except RemoteError as error:
@@ -217,6 +236,21 @@ class Attempt:
             self._meter.receive_sent(size, trio.current_time())
             self._round.upload = self._meter.rate
 
+    async def _await_answer(self, stream: Stream, peer_id: PeerId) -> Answer:
+        """Receive a member's answer, unless it is late by the pace of the others."""
+        answer: Answer | None = None
+        try:
+            with trio.CancelScope(deadline=self._answers.limit) as self._waiting[peer_id]:
+                answer = await self._receive_answer(stream)
+        finally:
+            del self._waiting[peer_id]
+        if answer is None:
+            raise DeadlineExceededError(f"it gave no part within {self._answers.seconds:.3g} s")
+        self._answers.receive_done(trio.current_time())
+        for scope in self._waiting.values():
+            scope.deadline = self._answers.limit
+        return answer
+
     async def _receive_answer(self, stream: Stream) -> Answer:
         patience = self._settings.answer_patience
         data: bytes | None = None
@@ -231,7 +265,7 @@ class Attempt:
     async def _receive_part(self, stream: Stream, peer_id: PeerId, part: Part) -> None:
         if part.members != self._members:
             raise ProtocolError("its part is of other members' contributions")
-        patience = self._settings.answer_patience
+        patience = self._settings.part_patience
         await self._carrier.receive(stream, self._results, self._span_of[peer_id], patience)
         self._finish_part(peer_id, part.weight)
 
@@ -365,7 +399,7 @@ class Attempt:
         while not self._complete.is_set():
             now = trio.current_time()
             awaited = {
-                peer_id: slot.is_lost_at
+                peer_id: slot.is_lost_at if slot.has_come else self._arrivals.limit
                 for peer_id, slot in self._slots.items()
                 if not slot.is_live and len(slot.chunks) < len(self._chunks)
             }
@@ -388,13 +422,19 @@ class Attempt:
         if not self._view.is_complete and (takes or not self._chunks):
             raise RoundError("this member has nothing to give; the members' groups differ")
         slot.is_live = True
+        if not slot.has_come:
+            slot.has_come = True
+            self._arrivals.receive_done(trio.current_time())
+            self._progress.unpark_all()
         with trio.CancelScope() as scope:
             self._serving.append(scope)
             stream.cancel_when_lost(scope)
             try:
                 if takes:
+                    slot.active_at = math.inf
                     await stream.send_all(encode_answer(self._whole()))
                     await self._carrier.send_exactly(stream, self._results)
+                    slot.active_at = trio.current_time()
                 else:
                     slot.weight = join.weight
                     await self._exchange(stream, slot, charge)
@@ -419,7 +459,7 @@ class Attempt:
         charge.add(self._carrier.size(self._chunks))
         failure: RemoteError | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._give_part, stream)
+            nursery.start_soon(self._give_part, stream, slot)
             slot.chunks.clear()
             try:
                 for chunk in self._chunks:
@@ -432,7 +472,7 @@ class Attempt:
         if failure is not None:
             raise failure
 
-    async def _give_part(self, stream: Stream) -> None:
+    async def _give_part(self, stream: Stream, slot: _Slot) -> None:
         with contextlib.suppress(RemoteError):  # whoever reads the stream meets it, and tells
             for number in range(len(self._chunks)):
                 while len(self._reduced) <= number:
@@ -441,6 +481,7 @@ class Attempt:
                     answer = Part(members=self._members, weight=self._weight)
                     await stream.send_all(encode_answer(answer))
                 await stream.send_all(self._reduced[number])
+                slot.active_at = trio.current_time()
 
     async def _hear_done(self, stream: Stream, peer_id: PeerId) -> None:
         data = await stream.receive_prefixed(MAX_MESSAGE_BYTES)
@@ -455,11 +496,23 @@ class Attempt:
         self._progress.unpark_all()
 
     async def _await_informed(self) -> None:
-        """Wait for those that can still be reached to have the result."""
+        """Wait for those that can still be reached to have the result.
+
+        Of several that have not, one may wait for another one, which it has yet to find lost. The
+        last one waits for nobody; it takes what it is given, or it is silent.
+        """
         if not self._chunks:
             return  # nobody asks us: those that reduce wait for the others
-        while not self._informed.issuperset(self._view.members):
-            await self._progress.park()
+        began = trio.current_time()
+        while missing := [each for each in self._view.members if each not in self._informed]:
+            settings = self._settings
+            least = settings.part_patience if len(missing) > 1 else settings.patience
+            active = (self._slots[each].active_at for each in missing if each in self._slots)
+            limit = max(began, max(active, default=began)) + least
+            if trio.current_time() >= limit:
+                return
+            with trio.move_on_at(limit):
+                await self._progress.park()
 
 
 def _share_out(bandwidths: Iterable[float], count: int) -> list[Span]:

@@ -310,6 +310,7 @@ class Rounds:
                     score=fetched.found,
                     scored_on=self._learner.held_out,
                     data=self._learner.data_digest,
+                    is_final=False,
                     extra=self._extra(),
                 ),
             )

@@ -8,7 +8,9 @@ import trio
 
 from p2pnode.errors import AveragingError
 from p2pnode.swarm.averaging import parts
+from p2pnode.swarm.averaging.attempt import Attempt
 from p2pnode.swarm.averaging.service import Reduced
+from p2pnode.swarm.averaging.travel import Carrier
 
 COUNT = 4
 DELAY = (0.01, 0.05)  # one way between two peers; a round takes some 0.3 s
@@ -104,10 +106,74 @@ async def test_who_never_comes_is_left_out(peers, draw, autojump_clock):
         tensors = draw(COUNT)
         outcomes = await world.reduce(world.group(), tensors, only=[0, 1, 3])
         assert check(world, tensors, outcomes) == [[0, 1, 3]] * 3
-        assert 30 < trio.current_time() < 35
+        assert 10 < trio.current_time() < 11  # the others came at once, and it has its patience
         late = await world.reduce(world.group(), tensors, only=[2])
         assert isinstance(late[2], AveragingError)
         assert "over here" in str(late[2])
+
+
+@pytest.mark.parametrize("count", [3, 6])
+async def test_a_machine_that_falls_silent_costs_the_others_twice_their_patience_at_most(
+    peers, draw, count, autojump_clock
+):
+    tensors, longest = draw(count), 0.0
+    for moment in MOMENTS:
+        async with peers(delay=DELAY) as world:
+            await world.add(count)
+            began = trio.current_time()
+            async with trio.open_nursery() as nursery:
+
+                async def strike(world=world, moment=moment):
+                    await trio.sleep(moment)
+                    world.world.crash(world.peers[0].host)
+
+                nursery.start_soon(strike)
+                nursery.start_soon(world.reduce_in_vain, world.group(), tensors[0], 0)
+                outcomes = await world.reduce(world.group(), tensors, only=range(1, count))
+                nursery.cancel_scope.cancel()
+            assert len(check(world, tensors, outcomes)) == count - 1
+            longest = max(longest, trio.current_time() - began)
+    assert 10 < longest < 21
+
+
+async def test_who_takes_contributions_and_gives_no_part_is_left_out_when_the_others_have_theirs(
+    peers, draw, monkeypatch, autojump_clock
+):
+    tensors, pass_on = draw(COUNT), Attempt._pass_on
+    async with peers(delay=DELAY) as world:
+        await world.add(COUNT)
+        silent = world.peers[1].peer_id
+
+        async def keep(self, numbers, result):
+            if self._round.own == silent:
+                await trio.sleep_forever()
+            await pass_on(self, numbers, result)
+
+        monkeypatch.setattr(Attempt, "_pass_on", keep)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.reduce_in_vain, world.group(), tensors[1], 1)
+            outcomes = await world.reduce(world.group(), tensors, only=[0, 2, 3])
+            nursery.cancel_scope.cancel()
+        assert check(world, tensors, outcomes) == [[0, 2, 3]] * 3
+        assert trio.current_time() < 32
+
+
+async def test_who_is_slow_and_not_silent_is_waited_for(peers, draw, monkeypatch, autojump_clock):
+    tensors, receive = draw(COUNT), Carrier.receive_chunk
+    async with peers(delay=DELAY) as world:
+        await world.add(COUNT)
+        slow = world.peers[2].host.peer_id
+
+        async def crawl(self, stream, chunk, patience):
+            found = await receive(self, stream, chunk, patience)
+            if stream.peer_id == slow:
+                await trio.sleep(5)  # a chunk; it has some five for each of the others
+            return found
+
+        monkeypatch.setattr(Carrier, "receive_chunk", crawl)
+        outcomes = await world.reduce(world.group(), tensors)
+        assert check(world, tensors, outcomes) == [[0, 1, 2, 3]] * COUNT
+        assert trio.current_time() > 20
 
 
 async def test_who_comes_alone_hears_why_there_is_no_result(peers, draw, autojump_clock):
