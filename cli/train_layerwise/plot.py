@@ -36,7 +36,7 @@ def draw(record: Record, path: Path) -> None:
         rounds.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         rounds.set_ylabel("accuracy on hold-outs")
         figure.supxlabel("\n".join(record.in_words()[1:]), fontsize=8)
-        figure.suptitle(_title(record), fontsize=10.5, fontweight="bold")
+        figure.suptitle(_title(record), fontsize=9.5, fontweight="bold")
         figure.savefig(path)
 
 
