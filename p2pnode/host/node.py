@@ -15,7 +15,7 @@ an event. An exception that is not the network's is a bug, and ends the node.
 
 import dataclasses
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
@@ -168,15 +168,17 @@ class NetworkHost(Host):
 
     async def _shut_down(self) -> None:
         with trio.CancelScope(shield=True):
-            closing = tuple(self._local.listeners)
+            listeners = tuple(self._local.listeners)
             self._local.listeners.clear()
-            for listener in closing:
-                await listener.aclose()
-            with trio.move_on_after(self.settings.close_timeout):
-                async with trio.open_nursery() as nursery:
-                    for connection in self._connections:
-                        nursery.start_soon(connection.aclose)
+            await self._close_all(listeners)
+            await self._close_all(self._connections)  # there are no new ones from here on
             await self._saved_peers.save()
+
+    async def _close_all(self, closing: Iterable[Listener | NetworkConnection]) -> None:
+        with trio.move_on_after(self.settings.close_timeout):
+            async with trio.open_nursery() as nursery:
+                for each in closing:
+                    nursery.start_soon(each.aclose)
 
     async def _keep_up(self) -> None:
         interval = min(

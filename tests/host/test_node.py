@@ -431,6 +431,26 @@ async def test_handlers_get_a_moment_to_tidy_up_and_are_then_cancelled(autojump_
     assert ends == [("tidied up", pytest.approx(1.0)), ("cancelled", pytest.approx(grace))]
 
 
+async def test_a_listener_that_does_not_close_holds_nobody_up_for_long(autojump_clock, monkeypatch):
+    network = VirtualNetwork()
+    transport = MemoryTransport(network)
+    host = NetworkHost(PrivateKey.generate(), transports=[transport])
+    real = transport.listen
+
+    async def listen(address):
+        listener = await real(address)
+        monkeypatch.setattr(listener, "aclose", trio.sleep_forever)
+        return listener
+
+    monkeypatch.setattr(transport, "listen", listen)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(host.run)
+        await host.listen(tcp_address(transport.ip, 1))
+        began = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began == pytest.approx(host.settings.close_timeout)
+
+
 # --- time -----------------------------------------------------------------------------------------
 
 
