@@ -106,6 +106,8 @@ class _RemoteTraining:
             rows.append(row)
             self._display.step(row)
             self._happen(step.number, model, live, daemons)
+            if step.loss is None:
+                wait_any_alive(model)
         self._record.test_accuracy = evaluate(model, self._data.test)
 
     def _happen(
@@ -181,6 +183,21 @@ def _wait_alive(model: Classifier, experts: Collection[str]) -> None:
     wait_until(
         lambda: _live_experts(model).issuperset(experts),
         f"finding {len(experts)} experts in the DHT",
+        _RETURN_TIMEOUT,
+    )
+
+
+def wait_any_alive(model: Classifier) -> None:
+    """Wait until each mixture has an expert again; without, all further steps would fly by.
+
+    A machine may be too busy for a moment to let its daemons announce themselves.
+
+    Raises:
+        DeadlineExceededError: none came back.
+    """
+    wait_until(
+        lambda: all(layer.live_experts() for layer in model.layers()),
+        "finding a live expert again",
         _RETURN_TIMEOUT,
     )
 

@@ -14,8 +14,10 @@ from cli.demo.data import Batches, load
 from cli.demo.display import JsonDisplay, LineDisplay, LiveDisplay
 from cli.demo.plot import draw
 from cli.demo.record import Record, Row
+from cli.demo.runner import wait_any_alive
 from cli.demo.training import Step, build_classifier, evaluate, train
 from p2pnode.config import Settings
+from p2pnode.errors import DeadlineExceededError
 from p2pnode.trainer.local import LocalExperts
 from p2pnode.trainer.mixture import MixtureOfExperts
 from p2pnode.wire.uids import expand_all
@@ -151,6 +153,19 @@ def test_a_step_whose_experts_are_gone_is_skipped_and_the_next_one_taken():
     assert evaluate(model, data.test) is None
     experts._backends.update(kept)
     assert next(steps).loss is not None
+
+
+def test_experts_that_are_all_gone_are_waited_for_within_bounds(monkeypatch):
+    model, experts = local_model()
+    kept = dict(experts._backends)
+    experts._backends.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("cli.demo.runner._RETURN_TIMEOUT", 0)
+        with pytest.raises(DeadlineExceededError, match="finding a live expert again"):
+            wait_any_alive(model)
+    monkeypatch.setattr("time.sleep", lambda _seconds: experts._backends.update(kept))
+    wait_any_alive(model)
+    assert all(layer.live_experts() for layer in model.layers())
 
 
 def test_other_failures_than_missing_experts_end_the_training():
