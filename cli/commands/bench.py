@@ -160,6 +160,39 @@ def rpc(
 
 
 @bench.command()
+@_rounds(5)
+@defaulted("--steps", click.IntRange(1, 1000), 4, "Of each side in a round.")
+@defaulted("--peers", click.IntRange(2, 16), 2, "Real processes that share each batch.")
+@defaulted("--hidden-dim", click.IntRange(1, 16384), 512, "Of the layer, an `ffn`.")
+@defaulted("--batch", click.IntRange(1, 1_000_000), 512, "Rows.")
+@defaulted(
+    "--codec", click.Choice(CODECS), "none", "How the weights' gradients travel to be added up."
+)
+@json_option
+def split(
+    *,
+    rounds: int,
+    steps: int,
+    peers: int,
+    hidden_dim: int,
+    batch: int,
+    codec: Codec,
+    as_json: bool,
+) -> None:
+    """Measure a layer whose batches real processes share, beside the same layer in one process.
+
+    All processes have one torch thread each, and share this machine's processors, so more peers
+    than there are processors gain nothing. Nothing leaves this machine.
+    """
+    from cli.bench.split import Plan, run_split  # noqa: PLC0415  # `bench --help` stays quick
+
+    plan = Plan(
+        rounds=rounds, steps=steps, peers=peers, hidden_dim=hidden_dim, batch=batch, codec=codec
+    )
+    _print("A split layer, loopback TCP", run_split(plan, tell=_teller(as_json)), as_json=as_json)
+
+
+@bench.command()
 @_rounds(7)
 @defaulted("--megabytes", click.IntRange(1, 4096), 128, "MiB of one transfer.")
 @defaulted("--pings", click.IntRange(1, 100_000), 300, "Round trips in one round.")

@@ -254,6 +254,14 @@ class Trainer:
             codec=self._codec(codec),
         )
 
+    def settle(self) -> None:
+        """Wait until the steps of all split layers are over, as the end of the block does.
+
+        Raises:
+            StepLostError: one was not taken, or nobody knows; it is told once.
+        """
+        self._swarms.settle()
+
     def stats(self) -> Stats:
         """Return the counts of calls so far; works after the end of the block, too."""
         return self._caller.book.recorder.snapshot()

@@ -40,6 +40,10 @@ class RemoteSwarms(RemoteExperts):
             call.answered_by,
         )
 
+    def settle(self) -> None:
+        """See `SplitCaller.settle`."""
+        self._portal.call(self._splitter.settle)
+
 
 class SplitLayer(RemoteExpert):
     """A layer that several peers host, used like a local module; all of them compute each batch.
@@ -51,6 +55,9 @@ class SplitLayer(RemoteExpert):
     what it would learn in one place, as long as its outputs for one row do not depend on the
     others, as those of batch norm do.
 
+    Backward returns when the gradients of the inputs are there; the step ends beside what comes
+    next, and the outputs of the next call are those of the weights after it.
+
     The rows of a peer that fails go to the others. Arguments and errors are those of
-    `RemoteExpert`; `StepLostError` says that a step was not taken, or that nobody knows.
+    `RemoteExpert`; `StepLostError` says that the step before was not taken, or that nobody knows.
     """
