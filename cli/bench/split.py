@@ -33,6 +33,7 @@ _LAYER: Final = "layers.0"
 _GOAL: Final = 1.2
 _WARM_UP: Final = 120.0  # seconds at most, until all hosts take each step
 _PATIENCE: Final = 600.0  # seconds for a call
+_TICK: Final = 0.01  # seconds, in which systems count what processes compute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +134,7 @@ def _measure(plan: Plan, peers: list[DemoDaemon], tell: Callable[[str], None]) -
                     step()
                 swarm.settle()
                 rates[side].append(plan.steps * plan.batch / (time.perf_counter() - began))
-                computed[side].append((processors() - before) / plan.steps)
+                computed[side].append(max(_TICK, processors() - before) / plan.steps)
             tell(f"round {number + 1} of {plan.rounds} is over")
     size = sum(each.numel() for each in whole.parameters())
     title = f"{plan.peers} processes share batches of {plan.batch}, {size / 1e6:.3g} M weights"

@@ -55,6 +55,16 @@ def test_each_figure_of_weights_is_one_line():
 
 
 @pytest.mark.real
+def test_a_layer_that_processes_share_learns_what_the_whole_one_does_and_is_measured():
+    sizes = ["--rounds", "1", "--steps", "1", "--hidden-dim", "16", "--batch", "8"]
+    result = CliRunner().invoke(cli, ["bench", "split", "--json", *sizes])
+    assert result.exit_code == 0, result.output
+    figures = [json.loads(line) for line in result.output.splitlines()]
+    assert [each["name"] for each in figures] == ["split", "split_work"]
+    assert all(each["value"] > 0 and each["baseline"] > 0 for each in figures)
+
+
+@pytest.mark.real
 def test_a_small_dht_of_real_daemons_finds_everything():
     sizes = ["--daemons", "3", "--values", "4", "--hosts", "0"]
     result = CliRunner().invoke(cli, ["bench", "dht", "--json", *sizes])
