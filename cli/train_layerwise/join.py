@@ -1,7 +1,5 @@
 """`train-layerwise join`: one participant, in the foreground."""
 
-from typing import Final
-
 import trio
 
 from cli.daemon import run_daemon
@@ -15,11 +13,6 @@ from p2pnode.errors import ConfigError
 from p2pnode.trainer.layerwise.data import Part
 from p2pnode.trainer.layerwise.layers import layer_names
 from p2pnode.wire.uids import Uid
-
-# Of a score. It is of a whole network, and the other layers of two participants differ, by much in
-# the first rounds: honest claims were 0.3 above what others found. What is not better is not
-# adopted in any case.
-_SLACK: Final = 0.5
 
 
 def settings_for(settings: Settings, position: Place, agreed: Agreed) -> Settings:
@@ -41,7 +34,6 @@ def settings_for(settings: Settings, position: Place, agreed: Agreed) -> Setting
             "threshold": agreed.threshold,
             "rounds": agreed.rounds,
             "samples": agreed.samples,
-            "slack": max(settings.rounds.slack, _SLACK),
         },
         layerwise={
             "batch": agreed.batch,

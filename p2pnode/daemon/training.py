@@ -5,7 +5,7 @@ through all layers, and takes part in the rounds of its layer's swarm. Nobody le
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -19,7 +19,7 @@ from p2pnode.swarm.rounds.events import RoundsEnded
 from p2pnode.swarm.rounds.service import Rounds
 from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.layerwise.data import Part
-from p2pnode.trainer.layerwise.learner import LayerwiseLearner
+from p2pnode.trainer.layerwise.learner import SLACK, LayerwiseLearner
 from p2pnode.trainer.layerwise.network import SwarmNetwork
 from p2pnode.wire.uids import Uid
 
@@ -111,6 +111,7 @@ class LayerwiseTraining:
         """
         node, own, hosting = self._node, self.network.own, self._hosting
         settings, swarm = await node.agreed_rounds(self._uid.run), node.swarms.swarm(self._uid)
+        settings = replace(settings, slack=max(settings.slack, SLACK))
         rounds = Rounds(
             own,
             self._learner,

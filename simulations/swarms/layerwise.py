@@ -25,7 +25,7 @@ from p2pnode.rpc.server import TensorServer
 from p2pnode.swarm.rounds.events import RoundEnded, RoundsEnded
 from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.layerwise.data import Examples, Part
-from p2pnode.trainer.layerwise.learner import LayerwiseLearner
+from p2pnode.trainer.layerwise.learner import SLACK, LayerwiseLearner
 from p2pnode.trainer.layerwise.network import SwarmNetwork
 from p2pnode.trainer.layerwise.tally import SamplesTrained
 from p2pnode.wire.uids import Uid
@@ -263,6 +263,7 @@ def _settings(sim: Simulation, mode: str, number: int, mates: int) -> Settings:
             "outer_rate": chosen["outer_rate"],
             "outer_momentum": chosen["outer_momentum"],
             "patience": chosen["patience"],
+            "slack": SLACK,
         },
         averaging={"arrival_timeout": chosen["patience"], "patience": chosen["patience"]},
         layerwise={

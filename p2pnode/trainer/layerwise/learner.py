@@ -7,6 +7,7 @@ compute at the same time. What that costs is staleness, which is bounded and tol
 """
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import torch
 import trio
@@ -21,6 +22,13 @@ from p2pnode.experts.service import ExpertHost
 from p2pnode.trainer.layerwise.data import Batches, Examples, Part
 from p2pnode.trainer.layerwise.network import Lane, SwarmNetwork
 from p2pnode.trainer.layerwise.tally import Tally
+
+SLACK: Final = 0.5
+"""By how much of a score honest claims may be above what one finds oneself; see `rounds.slack`.
+
+Scores are of whole networks. The other layers of two participants differ, by much in the first
+rounds, when honest claims were seen to be 0.3 too high. What is not better is not adopted anyway.
+"""
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Takes the last layer's outputs, (rows, …), and the classes, (rows,); gives the mean over rows."""
