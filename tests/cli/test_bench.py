@@ -48,7 +48,7 @@ def test_each_figure_of_weights_is_one_line():
     result = CliRunner().invoke(cli, ["bench", "weights", "--json", *sizes])
     assert result.exit_code == 0, result.output
     figures = {each["name"]: each for each in map(json.loads, result.output.splitlines())}
-    names = ["all", "one", "wasted", "calls", "calls_throttled", "throttled"]
+    names = ["all", "plain", "fetching", "one", "wasted", "calls", "calls_throttled", "throttled"]
     assert list(figures) == names
     assert all(figures[name]["value"] > 0 for name in names if name != "wasted")
     assert 0 <= figures["wasted"]["value"] <= 60  # four of eight chunks may come twice
@@ -89,7 +89,7 @@ def test_each_figure_of_calls_is_one_line():
     figures = {each["name"]: each for each in map(json.loads, result.output.splitlines())}
     assert list(figures) == [
         *("ready", "memory", "small_p50", "small_p99", "overhead_nop", "overhead_ffn"),
-        *("bulk", "calls", "samples"),
+        *("bulk", "calls", "samples", "samples_work"),
     ]
     assert figures["small_p50"]["value"] <= figures["small_p99"]["value"]
     for name in ("memory", "bulk", "samples"):

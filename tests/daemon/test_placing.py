@@ -27,7 +27,7 @@ from p2pnode.wire.uids import expand
 
 pytestmark = pytest.mark.real  # experts are computed in threads, which no virtual clock moves
 
-PATIENCE = 60.0  # seconds of real time, as experts are computed in threads
+PATIENCE = 100.0  # seconds of real time, as experts are computed in threads
 
 
 class _Volunteers:
