@@ -1,6 +1,6 @@
 """One process that trains the network of the layers' swarms alone, in the same modelled time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ from p2pnode.experts.optimizers import build_optimizer
 from p2pnode.trainer.layerwise.data import Batches, Examples, Part, split
 from p2pnode.wire.uids import Uid
 from simulations.learning.data import load
+from simulations.report import Axis, Report, at_least
 from simulations.simulation import Simulation
 from simulations.swarms.metered import METER, hosting_of
 
@@ -40,6 +41,100 @@ class Alone:
     def seconds_to(self, threshold: float) -> float | None:
         """Return when it was there, if it was."""
         return next((at for at, score in self.looks if score >= threshold), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What swarms are set beside: one process with their settings, and with others.
+
+    Attributes:
+        same: with theirs.
+        others: with others, of which the best counts.
+        threshold: the accuracy that all are to reach.
+    """
+
+    same: Alone
+    others: Sequence[Alone]
+    threshold: float
+
+    def speed_ups(self, seconds: float | None) -> tuple[float | None, float | None]:
+        """Return how many times faster swarms are than it with their settings, and at its best.
+
+        Args:
+            seconds: that swarms take to the threshold, if they reach it.
+        """
+        times = [each.seconds_to(self.threshold) for each in (self.same, *self.others)]
+        least = min((each for each in times if each is not None), default=None)
+        both = [
+            None if each is None or seconds is None else each / seconds
+            for each in (times[0], least)
+        ]
+        return both[0], both[1]
+
+    def report_speed_ups(
+        self, report: Report, found: Sequence[float | None], *, goal: float, ways: str, batch: str
+    ) -> None:
+        """Put the figures of the fastest swarms into a report.
+
+        Args:
+            report: of the scenario.
+            found: the seconds that the swarms take to the threshold, by the ways they train.
+            goal: of the speed-up.
+            ways: what the scenario calls one of these.
+            batch: what it calls the examples of a step.
+        """
+        alone = self.same.seconds_to(self.threshold)
+        pairs = [self.speed_ups(seconds) for seconds in found]
+        report.figure(
+            "speed-up at equal accuracy",
+            max((pair[0] for pair in pairs if pair[0] is not None), default=None),
+            "x",
+            goal=at_least(goal),
+            detail=f"{100 * self.threshold:.0f} % of the hold-out, in the fastest {ways}, against"
+            f" one process with the same network, {batch} and learning rate"
+            + ("" if alone is None else f", which takes {alone:.2f} s"),
+        )
+        report.figure(
+            "speed-up against one process at its best",
+            max((pair[1] for pair in pairs if pair[1] is not None), default=None),
+            "x",
+            detail=f"the same, where one process may take the best of {1 + len(self.others)}"
+            f" settings of {batch} and learning rate, and the swarms may not",
+        )
+
+    def report_table(self, report: Report, batch: str) -> None:
+        """Put what one process does into a report; `batch` is as in `report_speed_ups`."""
+        report.table(
+            "one process",
+            [batch, "learning rate", Axis("time", "s"), Axis("test", "%")],
+            [
+                (each.batch, each.rate, each.seconds_to(self.threshold), 100 * each.test)
+                for each in (self.same, *self.others)
+            ],
+        )
+
+    def report_looks(
+        self, report: Report, found: Mapping[str, Sequence[tuple[float, float]]], caption: str = ""
+    ) -> None:
+        """Plot accuracy over time.
+
+        Args:
+            report: of the scenario.
+            found: of the swarms in each way, seconds and accuracies.
+            caption: what there is to say of the plot.
+        """
+        lines = {"one process": self.same.looks, **found}
+        for name, points in lines.items():
+            report.series(
+                name,
+                [at for at, _ in points],
+                [100 * score for _, score in points],
+                x_label="virtual time",
+                x_unit="s",
+                y_label="accuracy on the hold-out",
+                y_unit="%",
+            )
+        report.plot("accuracy over time", list(lines), caption=caption)
 
 
 def train_alone(sim: Simulation, part: Part, test: Examples, *, batch: int, rate: float) -> Alone:
@@ -81,9 +176,7 @@ def accuracy(network: nn.Module, examples: Examples) -> float:
     return int(right.sum()) / len(examples)  # exact, as participants' scores are
 
 
-def train_at_best(
-    sim: Simulation, part: Part, test: Examples, batches: Sequence[int]
-) -> tuple[Alone, list[Alone]]:
+def train_at_best(sim: Simulation, part: Part, test: Examples, batches: Sequence[int]) -> Beside:
     """Train with the settings of the swarms, and then with others, of which the best counts.
 
     Args:
@@ -91,9 +184,6 @@ def train_at_best(
         part: what is trained on.
         test: what nothing is chosen by.
         batches: the sizes to try.
-
-    Returns:
-        That with the swarms' settings, and the others.
     """
     batch, rate = sim.parameters["batch"], sim.parameters["learning_rate"]
     same = train_alone(sim, part, test, batch=batch, rate=rate)
@@ -103,7 +193,7 @@ def train_at_best(
         for factor in _RATES
         if (size, factor) != (batch, 1.0)
     ]
-    return same, others
+    return Beside(same, others, sim.parameters["threshold"])
 
 
 def images(sim: Simulation) -> tuple[Part, Examples]:

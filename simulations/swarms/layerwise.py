@@ -31,9 +31,9 @@ from p2pnode.trainer.layerwise.tally import SamplesTrained
 from p2pnode.wire.uids import Uid
 from simulations.learning.determinism import one_thread
 from simulations.node import Node
-from simulations.report import Axis, Report, at_least
+from simulations.report import Axis, Report
 from simulations.simulation import Simulation
-from simulations.swarms.alone import Alone, accuracy, images, train_at_best
+from simulations.swarms.alone import Beside, accuracy, images, train_at_best
 from simulations.swarms.metered import METER, MeteredDevice, hosting_of
 from simulations.swarms.participant import RUN, Participant
 
@@ -232,13 +232,13 @@ async def compare(sim: Simulation) -> None:
     with one_thread(), tempfile.TemporaryDirectory() as directory:
         sim.begin("one process")
         batches = [times * chosen["batch"] for times in _BATCHES]
-        same, others = train_at_best(sim, both, test, batches)
+        beside = train_at_best(sim, both, test, batches)
         sim.world.settings = _settings(sim, "best", 0, 1)
         found = []
         for mode in chosen["modes"]:
             sim.begin(f"swarms: {mode}")
             found.append(await _Swarms(sim, mode, parts, Path(directory)).run(test))
-    _report(sim, same, others, found)
+    _report(sim, beside, found)
 
 
 def _positions(sim: Simulation) -> list[int]:
@@ -289,25 +289,18 @@ def _settings(sim: Simulation, mode: str, number: int, mates: int) -> Settings:
     )
 
 
-def _report(
-    sim: Simulation, same: Alone, others: Sequence[Alone], found: Sequence[Together]
-) -> None:
+def _report(sim: Simulation, beside: Beside, found: Sequence[Together]) -> None:
     report, threshold = sim.report, sim.parameters["threshold"]
-    alone = same.seconds_to(threshold)
-    at_best = [each.seconds_to(threshold) for each in (same, *others)]
-    least = min((each for each in at_best if each is not None), default=None)
     rows = []
     for each in found:
         seconds = each.seconds_to(threshold)
-        speed_up = _ratio(alone, seconds)
         updates = sum(event.updates for event in each.trained)
         stale = sum(event.stale for event in each.trained)
         rows.append(
             (
                 each.mode,
                 seconds,
-                speed_up,
-                _ratio(least, seconds),
+                *beside.speed_ups(seconds),
                 max((event.round for event in each.rounds), default=0),
                 100 * each.means[-1][1] if each.means else None,
                 100 * each.test,
@@ -318,29 +311,16 @@ def _report(
                 sum(event.samples for event in each.trained),
             )
         )
-    best = max((row[2] for row in rows if row[2] is not None), default=None)
-    report.figure(
-        "speed-up at equal accuracy",
-        best,
-        "x",
-        goal=at_least(_GOAL),
-        detail=f"{100 * threshold:.0f} % of the hold-out, in the fastest mode, against one process"
-        " with the same network, micro-batch and learning rate"
-        + ("" if alone is None else f", which takes {alone:.2f} s"),
+    alone = beside.same
+    beside.report_speed_ups(
+        report, [row[1] for row in rows], goal=_GOAL, ways="mode", batch="micro-batch"
     )
     report.figure(
         "examples a second",
         max((row[-1] / row[-2] for row in rows if row[-2]), default=None),
         "",
         detail="that the swarms of the fastest mode trained on, scoring and rounds included; one"
-        f" process has {len(same.looks) * sim.parameters['samples'] / same.looks[-1][0]:.1f}",
-    )
-    report.figure(
-        "speed-up against one process at its best",
-        max((row[3] for row in rows if row[3] is not None), default=None),
-        "x",
-        detail="the same, where one process may take the best of"
-        f" {len(at_best)} settings of micro-batch and learning rate, and the swarms may not",
+        f" process has {len(alone.looks) * sim.parameters['samples'] / alone.looks[-1][0]:.1f}",
     )
     report.table(
         "the modes",
@@ -362,15 +342,8 @@ def _report(
         caption="Until the mean of the participants' scores is at the threshold. Staleness counts"
         " the steps that a layer took between a micro-batch's forward and backward pass.",
     )
-    report.table(
-        "one process",
-        ["micro-batch", "learning rate", Axis("time", "s"), Axis("test", "%")],
-        [
-            (each.batch, each.rate, each.seconds_to(threshold), 100 * each.test)
-            for each in (same, *others)
-        ],
-    )
-    _plot(report, same, found, threshold)
+    beside.report_table(report, "micro-batch")
+    _plot(report, beside, found)
     report.note(
         "Nodes, calls, gossip, weights, averaging and rounds are the product's own code on a"
         " virtual network and clock. Weights are really trained and scored. How long a device"
@@ -380,22 +353,11 @@ def _report(
     )
 
 
-def _plot(report: Report, same: Alone, found: Sequence[Together], threshold: float) -> None:
-    lines = [("one process", same.looks), *((each.mode, each.means) for each in found)]
-    for name, points in lines:
-        report.series(
-            name,
-            [at for at, _ in points],
-            [100 * score for _, score in points],
-            x_label="virtual time",
-            x_unit="s",
-            y_label="accuracy on the hold-out",
-            y_unit="%",
-        )
-    report.plot(
-        "accuracy over time",
-        [name for name, _ in lines],
-        caption=f"Of the swarms the mean over participants. All stop at {100 * threshold:.0f} %.",
+def _plot(report: Report, beside: Beside, found: Sequence[Together]) -> None:
+    beside.report_looks(
+        report,
+        {each.mode: each.means for each in found},
+        f"Of the swarms the mean over participants. All stop at {100 * beside.threshold:.0f} %.",
     )
     for each in found:
         numbers = sorted({event.round for event in each.rounds})
@@ -412,7 +374,3 @@ def _plot(report: Report, same: Alone, found: Sequence[Together], threshold: flo
             label=each.mode,
         )
     report.plot("scores over rounds", [f"{each.mode}, by round" for each in found])
-
-
-def _ratio(alone: float | None, together: float | None) -> float | None:
-    return None if alone is None or together is None else alone / together

@@ -32,9 +32,9 @@ from p2pnode.trainer.splitting.caller import SplitCaller
 from p2pnode.wire.uids import Uid
 from simulations.learning.determinism import one_thread
 from simulations.node import Node
-from simulations.report import Axis, at_least
+from simulations.report import Axis
 from simulations.simulation import Simulation
-from simulations.swarms.alone import Alone, images, train_at_best
+from simulations.swarms.alone import Alone, Beside, images, train_at_best
 from simulations.swarms.metered import METER, MeteredDevice, hosting_of
 from simulations.swarms.participant import RUN, Participant
 from simulations.world import BOOTSTRAP_PEERS
@@ -235,7 +235,7 @@ async def compare(sim: Simulation) -> None:
     with one_thread(), tempfile.TemporaryDirectory() as directory:
         sim.begin("one process")
         batches = [max(1, int(times * chosen["batch"])) for times in _BATCHES]
-        same, others = train_at_best(sim, part, test, batches)
+        beside = train_at_best(sim, part, test, batches)
         sim.world.settings = Settings().replace(
             rpc={"codec_inline_bytes": 2**40},  # virtual time does not wait for threads
             splitting={"codec": chosen["sums"]},
@@ -246,14 +246,11 @@ async def compare(sim: Simulation) -> None:
             for link in chosen["links"]:
                 sim.begin(f"{hosting} hosted, {link}")
                 found.append(await _Swarms(sim, hosting, link, Path(directory)).run(part))
-    _report(sim, same, others, found)
+    _report(sim, beside, found)
 
 
-def _report(sim: Simulation, same: Alone, others: Sequence[Alone], found: Sequence[Split]) -> None:
+def _report(sim: Simulation, beside: Beside, found: Sequence[Split]) -> None:
     report, threshold = sim.report, sim.parameters["threshold"]
-    alone = same.seconds_to(threshold)
-    at_best = [each.seconds_to(threshold) for each in (same, *others)]
-    least = min((each for each in at_best if each is not None), default=None)
     rows = []
     for each in found:
         seconds, steps = each.seconds_to(threshold), len(each.losses)
@@ -262,32 +259,16 @@ def _report(sim: Simulation, same: Alone, others: Sequence[Alone], found: Sequen
                 each.hosting,
                 each.link,
                 seconds,
-                None if alone is None or seconds is None else alone / seconds,
-                None if least is None or seconds is None else least / seconds,
+                *beside.speed_ups(seconds),
                 steps,
                 each.lost,
-                each.difference(same),
+                each.difference(beside.same),
                 each.looks[-1][0] / max(1, steps) * 1000,
                 each.sent / max(1, steps) / 1e6,
                 100 * each.looks[-1][1],
             )
         )
-    report.figure(
-        "speed-up at equal accuracy",
-        max((row[3] for row in rows if row[3] is not None), default=None),
-        "x",
-        goal=at_least(_GOAL),
-        detail=f"{100 * threshold:.0f} % of the hold-out, in the fastest way, against one process"
-        " with the same network, batches and learning rate"
-        + ("" if alone is None else f", which takes {alone:.2f} s"),
-    )
-    report.figure(
-        "speed-up against one process at its best",
-        max((row[4] for row in rows if row[4] is not None), default=None),
-        "x",
-        detail="the same, where one process may take the best of"
-        f" {len(at_best)} settings of batch and learning rate, and the swarms may not",
-    )
+    beside.report_speed_ups(report, [row[2] for row in rows], goal=_GOAL, ways="way", batch="batch")
     report.table(
         "the swarms",
         [
@@ -307,29 +288,10 @@ def _report(sim: Simulation, same: Alone, others: Sequence[Alone], found: Sequen
         caption="Losses are those of each batch before its step, beside one process; time is until"
         " the hold-out is at the threshold. Bytes are of all machines, idle chatter included.",
     )
-    report.table(
-        "one process",
-        ["batch", "learning rate", Axis("time", "s"), Axis("test", "%")],
-        [
-            (each.batch, each.rate, each.seconds_to(threshold), 100 * each.test)
-            for each in (same, *others)
-        ],
+    beside.report_table(report, "batch")
+    beside.report_looks(
+        report, {f"{each.hosting} hosted, {each.link}": each.looks for each in found}
     )
-    lines = [
-        ("one process", same.looks),
-        *((f"{each.hosting} hosted, {each.link}", each.looks) for each in found),
-    ]
-    for name, points in lines:
-        report.series(
-            name,
-            [at for at, _ in points],
-            [100 * score for _, score in points],
-            x_label="virtual time",
-            x_unit="s",
-            y_label="accuracy on the hold-out",
-            y_unit="%",
-        )
-    report.plot("accuracy over time", [name for name, _ in lines])
     report.note(
         "Nodes, calls, sums and steps are the product's own code on a virtual network and clock."
         " Weights are really trained. How long a device computes is modelled, by the compute"
