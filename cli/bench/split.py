@@ -111,9 +111,6 @@ def _measure(plan: Plan, peers: list[DemoDaemon], tell: Callable[[str], None]) -
             optimizer.step()
             return loss
 
-        def processors() -> float:
-            return processor_seconds() + sum(processor_seconds(peer.process_id) for peer in peers)
-
         tell("waiting until all peers take each step")
         taken = 0
 
@@ -129,12 +126,12 @@ def _measure(plan: Plan, peers: list[DemoDaemon], tell: Callable[[str], None]) -
         wait_until(is_shared, "sharing a batch", _WARM_UP)
         for number in range(plan.rounds):
             for side, step in enumerate((step_split, step_whole)):
-                began, before = time.perf_counter(), processors()
+                began, before = time.perf_counter(), processor_seconds()
                 for _ in range(plan.steps):
                     step()
                 swarm.settle()
                 rates[side].append(plan.steps * plan.batch / (time.perf_counter() - began))
-                computed[side].append(max(_TICK, processors() - before) / plan.steps)
+                computed[side].append(max(_TICK, processor_seconds() - before) / plan.steps)
             tell(f"round {number + 1} of {plan.rounds} is over")
     size = sum(each.numel() for each in whole.parameters())
     title = f"{plan.peers} processes share batches of {plan.batch}, {size / 1e6:.3g} M weights"

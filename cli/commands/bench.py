@@ -161,10 +161,10 @@ def rpc(
 
 @bench.command()
 @_rounds(5)
-@defaulted("--steps", click.IntRange(1, 1000), 4, "Of each side in a round.")
+@defaulted("--steps", click.IntRange(1, 1000), 2, "Of each side in a round.")
 @defaulted("--peers", click.IntRange(2, 16), 2, "Real processes that share each batch.")
 @defaulted("--hidden-dim", click.IntRange(1, 16384), 512, "Of the layer, an `ffn`.")
-@defaulted("--batch", click.IntRange(1, 1_000_000), 512, "Rows.")
+@defaulted("--batch", click.IntRange(1, 1_000_000), 4096, "Rows.")
 @defaulted(
     "--codec", click.Choice(CODECS), "none", "How the weights' gradients travel to be added up."
 )
