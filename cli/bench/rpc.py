@@ -98,6 +98,8 @@ def run_rpc(plan: Plan, tell: Callable[[str], None]) -> list[Figure]:
         figures = startup_figures(place, rounds=plan.rounds, hidden_dim=plan.hidden_dim)
         nops = to.enter_context(_daemon(NOP, place, plan))
         ffns = to.enter_context(_daemon(FFN, place, plan))
+        tell("measuring single calls")
+        figures += trio.run(_single_calls, plan, nops.address, ffns.address)
         rival = None
         if plan.hivemind is not None:
             tell("starting hivemind")
@@ -110,8 +112,6 @@ def run_rpc(plan: Plan, tell: Callable[[str], None]) -> list[Figure]:
                     threads=plan.threads,
                 )
             )
-        tell("measuring single calls")
-        figures += trio.run(_single_calls, plan, nops.address, ffns.address)
         tell(f"measuring {plan.callers} callers at once")
         figures += _at_once(plan, nops, ffns, rival)
     return figures
@@ -302,7 +302,7 @@ def _at_once(
 
     def ours() -> float:
         daemons = (nops.process_id, ffns.process_id)
-        return processor_seconds() + sum(map(processor_seconds, daemons))
+        return time.process_time() + sum(map(processor_seconds, daemons))
 
     with connect([nops.address, ffns.address], run=RUN) as trainer:
         measured: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
