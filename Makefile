@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests that run side by side. Some start a dozen processes: give more where there is room.
+# Tests wait more than they compute. Those of real processes and peers run one after the other.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -30,7 +30,8 @@ demo: setup ## train on four local daemons, kill one, bring it back
 # Those that start processes import p2pnode in each: let them keep what they compile.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: setup ## run all tests
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not real and not interop"
+	$(BIN)/python -m pytest -m "real or interop"
 
 check: setup ## lint, types and import contracts
 	$(BIN)/ruff format --check .

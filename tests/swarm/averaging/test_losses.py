@@ -64,13 +64,16 @@ async def test_whoever_is_lost_at_whatever_moment_the_rest_end_together(
                 nursery.cancel_scope.cancel()
             named = check(world, tensors, outcomes)
             assert len(named) == len(rest)
-            assert named[0] in (list(range(COUNT)), rest)
+            # Seldom, one who lives is held up by the loss until the others have gone on without it.
+            assert named[0] == list(range(COUNT)) or {*named[0]} <= {*rest}
+            assert len(named[0]) >= len(rest) - 1
             assert all(each == named[0] for each in named)
             assert trio.current_time() - began < 90
             await trio.sleep(90)
             assert {world.held()[number] for number in rest} == {(0, 0)}
             attempts.add(tuple(named[0]))
-    assert len(attempts) == 2  # early losses are left out, and late ones are not
+    assert tuple(rest) in attempts  # early losses are left out
+    assert tuple(range(COUNT)) in attempts  # and late ones are not
     for given, old in zip(tensors, before, strict=True):
         assert all(map(torch.equal, given, old))
 
