@@ -46,7 +46,7 @@ def core_with(purse, *, is_client=False, **settings):
     core.account = purse
     core.handle_timeout(0.0)  # sends the first ping
     sent_by(core)
-    core.round_trip = 1.0
+    core.liveness.round_trip = 1.0
     return core
 
 

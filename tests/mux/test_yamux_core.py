@@ -15,9 +15,9 @@ from p2pnode.errors import (
     ResourceLimitError,
     StreamResetError,
 )
-from p2pnode.mux.yamux import core as yamux
 from p2pnode.mux.yamux.core import MAX_CONTROL_FRAMES, YamuxCore
 from p2pnode.mux.yamux.frames import Flag, FrameType, GoAwayCode, Header
+from p2pnode.mux.yamux.nuisances import NUISANCE_BURST, NUISANCE_RATE
 from p2pnode.mux.yamux.outbox import ACK_DELAY
 from p2pnode.mux.yamux.state import EventKind
 
@@ -34,7 +34,7 @@ def quiet(core, now=0.0):
     """Get the first keep-alive ping out of the way."""
     core.handle_timeout(now)
     out(core)
-    core._pings.clear()
+    core.liveness._pings.clear()
     return core
 
 
@@ -106,7 +106,10 @@ def opened(client, server, now=0.0):
 def is_empty(core):
     """Whether nothing is left of any stream."""
     leftovers = (core.streams, core._discarding, core.outbox._unanswered, core.outbox._held)
-    return not any(leftovers) and core._backlog == core.outbox.unacknowledged == core._growth == 0
+    return (
+        not any(leftovers)
+        and core._backlog == core.outbox.unacknowledged == core._windows.grown == 0
+    )
 
 
 # --- the wire ------------------------------------------------------------------------------------
@@ -330,14 +333,14 @@ def test_a_flood_of_frames_without_content_ends_the_session(nuisance):
 
     with pytest.raises(ProtocolError, match="floods"):
         flood()
-    assert next(numbers) == yamux.NUISANCE_BURST + 1
+    assert next(numbers) == NUISANCE_BURST + 1
 
 
 def test_nuisances_are_forgiven_at_an_honest_rate():
     core = make(is_client=False)
     for number in range(20_000):
         core.receive_data(
-            frame(FrameType.PING, Flag.SYN, 0, number), number / (yamux.NUISANCE_RATE * 0.99)
+            frame(FrameType.PING, Flag.SYN, 0, number), number / (NUISANCE_RATE * 0.99)
         )
         out_all(core)
 
@@ -428,7 +431,7 @@ def fill(client, server, ours, theirs, *, now):
 
 def test_the_window_doubles_while_it_is_used_up_quickly_up_to_its_limit():
     client, server = connected()
-    server.round_trip = 0.1
+    server.liveness.round_trip = 0.1
     ours, theirs = opened(client, server)
     targets = []
     for round_number in range(12):
@@ -442,7 +445,7 @@ def test_the_window_doubles_while_it_is_used_up_quickly_up_to_its_limit():
 @pytest.mark.parametrize(("round_trip", "pause"), [(None, 0.0), (0.1, 0.5)])
 def test_the_window_stays_when_it_is_used_up_slowly_or_the_delay_is_unknown(round_trip, pause):
     client, server = connected(keepalive_interval=1e9)
-    server.round_trip = round_trip
+    server.liveness.round_trip = round_trip
     ours, theirs = opened(client, server)
     for number in range(1, 20):
         client.send(ours, memoryview(bytes(WINDOW // 2)))
@@ -454,7 +457,7 @@ def test_the_window_stays_when_it_is_used_up_slowly_or_the_delay_is_unknown(roun
 
 def test_all_windows_of_a_session_grow_within_one_budget_which_comes_back():
     client, server = connected(yamux_session_window=1 * MIB)
-    server.round_trip = 1.0
+    server.liveness.round_trip = 1.0
     pairs = [opened(client, server) for _ in range(4)]
     for _ in range(4):
         for ours, theirs in pairs:
@@ -745,14 +748,14 @@ def test_the_round_trip_is_the_shortest_recent_one():
     for sent_at, answered_at, expected in [(0, 5, 5), (10, 11, 1), (20, 29, 1.25)]:
         number = core.ping(sent_at)
         core.receive_data(frame(FrameType.PING, Flag.ACK, 0, number), answered_at)
-        assert not core.is_waiting_for(number)
-        assert core.round_trip == expected
+        assert not core.liveness.is_waiting_for(number)
+        assert core.liveness.round_trip == expected
 
 
 def test_an_answer_nobody_asked_for_means_nothing():
     core = make()
     core.receive_data(frame(FrameType.PING, Flag.ACK, 0, 12345), 1.0)
-    assert core.round_trip is None
+    assert core.liveness.round_trip is None
     assert not core.outbox.has_output
 
 
@@ -860,7 +863,7 @@ class TwoCores(RuleBasedStateMachine):
             self.carry(1, 10_000_000)
         self.now += 1000
         for side in self.sides:
-            side._pings.clear()
+            side.liveness._pings.clear()
             side.handle_timeout(self.now)
         self.carry(0, 10_000_000)
         self.carry(1, 10_000_000)

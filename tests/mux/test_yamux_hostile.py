@@ -226,7 +226,7 @@ async def test_windows_set_smaller_than_the_initial_one_never_shrink_it(autojump
     async with attacked(yamux_max_window=1000) as (server, peer, ends):
         await peer.send_many([frame(UPDATE, SYN, 1, 0), frame(PING, ACK, 0, 0)])
         stream = await server.accept_stream()
-        server.core.round_trip = 1.0  # slow enough for the window to want to grow
+        server.core.liveness.round_trip = 1.0  # slow enough for the window to want to grow
         for _ in range(3):
             await peer.send_many([frame(DATA, 0, 1, body=bytes(WINDOW))])
             await stream.receive_some()

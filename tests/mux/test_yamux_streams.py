@@ -555,7 +555,7 @@ async def test_a_cancelled_ping_is_forgotten(autojump_clock):
         with trio.move_on_after(1) as scope:
             await client.session.ping()
         assert scope.cancelled_caught
-        assert not client.session.core._pings
+        assert not client.session.core.liveness._pings
 
 
 async def test_a_cancelled_session_closes_its_channel_and_fails_its_streams(autojump_clock):

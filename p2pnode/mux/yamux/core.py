@@ -4,17 +4,15 @@ Methods that begin with `receive_` or `handle_` are inputs and return events; pl
 commands; `next_frames` and `next_deadline` are outputs. Rules:
 
 - Each stream starts with a window of 256 KiB in each direction. Only data counts against it. A
-  receiver grants more as its reader takes data; it doubles the window when that happens faster
-  than four round trips, up to a limit for the stream and one for the session.
-- What goes out, and in which order, is the `outbox`'s affair.
+  receiver grants more as its reader takes data, and lets the window grow (`transport.windows`).
+- What goes out, and in which order, is the `outbox`'s affair; whether the peer still answers is
+  that of `liveness`, and how much it may pester us, that of `nuisances`.
 - A go-away frame, of either side, ends the session: go-yamux and js-libp2p drop every stream too.
 - A stream's window is charged to the session's account, which says how much there may be of it.
 - Whatever a peer makes us keep or answer is bounded; breaking a rule is a `ProtocolError` and ends
   the session with a go-away frame.
 
-The file is long because it is one machine: every rule above reads and changes the same few counts.
-
-Source: hashicorp/yamux, spec.md; libp2p/specs, yamux; go-yamux 4 for the window's growth.
+Source: hashicorp/yamux, spec.md; libp2p/specs, yamux.
 """
 
 import math
@@ -37,22 +35,17 @@ from p2pnode.mux.yamux.frames import (
     GoAwayCode,
     Header,
 )
+from p2pnode.mux.yamux.liveness import Liveness
+from p2pnode.mux.yamux.nuisances import Nuisances
 from p2pnode.mux.yamux.outbox import Outbox, Output
 from p2pnode.mux.yamux.state import Buffer, EventKind, StreamEvent, StreamState
 from p2pnode.transport.session import Account, Unmetered
+from p2pnode.transport.windows import WindowGrowth
 from p2pnode.wire.error_codes import StreamCode, connection_reason, stream_code, stream_reason
 
 MAX_CONTROL_FRAMES: Final = 4096  # waiting to be sent; a peer that never reads costs 48 KiB
-GROWTH_ROUND_TRIPS: Final = 4  # a window half used up within so many is doubled, as in go-yamux
 SYN_WORK: Final = 64  # a stream's negotiation and handler cost as much as so many frames
 DEAD_PIECE: Final = 256  # bytes: smaller frames for streams that are over are a nuisance
-# Frames that cost the peer nothing and us a little: resets, refused streams, pings, empty data.
-# Honest peers send a few a second; a trainer that cancels a step of calls resets hundreds at once.
-NUISANCE_BURST: Final = 4000.0
-NUISANCE_RATE: Final = 100.0  # a second
-PESTERED_BELOW: Final = 0.9  # of the burst left
-
-
 _GO_AWAY_REASONS: Final[dict[int, str]] = {
     GoAwayCode.PROTOCOL_ERROR: "because, it says, this side broke the rules of Yamux",
     GoAwayCode.INTERNAL_ERROR: "because, it says, it failed itself",
@@ -70,7 +63,7 @@ class YamuxCore:
         self.streams: dict[int, StreamState] = {}
         self.failure: P2PNodeError | None = None
         self.remote_closed = False  # by a normal go-away: nothing more will come
-        self.round_trip: float | None = None
+        self.liveness = Liveness(settings, now)
         self.left_over = memoryview(b"")  # given to `receive_data`, but too much work for one turn
         self.work = 0  # of the last turn
         self.bytes_received = 0  # of data
@@ -83,13 +76,12 @@ class YamuxCore:
         self._body_of: StreamState | None = None
         self._body_finishes = False  # a FIN takes effect behind the data it came with
         self._backlog = 0  # inbound streams nobody has accepted
-        self._growth = 0  # of all windows beyond the initial one
-        self._nuisances = NUISANCE_BURST
-        self._nuisances_at = now
-        self._heard_at = now
-        self._pings: dict[int, float] = {}
-        self._next_ping = 0
-        self._ping_wanted_at = now  # the first at once: the window's growth needs a round trip time
+        self._windows = WindowGrowth(
+            initial=INITIAL_WINDOW,
+            most=settings.yamux_max_window,
+            most_growth=settings.yamux_session_window,
+        )
+        self._nuisances = Nuisances(now)
 
     @property
     def holdings(self) -> dict[str, int]:
@@ -100,7 +92,7 @@ class YamuxCore:
             "unread bytes": sum(each.received_bytes for each in states),
             "unwritten bytes": sum(each.unwritten for each in states),
             "unaccepted streams": self._backlog,
-            "grown window": self._growth,
+            "grown window": self._windows.grown,
         }
 
     # --- commands -------------------------------------------------------------------------------
@@ -225,20 +217,13 @@ class YamuxCore:
         return self._take_events()
 
     def ping(self, now: float) -> int:
-        """Ask for a sign of life; returns the ping's number."""
-        number = self._next_ping
-        self._next_ping = (number + 1) & MAX_U32
-        self._pings[number] = now
-        self.outbox.control(FrameType.PING, Flag.SYN, 0, number)
+        """Ask for a sign of life; returns the ping's number, by which `liveness` knows it."""
+        number = self.liveness.note_ping(now)
+        self._send_ping(number)
         return number
 
-    def is_waiting_for(self, ping: int) -> bool:
-        """Whether a ping has not been answered yet."""
-        return ping in self._pings
-
-    def forget_ping(self, ping: int) -> None:
-        """Stop waiting for a ping's answer."""
-        self._pings.pop(ping, None)
+    def _send_ping(self, number: int) -> None:
+        self.outbox.control(FrameType.PING, Flag.SYN, 0, number)
 
     def go_away(self, code: int) -> None:
         """Tell the peer, behind all that streams have queued, that the session ends."""
@@ -277,7 +262,7 @@ class YamuxCore:
         """Note that `size` bytes from the channel lie where `destination` said."""
         stream = self._body_of
         assert stream is not None
-        self._heard_at = now
+        self.liveness.heard_at = now
         self._body_left -= size
         self.bytes_received += size
         stream.note_filled(size)
@@ -298,10 +283,10 @@ class YamuxCore:
             ProtocolError: the peer broke a rule; end the session with a go-away.
             ConnectionClosedError: the peer ended the session because of an error.
         """
-        self._heard_at = now
+        self.liveness.heard_at = now
         view = memoryview(data)
         if not view:
-            self._note_nuisance(now)
+            self._nuisances.note(now)
         self.work = 0
         while view and not self.remote_closed and self.work < most_work:
             if self._body_left:
@@ -333,10 +318,9 @@ class YamuxCore:
         Raises:
             ConnectionClosedError: the peer has given no sign of life for too long.
         """
-        if now >= self._ping_wanted_at:
-            self._ping_wanted_at = now + self._settings.keepalive_interval
-            self.ping(now)
-        if now >= self._silence_ends_at():
+        if (ping := self.liveness.take_due_ping(now)) is not None:
+            self._send_ping(ping)
+        if now >= self.liveness.silence_ends_at():
             raise ConnectionClosedError("the peer stopped answering")
         self.outbox.handle_timeout(now)
         events = self._take_events()
@@ -349,14 +333,13 @@ class YamuxCore:
     @property
     def is_pestered(self) -> bool:
         """Whether the peer sends more nuisances than honest ones do, if not yet too many."""
-        return self._nuisances < NUISANCE_BURST * PESTERED_BELOW
+        return self._nuisances.is_pestered
 
     def next_deadline(self) -> float:
         """When `handle_timeout` is due."""
         stream = self._next_discarded()
         return min(
-            self._ping_wanted_at,
-            self._silence_ends_at(),
+            self.liveness.next_deadline(),
             self.outbox.next_deadline(),
             float("inf") if stream is None else stream.due_at,
         )
@@ -368,15 +351,11 @@ class YamuxCore:
         delta, stream.taken = stream.taken, 0
         if stream.remote_finished or not self._is_live(stream):
             return
-        target = min(stream.receive_target * 2, self._settings.yamux_max_window)
-        growth = max(target - stream.receive_target, 0)
-        quick = self.round_trip is not None and (
-            now - stream.granted_at < GROWTH_ROUND_TRIPS * self.round_trip
-        )
-        affordable = self._growth + growth <= self._settings.yamux_session_window
-        wanted = quick and affordable and growth and not stream.discarding
-        if wanted and stream.account.grow(growth):
-            self._growth += growth
+        if not stream.discarding:
+            took = now - stream.granted_at
+            growth = self._windows.grow(
+                stream.receive_target, stream.account, took, self.liveness.round_trip
+            )
             stream.receive_target += growth
             delta += growth
         stream.granted_at = now
@@ -400,15 +379,10 @@ class YamuxCore:
 
     def _receive_ping(self, header: Header, now: float) -> None:
         if header.flags & Flag.ACK:
-            sent_at = self._pings.pop(header.length, None)
-            if sent_at is None:  # late, or never asked for
-                self._note_nuisance(now)
-            else:
-                sample = now - sent_at
-                smallest = sample if self.round_trip is None else self.round_trip
-                self.round_trip = min(sample, smallest * 1.25)  # follows slow changes upward too
+            if not self.liveness.receive_answer(header.length, now):
+                self._nuisances.note(now)
             return
-        self._note_nuisance(now)
+        self._nuisances.note(now)
         self.outbox.control(FrameType.PING, Flag.ACK, 0, header.length)
 
     def _receive_go_away(self, code: int) -> None:
@@ -424,7 +398,7 @@ class YamuxCore:
             self._receive_syn(stream_id, now)
         stream = self._known_stream(stream_id)
         if (not length and not flags) or (stream is None and flags & Flag.RST):
-            self._note_nuisance(now)
+            self._nuisances.note(now)
         if kind == FrameType.DATA:
             self._receive_data_header(length, stream, now)
         elif stream is not None and length and not flags & Flag.RST:
@@ -461,14 +435,14 @@ class YamuxCore:
         self._events.append(StreamEvent(EventKind.OPENED, stream))
 
     def _refuse(self, stream_id: int, code: StreamCode, now: float) -> None:
-        self._note_nuisance(now)
+        self._nuisances.note(now)
         self.outbox.control(FrameType.WINDOW_UPDATE, Flag.RST, stream_id, code)
 
     def _receive_data_header(self, length: int, stream: StreamState | None, now: float) -> None:
         self._body_left, self._body_of, self._body_finishes = length, stream, False
         if stream is None:  # of a stream that is over: its data is read past
             if 0 < length < DEAD_PIECE:
-                self._note_nuisance(now)
+                self._nuisances.note(now)
             return
         if length > stream.receive_window:
             raise ProtocolError(
@@ -480,7 +454,7 @@ class YamuxCore:
 
     def _receive_end(self, header: Header, stream: StreamState, now: float) -> None:
         if header.flags & Flag.RST:
-            self._note_nuisance(now)
+            self._nuisances.note(now)
             code = header.length if header.kind == FrameType.WINDOW_UPDATE else 0
             self._fail(
                 stream, StreamResetError(f"the peer reset the stream ({stream_reason(code)})")
@@ -517,20 +491,7 @@ class YamuxCore:
         self._events.append(StreamEvent(EventKind.READABLE, stream))
         self._forget_if_done(stream)
 
-    def _note_nuisance(self, now: float) -> None:
-        earned = (now - self._nuisances_at) * NUISANCE_RATE
-        self._nuisances = min(self._nuisances + earned, NUISANCE_BURST) - 1
-        self._nuisances_at = now
-        if self._nuisances < 0:
-            raise ProtocolError("the peer floods us with resets, pings or empty frames")
-
     # --- inside: the streams' lives -------------------------------------------------------------
-
-    def _silence_ends_at(self) -> float:
-        if not self._pings:
-            return float("inf")
-        oldest = next(iter(self._pings.values()))
-        return max(oldest, self._heard_at) + self._settings.keepalive_timeout
 
     def _add(self, stream_id: int, *, inbound: bool, greet: int, now: float) -> StreamState:
         window = INITIAL_WINDOW
@@ -566,7 +527,7 @@ class YamuxCore:
         del self.streams[stream.stream_id]
         self._discarding.pop(stream.stream_id, None)
         self.outbox.no_greeting(stream)
-        self._growth -= stream.receive_target - INITIAL_WINDOW
+        self._windows.give_back(stream.receive_target)
         stream.account.end(stream.received_bytes)
         if stream.inbound and not stream.accepted:
             self._backlog -= 1

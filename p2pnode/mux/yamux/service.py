@@ -90,7 +90,7 @@ class YamuxConnection(MuxedSession):
     @property
     def rtt(self) -> float | None:
         """The shortest recent round trip in seconds, once known."""
-        return self.core.round_trip
+        return self.core.liveness.round_trip
 
     @property
     def holdings(self) -> dict[str, int]:
@@ -352,11 +352,11 @@ class YamuxConnection(MuxedSession):
         try:
             with trio.move_on_at(sent_at + self._settings.keepalive_timeout):
                 while self.core.failure is None:
-                    if not self.core.is_waiting_for(number):
+                    if not self.core.liveness.is_waiting_for(number):
                         return trio.current_time() - sent_at
                     await self._pongs.wait()
         finally:
-            self.core.forget_ping(number)
+            self.core.liveness.forget(number)
         if self.core.failure is not None:
             raise ConnectionClosedError(str(self.core.failure))
         raise ConnectionClosedError("the peer did not answer a ping")

@@ -7,9 +7,9 @@ and events. What QUIC itself asks is `p2pnode.transport.quic.engine`'s.
 seen, before that has been checked.
 
 *Windows.* A stream's window is charged to an account when the stream begins. It follows the reader:
-when half of it has been taken, it is topped up, and doubled if that took less than four round trips
-and the account agrees. The connection's window is the sum of its streams' and a base that lets new
-streams begin, so that streams nobody reads never hold up others.
+when half of it has been taken, it is topped up, and may grow (`transport.windows`). The
+connection's window is the sum of its streams' and a base that lets new streams begin, so that
+streams nobody reads never hold up others.
 
 *Ends.* A stream is forgotten when both directions are over. One that we have closed is discarded
 as it comes until the peer finishes, for a while. A reset ends both directions, as it does in
@@ -33,19 +33,18 @@ from p2pnode.errors import (
     ResourceLimitError,
     StreamResetError,
 )
-from p2pnode.transport.quic.engine import Closing, Engine
+from p2pnode.transport.quic.endings import OTHER_PROTOCOL, why_ended
+from p2pnode.transport.quic.engine import Engine
 from p2pnode.transport.quic.state import EventKind, StreamEvent, StreamState
 from p2pnode.transport.session import Account, Buffer, Unmetered
-from p2pnode.wire.error_codes import StreamCode, connection_reason, stream_code, stream_reason
+from p2pnode.transport.windows import WindowGrowth
+from p2pnode.wire.error_codes import StreamCode, stream_code, stream_reason
 from p2pnode.wire.keys import PublicKey
 
 INITIAL_WINDOW: Final = 256 * 1024  # of a stream, as in Yamux; what budgets count with
-GROWTH_ROUND_TRIPS: Final = 4  # a window half used up within so many is doubled
 _BAD_CERTIFICATE: Final = QuicErrorCode.CRYPTO_ERROR + 42  # RFC 8446, section 6
-_NO_APPLICATION_PROTOCOL: Final = QuicErrorCode.CRYPTO_ERROR + 120  # RFC 7301
 COMPANY_WAIT: Final = 0.001  # seconds; as long as an acknowledgement waits
 ALPN: Final = "libp2p"
-_OTHER_PROTOCOL: Final = "the other end does not speak libp2p over QUIC"
 _PING: Final = 0  # its number; only one is ever under way
 
 Verify = Callable[[Sequence[x509.Certificate]], PublicKey]
@@ -92,7 +91,11 @@ class QuicCore:
         self._senders: dict[int, StreamState] = {}  # that wait for room
         self._is_admitted = False
         self._credit = settings.quic_base_window  # of the connection, when last granted
-        self._growth = 0  # of all windows beyond the initial one
+        self._windows = WindowGrowth(
+            initial=INITIAL_WINDOW,
+            most=settings.quic_max_window,
+            most_growth=settings.quic_session_window,
+        )
         self._is_abandoned = False
         self._goodbye: list[tuple[bytes, Address]] = []
         self._heard_since = 0  # how many datagrams, since we said it
@@ -319,7 +322,7 @@ class QuicCore:
                 self._handle(event, now)
         closing = self.engine.closing
         if closing is not None and self.failure is None:
-            self._end(_why(closing, is_proven=self.identity is not None))
+            self._end(why_ended(closing, is_proven=self.identity is not None))
         self._wake_senders()
         self._grant_all()
         return self._take_events()
@@ -351,7 +354,7 @@ class QuicCore:
 
     def _check_identity(self, protocol: str | None) -> PublicKey:
         if protocol != ALPN:
-            raise HandshakeError(_OTHER_PROTOCOL)
+            raise HandshakeError(OTHER_PROTOCOL)
         return self._verify(self.engine.certificates)
 
     def _receive(self, event: events.StreamDataReceived, now: float) -> None:
@@ -409,19 +412,13 @@ class QuicCore:
     def _grant(self, stream: StreamState, now: float) -> None:
         """Let the peer send more, when its window is half used up."""
         if self._is_admitted and stream.granted - stream.taken <= stream.window // 2:
-            rtt = self.engine.round_trip or 0.0
-            if now - stream.granted_at < GROWTH_ROUND_TRIPS * rtt:
-                self._grow(stream)
+            took = now - stream.granted_at
+            stream.window += self._windows.grow(
+                stream.window, stream.account, took, self.engine.round_trip
+            )
             stream.granted_at = now
             stream.granted = stream.taken + stream.window
             self.engine.grant(stream.stream_id, stream.granted)
-
-    def _grow(self, stream: StreamState) -> None:
-        growth = min(stream.window, self._settings.quic_max_window - stream.window)
-        affordable = self._growth + growth <= self._settings.quic_session_window
-        if growth > 0 and affordable and stream.account.grow(growth):
-            stream.window += growth
-            self._growth += growth
 
     def _grant_all(self) -> None:
         """Let the peer send what its streams may take, and a base for new ones."""
@@ -453,7 +450,7 @@ class QuicCore:
         stream.forgotten = True
         del self.streams[stream.stream_id]
         self._discarding.pop(stream.stream_id, None)
-        self._growth -= stream.window - INITIAL_WINDOW
+        self._windows.give_back(stream.window)
         stream.account.end(stream.received_bytes)
         self._tell(EventKind.FORGOTTEN, stream)
 
@@ -492,31 +489,5 @@ class QuicCore:
         return {
             "streams": len(self.streams),
             "unread bytes": sum(each.received_bytes for each in self.streams.values()),
-            "grown window": self._growth,
+            "grown window": self._windows.grown,
         }
-
-
-def _why(closing: Closing, *, is_proven: bool) -> P2PNodeError:
-    """Say in a sentence why a connection has ended that this side did not close."""
-    said = f": {closing.reason}" if closing.reason else ""
-    if closing.is_application and not is_proven:
-        return HandshakeError(
-            f"the peer refused the connection ({connection_reason(closing.code)})"
-        )
-    if closing.is_application and closing.code == 0:
-        return ConnectionClosedError("the peer closed the connection")
-    if closing.is_application:
-        return ConnectionClosedError(
-            f"the peer closed the connection ({connection_reason(closing.code)})"
-        )
-    if not closing.is_remote and closing.code == QuicErrorCode.INTERNAL_ERROR and not is_proven:
-        return HandshakeError(f"the handshake failed{said}")
-    if not closing.is_remote and "timeout" in closing.reason.lower():
-        return ConnectionClosedError("the peer has fallen silent")
-    if closing.code == _NO_APPLICATION_PROTOCOL:
-        return HandshakeError(_OTHER_PROTOCOL)
-    if not closing.is_remote:
-        return ProtocolError(f"the peer broke a rule of QUIC{said}")
-    if not is_proven:
-        return HandshakeError(f"the peer gave up the handshake (code {closing.code:#x}{said})")
-    return ConnectionClosedError(f"the peer gave up the connection (code {closing.code:#x}{said})")
