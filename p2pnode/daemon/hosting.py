@@ -227,6 +227,18 @@ class Hosting:
             await self._experts.free_device(self._settings.owner.finish_timeout)
         return added
 
+    async def retune(self, uid: Uid, settings: HostingSettings) -> None:
+        """Let an expert learn with other options from the next batch on.
+
+        Raises:
+            MemoryLimitError: the machine's owner allows no memory for what they need.
+            UnknownExpertError, ConfigError, ExpertFailedError: as `ExpertHost.retune`.
+        """
+        async with self._adding:
+            size = self._experts.size_with(uid, settings)
+            with self._limits.resized(uid, size, set(self._experts.uids)):
+                await self._experts.retune(uid, settings)
+
     async def exchange(
         self,
         membership: Membership,

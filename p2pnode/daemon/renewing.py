@@ -14,7 +14,13 @@ import trio
 
 from p2pnode.daemon.descriptions import Descriptions
 from p2pnode.daemon.placing import Placing
-from p2pnode.errors import ConfigError, P2PNodeError, UnknownExpertError
+from p2pnode.errors import (
+    ConfigError,
+    ExpertFailedError,
+    MemoryLimitError,
+    P2PNodeError,
+    UnknownExpertError,
+)
 from p2pnode.events import Event, EventBus
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.description import RunDescription, agreed
@@ -72,7 +78,10 @@ class Renewing:
         self._hosting = hosting
         self._period = period
         self._events = events
-        self._seen: dict[str, int] = {}  # by run id, the description that was applied last
+        # By run id, the sequence of the description that was looked at last, and of the last that
+        # is either in use or never will be.
+        self._tried: dict[str, int] = {}
+        self._applied: dict[str, int] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look and apply, again and again; never returns."""
@@ -90,15 +99,21 @@ class Renewing:
         except P2PNodeError as error:  # of the disk: what was said before still counts
             self._tell(membership, _NEVER, str(error))
             return
-        if description is None or self._seen.get(membership.run_id) == description.sequence:
+        if description is None or self._applied.get(membership.run_id) == description.sequence:
             return
-        self._seen[membership.run_id] = description.sequence
+        is_new = self._tried.get(membership.run_id) != description.sequence
+        self._tried[membership.run_id] = description.sequence
         try:
-            changed = await self._retune(hosting, membership, description)
+            changed, without_room = await self._retune(hosting, membership, description)
             changed_units = self._placing.renew(membership, description)
         except P2PNodeError as error:
+            self._applied[membership.run_id] = description.sequence
             self._tell(membership, description.sequence, str(error))
             return
+        if without_room is None:
+            self._applied[membership.run_id] = description.sequence
+        elif is_new:  # tried again at each look, and told once: there may be room by then
+            self._tell(membership, description.sequence, str(without_room))
         if changed or changed_units:
             self._events.emit(
                 DescriptionTaken(
@@ -108,13 +123,17 @@ class Renewing:
 
     async def _retune(
         self, hosting: "Hosting", membership: Membership, description: RunDescription
-    ) -> int:
-        """Let all experts of a run learn as its owner says; returns how many learn otherwise now.
+    ) -> tuple[int, MemoryLimitError | ExpertFailedError | None]:
+        """Let all experts of a run learn as its owner says.
+
+        Returns:
+            How many learn otherwise now; and why some do not, for which there is no room.
 
         Raises:
             ConfigError: some would have to be built anew, or the settings do not fit here.
         """
         changed, failures = 0, list[ConfigError]()
+        without_room: MemoryLimitError | ExpertFailedError | None = None
         for uid in hosting.experts.uids:
             if uid.run != membership.run_id:
                 continue
@@ -123,15 +142,17 @@ class Renewing:
                 own = replace(hosting.own_settings(uid), device=settings.device)
                 wanted = agreed(own, description, uid.block)
                 if wanted != settings:
-                    await hosting.experts.retune(uid, wanted)
+                    await hosting.retune(uid, wanted)
                     changed += 1
             except UnknownExpertError:  # it has moved away meanwhile
                 continue
             except ConfigError as error:
                 failures.append(error)
+            except (MemoryLimitError, ExpertFailedError) as error:
+                without_room = without_room or error
         if failures:
             raise failures[0]
-        return changed
+        return changed, without_room
 
     def _tell(self, membership: Membership, sequence: int, reason: str) -> None:
         self._events.emit(

@@ -21,6 +21,7 @@ from p2pnode.experts.failures import failures, named
 from p2pnode.experts.layers import Layer, check_input_specs, find_layer
 from p2pnode.experts.optimizers import (
     build_optimizer,
+    fit_state,
     learning_rate,
     moments_of,
     retune,
@@ -95,9 +96,13 @@ class ExpertBackend:
     @property
     def size(self) -> int:
         """Bytes it uses at most besides its batches: weights, gradients, and what Adam keeps."""
+        return self.size_with(self._settings)
+
+    def size_with(self, settings: HostingSettings) -> int:
+        """Return the bytes that it would use with other options of its optimiser."""
         weights = sum(each.nbytes for each in (*self.module.parameters(), *self.module.buffers()))
         learning = sum(each.nbytes for each in self.parameters)
-        return weights + learning * (1 + moments_of(self._settings))
+        return weights + learning * (1 + moments_of(settings))
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run the module without autograd, see `forward_through`."""
@@ -186,6 +191,7 @@ class ExpertBackend:
             elif self._optimizer is not None and optimizer == "adopt":
                 groups = self._optimizer.state_dict()["param_groups"]
                 self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+                fit_state(self._optimizer, self._settings)
         except Exception as error:  # all of it was checked; there may be no memory, though
             self.broken = f"{self.uid.name} failed while its state was replaced"
             raise ExpertFailedError(f"{self.broken}: {error}") from error
@@ -301,10 +307,14 @@ class ExpertBackend:
 
         Args:
             settings: with the same optimiser.
+
+        Raises:
+            ExpertFailedError: there is no room for what they need; nothing has changed.
         """
-        self._settings = settings
         if self._optimizer is not None:
-            retune(self._optimizer, settings)
+            with failures([self], "taking other options"):
+                retune(self._optimizer, settings)
+        self._settings = settings
 
     def diagnose(self) -> str:
         """Try the expert on inputs of its own, and say what is wrong with it; empty if nothing.

@@ -75,11 +75,14 @@ class Devices:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Compute calls on all devices, also on those named later, until cancelled."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            for device in self._devices:
+            for device in self._devices:  # those that are named meanwhile, too
                 await nursery.start(device.runtime.run)
-            nursery.start_soon(trio.sleep_forever)
-            task_status.started()
+            self._nursery = nursery
+            try:
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # a device that is named from now on waits for the next run
 
     def named(self, names: str) -> list[Device]:
         """Return the devices of a list such as `cuda:0,cuda:1`.

@@ -70,11 +70,48 @@ def build_optimizer(
     options = _options_of(kind, settings)
     # One fused kernel for all parameters: for small experts ten times faster than the loop.
     options["fused" if kind.is_fused else "foreach"] = True
-    return kind.build(parameters, lr=settings.learning_rate, **options)
+    optimizer = kind.build(parameters, lr=settings.learning_rate, **options)
+    fit_state(optimizer, settings)
+    return optimizer
+
+
+def fit_state(optimizer: torch.optim.Optimizer, settings: HostingSettings) -> None:
+    """Let an optimiser keep what these settings need, and no more, whatever it kept before.
+
+    Torch makes the buffers of momentum at the first step and never again, and of several tensors
+    all at once or none: an optimiser that gets momentum later, or whose parameters do not all take
+    part in the first step, would fail in the middle of a step. A buffer of zeros comes to the same,
+    since nothing is dampened.
+
+    Raises:
+        torch.OutOfMemoryError: there is no room for them; the optimiser is as it was.
+    """
+    kind = _KINDS[settings.optimizer]
+    if not kind.has_momentum:
+        return
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    if settings.momentum == 0:
+        for parameter in parameters:
+            optimizer.state[parameter].pop(_MOMENTUM, None)
+        return
+    lacking = [
+        each
+        for each in parameters
+        # Others see by a state without anything that a parameter's first step is to come.
+        if _MOMENTUM not in optimizer.state[each] and (optimizer.state[each] or not kind.state)
+    ]
+    buffers = [torch.zeros_like(each) for each in lacking]
+    for parameter, buffer in zip(lacking, buffers, strict=True):
+        optimizer.state[parameter][_MOMENTUM] = buffer
 
 
 def retune(optimizer: torch.optim.Optimizer, settings: HostingSettings) -> None:
-    """Let an optimiser go on with other options; what it has kept so far stays."""
+    """Let an optimiser go on with other options; what it has kept for them so far stays.
+
+    Raises:
+        torch.OutOfMemoryError: there is no room for what they need; nothing has changed.
+    """
+    fit_state(optimizer, settings)
     for group in optimizer.param_groups:
         group.update(_options_of(_KINDS[settings.optimizer], settings))
 

@@ -224,6 +224,15 @@ class ExpertHost(ServedExperts):
         (hosted,) = self._find(uid)
         return hosted.backend.weights
 
+    def size_with(self, uid: Uid, settings: HostingSettings) -> int:
+        """Return the bytes that an expert would use with other options of its optimiser.
+
+        Raises:
+            UnknownExpertError: it is not hosted.
+        """
+        (hosted,) = self._find(uid)
+        return hosted.backend.size_with(settings)
+
     async def retune(self, uid: Uid, settings: HostingSettings) -> None:
         """Let an expert learn with other options from the next batch on.
 
@@ -234,6 +243,7 @@ class ExpertHost(ServedExperts):
         Raises:
             UnknownExpertError: it is not hosted.
             ConfigError: another setting differs, for which it would have to be built anew.
+            ExpertFailedError: its device has no room for what they need; nothing has changed.
         """
         (hosted,) = self._find(uid)
         fixed = sorted(
@@ -247,12 +257,13 @@ class ExpertHost(ServedExperts):
                 f"{uid.name} was built with another {fixed[0]}; start the node again to build it"
                 " anew"
             )
-        async with self._devices.between_batches([uid]) as compute:
+        async with self._changing:  # one that is being restarted is built with its settings
             (hosted,) = self._find(uid)
-            before = hosted.backend.size  # with momentum it is larger than without
-            await compute(lambda: hosted.backend.retune(settings))
-            hosted.device.held += hosted.backend.size - before
-            hosted.settings = settings
+            async with self._devices.between_batches([uid]) as compute:
+                before = hosted.backend.size  # with momentum it is larger than without
+                await compute(lambda: hosted.backend.retune(settings))
+                hosted.device.held += hosted.backend.size - before
+                hosted.settings = settings
 
     async def snapshot(self, uid: Uid, *, complete: bool = True) -> Checkpoint:
         """Copy an expert between two batches.

@@ -13,6 +13,7 @@ from p2pnode.config import HostingSettings, Settings
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.node import Node
+from p2pnode.daemon.owner.limits import expert_bytes
 from p2pnode.daemon.placing import units_of
 from p2pnode.daemon.renewing import DescriptionNotTaken, DescriptionTaken
 from p2pnode.daemon.runs import RunStore
@@ -23,7 +24,7 @@ from p2pnode.swarm.description import Kind, RunDescription
 from p2pnode.testing.memory import MemoryTransport
 from p2pnode.testing.network import VirtualNetwork
 from p2pnode.wire.addresses import tcp_address
-from p2pnode.wire.uids import expand
+from p2pnode.wire.uids import Uid, expand
 
 pytestmark = pytest.mark.real  # experts are computed in threads, which no virtual clock moves
 
@@ -207,6 +208,36 @@ async def test_a_running_daemon_takes_what_the_owner_says_anew_without_a_restart
             await trio.sleep(0.1)
         assert "another layer" in told[-1].reason
         assert rates(node) == rates(named) == {0.25}
+
+
+async def test_options_that_need_more_memory_than_allowed_wait_until_there_is_room(tmp_path):
+    async with volunteers(tmp_path) as crowd:
+        await crowd.start()
+        plain = {"layer": "linear", "hidden_dim": 64, "optimizer": "sgd"}
+        await crowd.describe("blocks.[0:2]", **plain)
+        small = expert_bytes(Uid("open:r", "blocks.0"), HostingSettings(**plain))
+        node = await crowd.start(
+            placement={"renewal_period": 0.2},
+            experts=("blocks.[0:2]",),
+            owner={"max_memory": int(2.75 * small)},  # momentum takes half as much again
+        )
+        told = []
+        node.events.on(DescriptionTaken, told.append)
+        node.events.on(DescriptionNotTaken, told.append)
+        await crowd.describe("blocks.[0:2]", **plain, momentum=0.9)
+        while not told:  # noqa: ASYNC110  # real time
+            await trio.sleep(0.1)
+        await trio.sleep(1)
+        experts = node._hosting.experts
+        momenta = [experts.settings(uid).momentum for uid in experts.uids]
+        assert sorted(momenta) == [0.0, 0.9]
+        assert "raise the limit" in told[0].reason
+        assert [type(each) for each in told] == [DescriptionNotTaken, DescriptionTaken]
+        learning = next(uid for uid in experts.uids if experts.settings(uid).momentum)
+        await node._hosting._remove([learning])
+        while experts.settings(experts.uids[0]).momentum != 0.9:  # noqa: ASYNC110  # real time
+            await trio.sleep(0.1)
+        assert [type(each) for each in told[2:]] == [DescriptionTaken]
 
 
 async def test_layers_that_are_not_alike_are_placed_by_their_size_and_cost(tmp_path):

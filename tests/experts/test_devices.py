@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from p2pnode.events import Event, EventBus
 from p2pnode.experts.backend import backward_through, build_backend
 from p2pnode.experts.devices import spread
 from p2pnode.experts.events import BatchComputed
+from p2pnode.experts.runtime import Runtime
 from p2pnode.experts.service import ExpertHost
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
@@ -192,3 +194,44 @@ async def test_a_device_that_does_not_exist_is_named(settings):
     with pytest.raises(ConfigError, match="'tpu9' is not a device"):
         await host.add([FIRST], dataclasses.replace(settings, device="cpu,tpu9"))
     assert host.uids == []
+
+
+@pytest.mark.parametrize("when", ["while it starts", "while it runs", "between two runs"])
+async def test_each_device_has_one_loop_whenever_it_is_named(
+    settings, nursery, monkeypatch, autojump_clock, when
+):
+    begun = []
+    run = Runtime.run
+
+    async def counted(self, *, task_status=trio.TASK_STATUS_IGNORED):
+        begun.append(self)
+        await run(self, task_status=task_status)
+
+    monkeypatch.setattr(Runtime, "run", counted)
+    host = ExpertHost(dataclasses.replace(settings, device="cpu"), None, EventBus(), compute=Slow())
+    await host.add([FIRST])
+    more = FIRST.span(2)[1:]
+
+    async def add():
+        await host.add(more, settings)
+
+    if when == "while it starts":
+        nursery.start_soon(add)
+    await nursery.start(host.run)
+    if when == "while it runs":
+        await add()
+    if when == "between two runs":
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+            await add()
+            async with trio.open_nursery() as again:
+                begun.clear()
+                await again.start(host.run)
+                assert len(begun) == len(set(begun)) == 2
+                assert (await forward(host, *more))[0].shape == X.shape
+                again.cancel_scope.cancel()
+        return
+    await trio.sleep(60)
+    assert (await forward(host, *more))[0].shape == X.shape
+    assert len(begun) == len(set(begun)) == 2

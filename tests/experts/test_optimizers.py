@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from p2pnode.errors import ConfigError
+from p2pnode.experts import layers
 from p2pnode.experts.backend import build_backend
 from p2pnode.experts.optimizers import build_optimizer, learning_rate, state_from, tensors_of
 from p2pnode.wire.uids import Uid
 
 UID = Uid("open:r", "ffn.1.2")
+X = torch.ones(2, 8)
 
 # From transformers 4.x, get_{constant,linear,cosine}_schedule_with_warmup(warm-up 2, total 6).
 SCHEDULES = {
@@ -126,6 +128,82 @@ def test_what_an_optimiser_has_gathered_is_saved_and_used_again(settings, optimi
         each.backward(*([tensor] for tensor in batches[2]))
     for one, two in zip(whole.module.parameters(), second.module.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("way", ["retuned", "restored", "built with it"])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "sgd"])
+def test_momentum_begins_at_zero_where_it_comes_later(settings, optimizer, way):
+    plain = dataclasses.replace(settings, optimizer=optimizer, learning_rate=0.05)
+    heavy = dataclasses.replace(plain, momentum=0.9)
+    backend = build_backend(UID, heavy if way == "built with it" else plain)
+    reference = build_backend(UID, plain).module
+    kind = {"rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD}[optimizer]
+    theirs = kind(reference.parameters(), lr=0.05, momentum=0.9 * (way == "built with it"))
+    for number in range(4):
+        if number == 2 and way != "built with it":
+            if way == "retuned":
+                backend.retune(heavy)
+            else:
+                state = backend.state()
+                backend = build_backend(UID, heavy)
+                backend.load(state)
+            theirs.param_groups[0]["momentum"] = 0.9
+            for parameter in reference.parameters():
+                theirs.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        x, g = torch.randn(2, 8), torch.randn(2, 8)
+        backend.backward([x], [g])
+        reference(x).backward(g)
+        theirs.step()
+        theirs.zero_grad()
+    for mine, other in zip(backend.module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def held_by(backend):
+    moments = (each for values in backend._optimizer.state.values() for each in values.values())
+    weights = sum(each.nbytes for each in backend.module.parameters())
+    return 2 * weights + sum(each.nbytes for each in moments if each.dim())
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "sgd"])
+def test_momentum_that_is_taken_back_gives_its_memory_back(settings, optimizer):
+    plain = dataclasses.replace(settings, optimizer=optimizer)
+    heavy = dataclasses.replace(plain, momentum=0.9)
+    backend, other = build_backend(UID, plain), build_backend(UID, plain)
+    for options in (plain, heavy, plain):
+        backend.retune(options)
+        backend.backward([X], [X])
+        assert held_by(backend) == backend.size == other.size_with(options)
+    backend.retune(heavy)
+    backend.backward([X], [X])
+    other.load(backend.state())
+    assert held_by(other) == other.size
+
+
+class Switch(nn.Module):
+    """Uses its second layer for positive inputs only."""
+
+    def __init__(self, hidden_dim):
+        super().__init__()
+        self.one, self.two = nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, x):
+        return self.two(self.one(x)) if (x > 0).all() else self.one(x)
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam", "adamw", "rmsprop", "sgd"])
+def test_parameters_may_take_part_in_later_steps_only(settings, optimizer, monkeypatch):
+    switch = layers.Layer(name="switch", build=Switch, inputs=layers.hidden_rows)
+    monkeypatch.setitem(layers._LAYERS, "switch", switch)
+    momentum = 0.9 if optimizer in {"rmsprop", "sgd"} else 0.0
+    settings = dataclasses.replace(settings, optimizer=optimizer, momentum=momentum, layer="switch")
+    backend = build_backend(UID, settings)
+    ones = torch.ones(2, 8)
+    backend.backward([-ones], [ones])
+    before = backend.state().tensors["module.two.weight"]
+    backend.backward([ones], [ones])
+    assert backend.steps == 2
+    assert not torch.equal(backend.state().tensors["module.two.weight"], before)
 
 
 def test_what_cannot_learn_has_no_optimiser(settings):

@@ -626,6 +626,42 @@ async def test_what_an_expert_takes_of_its_device_follows_its_options(settings):
     assert device.held == 0
 
 
+async def test_an_expert_that_is_being_restarted_learns_by_its_newest_options(
+    settings, tmp_path, nursery, autojump_clock
+):
+    rig = Rig(settings, tmp_path, compute=Slow())
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    hosted = rig.host._experts[A]
+    nursery.start_soon(rig.forward)  # takes the device's turn
+    await trio.sleep(0.2)
+    nursery.start_soon(rig.host.retune, A, dataclasses.replace(settings, learning_rate=0.5))
+    await trio.sleep(0.2)
+    nursery.start_soon(rig.host._restart, hosted)
+    await trio.sleep(60)
+    await rig.backward()
+    assert hosted.backend._optimizer.param_groups[0]["lr"] == 0.5
+
+
+async def test_options_for_which_a_device_has_no_room_change_nothing(settings, monkeypatch):
+    rig = Rig(dataclasses.replace(settings, optimizer="sgd"))
+    await rig.host.add([A])
+    (device,) = rig.host._devices.named("cpu")
+    before, held = rig.host.settings(A), device.held
+
+    def full(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    changed = dataclasses.replace(before, momentum=0.9)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "zeros_like", full)
+        with pytest.raises(ExpertFailedError, match="out of memory"):
+            await rig.host.retune(A, changed)
+    assert (rig.host.settings(A), device.held) == (before, held)
+    await rig.host.retune(A, changed)
+    assert device.held > held
+
+
 async def test_an_expert_that_would_have_to_be_built_anew_is_left_as_it_is(settings):
     rig = Rig(settings)
     await rig.host.add([A])

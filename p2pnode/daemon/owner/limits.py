@@ -9,12 +9,13 @@ gradients and the optimiser's moments included. A GPU's allocator is told the li
 batches need memory, too.
 """
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 import trio
@@ -27,6 +28,8 @@ from p2pnode.host.pacing import Pace
 from p2pnode.wire.uids import Uid
 
 T = TypeVar("T")
+
+_VRAM: Final = "--max-vram"
 
 
 class PacedCompute:
@@ -105,12 +108,11 @@ class DeviceLimits:
             ConfigError, ModelError: they cannot be built.
         """
         device = settings.device.split(",")
-        on_gpu = torch.device(device[0]).type == "cuda"
-        limit = self._owner.max_vram * len(device) if on_gpu else self._owner.max_memory
+        flag, limit = self._limit_of(device)
         fresh = [uid for uid in dict.fromkeys(wanted) if uid not in hosted]
         if not limit or not fresh:
             return
-        if on_gpu:
+        if flag == _VRAM:
             for name in device:
                 _limit_allocator(torch.device(name), self._owner.max_vram)
         size = await trio.to_thread.run_sync(expert_bytes, fresh[0], settings)
@@ -118,13 +120,52 @@ class DeviceLimits:
         held = sum(self._sizes.values())
         fit = (limit - held) // max(size, 1)
         if fit < len(fresh):
-            flag = "--max-vram" if on_gpu else "--max-memory"
             raise MemoryLimitError(
                 f"{len(fresh)} experts need {_mib(size)} each with their optimiser, but {flag} of"
                 f" {_mib(limit)} has room for {max(fit, 0)} beside the {len(self._sizes)} hosted"
                 " now; host fewer of them, or raise the limit"
             )
         self._sizes |= dict.fromkeys(fresh, size)
+
+    @contextlib.contextmanager
+    def resized(self, uid: Uid, size: int, hosted: Collection[Uid]) -> Iterator[None]:
+        """See that there is room for an expert that is to use more, or less, from the block on.
+
+        Should the block fail, then it uses what it did before.
+
+        Args:
+            uid: the expert.
+            size: what it will use.
+            hosted: those that are there now.
+
+        Raises:
+            MemoryLimitError: it does not fit.
+        """
+        flag, limit = self._limit_of(self.hosting.device.split(","))
+        self._sizes = {each: held for each, held in self._sizes.items() if each in hosted}
+        before = self._sizes.get(uid)
+        if not limit or before is None:  # what was never charged has no limit
+            yield
+            return
+        left = limit - sum(self._sizes.values()) + before
+        if max(left, before) < size:
+            raise MemoryLimitError(
+                f"{uid.name} needs {_mib(size)} with these options of its optimiser, but {flag} of"
+                f" {_mib(limit)} has room for {_mib(left)} beside the others hosted now; host fewer"
+                " experts, or raise the limit"
+            )
+        self._sizes[uid] = size
+        try:
+            yield
+        except BaseException:
+            self._sizes[uid] = before
+            raise
+
+    def _limit_of(self, device: Sequence[str]) -> tuple[str, int]:
+        """Return the flag that limits the memory of devices, and the bytes; 0 for any number."""
+        if torch.device(device[0]).type == "cuda":
+            return _VRAM, self._owner.max_vram * len(device)
+        return "--max-memory", self._owner.max_memory
 
 
 def expert_bytes(uid: Uid, settings: HostingSettings) -> int:

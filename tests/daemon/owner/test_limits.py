@@ -141,3 +141,44 @@ async def test_a_gpus_allocator_is_told_its_share(monkeypatch):
     many = [Uid("open:digits", f"ffn.{number}") for number in range(1, fit + 1)]
     with pytest.raises(MemoryLimitError, match=f"--max-vram of 2.0 MiB has room for {fit - 1} "):
         await limits.admit(many, hosting, [A])
+
+
+async def test_what_an_expert_needs_more_from_now_on_is_charged():
+    plain = replace(HOSTING, optimizer="sgd")
+    heavy = replace(plain, momentum=0.9)
+    small, large = expert_bytes(A, plain), expert_bytes(A, heavy)
+    assert large > small
+    limits = DeviceLimits(OwnerSettings(max_memory=small + large), plain)
+    await limits.admit([A, B], plain, ())
+    with limits.resized(A, large, [A, B]):
+        pass
+    with (
+        pytest.raises(MemoryLimitError, match=r"ffn.1 needs .* --max-memory of .* has room for"),
+        limits.resized(B, large, [A, B]),
+    ):
+        pytest.fail("there is no room for it")
+    with limits.resized(A, small, [A, B]):
+        pass
+    with limits.resized(B, large, [A, B]):
+        pass
+    with limits.resized(B, small, [A, B]):  # less always fits
+        pass
+    await limits.admit([C], plain, [B])
+
+
+async def test_what_could_not_be_done_is_not_charged():
+    plain = replace(HOSTING, optimizer="sgd")
+    small, large = expert_bytes(A, plain), expert_bytes(A, replace(plain, momentum=0.9))
+    limits = DeviceLimits(OwnerSettings(max_memory=small + large), plain)
+    await limits.admit([A, B], plain, ())
+    with pytest.raises(ZeroDivisionError), limits.resized(A, large, [A, B]):
+        raise ZeroDivisionError
+    with limits.resized(B, large, [A, B]):
+        pass
+
+
+async def test_without_a_limit_an_expert_may_grow():
+    limits = DeviceLimits(OwnerSettings(), HOSTING)
+    await limits.admit([A], HOSTING, ())
+    with limits.resized(A, 2**50, [A]):
+        pass
