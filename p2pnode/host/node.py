@@ -24,18 +24,12 @@ import trio
 from multiaddr import Multiaddr
 
 from p2pnode.config import DcutrSettings, LimitSettings, NetworkSettings
-from p2pnode.errors import (
-    ConnectionClosedError,
-    InvalidAddressError,
-    Limit,
-    P2PNodeError,
-    ResourceLimitError,
-)
 from p2pnode.events import EventBus
 from p2pnode.host.admission import Admission
 from p2pnode.host.backoff import DialBackoff
 from p2pnode.host.budgets import ConnectionAccount
 from p2pnode.host.connections import ConnectionTable, NetworkConnection
+from p2pnode.host.inbound import Inbound
 from p2pnode.host.info import HostInfo
 from p2pnode.host.interfaces import (
     Connection,
@@ -43,7 +37,6 @@ from p2pnode.host.interfaces import (
     ConnectionOpened,
     Host,
     PeerIdentified,
-    PeerMisbehaved,
     StreamHandler,
 )
 from p2pnode.host.local_addresses import LocalAddresses
@@ -56,7 +49,7 @@ from p2pnode.host.ranking import is_relayed
 from p2pnode.host.saved_peers import SavedPeers
 from p2pnode.host.strangers import StrangerDials
 from p2pnode.host.upgrader import Upgraded, Upgrader
-from p2pnode.transport.base import FreshConnection, Listener, Transport
+from p2pnode.transport.base import Listener, Transport
 from p2pnode.transport.resolver import Resolver
 from p2pnode.wire.addresses import split_p2p
 from p2pnode.wire.keys import PrivateKey
@@ -126,6 +119,15 @@ class NetworkHost(Host):
             settings=self.settings,
             own_addresses=self._own_addresses,
             hold=self._hold,
+            network=self._running,
+        )
+        self._inbound = Inbound(
+            self._transports,
+            self._upgrader,
+            admission=self._admission,
+            local=self._local,
+            events=self.events,
+            hold=self._hold_connection,
             network=self._running,
         )
         self._network: trio.Nursery | None = None
@@ -220,17 +222,7 @@ class NetworkHost(Host):
             AddressInUseError: another program listens there.
             InvalidAddressError: no transport of this node can listen there.
         """
-        if split_p2p(address)[1] is not None:
-            raise InvalidAddressError(f"cannot listen on {address}; leave /p2p/ and the id out")
-        transport = next((each for each in self._transports if each.can_dial(address)), None)
-        if transport is None:
-            raise InvalidAddressError(f"no transport of this node can listen on {address}")
-        network = self._running()
-        listener = await transport.listen(address)
-        self._local.listeners.append(listener)
-        network.start_soon(self._accept, listener)
-        self._local.update(trio.current_time())
-        return listener.addresses
+        return await self._inbound.listen(address)
 
     @property
     def addresses(self) -> list[Multiaddr]:
@@ -407,48 +399,6 @@ class NetworkHost(Host):
         """Where this node is, as far as its own sockets show it."""
         direct = [each for each in self._connections if not each.is_relayed]
         return self.listening + [each.local_address for each in direct]
-
-    # --- inbound --------------------------------------------------------------------------------
-
-    async def _accept(self, listener: Listener) -> None:
-        while True:
-            try:
-                raw = await listener.accept()
-            except trio.ClosedResourceError:
-                if listener in self._local.listeners:  # closed by whoever wanted it
-                    self._local.listeners.remove(listener)
-                    self._local.update(trio.current_time())
-                return
-            self._running().start_soon(self._receive, raw)
-
-    async def _receive(self, raw: FreshConnection) -> None:
-        """Run an inbound connection: its handshakes, then its life."""
-        try:
-            with self._budgets.accept(raw.remote_address, trio.current_time()) as account:
-                self._admission.check_room(account)
-                upgraded = await self._greet(raw, account)
-                await self._hold_connection(upgraded, account)
-        except ResourceLimitError:  # the budgets have counted it, and told of it
-            await raw.cut()
-        except ConnectionClosedError:
-            pass  # it changed its mind
-        except P2PNodeError as error:
-            self.events.emit(
-                PeerMisbehaved(peer_id=None, address=raw.remote_address, reason=str(error))
-            )
-
-    async def _greet(self, raw: FreshConnection, account: ConnectionAccount) -> Upgraded:
-        """Run the handshakes of an inbound connection, as long as there is room for them."""
-        with (
-            trio.CancelScope() as scope,
-            self._budgets.handshake(raw.remote_address, scope.cancel),
-        ):
-            return await self._upgrader.inbound(raw)
-        raise account.refuse(
-            Limit.NODE_HANDSHAKES,
-            "its handshakes took the longest when too many others were under way",
-            trio.current_time(),
-        )
 
     # --- connections ----------------------------------------------------------------------------
 
