@@ -31,12 +31,12 @@ class AveragingSettings:
     @property
     def answer_patience(self) -> float:
         """Seconds to wait for a part: who reduces it may first have to lose another member."""
-        return self.arrival_timeout + 3 * self.patience
+        return self.arrival_timeout + 2 * self.patience
 
     @property
     def part_patience(self) -> float:
         """Seconds for each 256 KiB of a part: who reduces it may have to lose another member."""
-        return 3 * self.patience
+        return 2 * self.patience
 
     @property
     def linger(self) -> float:

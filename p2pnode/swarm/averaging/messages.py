@@ -17,7 +17,8 @@ ids. The sender does not wait for an answer, of which there are these:
 Two kinds of the first message come without elements. With `wants: "whole"` the sender gets `whole`
 with all elements of the result as they are; with `wants: "nothing"` it tells that it has them.
 `part` and `whole` name the members whose contributions are in the result, and the sum of their
-weights. Who has all parts says `{done: true}`. The receiver ends the stream when all have.
+weights. Who has this part, and waits for others, says `{done: false}` every now and then, and
+`{done: true}` when it has them all. The receiver ends the stream when all have.
 
 Elements of a part are cut in chunks of `parts.CHUNK`, and each chunk travels in the group's codec
 as a tensor of one dimension, float32 or float64 as the group's tensors demand.
@@ -187,19 +188,21 @@ def decode_answer(data: bytes) -> Answer:
     return Part(members=_members(message.get("part")), weight=weight)
 
 
-def encode_done() -> bytes:
-    """Return what a member says that has the whole result."""
-    return framed({"done": True})
+def encode_done(*, is_done: bool) -> bytes:
+    """Return what a member says that has the whole result, or still waits for some of it."""
+    return framed({"done": is_done})
 
 
-def decode_done(data: bytes) -> None:
-    """Check that a member says that it has the whole result.
+def decode_done(data: bytes) -> bool:
+    """Return whether a member says that it has the whole result.
 
     Raises:
         ProtocolError: it says something else.
     """
-    if unpack_map(data, _WHAT).get("done") is not True:
-        raise ProtocolError("a member that has the result can only say that it is done")
+    is_done = unpack_map(data, _WHAT).get("done")
+    if not isinstance(is_done, bool):
+        raise ProtocolError("a member that has a part can only say whether it has them all")
+    return is_done
 
 
 def _packed(members: Members) -> list[list[Any]]:

@@ -1,9 +1,10 @@
 """How long members may be silent, by how soon the others spoke: pure.
 
 What half of a group does within a second will not take one more member half a minute. So once half
-of those that are waited for are done, the rest has a few times as long as these took. A slow swarm
-so gets the time it needs, and one silent machine costs a fast one little. Nobody is hurried below a
-least time, whatever the others do: members do not begin a round at the same moment.
+of those that are waited for are done, the rest has a few times as long as these took, and a least
+time besides. A slow swarm gets the time it needs, and one silent machine costs a fast one little.
+The few times make up for members that do not begin at the same moment; the least time is for what
+one of them may have to wait for itself.
 """
 
 from typing import Final
@@ -17,14 +18,14 @@ class Pace:
     Args:
         others: how many there were to wait for.
         now: when waiting began.
-        least: seconds that everybody has.
+        least: seconds that the rest has beyond that.
         most: seconds that nobody has more of.
     """
 
     def __init__(self, others: int, now: float, *, least: float, most: float) -> None:
         self._half = (others + 1) // 2
         self._began = now
-        self._least = min(least, most)
+        self._least = least
         self._most = most
         self._took = 0.0
         self._done = 0
@@ -40,7 +41,7 @@ class Pace:
         """How long the rest has, from the beginning on."""
         if self._done < self._half:
             return self._most
-        return min(max(LATE * self._took, self._least), self._most)
+        return min(LATE * self._took + self._least, self._most)
 
     @property
     def limit(self) -> float:

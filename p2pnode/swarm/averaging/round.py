@@ -230,7 +230,7 @@ class Round:
         self._check(join)
         if join.wants == "nothing":
             if self._attempt is not None:
-                self._attempt.receive_informed(stream.peer_id)
+                self._attempt.serving.receive_informed(stream.peer_id)
             return
         verdict = self.view.receive_join(stream.peer_id, join.members)
         self._follow_view()
@@ -245,7 +245,7 @@ class Round:
                 if self.over.is_set():
                     raise RoundError("this round has failed here")
         assert self._attempt is not None  # nothing is complete without one
-        await self._attempt.serve(stream, join, charge)
+        await self._attempt.serving.serve(stream, join, charge)
 
     def _check(self, join: Join) -> None:
         if self.over.is_set():

@@ -85,8 +85,9 @@ def test_an_error_crosses_as_its_class_and_as_one_line():
     assert type(from_code(412, "x")) is RoundError
 
 
-def test_done_is_said_in_one_way_only():
-    decode_done(body(encode_done()))
+@pytest.mark.parametrize("is_done", [False, True])
+def test_whether_one_is_done_is_said_in_one_way_only(is_done):
+    assert decode_done(body(encode_done(is_done=is_done))) is is_done
     with pytest.raises(ProtocolError):
         decode_done(msgpack.packb({"done": 1}))
 

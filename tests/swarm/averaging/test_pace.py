@@ -11,16 +11,16 @@ def test_until_half_are_done_all_have_the_most():
     pace.receive_done(101.0)
     assert pace.limit == 130.0
     pace.receive_done(102.0)
-    assert pace.limit == 110.0
+    assert pace.limit == 100.0 + LATE * 2.0 + 10.0
 
 
-def test_the_rest_has_a_few_times_as_long_as_half_took():
-    pace = Pace(3, 100.0, least=10.0, most=30.0)
+def test_the_rest_has_a_few_times_as_long_as_half_took_and_the_least_besides():
+    pace = Pace(3, 100.0, least=10.0, most=40.0)
     pace.receive_done(101.0)
     pace.receive_done(105.0)
-    assert pace.limit == 100.0 + LATE * 5.0
+    assert pace.limit == 100.0 + LATE * 5.0 + 10.0
     pace.receive_done(129.0)  # who comes late hurries nobody
-    assert pace.limit == 100.0 + LATE * 5.0
+    assert pace.limit == 100.0 + LATE * 5.0 + 10.0
 
 
 def test_nobody_has_more_than_the_most():
