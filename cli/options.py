@@ -121,7 +121,13 @@ _NODE_FLAGS: Final = (
     ("--experts", "node.experts", "PATTERN", True, "Experts to host: 'digits/ffn.[0:4].[0:4]'."),
     ("--layers", "node.layers", "PATTERN", True, "Blocks of --model to host: 'lm/blocks.[0:6]'."),
     ("--model", "hosting.model", "NAME|DIR", False, "tiny, small, medium, or a model's directory."),
-    ("--layer", "hosting.layer", "NAME", False, "Kind of expert, or module:Class.  [ffn]"),
+    (
+        "--layer",
+        "hosting.layer",
+        "NAME",
+        False,
+        "Kind of expert, or a class of yours: module:Class or file.py:Class.  [ffn]",
+    ),
     (
         "--max-layers",
         "placement.max_layers",

@@ -8,7 +8,8 @@ import click
 
 from cli.options import data_dir_of, json_option, node_options, settings_from
 from cli.output import print_event, print_note
-from p2pnode.config import Settings
+from p2pnode.config import HostingSettings, Settings
+from p2pnode.config.experts import ALL_BLOCKS, layers_by_block
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.errors import DaemonNotRunningError
 from p2pnode.models.config import PRESETS
@@ -45,9 +46,7 @@ def host(
             "say what to host, as in --experts 'digits/ffn0.[0:4].[0:4]' or --layers"
             " 'lm/blocks.[0:6]' --model tiny, or let the node choose, as in --run lm --auto"
         )
-    if settings.hosting.model not in {"", *PRESETS}:  # a daemon stands in another directory
-        model = str(Path(settings.hosting.model).expanduser().resolve())
-        settings = settings.replace(hosting={"model": model})
+    settings = settings.replace(hosting=absolute(settings.hosting))
     data_dir = data_dir_of(settings)
     try:
         added = call_daemon(
@@ -63,6 +62,22 @@ def host(
     else:
         restored = sum(expert["restored"] for expert in added)
         print_note(f"the running daemon hosts {len(added)} more experts, {restored} restored")
+
+
+def absolute(hosting: HostingSettings) -> dict[str, Any]:
+    """Return the settings that name files, which a daemon in another directory finds, too."""
+    found = {}
+    if hosting.model not in {"", *PRESETS}:
+        found["model"] = str(Path(hosting.model).expanduser().resolve())
+    if ".py:" in hosting.layer:
+        layers = []
+        for block, layer in layers_by_block(hosting.layer).items():
+            source, colon, name = layer.rpartition(":")
+            if source.endswith(".py"):
+                source = str(Path(source).expanduser().resolve())
+            layers.append(("" if block == ALL_BLOCKS else f"{block}=") + source + colon + name)
+        found["layer"] = ",".join(layers)
+    return found
 
 
 def changed(settings: Settings) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """How experts are hosted, found and called."""
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -52,11 +53,43 @@ RETUNABLE: Final = frozenset(
 )
 
 
+ALL_BLOCKS: Final = ""
+_USUAL_LAYER: Final = "ffn"
+_OF_BLOCK: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)=(.*)", re.ASCII)
+
+
+def layers_by_block(text: str) -> dict[str, str]:
+    """Read `hosting.layer`: a layer for all units, or one for those of each block, or both.
+
+    Args:
+        text: the layers, separated by commas; before one of them may stand a block's name and `=`.
+
+    Returns:
+        The layers by block; that of the others by `ALL_BLOCKS`.
+
+    Raises:
+        ConfigError: there is no layer, or there are two for one block.
+    """
+    found: dict[str, str] = {}
+    for each in text.split(","):
+        of_block = _OF_BLOCK.fullmatch(each.strip())
+        block, layer = (of_block[1], of_block[2]) if of_block else (ALL_BLOCKS, each)
+        if not layer.strip() or block in found:
+            raise ConfigError(
+                f"hosting.layer is one layer, or one for each block, as in wide=ffn,narrow=linear;"
+                f" not {text!r}"
+            )
+        found[block] = layer.strip()
+    return {ALL_BLOCKS: _USUAL_LAYER} | found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostingSettings:
     """How experts are hosted."""
 
-    layer: str = "ffn"
+    layer: str = (
+        _USUAL_LAYER  # or by block, as in narrow=mine.py:Narrow,wide=ffn; see `layers_by_block`
+    )
     hidden_dim: int = 64
     model: str = ""  # of the blocks that node.layers names: tiny, small, medium, or a directory
     dtype: str = "float32"  # of the model's weights and activations; or bfloat16
@@ -110,6 +143,7 @@ class HostingSettings:
         Raises:
             ConfigError: values do not fit each other.
         """
+        layers_by_block(self.layer)
         if self.schedule not in SCHEDULES:
             raise ConfigError(
                 f"unknown hosting.schedule {self.schedule!r}; use one of {', '.join(SCHEDULES)}"

@@ -94,7 +94,8 @@ def find_layer(name: str) -> Layer:
     """Return a registered layer, or load `module:Class` or `path/to/file.py:Class`.
 
     A class loaded that way is built with `hidden_dim`; it takes float32 rows of that size, unless
-    its module registers it with other inputs.
+    its module registers it with other inputs. The layer is named by the class alone: each host of a
+    run has the file where it likes, and may move it.
 
     Raises:
         ConfigError: nothing has that name.
@@ -113,7 +114,7 @@ def find_layer(name: str) -> Layer:
     for layer in _LAYERS.values():
         if layer.build is build:
             return layer
-    return Layer(name=name, build=build, inputs=hidden_rows)
+    return Layer(name=attribute, build=build, inputs=hidden_rows)
 
 
 def _load_module(source: str) -> ModuleType:
@@ -126,8 +127,12 @@ def _load_module(source: str) -> ModuleType:
             return importlib.import_module(source)
         finally:
             sys.path.remove(here)
-    except (ImportError, OSError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"cannot load layers from {source!r}: {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # it is somebody's code
+        raise ConfigError(
+            f"cannot load layers from {source!r}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _load_file(path: Path) -> ModuleType:

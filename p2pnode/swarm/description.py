@@ -26,6 +26,7 @@ import msgpack
 
 from p2pnode.config import HostingSettings, RoundsSettings
 from p2pnode.config.checks import check_section
+from p2pnode.config.experts import ALL_BLOCKS, layers_by_block
 from p2pnode.errors import ConfigError, InvalidUidError, NotAMemberError, ProtocolError
 from p2pnode.protocols.kad.validators import Validator
 from p2pnode.security.tokens import RunKey, owner_key
@@ -138,7 +139,8 @@ def agreed(
 
     What the owner does not choose, or chooses no more, is the host's own. No name of a module, file
     or directory is taken from the owner: code and weights are chosen by who runs them. A host that
-    names such a one itself keeps its own.
+    names such a one itself keeps its own, except where the owner names another one for this block,
+    and the host its own one for all.
 
     Args:
         settings: the host's own.
@@ -148,26 +150,26 @@ def agreed(
     Raises:
         ConfigError: an option is unknown here, does not fit, or has to be chosen by the host.
     """
-    chosen = {}
-    options = {} if description is None else description.options
-    for option, value in sorted(options.items(), key=lambda each: OF_BLOCK in each[0]):
-        if option.startswith(_ROUNDS):
+    own_layers = layers_by_block(settings.layer)
+    settings = replace(settings, layer=own_layers.get(block, own_layers[ALL_BLOCKS]))
+    for_all, for_block = _options_for(description, block)
+    own_names = {"layer": block in own_layers, "model": False}  # whether for this block alone
+    for name, is_of_block in own_names.items():
+        own, theirs = getattr(settings, name), for_block.get(name)
+        if _OUR_OWN.fullmatch(own):
             continue
-        of_block, _, name = option.rpartition(OF_BLOCK)
-        if name not in SHARED:
-            raise _not_taken(f"hosting.{name}")
-        if of_block not in {"", block}:
-            continue
-        if name in {"layer", "model"}:
-            own = getattr(settings, name)
-            if not _OUR_OWN.fullmatch(own):
-                continue
-            if not isinstance(value, str) or not _OUR_OWN.fullmatch(value):
-                raise ConfigError(
-                    f"the run uses the {name} {value!r}, which is not taken from others; get it,"
-                    f" and name your own copy with --{name}"
-                )
-        chosen[name] = value
+        if theirs is None or is_of_block or _last_name(own) == _last_name(str(theirs)):
+            for_all.pop(name, None)
+            for_block.pop(name, None)
+    chosen = for_all | for_block
+    for name in own_names:
+        value = chosen.get(name, "")
+        if not isinstance(value, str) or not _OUR_OWN.fullmatch(value):
+            for_it = f"{block}=" if name == "layer" and name in for_block else ""
+            raise ConfigError(
+                f"the run uses the {name} {value!r}, which is not taken from others; get it,"
+                f" and name your own copy with --{name} {for_it}…"
+            )
     return replace(settings, **check_section(HostingSettings, "hosting", chosen))
 
 
@@ -184,6 +186,35 @@ def agreed_rounds(settings: RoundsSettings, description: RunDescription) -> Roun
                 raise _not_taken(name)
             chosen[name.removeprefix(_ROUNDS)] = value
     return replace(settings, **check_section(RoundsSettings, "rounds", chosen))
+
+
+def _options_for(
+    description: RunDescription | None, block: str
+) -> tuple[dict[str, Option], dict[str, Option]]:
+    """Return what the owner chooses for all units, and for those of one block alone.
+
+    Raises:
+        ConfigError: an option is none that hosts take from owners.
+    """
+    for_all, for_block = dict[str, Option](), dict[str, Option]()
+    for option, value in (description.options if description else {}).items():
+        if option.startswith(_ROUNDS):
+            continue
+        of_block, _, name = option.rpartition(OF_BLOCK)
+        if name not in SHARED:
+            raise _not_taken(f"hosting.{name}")
+        if not of_block:
+            for_all[name] = value
+        elif of_block == block:
+            for_block[name] = value
+    if "layer" in for_block and "model" not in for_block:
+        for_block["model"] = ""  # its units are no blocks of the model that the others are of
+    return for_all, for_block
+
+
+def _last_name(text: str) -> str:
+    """Return what module:Class, path/to/file.py:Class and path/to/directory end with."""
+    return re.split(r"[:/\\\\]", text)[-1]
 
 
 def _not_taken(setting: str) -> ConfigError:

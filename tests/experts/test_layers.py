@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,8 +7,10 @@ from torch import nn
 
 from p2pnode.errors import ConfigError
 from p2pnode.experts import layers
+from p2pnode.experts.backend import build_backend
 from p2pnode.experts.layers import Layer, check_input_specs, find_layer, register_layer
 from p2pnode.rpc.schema import TensorSpec
+from p2pnode.wire.uids import Uid
 
 SOURCE = """
 from torch import nn
@@ -98,12 +101,30 @@ def test_classes_come_from_a_file_that_is_read_once(tmp_path, restored_registry)
     file.write_text(SOURCE.format(name="f"))
     assert find_layer(f"{file}:Registered").build is find_layer(f"{file}:Registered").build
     assert find_layer("registered-f").name == "registered-f"
-    assert find_layer(f"{file}:Plain").name == f"{file}:Plain"
+    assert find_layer(f"{file}:Plain").name == "Plain"
 
 
-def test_a_file_with_a_mistake_is_refused(tmp_path):
+def test_hosts_that_have_a_class_at_different_places_can_take_over_from_each_other(
+    tmp_path, settings, restored_registry
+):
+    experts = []
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}_layers.py").write_text(SOURCE.format(name=folder))
+        named = f"{tmp_path / folder / f'{folder}_layers.py'}:Plain"
+        experts.append(build_backend(Uid("open:r", "a.0"), replace(settings, layer=named)))
+    one, other = experts
+    one.backward([torch.ones(2, 8)], [torch.ones(2, 2)])
+    other.load(one.state())
+    assert other.steps == 1
+
+
+@pytest.mark.parametrize(
+    "source", ["def (", "1 / 0", "import no_such_thing", "class A(Module): ..."]
+)
+def test_a_file_with_a_mistake_is_refused(tmp_path, source):
     file = tmp_path / "broken.py"
-    file.write_text("def (")
+    file.write_text(source)
     for _ in range(2):
         with pytest.raises(ConfigError, match="broken"):
             find_layer(f"{file}:Plain")

@@ -243,6 +243,57 @@ def test_a_host_keeps_its_own_copy_of_code_and_weights():
     assert _agreed({"model": "tiny"}, model="small").model == "tiny"
 
 
+@pytest.mark.parametrize(
+    ("options", "own", "expected"),
+    [
+        ({"wide:layer": "linear"}, "mine.py:A", "linear"),
+        ({"wide:layer": "linear", "layer": "ffn"}, "mine.py:A", "linear"),
+        ({"wide:layer": "linear"}, "wide=mine.py:A", "mine.py:A"),
+        ({"wide:layer": "linear"}, "wide=nop", "linear"),
+        ({"layer": "linear"}, "mine.py:A", "mine.py:A"),
+        ({"layer": "linear"}, "narrow=mine.py:A", "linear"),
+        ({"wide:layer": "yours:A", "layer": "ffn"}, "mine.py:A", "mine.py:A"),
+        ({"wide:layer": "yours:A"}, "linear, wide=mine.py:A", "mine.py:A"),
+        ({"wide:layer": "yours:A"}, "narrow=mine.py:B,wide=mine.py:C", "mine.py:C"),
+        ({"narrow:layer": "linear"}, "mine.py:A", "mine.py:A"),
+        ({}, "narrow=mine.py:B,nop", "nop"),
+        ({}, "narrow=mine.py:B", "ffn"),
+    ],
+)
+def test_a_layer_class_of_ones_own_counts_where_the_owner_names_no_other_for_the_block(
+    options, own, expected
+):
+    said = replace(DESCRIPTION, options=options)
+    assert agreed(HostingSettings(layer=own), said, "wide").layer == expected
+
+
+def test_the_class_of_another_block_is_not_taken_for_that_of_this_one():
+    said = replace(
+        DESCRIPTION, options={"wide:layer": "theirs.py:Wide", "narrow:layer": "t:Narrow"}
+    )
+    own = HostingSettings(layer="mine.py:Narrow")
+    assert agreed(own, said, "narrow").layer == "mine.py:Narrow"
+    with pytest.raises(ConfigError, match="copy with --layer wide=…"):
+        agreed(own, said, "wide")
+
+
+def test_units_with_a_layer_of_their_own_are_no_blocks_of_the_model():
+    said = replace(DESCRIPTION, options={"model": "tiny", "wide:layer": "linear"})
+    for own in ("", "/data/tiny"):
+        settings = HostingSettings(model=own)
+        assert agreed(settings, said, "wide").model == ""
+        assert agreed(settings, said, "blocks").model == (own or "tiny")
+    said = replace(DESCRIPTION, options={"blocks:model": "tiny"})
+    assert agreed(HostingSettings(model="/data/tiny"), said, "blocks").model == "/data/tiny"
+    assert agreed(HostingSettings(model="/data/other"), said, "blocks").model == "tiny"
+
+
+@pytest.mark.parametrize("layer", ["", "wide=", "a,b", "wide=a,wide=b", "wide=a,"])
+def test_a_layer_that_is_none_or_two_is_refused(layer):
+    with pytest.raises(ConfigError, match="one for each block"):
+        HostingSettings(layer=layer)
+
+
 def test_a_setting_of_one_block_counts_for_its_units_and_more_than_that_of_all():
     options = {"wide:learning_rate": 0.5, "hidden_dim": 8, "learning_rate": 0.25, "wide:seed": 3}
     said = replace(DESCRIPTION, options=options)
