@@ -26,8 +26,8 @@ from p2pnode.host import (
     PeerMisbehaved,
 )
 from p2pnode.host.budgets import ResourceRefused
+from p2pnode.host.kept_table import TableNotKept
 from p2pnode.host.node import NetworkHost
-from p2pnode.host.saved_peers import PeersNotKept
 from p2pnode.mux.multistream.core import encode_line
 from p2pnode.testing.hosts import full_hosts
 from p2pnode.testing.memory import MemoryTransport
@@ -582,7 +582,7 @@ async def test_a_broken_peerstore_is_put_aside(tmp_path, autojump_clock):
     path.write_text("not json")
     host = NetworkHost(PrivateKey.from_seed(bytes(32)), transports=[], peerstore_path=path)
     told = []
-    host.events.on(PeersNotKept, told.append)
+    host.events.on(TableNotKept, told.append)
     async with trio.open_nursery() as nursery:
         await nursery.start(host.run)
         nursery.cancel_scope.cancel()
@@ -596,7 +596,7 @@ async def test_a_peerstore_that_cannot_be_kept_neither_ends_nor_hangs_the_node(t
     path.mkdir()
     host = NetworkHost(PrivateKey.from_seed(bytes(32)), transports=[], peerstore_path=path)
     told = []
-    host.events.on(PeersNotKept, told.append)
+    host.events.on(TableNotKept, told.append)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             await nursery.start(host.run)

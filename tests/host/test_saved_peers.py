@@ -9,14 +9,7 @@ from hypothesis import strategies as st
 
 from p2pnode.config import NetworkSettings
 from p2pnode.host.peerstore import KnownAddress, KnownPeer, Origin, Peerstore
-from p2pnode.host.saved_peers import (
-    COPIED_AT_ONCE,
-    SavedPeers,
-    parse,
-    render,
-    save,
-    write_atomically,
-)
+from p2pnode.host.saved_peers import COPIED_AT_ONCE, FORMAT, SavedPeers
 from p2pnode.testing.keys import ForeignKey
 from p2pnode.wire.addresses import parse_address, tcp_address
 from p2pnode.wire.keys import PrivateKey
@@ -52,12 +45,12 @@ def b64(data):
 
 
 def test_what_is_written_is_read_with_every_field():
-    assert parse(render(PEERS)) == PEERS
-    assert parse(render({})) == {}
+    assert FORMAT.parse(FORMAT.render(PEERS)) == PEERS
+    assert FORMAT.parse(FORMAT.render({})) == {}
 
 
 def test_a_person_can_read_it():
-    document = json.loads(render(PEERS))
+    document = json.loads(FORMAT.render(PEERS))
     assert document["format"] == 2
     assert document["peers"][str(KEY.peer_id)] == {"addresses": {TEXT: ["told", 5.5]}}
     assert document["peers"][str(RSA.peer_id)]["addresses"][TEXT] == ["certified", 6.0]
@@ -101,7 +94,7 @@ FORGED[-1] ^= 1
 )
 def test_a_broken_file_is_told_apart(text):
     with pytest.raises(ValueError, match=r".+"):
-        parse(text)
+        FORMAT.parse(text)
 
 
 def nested(inner):
@@ -116,7 +109,7 @@ JSON = st.recursive(st.none() | st.integers() | st.text(max_size=5), nested, max
 def test_any_json_is_refused_or_read(document):
     for text in (json.dumps(document), json.dumps({"format": 2, "peers": document})):
         try:
-            parse(text)
+            FORMAT.parse(text)
         except ValueError:
             continue
 
@@ -124,30 +117,9 @@ def test_any_json_is_refused_or_read(document):
 @given(st.dictionaries(st.sampled_from(["addresses", "key", "record", "preferred"]), JSON))
 def test_any_peer_is_refused_or_read(fields):
     try:
-        parse(json.dumps({"format": 2, "peers": {str(KEY.peer_id): fields}}))
+        FORMAT.parse(json.dumps({"format": 2, "peers": {str(KEY.peer_id): fields}}))
     except ValueError:
         return
-
-
-def test_a_file_is_replaced_whole(tmp_path):
-    path = tmp_path / "peers.json"
-    write_atomically(path, "old")
-    save(path, PEERS)
-    assert parse(path.read_text()) == PEERS
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "peers.json"
-    write_atomically(path, "old")
-
-    def full(_descriptor):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="no space"):
-        save(path, PEERS)
-    assert path.read_text() == "old"
 
 
 async def test_others_run_while_many_peers_are_saved_and_those_may_go_meanwhile(tmp_path):
@@ -165,4 +137,4 @@ async def test_others_run_while_many_peers_are_saved_and_those_may_go_meanwhile(
         for _ in range(1000 // COPIED_AT_ONCE // 2):
             await trio.lowlevel.checkpoint()
         assert not path.exists()
-    assert set(parse(path.read_text())) == set(peers[:-1])
+    assert set(FORMAT.parse(path.read_text())) == set(peers[:-1])

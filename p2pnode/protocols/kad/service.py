@@ -26,6 +26,7 @@ from p2pnode.host import (
     Reachability,
     ReachabilityChanged,
 )
+from p2pnode.host.kept_table import KeptTable
 from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.jobs import Job, Jobs
 from p2pnode.protocols.kad.joining import Joining
@@ -37,7 +38,7 @@ from p2pnode.protocols.kad.publications import Publications
 from p2pnode.protocols.kad.publisher import Publisher
 from p2pnode.protocols.kad.queries import Queries
 from p2pnode.protocols.kad.replication import Replication
-from p2pnode.protocols.kad.saved_table import Saved, SavedTable
+from p2pnode.protocols.kad.saved_table import FORMAT
 from p2pnode.protocols.kad.search import Search, Searches
 from p2pnode.protocols.kad.server import KadServer
 from p2pnode.protocols.kad.validators import Validator
@@ -123,8 +124,8 @@ class KadDht:
             self.settings.republish_interval, self.settings.max_published, self._rng
         )
         self._publisher = Publisher(self._core, self._values, self._providers, self._published)
-        self._saved = SavedTable(table_file, host.events.emit)
-        self._recalled: Saved = {}
+        self._saved = KeptTable(table_file, FORMAT, host.events.emit)
+        self._recalled: Mapping[PeerId, Sequence[Multiaddr]] = {}
         self._refresh_at = float("inf")
         self._save_at = float("inf")
         self._jobs = Jobs(self._plan())
@@ -165,7 +166,7 @@ class KadDht:
                 events.on(DhtPeerLost, self._receive_lost),
             ]
             try:
-                self._recalled = self._saved.load()
+                self._recalled = await self._saved.load()
                 self._schedule_refresh()
                 self._schedule_save()
                 self._peers.receive_connections()
