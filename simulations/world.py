@@ -106,6 +106,9 @@ class World:
             again: a node that is down and comes back: the same key, name and machine.
             peers: whom it joins through; by default some of the bootstrap peers.
             wait: whether to return only when it has joined; else that goes on beside the caller.
+
+        Raises:
+            SimulationFailedError: it has not joined within `PATIENCE` seconds.
         """
         self._started += 1
         number = self._started
@@ -145,7 +148,13 @@ class World:
         if is_bootstrap:
             self.bootstrap.append(node)
         if wait:
-            await self._join(node, entry)
+            with trio.move_on_after(PATIENCE) as waiting:
+                await self._join(node, entry)
+            if waiting.cancelled_caught:
+                raise SimulationFailedError(
+                    f"{name} could not join within {PATIENCE:g} virtual seconds; are the bootstrap"
+                    " peers up?"
+                )
         else:
             self._nursery.start_soon(self._join, node, entry)
         return node

@@ -1,5 +1,7 @@
 """`train-layerwise join`: one participant, in the foreground."""
 
+from typing import Final
+
 import trio
 
 from cli.daemon import run_daemon
@@ -10,9 +12,16 @@ from p2pnode.config import Settings
 from p2pnode.daemon.node import Node
 from p2pnode.daemon.training import LayerwiseTraining
 from p2pnode.errors import ConfigError
+from p2pnode.swarm.rounds.events import End
 from p2pnode.trainer.layerwise.data import Part
 from p2pnode.trainer.layerwise.layers import layer_names
 from p2pnode.wire.uids import Uid
+
+_WHY: Final = {
+    End.THRESHOLD: "as you asked for",
+    End.ROUNDS: "when all rounds were over",
+    End.ALONE: "when all others had long ended",
+}
 
 
 def settings_for(settings: Settings, position: Place, agreed: Agreed) -> Settings:
@@ -74,7 +83,8 @@ def join(settings: Settings, position: Place, part: Part, *, log_level: str, as_
         else:
             print_note(
                 f"trained: {ended.score:.1%} of the hold-out is right after {ended.round} rounds"
-                f" and {seconds:.0f} s; serving on until Ctrl-C, for those who still train"
+                f" and {seconds:.0f} s, {_WHY[ended.reason]}; serving on until Ctrl-C, for those"
+                " who still train"
             )
 
     run_daemon(data_dir_of(settings), settings, log_level=log_level, as_json=as_json, work=train)

@@ -36,6 +36,7 @@ from simulations.simulation import Simulation
 from simulations.swarms.alone import Beside, accuracy, images, train_at_best
 from simulations.swarms.metered import METER, MeteredDevice, hosting_of
 from simulations.swarms.participant import RUN, Participant
+from simulations.world import BOOTSTRAP_PEERS
 
 _LAYERS: Final = 2
 _GOAL: Final = 4.0
@@ -234,6 +235,8 @@ async def compare(sim: Simulation) -> None:
         batches = [times * chosen["batch"] for times in _BATCHES]
         beside = train_at_best(sim, both, test, batches)
         sim.world.settings = _settings(sim, "best", 0, 1)
+        sim.begin("bootstrap peers join")
+        await sim.world.add_nodes(BOOTSTRAP_PEERS)  # they stay while the modes' own nodes change
         found = []
         for mode in chosen["modes"]:
             sim.begin(f"swarms: {mode}")

@@ -114,6 +114,16 @@ def test_a_node_comes_back_with_its_key_its_name_and_its_machine(clocked):
     assert clocked(story) == 5
 
 
+def test_a_node_whose_bootstrap_peers_are_all_down_fails_the_simulation(clocked):
+    async def story(sim):
+        for node in await sim.world.add_nodes(2):
+            await sim.world.leave(node)
+        with pytest.raises(SimulationFailedError, match="are the bootstrap peers up"):
+            await sim.world.add_node()
+
+    clocked(story)
+
+
 def test_an_expert_is_found_until_its_host_leaves(clocked):
     async def story(sim):
         nodes = await sim.world.add_nodes(6)

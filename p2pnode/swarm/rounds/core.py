@@ -37,7 +37,9 @@ Rules:
 5. *Average*, in the modes that do, with those who have announced this round and go on. What comes
    of it is scored, too, and taken unless it is worse than one's own weights by more than
    `max_loss`. Who has no average, or does not take it, checks claims as in rule 4.
-6. *End* when one's own hold-out says that the threshold is reached, or after the last round.
+6. *End* when one's own hold-out says that the threshold is reached, or after the last round. Who
+   is left, since all others have ended, trains `rounds_alone` rounds more at most: with nobody to
+   learn from, one's own examples alone may never come to the threshold.
 
 Inputs are `receive_*`; `next_action` says what is to be done, and is asked again after each input.
 """
@@ -177,6 +179,8 @@ class RoundsCore:
         self._silent: frozenset[PeerId] = frozenset()
         self._gone: frozenset[PeerId] = frozenset()
         self._in_vain: frozenset[PeerId] = frozenset()
+        self._has_seen_ends = False  # whether anybody has said that he has ended
+        self._alone = 0  # rounds in which nobody else went on
         self._refused: dict[PeerId, int] = {}  # the version of an announcement
         self._found: dict[bytes, float] = {}  # what others' weights have scored here
         self._end: End | None = None
@@ -201,6 +205,7 @@ class RoundsCore:
         self._present = len(present)
         self._starting = {each.peer_id for each in present if each.claim.round == 0}
         self._heard = {each.peer_id: each for each in present if each.claim.round > 0}
+        self._has_seen_ends |= any(each.claim.is_final for each in self._heard.values())
         self._silent = frozenset(silent)
         self._gone = frozenset(gone)
         self._in_vain -= {peer_id for peer_id, each in self._heard.items() if self._is_here(each)}
@@ -399,12 +404,20 @@ class RoundsCore:
             self._found.clear()
         self.tally.round, self.tally.score = self.round, self.score
         self.ended, self.tally = self.tally, Tally()
+        self._alone = self._alone + 1 if self._has_seen_ends and not self._others_go_on() else 0
         if self.score >= self._settings.threshold:
             self._finish(End.THRESHOLD)
+        elif self._alone >= self._settings.rounds_alone:
+            self._finish(End.ALONE)
         elif self.round >= self._settings.rounds:
             self._finish(End.ROUNDS)
         else:
             self.round += 1
+
+    def _others_go_on(self) -> bool:
+        """Whether anybody trains, or is about to, who can be reached."""
+        going_on = {who for who, each in self._heard.items() if not each.claim.is_final}
+        return not (going_on | self._starting) <= self._gone
 
     def _finish(self, reason: End) -> None:
         self.phase = Phase.END

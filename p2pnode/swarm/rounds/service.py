@@ -206,13 +206,18 @@ class Rounds:
         with contextlib.suppress(TokenExpiredError):  # then nobody would listen
             await self._announce(core, replace(self._swarm.own.claim, is_final=True))
 
-    async def _claim(self, round_number: int) -> Claim:
-        """Publish the layer's weights as they are now, and score what others will get."""
+    async def _claim(self, round_number: int, known: float | None = None) -> Claim:
+        """Publish the layer's weights as they are now, and score what others will get.
+
+        Args:
+            round_number: that the claim is made in.
+            known: what the weights have scored; holds for what others get unless a codec rounds it.
+        """
         manifest = await self._weights.publish(self.uid)
-        published = None
         if manifest.codec != "none":
             published = await self._weights.fetch(self.uid, manifest.name, [])
-        score = await self._learner.score(published)
+            known = await self._learner.score(published)
+        score = await self._learner.score(None) if known is None else known
         return Claim(
             round=round_number,
             steps=manifest.steps,
@@ -261,7 +266,7 @@ class Rounds:
                 await self._weights.adopt(
                     self.uid, mixture.checkpoint, source=own, optimizer="keep"
                 )
-                claim = await self._claim(action.round)  # for those who join late
+                claim = await self._claim(action.round, found)  # for those who join late
                 await self._swarm.announce(claim)
         except P2PNodeError as error:
             reason = str(error)

@@ -42,3 +42,8 @@ def test_time_at_equal_accuracy_is_measured_once_all_are_there():
     assert swarms["time"] > 0
     alone = rows(outcome, "one process")[0]
     assert swarms["speed-up"] == pytest.approx(alone["time"] / swarms["time"])
+
+
+def test_each_mode_has_a_swarm_of_its_own_after_the_other():
+    outcome = run(modes="best,average", rounds=1)
+    assert [each["rounds"] for each in rows(outcome, "the modes")] == [1, 1]

@@ -453,3 +453,75 @@ def test_who_is_sent_beyond_the_last_round_still_takes_part_in_it():
     assert core.next_action(0.0) == Train(round=20)
     core.receive_trained(0.5, b"", 0.0)
     assert core.next_action(math.inf) == Finish(reason=End.ROUNDS)
+
+
+def rounds_until_the_end(core, others_in):
+    """Train, in rounds in which others say what `others_in` gives for each; tell how it ends."""
+    while True:
+        number = core.round
+        core.receive_announcements(*others_in(number))
+        core.receive_trained(0.5, b"\xf0" * 32, 0.0)
+        core.receive_announcements(*others_in(number))
+        match core.next_action(math.inf):
+            case Finish(reason=reason):
+                return number, reason
+            case Train():
+                pass
+
+
+def test_who_is_left_when_all_others_have_ended_trains_a_few_rounds_more_at_most():
+    core = core_of(rounds_alone=3)
+    core.receive_announcements([said(0, 1, 0.1)], [])
+    assert core.next_action(math.inf) == Train(round=1)
+
+    def others_in(number):
+        return [said(n, min(number, 4), 0.4, is_final=number >= 4) for n in range(2)], []
+
+    assert rounds_until_the_end(core, others_in) == (6, End.ALONE)
+
+
+@pytest.mark.parametrize(
+    "others_in",
+    [
+        pytest.param(lambda _number: ([], []), id="nobody has ever been there"),
+        pytest.param(
+            lambda number: ([said(0, 1, 0.4, is_final=True), said(1, number, 0.4)], []),
+            id="one goes on",
+        ),
+        pytest.param(
+            lambda _number: ([said(0, 1, 0.4, is_final=True), said(1, 0, 0.4)], []),
+            id="one is about to begin",
+        ),
+        pytest.param(
+            lambda number: (
+                [said(0, 1, 0.4, is_final=True), said(1, number, 0.4, is_final=number % 3 > 0)],
+                [],
+            ),
+            id="one comes back in time",
+        ),
+    ],
+)
+def test_who_is_not_left_by_all_others_trains_to_the_last_round(others_in):
+    core = core_of(rounds_alone=3)
+    core.receive_announcements([], [])
+    assert core.next_action(math.inf) == Train(round=1)
+    assert rounds_until_the_end(core, others_in) == (20, End.ROUNDS)
+
+
+def test_those_that_cannot_be_reached_when_others_have_ended_are_no_company():
+    core = core_of(rounds_alone=3)
+    core.receive_announcements([], [])
+    assert core.next_action(math.inf) == Train(round=1)
+    others = [said(0, 1, 0.4, is_final=True), said(1, 1, 0.4)]
+    assert rounds_until_the_end(core, lambda _number: (others, [], [PEERS[1]])) == (3, End.ALONE)
+
+
+def test_ends_are_remembered_when_those_that_ended_have_left():
+    core = core_of(rounds_alone=3)
+    core.receive_announcements([], [])
+    assert core.next_action(math.inf) == Train(round=1)
+
+    def others_in(number):
+        return ([said(0, 1, 0.4, is_final=True)], []) if number == 1 else ([], [])
+
+    assert rounds_until_the_end(core, others_in) == (3, End.ALONE)

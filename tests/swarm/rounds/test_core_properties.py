@@ -9,7 +9,7 @@ from p2pnode.config import RoundsSettings
 from p2pnode.swarm.gossip.announcement import Announcement, Claim
 from p2pnode.swarm.rounds.claims import is_lie
 from p2pnode.swarm.rounds.core import Average, Check, Finish, RoundsCore, Train, Wait
-from p2pnode.swarm.rounds.events import Verdict
+from p2pnode.swarm.rounds.events import End, Verdict
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.uids import Uid
 
@@ -94,6 +94,8 @@ def test_rounds_go_on_within_their_bounds_and_lies_are_not_adopted(data, mode, t
                     assert (core.score, core.weights) == (found, claim.weights)
                 else:
                     assert core.score == before
-            case Finish():
-                assert core.round == chosen.rounds or core.score >= chosen.threshold
+            case Finish(reason=reason):
+                assert reason is End.ALONE or (
+                    core.round == chosen.rounds or core.score >= chosen.threshold
+                )
                 return

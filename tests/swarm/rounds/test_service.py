@@ -265,9 +265,19 @@ async def test_averaged_weights_are_adopted_and_announced_for_those_who_come_lat
     assert one.swarm.claims[-1].score == 0.55
     (told,) = one.saw(Averaged)
     assert (told.members, told.contributors, told.score, told.adopted) == (2, 1, 0.55, True)
+    assert one.learner.scored == [0.1, 0.5, 0.55]  # the average once, not again to announce it
     # The other one keeps more than an average that is worse by more than it tolerates.
     assert other.saw(Averaged)[0].adopted is False
     assert other.weights.value == 0.6
+
+
+async def test_an_average_is_announced_with_the_score_of_what_others_get(
+    autojump_clock, add, run_all, make_state
+):
+    one, _ = (add(0.5, averaging=Mean(make_state, [0.55]), mode="average") for _ in range(2))
+    one.weights.codec = "float16"  # gives 0.6 for 0.55
+    await run_all()
+    assert (one.weights.value, one.swarm.claims[-1].score) == (0.55, 0.6)
 
 
 @pytest.mark.parametrize("bad", [math.nan, 0.1, TransferError("too few took part")])
