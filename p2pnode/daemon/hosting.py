@@ -213,7 +213,7 @@ class Hosting:
             self._gate.close(fresh)  # until others have been asked what they know of them
             try:
                 added = await self._experts.add(by_id, settings)
-            except BaseException:
+            except BaseException:  # cancelled as well: what is not hosted must not stay shut
                 self._gate.open(fresh)
                 raise
         self._own |= dict.fromkeys(fresh, own)

@@ -162,7 +162,7 @@ class Placing:
             self._hosted[membership.name] = host
         try:
             await self._nursery.start(placed.run)
-        except BaseException:
+        except BaseException:  # whatever kept it from starting, it may be asked for again
             del self._placements[membership.name]
             self._hosted.pop(membership.name, None)
             raise

@@ -171,7 +171,7 @@ class Turns:
             for turn in self._turns:
                 await turn.acquire()
                 taken.append(turn)
-        except BaseException:
+        except BaseException:  # cancelled while it waits for one of them
             for turn in taken:
                 turn.release()
             raise

@@ -146,7 +146,7 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # as Python's own import does it
         del sys.modules[name]
         raise
     return module

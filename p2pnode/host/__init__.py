@@ -13,6 +13,7 @@ from p2pnode.host.interfaces import (
     ReachabilityChanged,
     Stream,
     StreamHandler,
+    finishing,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "ReachabilityChanged",
     "Stream",
     "StreamHandler",
+    "finishing",
 ]

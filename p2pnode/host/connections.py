@@ -262,7 +262,7 @@ class NetworkConnection(Connection):
             except* (P2PNodeError, trio.ClosedResourceError) as group:
                 stream.reset()
                 self._note_failure(stream.protocol, first_leaf(group))
-        except BaseException:
+        except BaseException:  # cancelled, or a bug: the peer must not wait for its end
             stream.reset()
             raise
 

@@ -7,8 +7,8 @@ memory, so that the same services run by the thousand in a simulation.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal
@@ -144,6 +144,17 @@ class Stream(trio.abc.HalfCloseableStream):
         if size[0] > limit:
             raise ProtocolError(f"a message of {size[0]} bytes exceeds the limit of {limit}")
         return await self.receive_exactly(size[0])
+
+
+@asynccontextmanager
+async def finishing(stream: Stream) -> AsyncIterator[None]:
+    """Close a stream behind what was sent in the block; reset it if the block fails, however."""
+    try:
+        yield
+    except BaseException:
+        stream.reset()
+        raise
+    await stream.aclose()
 
 
 class Connection(ABC):

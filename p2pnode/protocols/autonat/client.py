@@ -16,7 +16,7 @@ from multiaddr import Multiaddr
 
 from p2pnode.config import ReachabilitySettings
 from p2pnode.errors import ProtocolError, StreamResetError
-from p2pnode.host import Connection, ConnectionOpened, Host, Stream
+from p2pnode.host import Connection, ConnectionOpened, Host, Stream, finishing
 from p2pnode.host.budgets.rates import plain_ip
 from p2pnode.host.reachability import Probe, Result
 from p2pnode.protocols.autonat.core import dial_data_pieces
@@ -112,14 +112,10 @@ class AutonatClient:
 
     async def _ask_v1_while(self, probe: Probe, came: trio.Event) -> Answer:
         stream = await self._open(probe, PROTOCOL_V1)
-        try:
+        async with finishing(stream):
             request = encode_v1_request(self._host.peer_id, probe.addresses)
             await stream.send_all(varint.prefixed(request))
             answer = decode_v1_answer(await self._receive(stream))
-        except BaseException:
-            stream.reset()
-            raise
-        await stream.aclose()
         said = f"{answer.status.name}: {answer.text}" if answer.text else answer.status.name
         if answer.status is V1Status.E_DIAL_ERROR:
             return Answer(result=Result.FAILED, text=said, about=self._tried(probe))
@@ -146,12 +142,8 @@ class AutonatClient:
         expected = self._expected[nonce] = _Expected(trio.current_time())
         try:
             stream = await self._open(probe, DIAL_REQUEST)
-            try:
+            async with finishing(stream):
                 response = await self._request(stream, probe, nonce)
-            except BaseException:
-                stream.reset()
-                raise
-            await stream.aclose()
         finally:
             del self._expected[nonce]
         return _judge(probe, response, expected)

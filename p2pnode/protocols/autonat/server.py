@@ -16,7 +16,7 @@ from p2pnode.errors import (
     ResourceLimitError,
     StreamResetError,
 )
-from p2pnode.host import Connection, Host, Stream
+from p2pnode.host import Connection, Host, Stream, finishing
 from p2pnode.host.ranking import ips_of
 from p2pnode.protocols.autonat.core import (
     Choice,
@@ -216,11 +216,7 @@ class AutonatServer:
 
 async def _hand_over(connection: Connection, nonce: int) -> None:
     stream = await connection.open_stream([DIAL_BACK])
-    try:
+    async with finishing(stream):
         await stream.send_all(varint.prefixed(encode_dial_back(nonce)))
         answer = await stream.receive_prefixed(MAX_NONCE_MESSAGE)
-    except BaseException:
-        stream.reset()
-        raise
-    check_dial_back_response(answer or b"")
-    await stream.aclose()
+        check_dial_back_response(answer or b"")

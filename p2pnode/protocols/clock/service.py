@@ -7,7 +7,7 @@ import trio
 from p2pnode.clock import wall_time
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import RemoteError
-from p2pnode.host import Host, Stream
+from p2pnode.host import Host, Stream, finishing
 from p2pnode.protocols.clock.core import (
     ANSWER_BYTES,
     PROTOCOL,
@@ -61,13 +61,8 @@ class ClockService:
 
 async def _compare(stream: Stream) -> Offset:
     question = secrets.token_bytes(QUESTION_BYTES)  # unguessable: nobody answers ahead of time
-    try:
+    async with finishing(stream):
         wall, asked = wall_time(), trio.current_time()
         await stream.send_all(question)
         answer = await stream.receive_exactly(ANSWER_BYTES)
-        offset = offset_of(read_answer(question, answer), wall, trio.current_time() - asked)
-    except BaseException:
-        stream.reset()
-        raise
-    await stream.aclose()
-    return offset
+        return offset_of(read_answer(question, answer), wall, trio.current_time() - asked)

@@ -30,6 +30,7 @@ from p2pnode.host import (
     PeerMisbehaved,
     ReachabilityChanged,
     Stream,
+    finishing,
 )
 from p2pnode.host.interfaces import Reachability
 from p2pnode.host.node import NetworkHost
@@ -292,12 +293,8 @@ class RelayClient:
         peer = relay.peer_id
         connection = await self._host.connect(peer, relay.addresses, direct=True)
         stream = await connection.open_stream([HOP_PROTOCOL])
-        try:
+        async with finishing(stream):
             answer = await ask_hop(stream, HopMessage(type=HopType.RESERVE))
-        except BaseException:
-            stream.reset()
-            raise
-        await stream.aclose()
         check_status(answer, peer, "take connections for this node")
         lifetime = check_reservation(
             answer, relay=peer, own_id=self._host.peer_id, now=wall_time(), settings=self.settings
