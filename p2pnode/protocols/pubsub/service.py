@@ -1,50 +1,24 @@
 """Gossipsub over a host: the trio shell around the router.
 
-Each peer that speaks pubsub has a `Link`, one task that writes to it, and one that reads from it,
-which is the handler of the stream the peer opened. Neither waits for the other, nor for another
-peer: what the router says is queued at once, in bounded queues that drop.
-
-We learn that a peer speaks pubsub by identify, by a stream it opens to us, or, if it never tells,
-by trying.
+What a node does with it: subscribe, publish, judge and look. Who the peers are, and the streams to
+and from them, is `p2pnode.protocols.pubsub.peers`.
 """
 
 import dataclasses
-import math
 import random
-from contextlib import ExitStack
 
 import trio
 
 from p2pnode.clock import wall_time
 from p2pnode.config import PubSubSettings
-from p2pnode.errors import (
-    ConnectionClosedError,
-    MessageTooLargeError,
-    NoPeersError,
-    P2PNodeError,
-    ProtocolError,
-    ProtocolNotSupportedError,
-    ResourceLimitError,
-)
-from p2pnode.host import (
-    Connection,
-    ConnectionEnded,
-    ConnectionOpened,
-    Host,
-    PeerIdentified,
-    PeerMisbehaved,
-    Stream,
-)
-from p2pnode.protocols.pubsub.colocation import Networks
+from p2pnode.errors import MessageTooLargeError, NoPeersError, ResourceLimitError
+from p2pnode.host import Host
 from p2pnode.protocols.pubsub.core import MessageIdFunction, Router, Verdict
 from p2pnode.protocols.pubsub.dialling import Dialling
-from p2pnode.protocols.pubsub.framing import FrameSplitter
-from p2pnode.protocols.pubsub.info import PeerGivenUp, PeerInfo, PubSubInfo, TopicInfo
-from p2pnode.protocols.pubsub.link import Link
-from p2pnode.protocols.pubsub.messages import RpcLimits, decode
+from p2pnode.protocols.pubsub.info import PeerInfo, PubSubInfo, TopicInfo
+from p2pnode.protocols.pubsub.peers import PubSubPeers
 from p2pnode.protocols.pubsub.scoring import AppScore, TopicScoreParams
 from p2pnode.protocols.pubsub.state import (
-    PROTOCOLS,
     Cancel,
     Deliver,
     Dial,
@@ -55,7 +29,6 @@ from p2pnode.protocols.pubsub.state import (
     Validate,
 )
 from p2pnode.protocols.pubsub.subscription import PubSubMessage, Subscription
-from p2pnode.protocols.pubsub.unfinished import Unfinished
 from p2pnode.protocols.pubsub.validation import Validation, Validator
 from p2pnode.wire.keys import PrivateKey
 from p2pnode.wire.peer_id import PeerId
@@ -91,38 +64,23 @@ class PubSub:
         self._router = Router(
             key, self.settings, rng, app_score=app_score, direct=self._dialling.direct
         )
-        self._networks = Networks(self.settings)
+        self._peers = PubSubPeers(host, self._router, self.settings, self._carry_out)
         self._validation = Validation(self.settings, self._conclude)
-        self._limits = RpcLimits(
-            messages=self.settings.max_messages_per_rpc,
-            controls=self.settings.max_controls_per_rpc,
-            ids=self.settings.max_ihave_length,
-        )
         self._subscriptions: dict[str, list[Subscription]] = {}
-        self._links: dict[PeerId, Link] = {}
-        self._unfinished = Unfinished(
-            self.settings.max_partial_bytes, self.settings.receive_timeout
-        )
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part in pub/sub until cancelled."""
         async with trio.open_nursery() as nursery:
-            with ExitStack() as undo:
+            with self._peers.attended(nursery):
                 self._nursery = nursery
-                undo.callback(self._stop)
-                undo.callback(self._host.events.on(ConnectionOpened, self._receive_opened))
-                undo.callback(self._host.events.on(ConnectionEnded, self._receive_ended))
-                undo.callback(self._host.events.on(PeerIdentified, self._receive_identified))
-                for protocol in PROTOCOLS:
-                    self._host.set_handler(protocol, self._serve)
-                    undo.callback(self._host.remove_handler, protocol)
-                for connection in self._host.connections():
-                    self._receive_opened(ConnectionOpened(connection=connection))
-                if self._dialling.direct:
-                    nursery.start_soon(self._dialling.run)
-                task_status.started()
-                await self._beat()
+                try:
+                    if self._dialling.direct:
+                        nursery.start_soon(self._dialling.run)
+                    task_status.started()
+                    await self._beat()
+                finally:
+                    self._nursery = None
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -235,182 +193,13 @@ class PubSub:
                     queued_bytes=link.outbox.size,
                     dropped=link.dropped,
                 )
-                for peer_id, link in self._links.items()
+                for peer_id, link in self._peers.links.items()
             },
             counts=dataclasses.replace(self._router.counts),
             validating=self._validation.running,
             validations_refused=self._validation.overloaded,
             validations_timed_out=self._validation.timed_out,
         )
-
-    # --- peers come and go ----------------------------------------------------------------------
-
-    def _receive_opened(self, event: ConnectionOpened) -> None:
-        peer_id = event.connection.peer_id
-        if event.connection.is_limited:
-            return
-        if self._host.protocols_of(peer_id).intersection(PROTOCOLS):
-            self._link_to(peer_id)
-        elif self._nursery is not None:
-            self._nursery.start_soon(self._try_the_silent, peer_id)
-
-    def _receive_identified(self, event: PeerIdentified) -> None:
-        connection = self._host.connection_to(event.peer_id)
-        if connection is not None and connection.is_limited:
-            return
-        if event.protocols.intersection(PROTOCOLS):
-            link = self._link_to(event.peer_id)
-            link.record = event.record or link.record
-            self._router.note_record(event.peer_id, link.record)
-
-    def _receive_ended(self, event: ConnectionEnded) -> None:
-        peer_id = event.connection.peer_id
-        if peer_id in self._links and self._connection_to(peer_id) is None:
-            self._links[peer_id].scope.cancel()
-            self._forget(self._links[peer_id])  # now, as the peer may be back before its task ends
-
-    async def _try_the_silent(self, peer_id: PeerId) -> None:
-        """Try a peer that has not said by identify which protocols it speaks."""
-        await trio.sleep(self.settings.identify_patience)
-        if self._connection_to(peer_id) and not self._host.protocols_of(peer_id):
-            self._link_to(peer_id)
-
-    def _connection_to(self, peer_id: PeerId) -> Connection | None:
-        """The connection to a peer, unless it is one that is not meant for so much."""
-        connection = self._host.connection_to(peer_id)
-        return None if connection is None or connection.is_limited else connection
-
-    def _link_to(self, peer_id: PeerId) -> Link:
-        if (link := self._links.get(peer_id)) is None:
-            if self._nursery is None:
-                raise ConnectionClosedError("pub/sub is not running")
-            link = self._links[peer_id] = Link(peer_id, self.settings)
-            self._nursery.start_soon(self._keep_linked, link)
-        return link
-
-    async def _keep_linked(self, link: Link) -> None:
-        """Keep a stream to a peer open while it is connected and takes it."""
-        peer_id = link.peer_id
-        try:
-            with link.scope:
-                while (connection := self._connection_to(peer_id)) is not None:
-                    failure = await self._write_on(connection, link)
-                    if isinstance(failure, ProtocolNotSupportedError):
-                        return
-                    self._note_failure(connection, failure)
-                    self._remove_peer(link)  # what it was told is uncertain: begin anew
-                    if not connection.is_closed:
-                        await trio.sleep(self.settings.retry_interval)
-        finally:
-            self._forget(link)
-
-    def _note_failure(self, connection: Connection, failure: P2PNodeError) -> None:
-        peer_id = connection.peer_id
-        if isinstance(failure, ProtocolError):
-            self._router.blame(peer_id, str(failure))
-        elif not connection.is_closed:
-            self._host.events.emit(PeerGivenUp(peer_id=peer_id, reason=str(failure)))
-
-    def _forget(self, link: Link) -> None:
-        if self._links.get(link.peer_id) is link:
-            self._remove_peer(link)
-            del self._links[link.peer_id]
-
-    async def _write_on(self, connection: Connection, link: Link) -> P2PNodeError:
-        """Open a stream and write on it until that fails; returns why."""
-        known = self._host.protocols_of(link.peer_id)
-        try:
-            stream = await link.open(
-                connection, [each for each in PROTOCOLS if each in known] or PROTOCOLS
-            )
-        except P2PNodeError as error:
-            return error
-        self._add_peer(link, stream)
-        return await link.write(stream)
-
-    def _add_peer(self, link: Link, stream: Stream) -> None:
-        self._router.add_peer(
-            link.peer_id,
-            stream.protocol,
-            outbound=stream.connection.direction == "outbound",
-            network=self._networks.of(stream.connection.remote_address),
-        )
-        self._router.note_record(link.peer_id, link.record)
-        self._carry_out()
-
-    def _remove_peer(self, link: Link) -> None:
-        if link.inbound is not None:
-            link.inbound.reset()
-            link.inbound = None
-        self._router.remove_peer(link.peer_id, trio.current_time())
-        self._carry_out()
-
-    # --- what peers send ------------------------------------------------------------------------
-
-    async def _serve(self, stream: Stream) -> None:
-        """Read a peer's RPCs, in its own time."""
-        link = self._link_to(stream.peer_id)
-        if link.inbound is not None:
-            link.inbound.reset()  # a peer has one stream; the newest counts
-        link.inbound = stream
-        self._add_peer(link, stream)
-        splitter = FrameSplitter(self.settings.max_rpc_bytes)
-        deadline: float | None = math.inf
-        try:
-            while link.inbound is stream and deadline is not None:
-                deadline = await self._read_on(link, stream, splitter, deadline)
-        except ProtocolError as error:
-            self._router.blame(link.peer_id, f"it sent a malformed RPC: {error}")
-            self._carry_out()
-            raise
-        finally:
-            if link.inbound is stream:
-                link.inbound = None
-
-    async def _read_on(
-        self, link: Link, stream: Stream, splitter: FrameSplitter, deadline: float
-    ) -> float | None:
-        """Take in what comes next.
-
-        Nothing of it is kept here while the next read waits, which may be for long.
-
-        Args:
-            link: the peer.
-            stream: what it sends on.
-            splitter: holds the part of an RPC that has come.
-            deadline: when that RPC must be whole.
-
-        Returns:
-            The deadline of the RPC that has begun now, or None at the end of the stream.
-        """
-        if not (data := await self._unfinished.receive(stream, len(splitter), deadline)):
-            return None
-        is_new = not len(splitter)
-        for frame in splitter.feed(data):
-            is_new = True
-            await self._take_in(link, frame)
-        return self._unfinished.deadline() if is_new else deadline
-
-    async def _take_in(self, link: Link, frame: bytes) -> None:
-        if not self._router.accepts_from(link.peer_id):
-            self._router.counts.graylisted += 1
-            if not link.is_shunned:
-                link.is_shunned = True
-                self._tell_of(link.peer_id, "its score is so low that it is no longer heard")
-            await trio.lowlevel.checkpoint()
-            return
-        link.is_shunned = False
-        rpc = decode(frame, self._limits)
-        self._router.receive_rpc(link.peer_id, rpc, trio.current_time())
-        self._carry_out()
-        for message in rpc.messages:
-            self._router.receive_message(link.peer_id, message, trio.current_time())
-            self._carry_out()
-            # Others get their turn behind each signature; and nothing is lost of a peer that
-            # sends too many, but it is read more slowly.
-            await trio.sleep(link.pace.take(trio.current_time()))
-        if not rpc.messages:
-            await trio.lowlevel.checkpoint()  # thousands of small RPCs can come at once
 
     # --- what the router says -------------------------------------------------------------------
 
@@ -435,10 +224,10 @@ class PubSub:
             case Dial() if self._nursery is not None:
                 self._dialling.follow(output, self._nursery)
             case Report():
-                self._tell_of(output.peer_id, output.reason)
+                self._peers.report(output.peer_id, output.reason)
 
     def _queue(self, output: Send | Cancel) -> None:
-        if (link := self._links.get(output.peer_id)) is None:
+        if (link := self._peers.links.get(output.peer_id)) is None:
             return
         if isinstance(output, Send):
             link.push(output)
@@ -462,13 +251,6 @@ class PubSub:
         self._router.receive_verdict(message.message_id, verdict, trio.current_time())
         self._carry_out()
 
-    def _tell_of(self, peer_id: PeerId, reason: str) -> None:
-        connection = self._host.connection_to(peer_id)
-        address = connection.remote_address if connection else None
-        self._host.events.emit(
-            PeerMisbehaved(peer_id=peer_id, address=address, reason=f"pubsub: {reason}")
-        )
-
     def _forget_subscription(self, subscription: Subscription) -> None:
         remaining = self._subscriptions[subscription.topic]
         remaining.remove(subscription)
@@ -486,13 +268,6 @@ class PubSub:
             self._router.heartbeat(trio.current_time())
             self._carry_out()
             await trio.sleep(self.settings.heartbeat_interval)
-
-    def _stop(self) -> None:
-        """Leave all peers at once, and be as before `run`."""
-        self._nursery = None
-        for link in tuple(self._links.values()):
-            link.scope.cancel()
-            self._forget(link)
 
 
 def _for_reader(output: Deliver | Validate) -> PubSubMessage:

@@ -284,13 +284,13 @@ async def test_a_peer_that_tells_of_messages_it_does_not_have_is_believed_ever_l
         liar = await Attacker(await swarm.world.add_host()).join(victim)
         asked = Counter()
         await trio.sleep(1)
-        queue = victim._links[liar.host.peer_id].push
+        queue = victim._peers.links[liar.host.peer_id].push
 
         def count(send):
             asked[int(trio.current_time())] += type(send.piece).__name__ == "IWant"
             queue(send)
 
-        victim._links[liar.host.peer_id].push = count
+        victim._peers.links[liar.host.peer_id].push = count
         for n in range(200):
             await liar.say(IHave(TOPIC, tuple(b"%d-%d" % (n, each) for each in range(100))))
             await trio.sleep(0.05)

@@ -310,14 +310,14 @@ async def test_thousands_of_tiny_rpcs_do_not_hold_up_others(autojump_clock, swar
         stranger = await Stranger(await swarm.world.add_host()).open(one)
         await trio.sleep(1)
         turns = taken_in = 0
-        take_in = one._take_in
+        take_in = one._peers._take_in
 
         async def counted(link, frame):
             nonlocal taken_in
             await take_in(link, frame)
             taken_in += 1
 
-        one._take_in = counted
+        one._peers._take_in = counted
         await stranger.stream.send_all(bytes(5000))
         while taken_in < 5000:
             await trio.lowlevel.checkpoint()
@@ -335,7 +335,7 @@ async def test_a_node_can_stop_and_start_again_while_connected(autojump_clock, s
         swarm.scopes[one].cancel()
         await trio.sleep(1)
         assert not one.host.handlers
-        assert one._links == {}
+        assert one._peers.links == {}
         assert two.peers_of(TOPIC) == []
         assert not one.host.is_protected(two.peer_id)
         await swarm.nursery.start(one.run)
@@ -538,7 +538,7 @@ async def test_malformed_rpcs_end_the_stream_and_are_penalised(
         await trio.sleep(1)
         assert [each for each in found if reason in each]
         assert one.score_of(stranger.peer_id) == pytest.approx(-10, rel=0.01)
-        assert one._unfinished.size == 0
+        assert one._peers._unfinished.size == 0
 
 
 async def test_of_half_rpcs_too_many_the_one_kept_for_longest_gives_way(autojump_clock, swarm_of):
@@ -552,7 +552,7 @@ async def test_of_half_rpcs_too_many_the_one_kept_for_longest_gives_way(autojump
             await trio.sleep(1)
         with pytest.raises(P2PNodeError):
             await strangers[0].stream.receive_some()
-        assert one._unfinished.size == 1_000_000
+        assert one._peers._unfinished.size == 1_000_000
         # Those who stall keep nobody from being heard.
         await strangers[2].stream.send_all(rpc[500_000:])
         await strangers[2].say(Interest(TOPIC, wanted=True))
@@ -560,7 +560,7 @@ async def test_of_half_rpcs_too_many_the_one_kept_for_longest_gives_way(autojump
         assert one.peers_of(TOPIC) == [strangers[2].peer_id]
         strangers[1].stream.reset()
         await trio.sleep(1)
-        assert one._unfinished.size == 0
+        assert one._peers._unfinished.size == 0
 
 
 async def test_a_small_rpc_does_not_give_way_to_large_ones_that_came_later(
@@ -597,7 +597,7 @@ async def test_an_rpc_must_be_whole_in_time_however_its_bytes_trickle(autojump_c
             await stranger.stream.receive_some()
         assert trio.current_time() == pytest.approx(began + 20)
         assert any("took longer than 20 s" in each for each in found)
-        assert one._unfinished.size == 0
+        assert one._peers._unfinished.size == 0
 
 
 async def test_whole_rpcs_may_come_for_longer_than_one_may_take(autojump_clock, swarm_of):
