@@ -55,6 +55,11 @@ class Stream(trio.abc.HalfCloseableStream):
         For who used a stream, and wants to use it again: a peer's end may be on its way.
         """
 
+    @property
+    @abstractmethod
+    def send_window(self) -> int:
+        """How many bytes can be sent now that need not wait for the peer to read."""
+
     @abstractmethod
     def reset(self, code: int = 0) -> None:
         """Abort both directions at once; what has not been read or sent is lost. Never blocks."""

@@ -90,6 +90,11 @@ class NetworkStream(Stream):
         """See `Stream`."""
         return self._failure is None and self._muxed.is_live
 
+    @property
+    def send_window(self) -> int:
+        """See `Stream`."""
+        return self._muxed.send_window
+
     async def send_all(self, data: Buffer) -> None:
         """See `Stream`."""
         if self._unsettled is None and self._failure is None:

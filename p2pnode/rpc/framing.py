@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 # Below this, one copy is cheaper than another write; above it, tensors are sent from their memory.
 MAX_JOINED_BYTES: Final = 32 * 1024
-# A message up to this size fits the window every stream starts with (256 KiB), so that sending it
-# cannot block on a host that has refused it meanwhile; a larger one is sent beside the reading.
-_SENT_AT_ONCE: Final = 192 * 1024
+# A message up to this size that fits the stream's window is sent before its answer is read: that
+# cannot block on a host that has refused it meanwhile. A larger one is sent beside the reading.
+_SENT_AT_ONCE: Final = 512 * 1024
 _READ_AHEAD: Final = 16 * 1024  # holds headers, and small calls whole; what is too much is copied
 
 
@@ -69,7 +69,7 @@ async def send_and_receive(
         StreamResetError, ConnectionClosedError: the receiver is gone.
         RemoteError: as `receive` raises it.
     """
-    if len(header) + sum(map(len, buffers)) <= _SENT_AT_ONCE:
+    if len(header) + sum(map(len, buffers)) <= min(_SENT_AT_ONCE, stream.send_window):
         await send_message(stream, header, buffers, is_last=is_last)
         return await receive()
     outcome: T | RemoteError

@@ -78,6 +78,11 @@ class MuxedStream(trio.abc.HalfCloseableStream):
     def is_live(self) -> bool:
         """Whether neither side has finished or reset it, as far as is known here."""
 
+    @property
+    @abstractmethod
+    def send_window(self) -> int:
+        """How many bytes can be sent now that need not wait for the peer to read."""
+
     async def send_last(self, data: Buffer) -> None:
         """Send `data` and finish our direction, in one piece where that is possible."""
         await self.send_all(data)

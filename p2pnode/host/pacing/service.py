@@ -70,6 +70,11 @@ class PacedStream(MuxedStream):
         """See `MuxedStream`."""
         return self._muxed.is_live
 
+    @property
+    def send_window(self) -> int:
+        """See `MuxedStream`."""
+        return self._muxed.send_window
+
     def cancel_when_lost(self, scope: trio.CancelScope | None) -> None:
         """See `MuxedStream`."""
         self._muxed.cancel_when_lost(scope)

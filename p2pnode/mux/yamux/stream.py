@@ -31,6 +31,11 @@ class YamuxStream(StatefulStream[StreamState]):
         self._connection = connection
         self._core = connection.core
 
+    @property
+    def send_window(self) -> int:
+        """See `MuxedStream`."""
+        return max(0, self._state.send_window - self._state.outgoing_bytes)
+
     async def send_all(self, data: Buffer) -> None:
         """Send `data`, which may change as soon as this returns.
 

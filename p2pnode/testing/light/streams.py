@@ -84,6 +84,11 @@ class Pipe:
             self.put(piece)
 
     @property
+    def room(self) -> int:
+        """How many bytes its sender need not wait with."""
+        return max(0, self._window - self._size)
+
+    @property
     def is_ended(self) -> bool:
         """Whether the reader can know by now that nothing more will come."""
         return self._eof_at is not None and self._eof_at <= trio.current_time()
@@ -249,6 +254,11 @@ class LightStream(Stream):
         """See `Stream`."""
         ended = self._outgoing.is_finished or self._incoming.is_ended
         return not (self._is_closed or self._is_lost or ended)
+
+    @property
+    def send_window(self) -> int:
+        """See `Stream`."""
+        return self._outgoing.room
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See `Stream`."""

@@ -28,6 +28,11 @@ class QuicStream(StatefulStream[StreamState]):
 
     # --- sending --------------------------------------------------------------------------------
 
+    @property
+    def send_window(self) -> int:
+        """See `MuxedStream`; what the peer's window has no room for is kept here."""
+        return max(0, self._session.send_buffer - self._core.unconfirmed(self._state))
+
     async def send_all(self, data: Buffer) -> None:
         """See `MuxedStream`."""
         await trio.lowlevel.checkpoint_if_cancelled()

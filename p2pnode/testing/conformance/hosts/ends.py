@@ -193,6 +193,21 @@ class EndTests(HostSuite):
             with pytest.raises(StreamResetError):  # part of the data may be on its way
                 await stream.send_all(b"x")
 
+    async def test_what_fits_the_window_is_sent_whether_it_is_read_or_not(
+        self, clock: Clock | None
+    ) -> None:
+        async with self.connected() as (_, theirs, connection):
+
+            async def handler(_stream: Stream) -> None:
+                await trio.sleep_forever()
+
+            theirs.set_handler("/test/deaf", handler)
+            stream = await connection.open_stream(["/test/deaf"])
+            assert stream.send_window >= 128 * 1024
+            while size := stream.send_window:
+                await stream.send_all(bytes(size // 2 + 1))
+            stream.reset()
+
     async def test_a_closed_stream_can_be_used_no_longer_by_its_owner(
         self, clock: Clock | None
     ) -> None:
