@@ -7,7 +7,7 @@
 With it a node finds the DHT again after a restart though none of its bootstrap peers runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from multiaddr import Multiaddr
@@ -15,6 +15,9 @@ from multiaddr import Multiaddr
 from p2pnode.host.kept_table import TableFormat
 from p2pnode.wire.addresses import parse_address
 from p2pnode.wire.peer_id import PeerId
+
+
+Saved = Mapping[PeerId, Sequence[Multiaddr]]
 
 
 def _to_json(addresses: Sequence[Multiaddr]) -> list[str]:

@@ -30,7 +30,6 @@ from p2pnode.host.kept_table import KeptTable
 from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.jobs import Job, Jobs
 from p2pnode.protocols.kad.joining import Joining
-from p2pnode.protocols.kad.keys import common_prefix, point, random_key
 from p2pnode.protocols.kad.neighbours import Neighbours
 from p2pnode.protocols.kad.peers import DhtPeerAdded, DhtPeerLost, KadPeers
 from p2pnode.protocols.kad.providers import Providers
@@ -41,6 +40,7 @@ from p2pnode.protocols.kad.replication import Replication
 from p2pnode.protocols.kad.saved_table import FORMAT
 from p2pnode.protocols.kad.search import Search, Searches
 from p2pnode.protocols.kad.server import KadServer
+from p2pnode.protocols.kad.upkeep import TableUpkeep
 from p2pnode.protocols.kad.validators import Validator
 from p2pnode.protocols.kad.values import Values
 from p2pnode.wire.peer_id import PeerId
@@ -49,7 +49,6 @@ IDLE_SPACING: Final = 45.0  # seconds between two rounds of closing streams; kep
 SPACING: Final = 5.0  # between two rounds of other upkeep; a round does all that waits
 CLEANING_SPACING: Final = 30.0  # what has expired is not served any more, and may lie a little
 CLEANING_DELAY: Final = 1.0
-GLANCE_BREADTH: Final = 4  # peers found in each range on joining, and from time to time
 _RECALLED_AT_ONCE: Final = 32  # peers of an earlier session; some still run
 
 
@@ -124,10 +123,15 @@ class KadDht:
             self.settings.republish_interval, self.settings.max_published, self._rng
         )
         self._publisher = Publisher(self._core, self._values, self._providers, self._published)
-        self._saved = KeptTable(table_file, FORMAT, host.events.emit)
-        self._recalled: Mapping[PeerId, Sequence[Multiaddr]] = {}
-        self._refresh_at = float("inf")
-        self._save_at = float("inf")
+        self._upkeep = TableUpkeep(
+            host,
+            self._core,
+            self._neighbours,
+            searches=self._searches,
+            saved=KeptTable(table_file, FORMAT, host.events.emit),
+            settings=self.settings,
+            rng=self._rng,
+        )
         self._jobs = Jobs(self._plan())
 
     @property
@@ -166,9 +170,7 @@ class KadDht:
                 events.on(DhtPeerLost, self._receive_lost),
             ]
             try:
-                self._recalled = await self._saved.load()
-                self._schedule_refresh()
-                self._schedule_save()
+                await self._upkeep.start()
                 self._peers.receive_connections()
                 self._apply_mode()
                 nursery.start_soon(self._jobs.run)
@@ -209,7 +211,7 @@ class KadDht:
             )
             raise NoPeersError(f"no bootstrap peer answers: {tried}")
         if addresses:
-            await self._enter()
+            await self._upkeep.fill()
         return len(addresses) - len(failures)
 
     async def rejoin(self, peers: Sequence[PeerId] = ()) -> int:
@@ -221,15 +223,16 @@ class KadDht:
         Returns:
             How many answered.
         """
-        saved = list(self._recalled)
+        recalled = self._upkeep.recalled
+        saved = list(recalled)
         chosen = self._rng.sample(saved, min(len(saved), _RECALLED_AT_ONCE))
         known: dict[PeerId, Sequence[Multiaddr]] = dict.fromkeys(peers, ())
-        known |= {peer: self._recalled[peer] for peer in chosen}
+        known |= {peer: recalled[peer] for peer in chosen}
         known.pop(self._host.peer_id, None)
         answered = await self._joining.recall(self._peers, known)
         self._wake()
         if answered:
-            await self._enter()
+            await self._upkeep.fill()
         return answered
 
     async def leave(self) -> int:
@@ -242,7 +245,7 @@ class KadDht:
         """
         handed = 0
         with trio.move_on_after(self.settings.leave_timeout):
-            await self._save()
+            await self._upkeep.save()
             if self.serves:
                 handed = await self._replication.hand_over()
         return handed
@@ -259,8 +262,7 @@ class KadDht:
 
     async def refresh(self) -> None:
         """Look up our own id, and each range of the table that was not looked through lately."""
-        await self._neighbours.look_towards(bytes(self._host.peer_id))
-        await self._refresh_ranges()
+        await self._upkeep.refresh()
 
     async def closest_peers(self, key: bytes) -> list[PeerId]:
         """Find the k peers closest to `key` that answer, this node aside; the closest first.
@@ -438,7 +440,7 @@ class KadDht:
     # --- upkeep ---------------------------------------------------------------------------------
 
     def _plan(self) -> list[Job]:
-        core, peers = self._core, self._peers
+        core, peers, upkeep = self._core, self._peers, self._upkeep
         return [
             Job(
                 lambda now: now + core.next_expiry() - wall_time() + CLEANING_DELAY,
@@ -448,58 +450,16 @@ class KadDht:
             Job(lambda _: peers.next_idle(), peers.close_idle, IDLE_SPACING),
             Job(peers.next_check, peers.check_doubted, SPACING),
             Job(self._joining.next_retry, self._retry),
-            Job(lambda _: self._refresh_at, self._refresh_regularly),
+            Job(upkeep.next_refresh, upkeep.refresh_regularly),
             Job(self._publisher.next_due, self._publisher.publish, SPACING),
             Job(self._replication.next_greeting, self._replication.greet),
             Job(self._replication.next_look, self._replication.replicate),
-            Job(lambda _: self._save_at, self._save_regularly),
+            Job(upkeep.next_save, upkeep.save_regularly),
         ]
-
-    async def _enter(self) -> None:
-        """Fill the table, now that somebody has answered."""
-        await self._neighbours.look_towards(bytes(self._host.peer_id))
-        if self._searches.nursery is not None:  # else the DHT has stopped meanwhile
-            self._searches.nursery.start_soon(self._refresh_ranges)  # the rest can wait
 
     async def _retry(self) -> None:
         if await self._joining.retry(self._peers):
-            await self._neighbours.look_towards(bytes(self._host.peer_id))
-
-    async def _refresh_ranges(self) -> None:
-        table = self._core.table
-        due = table.due_for_refresh(trio.current_time(), self.settings.refresh_interval)
-        # Those closest to us, whom the look-up of our own id has just found, are all there are
-        # in the ranges behind the farthest of them.
-        near = table.closest(table.own, self.settings.bucket_size)
-        deepest = common_prefix(table.own, point(near[-1])) if near else 0
-        for bits in due:
-            if bits <= deepest:
-                key = random_key(table.own, bits, self._rng)
-                await self._neighbours.look_towards(key, GLANCE_BREADTH)
-
-    async def _refresh_regularly(self) -> None:
-        self._schedule_refresh()
-        await self._neighbours.look_towards(bytes(self._host.peer_id))
-        await self._refresh_ranges()
-
-    def _schedule_refresh(self) -> None:
-        # Not all nodes at once: those started together would stay in step for ever.
-        wait = self.settings.refresh_interval * self._rng.uniform(0.75, 1.25)
-        self._refresh_at = trio.current_time() + wait
+            await self._upkeep.look_for_self()
 
     async def _expire(self) -> None:
         self._core.expire(wall_time())
-
-    async def _save_regularly(self) -> None:
-        self._schedule_save()
-        await self._save()
-
-    def _schedule_save(self) -> None:
-        if self._saved.is_kept:
-            wait = self.settings.save_interval * self._rng.uniform(0.75, 1.25)
-            self._save_at = trio.current_time() + wait
-
-    async def _save(self) -> None:
-        if self._saved.is_kept and len(self._core.table):
-            found = {peer: self._host.addresses_of(peer) for peer in self._core.table}
-            await self._saved.save({peer: where for peer, where in found.items() if where})
