@@ -20,9 +20,9 @@ from cli.bench.far_end import HOST
 from cli.output import print_event, print_json
 from p2pnode.config import MIB, HostingSettings, RpcSettings, WeightsSettings
 from p2pnode.config.experts import Codec
-from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.experts.service import ExpertHost
+from p2pnode.experts.states import ExpertState
 from p2pnode.host import Stream
 from p2pnode.host.node import NetworkHost
 from p2pnode.rpc.access import Access

@@ -6,8 +6,7 @@ runs in the device thread.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
@@ -15,9 +14,9 @@ from torch import nn
 
 from p2pnode.config import HostingSettings
 from p2pnode.config.experts import OptimizerPolicy
-from p2pnode.errors import CheckpointError, ConfigError, ExpertFailedError, ModelError
+from p2pnode.errors import ConfigError, ExpertFailedError, ModelError
 from p2pnode.experts.blocks import block_layer
-from p2pnode.experts.failures import failures, named
+from p2pnode.experts.failures import failures
 from p2pnode.experts.layers import Layer, check_input_specs, find_layer
 from p2pnode.experts.optimizers import (
     build_optimizer,
@@ -25,27 +24,22 @@ from p2pnode.experts.optimizers import (
     learning_rate,
     moments_of,
     retune,
-    state_from,
     tensors_of,
 )
+from p2pnode.experts.passes import accumulate_through, backward_through, forward_through
+from p2pnode.experts.states import (
+    ExpertState,
+    all_finite,
+    check_kind,
+    module_tensors,
+    moments_in,
+    weights_of,
+)
 from p2pnode.models.seeding import seeded
-from p2pnode.rpc.staging import to_device, to_main_memory
 from p2pnode.rpc.tensors import TensorMeta, TensorSpec, dtype_of, meta_of
 from p2pnode.wire.uids import Uid
 
 _PROBE_ROWS: Final = 3  # of the batch that shows what a module puts out
-_MODULE: Final = "module."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertState:
-    """A copy of all that an expert has learnt, on the CPU."""
-
-    tensors: dict[str, torch.Tensor]
-    steps: int
-    rows: int
-    layer: str
-    optimizer: str
 
 
 class ExpertBackend:
@@ -121,7 +115,7 @@ class ExpertBackend:
             ExpertFailedError: they are not in a state worth keeping.
         """
         self.check_usable()
-        tensors = {_MODULE + name: each for name, each in self.module.state_dict().items()}
+        tensors = module_tensors(self.module)
         if self._optimizer is not None and complete:
             tensors |= tensors_of(self._optimizer)
         copies = {
@@ -149,41 +143,9 @@ class ExpertBackend:
             CheckpointError: it is of another kind of expert; nothing was changed.
             ExpertFailedError: there was no room for it; the expert is broken until it is restored.
         """
-        if (state.layer, state.optimizer) != (self.layer.name, self._settings.optimizer):
-            raise CheckpointError(
-                f"the checkpoint of {self.uid.name} is of a {state.layer} with {state.optimizer},"
-                f" but a {self.layer.name} with {self._settings.optimizer} is to be hosted; use the"
-                " settings it was saved with, or move the checkpoint away"
-            )
-        weights = {
-            name.removeprefix(_MODULE): each
-            for name, each in state.tensors.items()
-            if name.startswith(_MODULE)
-        }
-        own = self.module.state_dict()
-        if {name: (each.shape, each.dtype) for name, each in weights.items()} != {
-            name: (each.shape, each.dtype) for name, each in own.items()
-        }:
-            raise CheckpointError(
-                f"the checkpoint of {self.uid.name} has tensors of other names or shapes; use the"
-                " hidden_dim it was saved with, or move the checkpoint away"
-            )
-        if not all_finite(state.tensors.values()):
-            raise CheckpointError(
-                f"the checkpoint of {self.uid.name} has weights that are not finite; bring back"
-                " another copy"
-            )
-        try:
-            moments = (
-                state_from(state.tensors, self.parameters, state.optimizer)
-                if optimizer == "adopt"
-                else {}
-            )
-        except ValueError as error:
-            raise CheckpointError(
-                f"the checkpoint of {self.uid.name} has an optimiser state that does not fit its"
-                f" weights ({error}); bring back another copy"
-            ) from error
+        check_kind(self.uid, state, self.layer.name, self._settings.optimizer)
+        weights = weights_of(self.uid, state, self.module)
+        moments = moments_in(self.uid, state, self.parameters) if optimizer == "adopt" else {}
         try:
             self.module.load_state_dict(weights)
             if optimizer == "reset":
@@ -333,7 +295,7 @@ class ExpertBackend:
         try:
             outputs = forward_through([self], probe)
             with torch.enable_grad():
-                _accumulate([self], probe, [torch.ones_like(each) for each in outputs])
+                accumulate_through([self], probe, [torch.ones_like(each) for each in outputs])
             self.clip()
         except ExpertFailedError as error:
             return str(error)
@@ -356,156 +318,6 @@ class ExpertBackend:
         """
         if self.broken:
             raise ExpertFailedError(f"{self.broken}; it is restored from its last checkpoint")
-
-
-def forward_through(
-    chain: Sequence[ExpertBackend], inputs: Sequence[torch.Tensor], *, at_once: int | None = None
-) -> list[torch.Tensor]:
-    """Run experts one after the other without autograd, each on the outputs of the one before.
-
-    Args:
-        chain: the experts.
-        inputs: of the first.
-        at_once: rows that are computed together, or None for all.
-
-    Raises:
-        OutOfDeviceMemoryError: there is no room for so many rows.
-        ExpertFailedError: one of them failed, or its output does not fit its schema.
-    """
-    with torch.no_grad(), failures(chain, "forward"):
-        pieces = [
-            to_main_memory(_run_through(chain, to_device(piece, chain[0].device)))
-            for piece in _split(inputs, at_once)
-        ]
-        return _rejoin(pieces)
-
-
-def backward_through(
-    chain: Sequence[ExpertBackend],
-    inputs: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    *,
-    at_once: int | None = None,
-    stepping: Sequence[ExpertBackend] | None = None,
-) -> list[torch.Tensor]:
-    """Run experts again under autograd, step their optimisers, and give input gradients.
-
-    One graph reaches through all of them. Everything is checked before the first steps, so that a
-    failure leaves none of them stepped.
-
-    Args:
-        chain: the experts, each of which takes the outputs of the one before.
-        inputs: of the first.
-        gradients: of the outputs of the last; the steps minimise their inner product with them.
-        at_once: rows that are computed together, or None for all; there is one step in any case.
-        stepping: those of the experts that step, in order; None for all.
-
-    Returns:
-        For each input a tensor of its shape and dtype; zeros where there is no gradient.
-
-    Raises:
-        OutOfDeviceMemoryError: there is no room for so many rows.
-        ExpertFailedError: something failed or was not finite. No step was taken, or else the
-            experts it was taken in are broken until they are restored.
-    """
-    with torch.enable_grad(), failures(chain, "backward"):
-        try:
-            answer = accumulate_through(chain, inputs, gradients, at_once=at_once)
-            learning = chain if stepping is None else stepping
-            for expert in learning:
-                expert.clip()
-            step_through(learning, len(inputs[0]))
-        finally:
-            for expert in chain:
-                expert.forget_gradients()
-        return answer
-
-
-def accumulate_through(
-    chain: Sequence[ExpertBackend],
-    inputs: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    *,
-    at_once: int | None = None,
-) -> list[torch.Tensor]:
-    """Add to the gradients of all experts' parameters, and give those of the inputs.
-
-    Arguments are those of `backward_through`; autograd must be enabled.
-
-    Raises:
-        ExpertFailedError: the input gradients are not finite.
-    """
-    answer = _rejoin(
-        [
-            _accumulate(chain, *pieces)
-            for pieces in zip(_split(inputs, at_once), _split(gradients, at_once), strict=True)
-        ]
-    )
-    if not all_finite(answer):
-        raise ExpertFailedError(f"{named(chain)} has input gradients that are not finite")
-    return answer
-
-
-def _accumulate(
-    chain: Sequence[ExpertBackend],
-    inputs: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-) -> list[torch.Tensor]:
-    """Add to the parameters' gradients, and give those of the inputs."""
-    leaves = [each.detach() for each in to_device(inputs, chain[0].device)]
-    for leaf in leaves:
-        leaf.requires_grad_(leaf.is_floating_point())
-    outputs = _run_through(chain, leaves)
-    placed = to_device(gradients, chain[-1].device)
-    wanted = [
-        (output, gradient)
-        for output, gradient in zip(outputs, placed, strict=True)
-        if output.requires_grad
-    ]
-    if wanted:
-        torch.autograd.backward(
-            [output for output, _ in wanted], [gradient for _, gradient in wanted]
-        )
-    return to_main_memory([torch.zeros_like(x) if x.grad is None else x.grad for x in leaves])
-
-
-def _split(tensors: Sequence[torch.Tensor], rows: int | None) -> list[Sequence[torch.Tensor]]:
-    if rows is None or rows >= len(tensors[0]):
-        return [tensors]
-    return list(zip(*(torch.split(each, rows) for each in tensors), strict=True))
-
-
-def _rejoin(pieces: Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:
-    if len(pieces) == 1:
-        return pieces[0]
-    return [torch.cat(tensors) for tensors in zip(*pieces, strict=True)]
-
-
-def _run_through(
-    chain: Sequence[ExpertBackend], tensors: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    for expert in chain:
-        expert.check_usable()
-    for expert in chain:
-        tensors = expert.run(tensors)
-    return list(tensors)
-
-
-def step_through(chain: Sequence[ExpertBackend], rows: int) -> None:
-    """Step the optimisers with the gradients that are there, of so many rows.
-
-    What fails in the middle leaves the experts broken.
-    """
-    begun: list[ExpertBackend] = []
-    try:
-        for expert in chain:
-            begun.append(expert)
-            expert.step(rows)
-    except BaseException:
-        # Some parameters are stepped, some are not: neither to be used nor to be saved.
-        for expert in begun:
-            expert.broken = f"{begun[-1].uid.name} failed in the middle of an optimiser step"
-        raise
 
 
 def build_backend(
@@ -538,16 +350,3 @@ def build_backend(
                 f" {settings.device}: {error}"
             ) from error
     return ExpertBackend(uid, layer, module, settings, inputs=inputs, outputs=outputs)
-
-
-def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Tell whether no element is NaN or infinite."""
-    for tensor in tensors:
-        if not tensor.is_floating_point():
-            continue
-        # A sum is finite only if all elements are; it costs no memory. It can overflow, though,
-        # so that the slow way has the last word.
-        total = tensor.sum(dtype=torch.float32).item()
-        if not math.isfinite(total) and not torch.isfinite(tensor).all():
-            return False
-    return True

@@ -12,15 +12,12 @@ from collections.abc import Sequence
 import torch
 
 from p2pnode.errors import CallError, ExpertFailedError
-from p2pnode.experts.backend import (
-    ExpertBackend,
-    all_finite,
-    backward_through,
-    forward_through,
-)
+from p2pnode.experts.backend import ExpertBackend
 from p2pnode.experts.failures import OutOfDeviceMemoryError
+from p2pnode.experts.passes import backward_through, forward_through
 from p2pnode.experts.pool import Call
 from p2pnode.experts.row_limits import RowLimits
+from p2pnode.experts.states import all_finite
 
 Outcome = list[torch.Tensor] | CallError
 

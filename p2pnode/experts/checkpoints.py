@@ -31,8 +31,8 @@ import safetensors.torch
 import torch
 
 from p2pnode.errors import CheckpointError
-from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.replay import KEY_BYTES
+from p2pnode.experts.states import ExpertState
 from p2pnode.rpc.tensors import buffer_of, meta_of
 from p2pnode.wire.uids import Uid
 

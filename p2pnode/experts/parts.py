@@ -11,15 +11,11 @@ from typing import TypeVar
 import torch
 
 from p2pnode.errors import ExpertFailedError
-from p2pnode.experts.backend import (
-    ExpertBackend,
-    accumulate_through,
-    all_finite,
-    forward_through,
-    step_through,
-)
+from p2pnode.experts.backend import ExpertBackend
 from p2pnode.experts.batches import free_cached_memory
 from p2pnode.experts.failures import OutOfDeviceMemoryError, failures
+from p2pnode.experts.passes import accumulate_through, forward_through, step_through
+from p2pnode.experts.states import all_finite
 from p2pnode.rpc.staging import to_main_memory
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from p2pnode.errors import (
     StaleUpdateError,
     TensorTooLargeError,
 )
-from p2pnode.experts.backend import all_finite
+from p2pnode.experts.states import all_finite
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.messages import CALL_ID_BYTES, TRACE_BYTES
 from p2pnode.rpc.schema import ExpertInfo

@@ -12,7 +12,7 @@ import torch
 
 from p2pnode.config.experts import Codec
 from p2pnode.errors import NonFiniteError, P2PNodeError
-from p2pnode.experts.backend import all_finite
+from p2pnode.experts.states import all_finite
 from p2pnode.rpc.age import Age
 
 Scores = npt.NDArray[np.float32]

@@ -10,8 +10,9 @@ import trio
 from torch import nn
 
 from p2pnode.config import RpcSettings
-from p2pnode.experts.backend import backward_through, build_backend, forward_through
+from p2pnode.experts.backend import build_backend
 from p2pnode.experts.layers import register_layer
+from p2pnode.experts.passes import backward_through, forward_through
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.authority import Authority

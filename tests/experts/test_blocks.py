@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from p2pnode.errors import CheckpointError, ModelError
-from p2pnode.experts.backend import backward_through, build_backend, forward_through
+from p2pnode.experts.backend import build_backend
+from p2pnode.experts.passes import backward_through, forward_through
 from p2pnode.models.building import Model
 from p2pnode.models.seeding import seeded
 from p2pnode.rpc.schema import TensorSpec, UpTo

@@ -10,8 +10,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from p2pnode.errors import CheckpointError
-from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint, CheckpointStore, read_checkpoint
+from p2pnode.experts.states import ExpertState
 from p2pnode.wire.uids import Uid
 
 UID = Uid("open:digits", "ffn.1.2")

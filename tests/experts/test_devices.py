@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from p2pnode.errors import ConfigError
 from p2pnode.events import Event, EventBus
-from p2pnode.experts.backend import backward_through, build_backend
+from p2pnode.experts.backend import build_backend
 from p2pnode.experts.devices import spread
 from p2pnode.experts.events import BatchComputed
+from p2pnode.experts.passes import backward_through
 from p2pnode.experts.runtime import Runtime
 from p2pnode.experts.service import ExpertHost
 from p2pnode.wire.keys import PrivateKey

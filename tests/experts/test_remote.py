@@ -16,8 +16,9 @@ from p2pnode.errors import (
     SchemaError,
     UnknownExpertError,
 )
-from p2pnode.experts.backend import backward_through, build_backend, forward_through
+from p2pnode.experts.backend import build_backend
 from p2pnode.experts.events import BatchComputed
+from p2pnode.experts.passes import backward_through, forward_through
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.authority import Authority

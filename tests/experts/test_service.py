@@ -20,7 +20,7 @@ from p2pnode.errors import (
 )
 from p2pnode.events import Event, EventBus
 from p2pnode.experts import layers
-from p2pnode.experts.backend import backward_through, build_backend, forward_through
+from p2pnode.experts.backend import build_backend
 from p2pnode.experts.checkpoints import read_checkpoint
 from p2pnode.experts.events import (
     BatchComputed,
@@ -33,6 +33,7 @@ from p2pnode.experts.events import (
     ExpertRemoved,
     VersionSetAside,
 )
+from p2pnode.experts.passes import backward_through, forward_through
 from p2pnode.experts.replay import replay_key
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from p2pnode.errors import CallError, ExpertFailedError, SchemaError, UnknownExpertError
-from p2pnode.experts.backend import ExpertBackend, all_finite
+from p2pnode.experts.backend import ExpertBackend
 from p2pnode.experts.batches import Outcome
 from p2pnode.experts.failures import failures
+from p2pnode.experts.states import all_finite
 from p2pnode.models.cache import KeyValueCache, cache_bytes
 from p2pnode.models.transformer import DecoderBlock, Stretch
 

@@ -20,7 +20,7 @@ from p2pnode.errors import (
     TransferError,
 )
 from p2pnode.events import EventBus
-from p2pnode.experts.backend import all_finite
+from p2pnode.experts.states import all_finite
 from p2pnode.swarm.gossip.announcement import Announcement, Claim
 from p2pnode.swarm.gossip.reputation import Offence
 from p2pnode.swarm.gossip.service import LayerSwarm

@@ -16,8 +16,9 @@ from p2pnode.errors import (
     P2PNodeError,
     StepLostError,
 )
-from p2pnode.experts.backend import ExpertBackend, all_finite
+from p2pnode.experts.backend import ExpertBackend
 from p2pnode.experts.parts import no_gradients
+from p2pnode.experts.states import all_finite
 from p2pnode.swarm.averaging.group import Group, Member, Sum
 from p2pnode.swarm.averaging.round import Reduced
 from p2pnode.swarm.averaging.service import AllReduce

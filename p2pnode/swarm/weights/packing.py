@@ -16,9 +16,9 @@ from blake3 import blake3
 
 from p2pnode.config.experts import Codec
 from p2pnode.errors import CheckpointError, ProtocolError, StorageError
-from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.experts.replay import KEY_BYTES
+from p2pnode.experts.states import ExpertState
 from p2pnode.rpc.codecs.names import wire_form
 from p2pnode.rpc.codecs.transform import decode, encode
 from p2pnode.rpc.schema import TensorMeta

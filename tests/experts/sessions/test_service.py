@@ -25,8 +25,9 @@ from p2pnode.errors import (
     TokenExpiredError,
     UnknownExpertError,
 )
-from p2pnode.experts.backend import build_backend, forward_through
+from p2pnode.experts.backend import build_backend
 from p2pnode.experts.events import BatchComputed
+from p2pnode.experts.passes import forward_through
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.experts.sessions.client import SessionClient

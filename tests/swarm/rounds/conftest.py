@@ -10,8 +10,8 @@ import trio
 from p2pnode.config import RoundsSettings
 from p2pnode.errors import TransferError
 from p2pnode.events import Event, EventBus
-from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint
+from p2pnode.experts.states import ExpertState
 from p2pnode.swarm.gossip.announcement import Announcement, Claim
 from p2pnode.swarm.gossip.core import Member
 from p2pnode.swarm.rounds.service import Rounds

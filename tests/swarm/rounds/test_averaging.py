@@ -8,8 +8,8 @@ import trio
 
 from p2pnode.config import RoundsSettings
 from p2pnode.errors import AveragingError
-from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint
+from p2pnode.experts.states import ExpertState
 from p2pnode.swarm.averaging.group import TrimmedMean
 from p2pnode.swarm.averaging.matchmaking import Candidate
 from p2pnode.swarm.averaging.terms import Terms

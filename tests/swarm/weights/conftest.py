@@ -10,10 +10,10 @@ import trio
 from p2pnode.clock import bind_wall_time_to_trio
 from p2pnode.config import HostingSettings, RpcSettings, WeightsSettings
 from p2pnode.errors import UnknownExpertError
-from p2pnode.experts.backend import ExpertState
 from p2pnode.experts.checkpoints import Checkpoint
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
+from p2pnode.experts.states import ExpertState
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
 from p2pnode.rpc.budget import Budget
