@@ -16,7 +16,6 @@ from p2pnode.host.kept_table import TableFormat
 from p2pnode.wire.addresses import parse_address
 from p2pnode.wire.peer_id import PeerId
 
-
 Saved = Mapping[PeerId, Sequence[Multiaddr]]
 
 

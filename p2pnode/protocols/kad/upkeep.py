@@ -7,7 +7,7 @@ lately. Source: Kademlia (2002), section 2.3.
 
 import random
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 from multiaddr import Multiaddr
@@ -18,8 +18,10 @@ from p2pnode.host.kept_table import KeptTable
 from p2pnode.protocols.kad.core import KadCore
 from p2pnode.protocols.kad.keys import common_prefix, point, random_key
 from p2pnode.protocols.kad.neighbours import Neighbours
-from p2pnode.protocols.kad.saved_table import Saved
 from p2pnode.protocols.kad.search import Searches
+
+if TYPE_CHECKING:
+    from p2pnode.protocols.kad.saved_table import Saved
 
 GLANCE_BREADTH: Final = 4  # peers found in each range on joining, and from time to time
 
