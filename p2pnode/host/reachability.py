@@ -32,7 +32,7 @@ that cost no vote). Both count answers; votes by network, as for observed addres
 
 import math
 import random
-from collections import Counter, OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -43,8 +43,9 @@ from multiaddr import Multiaddr
 from p2pnode.config import ReachabilitySettings
 from p2pnode.host.budgets.rates import plain_ip
 from p2pnode.host.interfaces import Reachability
+from p2pnode.host.probe_servers import ProbeServer, ProbeServers
 from p2pnode.host.ranking import is_relayed
-from p2pnode.host.votes import Finding, Network, Subject, network_of
+from p2pnode.host.votes import Finding, Network, Subject
 from p2pnode.wire.addresses import IpAddress
 from p2pnode.wire.peer_id import PeerId
 
@@ -110,18 +111,6 @@ def is_probeable(address: Multiaddr, settings: ReachabilitySettings) -> bool:
 
 
 @dataclass(slots=True)
-class _Server:
-    peer_id: PeerId
-    network: Network
-    family: int
-    takes_others: bool  # dials IP addresses that the request does not come from (version 2)
-    takes_none: bool  # dials where it sees us when it is asked for no address (version 1)
-    guesses: tuple[Multiaddr, ...] = ()  # where we may be, as it sees us
-    free_at: float = -math.inf
-    failures: int = 0  # in a row
-
-
-@dataclass(slots=True)
 class _Family:
     whole: Subject
     state: Reachability = Reachability.UNKNOWN
@@ -149,7 +138,7 @@ class ReachabilityTracker:
         self._settings = settings
         self._rng = rng
         self._families = {each: _Family(Subject(None, settings)) for each in FAMILIES}
-        self._servers: OrderedDict[PeerId, _Server] = OrderedDict()
+        self._servers = ProbeServers(settings)
         self._settled_at = -math.inf  # no probes before our addresses have settled
 
     # --- inputs: where we are, whom we can ask ----------------------------------------------------
@@ -199,51 +188,34 @@ class ReachabilityTracker:
             guesses: where we might be dialled, by what it sees of us.
             now: trio's clock.
         """
-        server = known = self._servers.pop(peer_id, None)
-        network = network_of(ip)
-        if server is None or server.network != network:
-            server = _Server(peer_id, network, ip.version, takes_others, takes_none)
-            if not self._servers:  # others will come, too
-                self._settled_at = max(self._settled_at, now + self._settings.settle_delay)
-        before = server.takes_others, server.takes_none, server.guesses
-        server.takes_others, server.takes_none = takes_others, takes_none
-        server.guesses = tuple(
+        if not len(self._servers):  # others will come, too
+            self._settled_at = max(self._settled_at, now + self._settings.settle_delay)
+        plausible = [
             each
             for each in guesses
             if _version(each) == ip.version and is_probeable(each, self._settings)
+        ]
+        is_news = self._servers.receive(
+            peer_id, ip, takes_others=takes_others, takes_none=takes_none, guesses=plausible
         )
-        is_new = server is not known
-        self._servers[peer_id] = server
-        if len(self._servers) > self._settings.max_servers:
-            self._forget_one_of_a_crowd()
-        if is_new or (takes_others, takes_none, server.guesses) != before:
+        if is_news:
             self._review_places(ip.version, now)
-            return True
-        return False
-
-    def _forget_one_of_a_crowd(self) -> None:
-        """Make room: nobody drives the others out by coming with many from one network."""
-        crowds = Counter(each.network for each in self._servers.values())
-        most = max(crowds.values())
-        oldest = next(each for each in self._servers.values() if crowds[each.network] == most)
-        del self._servers[oldest.peer_id]
+        return is_news
 
     def receive_disconnected(self, peer_id: PeerId) -> None:
         """Note that a peer sees us no more; it can still be asked, over a new connection."""
-        if (server := self._servers.get(peer_id)) is not None:
-            server.guesses = ()
+        self._servers.receive_disconnected(peer_id)
 
     def forget_server(self, peer_id: PeerId) -> None:
         """Ask a peer no more."""
-        self._servers.pop(peer_id, None)
+        self._servers.forget(peer_id)
 
     def _review_places(self, number: int, now: float) -> None:
         """Check anew when we are at an IP address that is new; forget all if all are."""
         family = self._families[number]
         addresses = [*family.given]
-        for server in self._servers.values():
-            if server.family == number:
-                addresses += server.guesses
+        for server in self._servers.connected_by(number):
+            addresses += server.guesses
         places = frozenset(ip for ip in map(plain_ip, addresses) if ip is not None)
         if not places:
             return
@@ -294,7 +266,7 @@ class ReachabilityTracker:
                 text=text,
             )
         )
-        self._rest(probe.peer_id, now, helped=result is not Result.USELESS)
+        self._servers.rest(probe.peer_id, now, helped=result is not Result.USELESS)
         if result is Result.USELESS:
             return
         reached = result is Result.REACHED
@@ -320,18 +292,6 @@ class ReachabilityTracker:
             return None
         subject = family.found[address] = Subject(address, self._settings)
         return subject
-
-    def _rest(self, peer_id: PeerId, now: float, *, helped: bool) -> None:
-        server = self._servers.get(peer_id)
-        if server is None:
-            return
-        if helped:
-            server.failures = 0
-            server.free_at = now + self._settings.server_interval
-        else:
-            shun = self._settings.shun_time * 2.0 ** min(server.failures, 32)
-            server.failures += 1
-            server.free_at = now + min(shun, self._settings.max_shun_time)
 
     def _judge(self, number: int, now: float) -> None:
         family = self._families[number]
@@ -410,14 +370,14 @@ class ReachabilityTracker:
         """The servers that are being asked."""
         return {peer_id for _, subject in self._subjects() for peer_id in subject.in_flight}
 
-    def _able(self, number: int) -> list[_Server]:
+    def _able(self, number: int) -> list[ProbeServer]:
         """The servers that can try addresses of a family, those that are connected by it first."""
-        same = [each for each in self._servers.values() if each.family == number]
+        same = self._servers.connected_by(number)
         if same or not self._families[number].given:
             return same
-        return [each for each in self._servers.values() if each.takes_others]
+        return self._servers.that_take_others()
 
-    def _due(self, subject: Subject, server: _Server, now: float, *, settled: bool) -> float:
+    def _due(self, subject: Subject, server: ProbeServer, now: float, *, settled: bool) -> float:
         """Return when a server that is not busy may be asked about something."""
         if server.network in subject.in_flight.values():
             return math.inf
@@ -431,7 +391,7 @@ class ReachabilityTracker:
 
     def _choose(
         self, number: int, subject: Subject, now: float, *, settled: bool
-    ) -> _Server | None:
+    ) -> ProbeServer | None:
         busy = self._busy()
         able = [
             each
@@ -445,7 +405,7 @@ class ReachabilityTracker:
             [each for each in able if subject.asked_at(each.network) == heard_first]
         )
 
-    def _probe(self, number: int, subject: Subject, server: _Server) -> Probe:
+    def _probe(self, number: int, subject: Subject, server: ProbeServer) -> Probe:
         subject.in_flight[server.peer_id] = server.network
         if subject.address is None:
             addresses = server.guesses
