@@ -3,9 +3,7 @@
 import contextlib
 import ipaddress
 import itertools
-import math
 from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -27,6 +25,7 @@ from p2pnode.host import (
 from p2pnode.host.backoff import DialBackoff
 from p2pnode.host.manager import Candidate, ConnectionManager, ProtectedPeers
 from p2pnode.host.ranking import rank
+from p2pnode.testing.light.address_book import AddressBook
 from p2pnode.testing.light.connections import LightConnection, LightWire
 from p2pnode.testing.light.dials import LightDial, StrangerDial
 from p2pnode.testing.light.streams import LightStream
@@ -38,17 +37,6 @@ if TYPE_CHECKING:
     from p2pnode.testing.light.world import LightWorld
 
 _STOPS: Final = "this node is shutting down"
-
-
-@dataclass(slots=True)
-class _Known:
-    """Addresses of a peer: those it says itself, and those that others tell of."""
-
-    own: tuple[Multiaddr, ...] = ()
-    own_until: float = -math.inf
-    told: tuple[Multiaddr, ...] = ()
-    told_until: float = -math.inf
-    protocols: frozenset[str] = frozenset()
 
 
 class LightHost(Host):
@@ -78,8 +66,8 @@ class LightHost(Host):
         self.backoff = DialBackoff(settings, world.network.rng)
         self._listens = False
         self._nursery: trio.Nursery | None = None
-        self._known: dict[PeerId, _Known] = {}
         self._connections: dict[PeerId, LightConnection] = {}
+        self._address_book = AddressBook(settings, self._connections)
         self._seconds: dict[PeerId, list[LightConnection]] = {}  # besides those to be used
         self._idle: dict[LightConnection, None] = {}  # the one idle for longest first
         self._is_idle_check_due = False
@@ -197,57 +185,23 @@ class LightHost(Host):
     def receive_identity(self, remote: "LightHost") -> None:
         """Learn what a peer says of itself now."""
         identity = remote.identity()
-        known = self._known_of(remote.peer_id)
-        known.own, known.own_until = identity.addresses, math.inf
-        known.protocols = identity.protocols
+        self._address_book.receive_identity(remote.peer_id, identity.addresses, identity.protocols)
         self.events.emit(identity)
 
     # --- peers ----------------------------------------------------------------------------------
 
-    def _known_of(self, peer_id: PeerId) -> _Known:
-        known = self._known.get(peer_id)
-        if known is None:
-            known = self._known[peer_id] = _Known()
-            if len(self._known) > self.settings.max_peerstore_peers:
-                self._forget_one()
-        return known
-
-    def _forget_one(self) -> None:
-        for peer_id in self._known:
-            if peer_id not in self._connections:
-                del self._known[peer_id]
-                return
-
     def add_addresses(self, peer_id: PeerId, addresses: Sequence[Multiaddr], ttl: float) -> None:
         """See `Host`."""
-        if not addresses or peer_id == self.peer_id:
-            return
-        known = self._known_of(peer_id)
-        now = trio.current_time()
-        if known.told_until <= now:
-            known.told, known.told_until = tuple(addresses), now + ttl
-            return
-        known.told_until = max(known.told_until, now + ttl)
-        if fresh := [each for each in addresses if each not in known.told]:
-            known.told = (*known.told, *fresh)[-self.settings.max_addresses_per_peer :]
+        if addresses and peer_id != self.peer_id:
+            self._address_book.add(peer_id, addresses, ttl)
 
     def addresses_of(self, peer_id: PeerId, *, hearsay: bool = True) -> list[Multiaddr]:
         """See `Host`."""
-        known = self._known.get(peer_id)
-        if known is None:
-            return []
-        if known.own_until == math.inf and not hearsay:
-            return list(known.own)  # asked for twenty peers in each answer of a DHT
-        now = trio.current_time()
-        found = list(known.own) if known.own_until > now else []
-        if hearsay and known.told_until > now:
-            found += [each for each in known.told if each not in found]
-        return found
+        return self._address_book.addresses_of(peer_id, hearsay=hearsay)
 
     def protocols_of(self, peer_id: PeerId) -> frozenset[str]:
         """See `Host`."""
-        known = self._known.get(peer_id)
-        return frozenset() if known is None else known.protocols
+        return self._address_book.protocols_of(peer_id)
 
     def connection_to(self, peer_id: PeerId) -> LightConnection | None:
         """See `Host`."""
@@ -413,8 +367,8 @@ class LightHost(Host):
             del self._connections[peer_id]
             if seconds:
                 self._connections[peer_id] = seconds.pop()
-            elif (known := self._known.get(peer_id)) is not None and known.own_until == math.inf:
-                known.own_until = trio.current_time() + self.settings.connected_address_ttl
+            else:
+                self._address_book.receive_ended(peer_id)
         if seconds:
             self._seconds[peer_id] = seconds
         if not self._connections:
