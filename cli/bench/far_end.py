@@ -9,8 +9,8 @@ import functools
 import gc
 import json
 import mmap
-import os
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,8 @@ from p2pnode.wire.keys import PrivateKey
 ECHO: Final = "/p2pnode/bench/echo/1.0.0"
 SINK: Final = "/p2pnode/bench/sink/1.0.0"
 HOST: Final = "127.0.0.1"
+ASK_ALL: Final = b"?"  # of what a process uses
+ASK_TIME: Final = b"t"  # how long it has computed
 COUNT_BYTES: Final = 8
 START_TIMEOUT: Final = 30.0
 _PIECE_BYTES: Final = 1024 * 1024  # what a reader asks for at once, like a tensor's buffer
@@ -45,8 +47,7 @@ _BARE: Final = {
 
 def usage() -> dict[str, float]:
     """Return this process's processor seconds and resident bytes (0 where nobody tells)."""
-    times = os.times()
-    return {"cpu": times.user + times.system, "memory": _resident_bytes()}
+    return {"cpu": time.process_time(), "memory": _resident_bytes()}
 
 
 def _resident_bytes() -> int:
@@ -75,9 +76,12 @@ async def sink(stream: Stream) -> None:
         await stream.send_all(bare.DONE)
 
 
-async def _control(stream: trio.SocketStream, leave: trio.CancelScope) -> None:
-    while await stream.receive_some(1):
-        await stream.send_all(json.dumps(usage()).encode() + b"\n")
+async def serve_usage(stream: trio.SocketStream, leave: trio.CancelScope) -> None:
+    """Tell whoever measures what this process uses, until it has had enough."""
+    while question := await stream.receive_some(1):
+        # To count memory takes garbage collection, and so processor time.
+        found = usage() if question == ASK_ALL else {"cpu": time.process_time()}
+        await stream.send_all(json.dumps(found).encode() + b"\n")
     leave.cancel()
 
 
@@ -100,7 +104,7 @@ async def _serve(max_connections: int) -> None:
 
         async def control(stream: trio.SocketStream) -> None:
             nursery.cancel_scope.deadline = float("inf")
-            await _control(stream, nursery.cancel_scope)
+            await serve_usage(stream, nursery.cancel_scope)
 
         nursery.cancel_scope.deadline = deadline
         await nursery.start(host.run)

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -14,23 +14,33 @@ from p2pnode.config import NetworkSettings
 from p2pnode.errors import LocalError
 from p2pnode.wire.addresses import parse_address, peer_address
 
+E = TypeVar("E", bound="End")
 
-class FarEnd:
-    """The other process, and this one's ways to it."""
+
+class End:
+    """Another process, and this one's ways to it.
+
+    Attributes:
+        facts: what it said when it was ready.
+        peer_id: of its host.
+        address: of its host, without the id.
+    """
 
     def __init__(self, facts: dict[str, Any], control: trio.SocketStream) -> None:
-        self._ports = facts
+        self.facts = facts
         self._control = control
         self.peer_id, self.address = peer_address(facts["address"])
-        self.quic_address = parse_address(facts["quic"])
-
-    async def connect(self, name: str) -> trio.SocketStream:
-        """Connect to one of its bare services."""
-        return await trio.open_tcp_stream(far_end.HOST, self._ports[name])
 
     async def usage(self) -> dict[str, float]:
         """Ask for its processor seconds and resident bytes."""
-        await self._control.send_all(b"?")
+        return await self._ask(far_end.ASK_ALL)
+
+    async def processor_seconds(self) -> float:
+        """Ask how long it has computed so far, which takes next to no time."""
+        return (await self._ask(far_end.ASK_TIME))["cpu"]
+
+    async def _ask(self, question: bytes) -> dict[str, float]:
+        await self._control.send_all(question)
         line = b""
         while not line.endswith(b"\n"):
             data = await self._control.receive_some()
@@ -41,9 +51,21 @@ class FarEnd:
         return found
 
 
+class FarEnd(End):
+    """The process that serves all that `bench stream` measures."""
+
+    def __init__(self, facts: dict[str, Any], control: trio.SocketStream) -> None:
+        super().__init__(facts, control)
+        self.quic_address = parse_address(facts["quic"])
+
+    async def connect(self, name: str) -> trio.SocketStream:
+        """Connect to one of its bare services."""
+        return await trio.open_tcp_stream(far_end.HOST, self.facts[name])
+
+
 @contextlib.asynccontextmanager
 async def run_far_end(max_connections: int) -> AsyncIterator[FarEnd]:
-    """Run the other process for the time of a block.
+    """Run the process of `bench stream` for the time of a block.
 
     Args:
         max_connections: that it takes.
@@ -51,7 +73,24 @@ async def run_far_end(max_connections: int) -> AsyncIterator[FarEnd]:
     Raises:
         LocalError: it did not start.
     """
-    command = [sys.executable, "-P", "-m", "cli.bench.far_end", str(max_connections)]
+    async with run_end(FarEnd, "cli.bench.far_end", str(max_connections)) as there:
+        yield there
+
+
+@contextlib.asynccontextmanager
+async def run_end(kind: type[E], module: str, *arguments: str) -> AsyncIterator[E]:
+    """Run another process for the time of a block.
+
+    Args:
+        kind: what to make of it.
+        module: what it runs; it says on one line of JSON when it is ready, and where its host and
+            its `control` port are.
+        arguments: of the module.
+
+    Raises:
+        LocalError: it did not start.
+    """
+    command = [sys.executable, "-P", "-m", module, *arguments]
     process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -64,7 +103,7 @@ async def run_far_end(max_connections: int) -> AsyncIterator[FarEnd]:
             raise LocalError("the other process of the benchmark did not start")
         facts = json.loads(line)
         async with await trio.open_tcp_stream(far_end.HOST, facts["control"]) as control:
-            yield FarEnd(facts, control)
+            yield kind(facts, control)
     finally:
         with trio.CancelScope(shield=True):
             with trio.move_on_after(NetworkSettings().close_timeout * 2):

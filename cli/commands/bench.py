@@ -107,6 +107,22 @@ def dht(*, daemons: int, values: int, hosts: int, seed: int, as_json: bool) -> N
 
 
 @bench.command()
+@_rounds(7)
+@defaulted("--megabytes", click.IntRange(1, 4096), 128, "MiB of one transfer.")
+@json_option
+def relay(*, rounds: int, megabytes: int, as_json: bool) -> None:
+    """Measure bytes that go through a relay, beside a direct connection.
+
+    Source, relay and target are processes of their own on loopback, encrypted from end to end.
+    What counts is the processor time of the busiest of them. Nothing leaves this machine.
+    """
+    from cli.bench.relay import Plan, run_relay  # noqa: PLC0415  # `bench --help` stays quick
+
+    plan = Plan(rounds=rounds, size=megabytes * MIB)
+    _print("Through a relay, loopback TCP", run_relay(plan), as_json=as_json)
+
+
+@bench.command()
 @_rounds(5)
 @defaulted(
     "--calls", click.IntRange(10, 100_000), 500, "Small calls, one after the other, in one round."

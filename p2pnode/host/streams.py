@@ -7,7 +7,7 @@ that a refusal can always be read, and never waits behind data nobody will take.
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -112,6 +112,17 @@ class NetworkStream(Stream):
                 raise
             await self._muxed.send_all(view[len(early) :])
 
+    async def send_pieces(self, pieces: Sequence[bytes]) -> None:
+        """See `Stream`."""
+        if self._unsettled is not None or self._failure is not None:
+            await super().send_pieces(pieces)
+            return
+        await trio.lowlevel.checkpoint_if_cancelled()  # or the first pieces would go alone
+        *others, last = pieces
+        for piece in others:
+            self._muxed.send_later(piece)
+        await self._muxed.send_all(last)
+
     async def send_last(self, data: Buffer) -> None:
         """See `Stream`."""
         if self._unsettled is None and self._failure is None:
@@ -141,20 +152,12 @@ class NetworkStream(Stream):
             await self._settle()
         return await self._muxed.receive_some(max_bytes)
 
-    async def receive_available(self, most: int) -> bytes:
+    async def receive_pieces(self, most: int) -> list[bytes]:
         """See `Stream`."""
         first = await self.receive_some(most)
-        size = len(first)
-        if not first or size == most:
-            return first
-        pieces = [first]
-        while size < most and (piece := self._muxed.receive_nowait()):
-            if size + len(piece) > most:
-                self._muxed.unread(piece[most - size :])
-                piece = piece[: most - size]
-            pieces.append(piece)
-            size += len(piece)
-        return first if len(pieces) == 1 else b"".join(pieces)
+        if not first:
+            return []
+        return [first, *self._muxed.receive_pieces_nowait(most - len(first))]
 
     async def _fill(self, buffer: memoryview, until: float) -> int:
         filled = 0

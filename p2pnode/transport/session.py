@@ -94,7 +94,7 @@ class MuxedStream(trio.abc.HalfCloseableStream):
 
     @abstractmethod
     def send_later(self, data: Buffer) -> None:
-        """Queue a few bytes to go with what is sent next, or within a moment.
+        """Queue bytes to go with what is sent next; a few, alone, go within a moment.
 
         Whoever waits to read from the stream sends them, too.
         """
@@ -110,6 +110,17 @@ class MuxedStream(trio.abc.HalfCloseableStream):
     @abstractmethod
     def receive_nowait(self) -> bytes:
         """Return bytes that have come, b"" if none have; not while a task is receiving."""
+
+    def receive_pieces_nowait(self, most: int) -> list[bytes]:
+        """Return what has come, up to `most` bytes, in pieces as they lie; not while one reads."""
+        pieces = []
+        while most and (piece := self.receive_nowait()):
+            if len(piece) > most:
+                self.unread(piece[most:])
+                piece = piece[:most]
+            pieces.append(piece)
+            most -= len(piece)
+        return pieces
 
     @abstractmethod
     def receive_into_nowait(self, buffer: memoryview) -> int:

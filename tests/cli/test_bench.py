@@ -43,6 +43,18 @@ def test_each_figure_of_streams_is_one_line():
 
 
 @pytest.mark.real
+def test_each_figure_of_a_relay_is_one_line():
+    sizes = ["--rounds", "3", "--megabytes", "8"]
+    result = CliRunner().invoke(cli, ["bench", "relay", "--json", *sizes])
+    assert result.exit_code == 0, result.output
+    figures = {each["name"]: each for each in map(json.loads, result.output.splitlines())}
+    names = ["relayed", "relayed_clock", "work_source", "work_relay", "work_target"]
+    assert list(figures) == names
+    assert all(figures[name]["value"] > 0 for name in names)
+    assert figures["work_relay"]["baseline"] is None  # bytes of a direct connection pass it by
+
+
+@pytest.mark.real
 def test_each_figure_of_weights_is_one_line():
     sizes = ["--rounds", "1", "--megabytes", "8", "--peers", "1", "--calls", "10"]
     result = CliRunner().invoke(cli, ["bench", "weights", "--json", *sizes])

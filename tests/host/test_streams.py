@@ -9,6 +9,7 @@ from p2pnode.host import PROGRESS_BYTES
 from p2pnode.host.streams import NetworkStream
 from p2pnode.mux.multistream import Dialer
 from p2pnode.mux.multistream.core import HEADER, NOT_AVAILABLE, encode_line
+from p2pnode.transport.session import MuxedStream
 
 PROTOCOL = "/test/1.0.0"
 PROPOSAL = encode_line(HEADER) + encode_line(PROTOCOL)
@@ -38,8 +39,13 @@ class Muxed:
         taken, self._rest = self._rest[:max_bytes], self._rest[max_bytes or len(self._rest) :]
         return taken
 
+    def send_later(self, data):
+        self.sent.append(bytes(data))
+
     def unread(self, data):
         self._rest = data + self._rest
+
+    receive_pieces_nowait = MuxedStream.receive_pieces_nowait
 
     def receive_nowait(self):
         if not self._rest:
@@ -201,14 +207,27 @@ async def test_all_that_has_come_is_received_at_once(stream, muxed):
     muxed.answer(PROPOSAL)
     for piece in (b"one", b"two", b"three"):
         muxed.answer(piece)
-    assert await stream.receive_available(100) == b"onetwothree"
+    assert await stream.receive_pieces(100) == [b"one", b"two", b"three"]
     for piece in (b"one", b"two", b"three"):
         muxed.answer(piece)
-    assert await stream.receive_available(4) == b"onet"
-    assert await stream.receive_available(2) == b"wo"
-    assert await stream.receive_available(100) == b"three"
+    assert await stream.receive_pieces(4) == [b"one", b"t"]
+    assert await stream.receive_pieces(2) == [b"wo"]
+    assert await stream.receive_pieces(100) == [b"three"]
     muxed.answer(b"")
-    assert await stream.receive_available(100) == b""
+    assert await stream.receive_pieces(100) == []
+
+
+async def test_a_cancelled_sender_of_pieces_has_sent_none_of_them(stream, muxed):
+    muxed.answer(PROPOSAL + b"x")
+    await stream.send_all(b"request")
+    await stream.receive_some()
+    before = list(muxed.sent)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await stream.send_pieces([b"one", b"two"])
+    assert muxed.sent == before
+    await stream.send_pieces([b"one", b"two"])
+    assert b"".join(muxed.sent[len(before) :]) == b"onetwo"
 
 
 async def test_a_sender_may_be_slow_as_long_as_it_gets_on(autojump_clock, stream, muxed):

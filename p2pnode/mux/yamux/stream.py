@@ -110,6 +110,17 @@ class YamuxStream(StatefulStream[StreamState]):
         self._connection.kick()  # there may be a window to grant
         return piece if isinstance(piece, bytes) else bytes(piece)
 
+    def receive_pieces_nowait(self, most: int) -> list[bytes]:
+        """See `MuxedStream`."""
+        pieces = []
+        now = trio.current_time()
+        while most and self._state.received:
+            piece = self._core.take(self._state, most, now)
+            pieces.append(piece if isinstance(piece, bytes) else bytes(piece))
+            most -= len(piece)
+        self._connection.kick()  # there may be a window to grant
+        return pieces
+
     def receive_into_nowait(self, buffer: memoryview) -> int:
         """Copy bytes that have come to the front of `buffer`; returns how many there were.
 

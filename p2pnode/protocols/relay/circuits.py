@@ -35,7 +35,7 @@ class Carriage:
         self._pace = pace
         self._idle_timeout = idle_timeout
         self._scope = trio.CancelScope()
-        self._over_at = math.inf
+        self._moved_at = -math.inf
         self._reason: str | None = None
 
     async def run(self, greeting: HopMessage) -> str:
@@ -47,17 +47,17 @@ class Carriage:
         Returns:
             Why it ended.
         """
-        now = trio.current_time()
-        if self._circuit.limit.duration:
-            self._over_at = now + self._circuit.limit.duration
-        self._note_life(now)
+        self._moved_at = trio.current_time()
         is_whole = False
         try:
             with self._scope:
-                await self._greet(greeting)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._copy, 0)
-                    nursery.start_soon(self._copy, 1)
+                async with trio.open_nursery() as watch:
+                    watch.start_soon(self._watch)
+                    await self._greet(greeting)
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._copy, 0)
+                        nursery.start_soon(self._copy, 1)
+                    watch.cancel_scope.cancel()
                 is_whole = self._reason is None
         finally:
             if not is_whole:
@@ -66,10 +66,21 @@ class Carriage:
         if is_whole:
             await self._ends[1].aclose()  # the host closes the other one, whose handler this is
             return "both ends have finished"
-        if self._reason is not None:
-            return self._reason
-        is_late = trio.current_time() >= self._over_at
-        return "its time was over" if is_late else "nothing moved on it for too long"
+        assert self._reason is not None  # nothing else has cancelled this scope
+        return self._reason
+
+    async def _watch(self) -> None:
+        """End it when its time is over; a clock for it, which costs the bytes nothing."""
+        limit = self._circuit.limit.duration
+        over_at = self._moved_at + limit if limit else math.inf
+        while True:
+            idle_at = self._moved_at + self._idle_timeout
+            await trio.sleep_until(min(over_at, idle_at))
+            now = trio.current_time()
+            if now >= over_at:
+                self._end("its time was over")
+            elif now >= self._moved_at + self._idle_timeout:
+                self._end("nothing moved on it for too long")
 
     async def _greet(self, greeting: HopMessage) -> None:
         try:
@@ -80,14 +91,15 @@ class Carriage:
     async def _copy(self, way: int) -> None:
         source, target = self._ends[way], self._ends[1 - way]
         try:
-            while data := await source.receive_available(self._most(way)):
+            while pieces := await source.receive_pieces(self._most(way)):
                 if not self._circuit.room(way, 1):
                     self._end("it has carried all that it may")
                     return
-                self._circuit.carried[way] += len(data)
-                await self._wait_for_turn(len(data))
-                await target.send_all(data)
-                self._note_life(trio.current_time())
+                size = sum(map(len, pieces))
+                self._circuit.carried[way] += size
+                await self._wait_for_turn(size)
+                await target.send_pieces(pieces)
+                self._moved_at = trio.current_time()
             await target.send_eof()
         except P2PNodeError as error:
             self._end(f"{'the source' if source is self._ends[0] else 'the target'}: {error}")
@@ -101,9 +113,6 @@ class Carriage:
         at = self._pace.reserve(size, now)
         if at > now:
             await trio.sleep_until(at)
-
-    def _note_life(self, now: float) -> None:
-        self._scope.deadline = min(self._over_at, now + self._idle_timeout)
 
     def _end(self, reason: str) -> None:
         self._reason = self._reason or reason

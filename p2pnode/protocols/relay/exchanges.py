@@ -18,7 +18,7 @@ from p2pnode.protocols.relay.messages import (
 from p2pnode.wire import varint
 
 # Bytes passed on at once, if so many have come: whole Noise frames, so that none is cut in two.
-CHUNK: Final = 4 * 65_519
+CHUNK: Final = 8 * 65_519
 
 
 async def ask_hop(stream: Stream, message: HopMessage) -> HopMessage:
@@ -91,7 +91,7 @@ class CircuitStream(trio.abc.Stream):
         try:
             if max_bytes is None:
                 return await self._stream.receive_some()
-            return await self._stream.receive_available(min(max_bytes, CHUNK))
+            return b"".join(await self._stream.receive_pieces(min(max_bytes, CHUNK)))
         except P2PNodeError as error:
             raise trio.BrokenResourceError(str(error)) from error
 

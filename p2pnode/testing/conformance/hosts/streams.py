@@ -42,6 +42,26 @@ class StreamTests(HostSuite):
                 assert await stream.receive_exactly(len(data)) == data
                 assert await stream.receive_some() == b""
 
+    async def test_pieces_are_passed_on_in_order_and_never_more_of_them_than_wanted(
+        self, clock: Clock | None
+    ) -> None:
+        async with self.connected() as (_, _, connection):
+            stream = await connection.open_stream([ECHO])
+            data = [bytes([number]) * size for number, size in enumerate((1, 9000, 200_000, 3, 70))]
+
+            async def send() -> None:
+                await stream.send_pieces(data[:2])  # with the proposal, where that is due
+                await stream.send_pieces(data[2:])
+                await stream.send_eof()
+
+            received = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                while pieces := await stream.receive_pieces(7000):
+                    assert 0 < sum(map(len, pieces)) <= 7000
+                    received += pieces
+            assert b"".join(received) == b"".join(data)
+
     async def test_messages_are_read_behind_their_lengths(self, clock: Clock | None) -> None:
         async with self.connected() as (_, _, connection):
             stream = await connection.open_stream([ECHO])
