@@ -39,7 +39,7 @@ SCENARIO = Scenario(
             200, "images that all score on, and none trains on", minimum=100, maximum=2000
         ),
         "batch": Parameter(8, "examples of a micro-batch", minimum=1),
-        "in_flight": Parameter(4, "micro-batches of a participant on their way", minimum=1),
+        "in_flight": Parameter(2, "micro-batches of a participant on their way", minimum=1),
         "max_staleness": Parameter(32, "steps between forward and backward", minimum=1),
         "patience": Parameter(10.0, "for others in a round, and for their part of it", "s", 0.01),
         "hidden": Parameter(128, "units between the layers", minimum=1),
