@@ -12,6 +12,8 @@ commands; `next_frames` and `next_deadline` are outputs. Rules:
 - Whatever a peer makes us keep or answer is bounded; breaking a rule is a `ProtocolError` and ends
   the session with a go-away frame.
 
+The file is long because it is one machine: every rule above reads and changes the same few counts.
+
 Source: hashicorp/yamux, spec.md; libp2p/specs, yamux.
 """
 
