@@ -1,7 +1,8 @@
 """Asking many peers at once: step by step towards a key, or a few that are known already."""
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -85,28 +86,19 @@ class Queries:
             paths=settings.disjoint_paths if breadth is None else 1,
             max_per_group=settings.max_peers_per_network_in_lookup,
         )
-        # Unbounded, but holds one outcome of each peer asked at most.
-        send, outcomes = trio.open_memory_channel[tuple[PeerId, Message | None]](float("inf"))
-        started = now = trio.current_time()
-        deadline = now + settings.lookup_timeout
-        while now < deadline and not lookup.is_finished(now):
-            for peer in lookup.next_queries(now, math.inf if wanted is None else wanted()):
-                requests.start_soon(self._ask, lookup.contact_of(peer), message, send)
-            try:
-                peer, answer = outcomes.receive_nowait()
-            except trio.WouldBlock:
-                with trio.CancelScope(deadline=min(lookup.next_deadline(now), deadline)) as scope:
-                    peer, answer = await outcomes.receive()
-                now = trio.current_time()
-                if scope.cancelled_caught:
-                    continue
-            if answer is None:
-                lookup.receive_failure(peer)
-                continue
-            named = self._peers.worth_asking(lookup.unknown(answer.closer), now)
-            lookup.receive_answer(peer, named, now, self._peers.group_of(peer))
-            if receive is not None and receive(peer, answer):
-                break
+        started = trio.current_time()
+        walk = _Walk(
+            self._peers,
+            lookup,
+            message,
+            requests,
+            receive=receive or _go_on,
+            wanted=wanted or _no_end,
+            patience=settings.patience,
+            until=started + settings.lookup_timeout,
+        )
+        await walk.run()
+        now = trio.current_time()
         if lookup.answered:
             self._core.table.receive_lookup(target, now)
         self._events.emit(
@@ -134,32 +126,138 @@ class Queries:
         Once one has answered, or from the start when it is `hurried`, the others are waited for no
         longer than `patience`.
         """
-        send, outcomes = trio.open_memory_channel[tuple[PeerId, Message | None]](len(peers))
-        for peer in peers:
-            requests.start_soon(self._ask, Contact(peer), message, send)
         answers: dict[PeerId, Message] = {}
-        pending = len(peers)
+        if not peers:
+            await trio.lowlevel.checkpoint()
+            return answers
         patience = trio.current_time() + self._settings.patience
-        while pending:
-            with trio.move_on_at(patience if answers or hurried else float("inf")) as scope:
-                peer, answer = await outcomes.receive()
-                pending -= 1
-                if answer is not None:
+        all_ended, pending = trio.Event(), len(peers)
+        scope = trio.CancelScope(deadline=patience if hurried else math.inf)
+
+        async def ask(peer: PeerId) -> None:
+            nonlocal pending
+            with contextlib.suppress(RemoteError):
+                answer = await self._peers.ask(peer, message)
+                if not scope.cancelled_caught:
                     answers[peer] = answer
-            if scope.cancelled_caught:
-                break
+                    scope.deadline = patience
+            pending -= 1
+            if not pending:
+                all_ended.set()
+
+        for peer in peers:
+            requests.start_soon(ask, peer)
+        with scope:
+            await all_ended.wait()
         return answers
 
-    async def _ask(
+
+class _Walk:
+    """One look-up under way.
+
+    Whoever gets an answer takes it in, asks one of the peers that are to be asked next by itself,
+    and starts a task for each of the others: nobody else is woken for it.
+
+    Args:
+        peers: whom to ask by.
+        lookup: who is to be asked.
+        message: what.
+        requests: where requests run; those that are left in the end go on there.
+        receive: takes each answer; True ends the look-up.
+        wanted: how many may be under way.
+        patience: no request is slow before so many seconds.
+        until: when to end, whatever is left.
+    """
+
+    def __init__(
         self,
-        contact: Contact,
+        peers: KadPeers,
+        lookup: Lookup,
         message: Message,
-        send: trio.MemorySendChannel[tuple[PeerId, Message | None]],
+        requests: trio.Nursery,
+        *,
+        receive: Receive,
+        wanted: Callable[[], float],
+        patience: float,
+        until: float,
     ) -> None:
+        self._peers = peers
+        self._lookup = lookup
+        self._message = message
+        self._requests = requests
+        self._receive = receive
+        self._wanted = wanted
+        self._patience = patience
+        self._until = until
+        self._is_over = False
+        self._ended = trio.Event()
+        self._scope = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Walk until the look-up has finished; call it once."""
         try:
-            answer: Message | None = await self._peers.ask(
-                contact.peer_id, message, contact.addresses
-            )
-        except RemoteError:
-            answer = None
-        send.send_nowait((contact.peer_id, answer))
+            while True:
+                now = trio.current_time()
+                self._start(self._proceed(now))
+                if self._is_over:
+                    return
+                # Only slow requests make anything happen by themselves.
+                due = min(self._lookup.next_deadline(now), self._until)
+                with trio.CancelScope(deadline=due) as self._scope:
+                    await self._ended.wait()
+        finally:
+            self._is_over = True
+
+    def _proceed(self, now: float) -> Sequence[PeerId]:
+        """Name the peers to ask now, or end the look-up."""
+        if now >= self._until or self._lookup.is_finished(now):
+            self._end()
+            return ()
+        chosen = self._lookup.next_queries(now, self._wanted())
+        if chosen and self._scope.deadline > now + self._patience:
+            self._scope.deadline = now + self._patience
+        return chosen
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._ended.set()
+
+    def _start(self, peers: Iterable[PeerId]) -> None:
+        for peer in peers:
+            self._requests.start_soon(self._ask, peer)
+
+    async def _ask(self, peer: PeerId | None) -> None:
+        """Ask a peer, and then others, as long as there is one to ask after an answer."""
+        while peer is not None:
+            contact = self._lookup.contact_of(peer)
+            try:
+                answer = await self._peers.ask(peer, self._message, contact.addresses)
+            except RemoteError:
+                peer = self._receive_outcome(peer, None)
+            else:
+                peer = self._receive_outcome(peer, answer)
+
+    def _receive_outcome(self, peer: PeerId, answer: Message | None) -> PeerId | None:
+        """Take in what came of a request; returns whom its task is to ask next."""
+        if self._is_over:
+            return None
+        now, lookup = trio.current_time(), self._lookup
+        if answer is None:
+            lookup.receive_failure(peer)
+        else:
+            named = self._peers.worth_asking(lookup.unknown(answer.closer), now)
+            lookup.receive_answer(peer, named, now, self._peers.group_of(peer))
+            if self._receive(peer, answer):
+                self._end()
+                return None
+        chosen = self._proceed(now)
+        self._start(chosen[1:])
+        return chosen[0] if chosen else None
+
+
+def _go_on(_peer: PeerId, _answer: Message) -> bool:
+    return False
+
+
+def _no_end() -> float:
+    return math.inf

@@ -1,4 +1,4 @@
-"""How a light host reaches a peer: its addresses raced, as `p2pnode.host.dialer` does, in one task.
+"""How a light host reaches a peer: its addresses raced, as `p2pnode.host.dialer` does.
 
 The SYNs and their answers are the virtual network's. The handshakes above TCP only take the time
 that Noise and Yamux take: `HANDSHAKE_WAYS` one-way delays, and what losses on these ways cost.
@@ -36,7 +36,6 @@ class LightDial:
         self.peer_id = peer_id
         self.done = trio.Event()
         self.callers = 0
-        self.scope = trio.CancelScope()
         self._host = host
         self._backoff = host.backoff
         self._waiting: list[Multiaddr] = []
@@ -45,7 +44,8 @@ class LightDial:
         self._skipped: dict[Multiaddr, None] = {}  # since they are backed off
         self._next_at = -math.inf
         self._wrong_peer = False
-        self._sleeper: trio.lowlevel.Task | None = None
+        self._greets = False  # handshakes are under way
+        self._wakes_at = -math.inf
 
     def offer(self, addresses: Iterable[Multiaddr], *, insist: bool) -> None:
         """Add addresses to try; with `insist`, also those that failed lately."""
@@ -77,15 +77,22 @@ class LightDial:
         kind = WrongPeerError if self._wrong_peer and len(attempts) == 1 else DialError
         return kind(f"{self.peer_id} could not be reached ({'; '.join(attempts)})")
 
-    async def run(self) -> None:
-        """Race the addresses until one is reached, or all have failed."""
-        try:
-            with self.scope:
-                await self._race()
-        finally:
+    @property
+    def is_over(self) -> bool:
+        """Whether it has come to its end."""
+        return self.done.is_set()
+
+    def start(self) -> None:
+        """Race the addresses until one is reached, or all have failed; or go on with new ones."""
+        self._go_on()
+
+    def end(self) -> None:
+        """Stop, with or without a connection."""
+        if not self.is_over:
             for knock in self._knocks:
                 knock.end()
             self._finish()
+            self.done.set()
 
     def _knock(self, address: Multiaddr) -> Knock | None:
         return self._host.knock(address)
@@ -94,44 +101,38 @@ class LightDial:
         self._host.join(remote, knock, arrival)
 
     def _finish(self) -> None:
-        self._host.finish_dial(self)
+        self._host.forget_dial(self)
 
-    async def _race(self) -> None:
-        while True:
-            self._start_attempts(trio.current_time())
-            for knock, (address, began) in tuple(self._knocks.items()):
-                if await self._attend(knock, address, began):
-                    return
-            if not self._knocks and not self._waiting:
+    def _go_on(self) -> None:
+        """Do what is due; the network's timers call this, since a task for each dial is not cheap.
+
+        While handshakes are under way, the other attempts wait for their outcome.
+        """
+        if self.is_over or self._greets:
+            return
+        now = trio.current_time()
+        self._start_attempts(now)
+        for knock, (address, began) in tuple(self._knocks.items()):
+            if self._attend(knock, address, began):
                 return
-            await self._sleep_until(self._next_event())
-
-    async def _sleep_until(self, due: float) -> None:
-        """Sleep until something is due, or an attempt is answered; or a little less."""
-        self._sleeper = trio.lowlevel.current_task()
-        self._host.world.timers.at(due, self._wake)
-        await trio.lowlevel.wait_task_rescheduled(self._stay_asleep)
-
-    def _wake(self) -> None:
-        if self._sleeper is not None:
-            task, self._sleeper = self._sleeper, None
-            trio.lowlevel.reschedule(task)
-
-    def _stay_asleep(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._sleeper = None
-        return trio.lowlevel.Abort.SUCCEEDED
+        if not self._knocks and not self._waiting:
+            self.end()
+            return
+        due = self._next_event()
+        if not now < self._wakes_at <= due:
+            self._wakes_at = due
+            self._host.world.timers.at(due, self._go_on)
 
     def _advance(self, knock: Knock) -> None:
-        """Let an attempt go on; its SYN arrives without waking the task."""
+        """Let an attempt go on."""
         if knock not in self._knocks:
             return
         now = trio.current_time()
         if knock.next_at <= now:
             knock.advance(now)
-        if knock.answer is None:
-            self._host.world.timers.at(knock.next_at, partial(self._advance, knock))
-        else:
-            self._wake()
+        due = now if knock.answer is not None else knock.next_at
+        act = self._go_on if knock.answer is not None else partial(self._advance, knock)
+        self._host.world.timers.at(due, act)
 
     def _start_attempts(self, now: float) -> None:
         settings = self._host.settings
@@ -150,16 +151,16 @@ class LightDial:
             self._advance(knock)
             self._next_at = now + settings.dial_stagger
 
-    async def _attend(self, knock: Knock, address: Multiaddr, began: float) -> bool:
-        """Do what is due for one attempt; returns whether the peer is reached."""
+    def _attend(self, knock: Knock, address: Multiaddr, began: float) -> bool:
+        """Do what is due for one attempt; returns whether its handshakes begin."""
         timeout = self._host.settings.dial_attempt_timeout
-        now = trio.current_time()
-        if now >= began + timeout:
+        if trio.current_time() >= began + timeout:
             self._give_up(knock, f"no answer within {timeout:g} s")
         elif knock.answer is Answer.REFUSED:
             self._give_up(knock, "connection refused")
         elif knock.answer is not None:
-            return await self._greet(knock, address)
+            self._greet(knock, address)
+            return True
         return False
 
     def _next_event(self) -> float:
@@ -180,38 +181,51 @@ class LightDial:
         self._next_at = -math.inf
         return address
 
-    async def _greet(self, knock: Knock, address: Multiaddr) -> bool:
-        """Take the time of the handshakes; returns whether the peer is there at their end."""
-        network = self._host.world.network
-        arrival = knock.arrival
-        assert arrival is not None  # it was answered
-        machine = arrival.machine
+    def _greet(self, knock: Knock, address: Multiaddr) -> None:
+        """Let the handshakes begin, which take their time."""
+        network, timers = self._host.world.network, self._host.world.timers
+        settings, now = self._host.settings, trio.current_time()
+        assert knock.arrival is not None  # it was answered
+        self._greets = True
         if knock.met is not None and not self._host.peer_id < self.peer_id:
             # Both have dialled one connection; the other one dials again.
-            wait = self._host.settings.simultaneous_open_wait
-            await self._host.world.timers.sleep_until(trio.current_time() + wait)
-            self._drop(knock, "the same connection was dialled from the other end")
-            return False
+            timers.at(now + settings.simultaneous_open_wait, partial(self._yield, knock))
+            return
         ways = HANDSHAKE_WAYS + (2 if knock.met is not None else 0)
-        seconds, breaks = self._draw_handshakes(machine, knock.source, ways)
-        timeout = self._host.settings.handshake_timeout
-        now = trio.current_time()
+        seconds, breaks = self._draw_handshakes(knock.arrival.machine, knock.source, ways)
+        timeout = settings.handshake_timeout
         done = network.arrival(now + min(seconds, timeout), now)
-        await self._host.world.timers.sleep_until(done)
-        if breaks or seconds > timeout:
-            self._give_up(knock, "the connection broke in the handshakes")
-            return False
+        breaks = breaks or seconds > timeout
+        timers.at(done, partial(self._end_greeting, knock, knock.arrival, address, breaks=breaks))
+
+    def _yield(self, knock: Knock) -> None:
+        """Leave a connection that both have dialled to the other one."""
+        if not self.is_over:
+            self._greets = False
+            self._drop(knock, "the same connection was dialled from the other end")
+            self._go_on()
+
+    def _end_greeting(
+        self, knock: Knock, arrival: Arrival, address: Multiaddr, *, breaks: bool
+    ) -> None:
+        """Connect, if the peer is there at the end of the handshakes."""
+        if self.is_over:
+            return
+        self._greets = False
         remote = self._host.world.host_at(arrival)
-        if remote is None or not network.carries(knock.source, machine):
+        if breaks:
+            self._give_up(knock, "the connection broke in the handshakes")
+        elif remote is None or not self._host.world.network.carries(knock.source, arrival.machine):
             self._give_up(knock, "the handshakes were not answered")
-            return False
-        if remote.peer_id != self.peer_id:
+        elif remote.peer_id != self.peer_id:
             self._wrong_peer = True
             self._give_up(knock, f"{remote.peer_id} answers there")
-            return False
-        self._backoff.succeed(self.peer_id, address)
-        self._join(remote, knock, arrival)
-        return True
+        else:
+            self._backoff.succeed(self.peer_id, address)
+            self._join(remote, knock, arrival)
+            self.end()
+            return
+        self._go_on()
 
     def _draw_handshakes(self, one: Machine, other: Machine, ways: int) -> tuple[float, bool]:
         """Draw how long messages take that go to and fro; and whether the connection breaks."""
@@ -252,4 +266,4 @@ class StrangerDial(LightDial):
         self.connection = self._host.pair_up(remote, knock, arrival)
 
     def _finish(self) -> None:
-        self.done.set()
+        """The host does not know of it."""

@@ -97,7 +97,7 @@ class LightHost(Host):
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
-                self._stop_listening()
+                self._fall_silent()
 
     def stop(self, told: str | None) -> None:
         """Leave the network; the peers are `told` why, or nothing."""
@@ -109,9 +109,11 @@ class LightHost(Host):
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
             self._nursery = None
-            self._stop_listening()
+            self._fall_silent()
 
-    def _stop_listening(self) -> None:
+    def _fall_silent(self) -> None:
+        for dial in tuple(self._dials.values()):
+            dial.end()
         if self.machine.listeners.get(self.port) is self:
             del self.machine.listeners[self.port]
 
@@ -248,10 +250,10 @@ class LightHost(Host):
         if self._nursery is None:
             raise DialError("this node is not on the network")
         dial = self._dials.get(peer_id)
-        if dial is None or dial.scope.cancel_called:
+        if dial is None:
             dial = self._dials[peer_id] = LightDial(self, peer_id)
-            self._nursery.start_soon(dial.run)
         dial.offer([*addresses, *self.addresses_of(peer_id)], insist=insist)
+        dial.start()
         dial.callers += 1
         try:
             deadline = trio.current_time()
@@ -264,16 +266,15 @@ class LightHost(Host):
         finally:
             dial.callers -= 1
             if not dial.callers:
-                dial.scope.cancel()
+                dial.end()
         if (connection := self._connections.get(peer_id)) is not None:
             return connection
         raise dial.failure
 
-    def finish_dial(self, dial: LightDial) -> None:
-        """Tell the callers of a dial that its outcome is known."""
+    def forget_dial(self, dial: LightDial) -> None:
+        """Note that the outcome of a dial is known."""
         if self._dials.get(dial.peer_id) is dial:
             del self._dials[dial.peer_id]
-        dial.done.set()
 
     def rank(self, addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
         """Order addresses, the best to try first."""
@@ -289,8 +290,12 @@ class LightHost(Host):
     ) -> AsyncIterator[LightConnection]:
         """See `Host`; the peer sees this host's own id, where it would see a stranger's."""
         dial = StrangerDial(self, peer_id, address)
-        with trio.move_on_after(timeout):
-            await dial.run()
+        dial.start()
+        try:
+            with trio.move_on_after(timeout):
+                await dial.done.wait()
+        finally:
+            dial.end()
         if (connection := dial.connection) is None:
             raise dial.failure
         try:
@@ -341,7 +346,7 @@ class LightHost(Host):
             if not other.streams:
                 self._let_linger(other)
         if (dial := self._dials.get(peer_id)) is not None:
-            self.finish_dial(dial)
+            dial.end()
         self.note_idle(connection)
         now = trio.current_time()
         if self._manager.is_trim_due(len(self._connections), now):
