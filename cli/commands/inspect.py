@@ -278,8 +278,7 @@ def experts(patterns: tuple[str, ...], data_dir: DataDir, as_json: bool) -> None
             (
                 each["uid"],
                 each["layer"],
-                "stopped" if each["stopped"] else "standby" if each["standby"] else "serving",
-                *(each[name] for name in ("steps", "rows", "queued")),
+                *(each[name] for name in ("state", "steps", "rows", "queued")),
                 each["saved_at"]
                 and dt.datetime.fromtimestamp(each["saved_at"], dt.UTC).strftime("%H:%M:%S UTC"),
             )

@@ -6,7 +6,7 @@ import click
 
 from cli.commands.inspect import describe_run
 from cli.options import Duration, data_dir_option, json_option
-from cli.output import print_facts, print_json, print_note
+from cli.output import count, print_facts, print_json, print_note
 from p2pnode.clock import wall_time
 from p2pnode.config import Settings
 from p2pnode.daemon.control.client import call_daemon
@@ -179,7 +179,7 @@ def _show(
         return
     rows = {str(facts["kind"] or "consists of"): "\n".join(facts["patterns"]) or "not said yet"}
     settings = {each: str(value) for each, value in facts["options"].items()}
-    print_facts(f"Run {name}", rows | settings | {"stored at": stored and f"{stored} peers"})
+    print_facts(f"Run {name}", rows | settings | {"stored at": stored and count(stored, "peer")})
 
 
 @run.command()

@@ -473,11 +473,19 @@ class Hosting:
                 "restored": status.restored,
                 "saved_at": status.saved_at,
                 "device": status.device,
+                "state": self._state_of(status),
                 "stopped": status.stopped or None,
                 "standby": self._replication.stands_by(status.uid),
             }
             for status in self._experts.status()
         ]
+
+    def _state_of(self, status: ExpertStatus) -> str:
+        if status.stopped:
+            return "stopped"
+        if self._is_aside:
+            return "paused"
+        return "standby" if self._replication.stands_by(status.uid) else "serving"
 
     def _announce_again(self, event: ExpertRestarted) -> None:
         if event.uid in self.uids and self._gate.is_open(event.uid):

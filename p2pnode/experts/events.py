@@ -31,7 +31,7 @@ class ExpertRemoved(Event):
 class ExpertAdopted(Event):
     """A hosted expert goes on from a state that another host made."""
 
-    level = "info"
+    level = "debug"  # it has a louder one where it is news, and is not what replicas always do
 
     uid: Uid
     steps_before: int

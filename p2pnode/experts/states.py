@@ -39,9 +39,9 @@ def check_kind(uid: Uid, state: ExpertState, layer: str, optimizer: str) -> None
     """
     if (state.layer, state.optimizer) != (layer, optimizer):
         raise CheckpointError(
-            f"the checkpoint of {uid.name} is of a {state.layer} with {state.optimizer},"
-            f" but a {layer} with {optimizer} is to be hosted; use the"
-            " settings it was saved with, or move the checkpoint away"
+            f"the state of {uid.name}, from a checkpoint or another host, is of a {state.layer}"
+            f" with {state.optimizer}, but a {layer} with {optimizer} is to be hosted here; use the"
+            " settings it was made with, or move the checkpoint away"
         )
 
 

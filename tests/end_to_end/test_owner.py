@@ -41,6 +41,8 @@ def test_a_paused_host_loses_no_call_of_a_trainer_and_comes_back(start):
         assert (forwards(first), forwards(second)) == (before[0], before[1] + 3)
         shown = run_command("status", "--data-dir", first.data_dir).stdout
         assert "no, its owner paused it, until " in shown
+        (expert_here,) = ask_command("experts", "--data-dir", first.data_dir)
+        assert expert_here["state"] == "paused"
 
         ask_command("pause", "--data-dir", second.data_dir)
         with pytest.raises((NoLiveExpertError, PausedError)):

@@ -148,8 +148,8 @@ class HostingMetrics(Collector):
         """Look at what there is now."""
         found = self._describe()
         experts = GaugeMetricFamily("p2pnode_experts", "Experts here.", labels=["state"])
-        states = Counts(map(_state, found))
-        for state in ("serving", "standby", "stopped"):
+        states = Counts(each["state"] for each in found)
+        for state in ("serving", "standby", "paused", "stopped"):
             experts.add_metric([state], states[state])
         yield experts
         queued = sum(each["queued"] for each in found)
@@ -160,12 +160,6 @@ class HostingMetrics(Collector):
 
 def _increment(counter: Counter, _event: Event) -> None:
     counter.inc()
-
-
-def _state(expert: dict[str, Any]) -> str:
-    if expert["stopped"]:
-        return "stopped"
-    return "standby" if expert["standby"] else "serving"
 
 
 def _snake(name: str) -> str:

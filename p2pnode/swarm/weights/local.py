@@ -24,9 +24,9 @@ from p2pnode.wire.uids import Uid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateAdopted(Event):
-    """An expert goes on from a state of another host."""
+    """An expert goes on from a state of another host, as replicas do all the time."""
 
-    level = "info"
+    level = "debug"
 
     uid: Uid
     source: PeerId

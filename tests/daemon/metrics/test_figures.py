@@ -49,9 +49,9 @@ def events():
 def figures(events):
     registry = CollectorRegistry()
     experts = [
-        {"queued": 2, "stopped": None, "standby": False},
-        {"queued": 1, "stopped": "it failed", "standby": False},
-        {"queued": 0, "stopped": None, "standby": True},
+        {"queued": 2, "state": "serving"},
+        {"queued": 1, "state": "stopped"},
+        {"queued": 0, "state": "standby"},
     ]
     HostingMetrics(registry, events, lambda: experts)
     return lambda: read(generate_latest(registry).decode())
@@ -187,7 +187,8 @@ async def test_a_node_tells_of_its_network_and_later_of_its_experts(tmp_path, nu
             await connection.aclose()
         await ended.get()
     after = read(await scrape(second))
-    assert after["p2pnode_experts", "serving"] == 3
+    assert after["p2pnode_experts", "paused"] == 3
+    assert after["p2pnode_experts", "serving"] == 0
     assert after["p2pnode_paused",] == 1
     assert after["p2pnode_connections_ended_total",] >= 1
     # What ended connections have carried is not forgotten: a counter never falls.
