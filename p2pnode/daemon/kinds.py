@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-import torch
 import trio
 
 from p2pnode.config import HostingSettings, OwnerSettings
 from p2pnode.experts.backend import build_backend
-from p2pnode.experts.devices import free_memory
+from p2pnode.experts.devices import free_memory, is_gpu
 from p2pnode.swarm.description import RunDescription, agreed
 from p2pnode.wire.uids import Uid
 
@@ -84,7 +83,7 @@ async def find_room(owner: OwnerSettings, device: str, largest: int) -> int:
 
 def allowed_on(device: str, owner: OwnerSettings) -> int:
     """Return the bytes that the machine's owner allows on a device; 0 for any number."""
-    return owner.max_vram if torch.device(device).type == "cuda" else owner.max_memory
+    return owner.max_vram if is_gpu(device) else owner.max_memory
 
 
 def by_block(uids: Sequence[Uid]) -> dict[str, list[Uid]]:

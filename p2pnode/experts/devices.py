@@ -94,10 +94,7 @@ class Devices:
         """
         found: list[Device] = []
         for name in (each.strip() for each in names.split(",")):
-            try:
-                torch.device(name)
-            except RuntimeError as error:
-                raise ConfigError(f"{name!r} is not a device; use cpu, cuda or cuda:0") from error
+            is_gpu(name)  # or none at all
             known = (each for each in self._devices if each.name == name and each not in found)
             found.append(next(known, None) or self._make(name))
         return found
@@ -152,7 +149,7 @@ class Devices:
     def _quick_work(self, name: str) -> QuickWork | None:
         """Let threads be spared where there are some, and nobody wants batches to wait."""
         settings = self._settings
-        if self._worker is not None or settings.batch_window or torch.device(name).type != "cpu":
+        if self._worker is not None or settings.batch_window or is_gpu(name):
             return None
         return QuickWork(settings.quick_work)
 
@@ -183,11 +180,25 @@ class Turns:
             turn.release()
 
 
+def is_gpu(name: str) -> bool:
+    """Tell whether a device has memory of its own.
+
+    Raises:
+        ConfigError: experts cannot be computed on anything of that name.
+    """
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = ""
+    if kind not in {"cpu", "cuda"}:
+        raise ConfigError(f"{name!r} is not a device; use cpu, cuda or cuda:0")
+    return kind == "cuda"
+
+
 def free_memory(name: str) -> int:
     """Return the free bytes of a device; to be asked in a thread, it may take a moment."""
-    device = torch.device(name)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if is_gpu(name):
+        return torch.cuda.mem_get_info(torch.device(name))[0]
     return int(psutil.virtual_memory().available)
 
 
@@ -197,10 +208,7 @@ def rooms_of(devices: Sequence[Device]) -> list[int]:
     Of several loops on one processor, each that has more experts has less room.
     """
     free = {name: free_memory(name) for name in dict.fromkeys(each.name for each in devices)}
-    return [
-        free[device.name] - (0 if torch.device(device.name).type == "cuda" else device.held)
-        for device in devices
-    ]
+    return [free[device.name] - (0 if is_gpu(device.name) else device.held) for device in devices]
 
 
 def spread(count: int, size: int, rooms: Sequence[int]) -> list[int]:

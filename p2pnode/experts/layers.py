@@ -105,7 +105,8 @@ def find_layer(name: str) -> Layer:
     source, colon, attribute = name.rpartition(":")
     if not colon:
         raise ConfigError(
-            f"unknown layer {name!r}; use one of {', '.join(sorted(_LAYERS))}, or module:Class"
+            f"unknown layer {name!r}; use one of {', '.join(sorted(_LAYERS))}, or one of"
+            " your own, as module:Class or path/to/file.py:Class"
         )
     module = _load_module(source)
     build = getattr(module, attribute, None)

@@ -21,8 +21,9 @@ import torch
 import trio
 
 from p2pnode.config import MIB, HostingSettings, OwnerSettings
-from p2pnode.errors import MemoryLimitError
+from p2pnode.errors import ConfigError, MemoryLimitError
 from p2pnode.experts.backend import build_backend
+from p2pnode.experts.devices import is_gpu
 from p2pnode.experts.runtime import Compute
 from p2pnode.host.pacing import Pace
 from p2pnode.wire.uids import Uid
@@ -90,7 +91,7 @@ class DeviceLimits:
         """Return the worker of all devices; None where each may have one of its own."""
         if self._cores is None:
             return None
-        devices = self.hosting.device.split(",")
+        devices = _names(self.hosting)
         return PacedCompute(self._cores, _workers(len(devices)))
 
     async def admit(
@@ -107,7 +108,7 @@ class DeviceLimits:
             MemoryLimitError: they do not all fit; the text says how many would.
             ConfigError, ModelError: they cannot be built.
         """
-        device = settings.device.split(",")
+        device = _names(settings)
         flag, limit = self._limit_of(device)
         fresh = [uid for uid in dict.fromkeys(wanted) if uid not in hosted]
         if not limit or not fresh:
@@ -141,7 +142,7 @@ class DeviceLimits:
         Raises:
             MemoryLimitError: it does not fit.
         """
-        flag, limit = self._limit_of(self.hosting.device.split(","))
+        flag, limit = self._limit_of(_names(self.hosting))
         self._sizes = {each: held for each, held in self._sizes.items() if each in hosted}
         before = self._sizes.get(uid)
         if not limit or before is None:  # what was never charged has no limit
@@ -162,8 +163,19 @@ class DeviceLimits:
             raise
 
     def _limit_of(self, device: Sequence[str]) -> tuple[str, int]:
-        """Return the flag that limits the memory of devices, and the bytes; 0 for any number."""
-        if torch.device(device[0]).type == "cuda":
+        """Return the flag that limits the memory of devices, and the bytes; 0 for any number.
+
+        Raises:
+            ConfigError: one is no device, or the limits are for different ones of them.
+        """
+        on_gpu = [is_gpu(each) for each in device]
+        limits = self._owner.max_vram, self._owner.max_memory
+        if len(set(on_gpu)) > 1 and any(limits):
+            raise ConfigError(
+                "memory can be limited of GPUs or of the processor, not of both at once; start a node"
+                " with its own --data-dir for each"
+            )
+        if on_gpu[0]:
             return _VRAM, self._owner.max_vram * len(device)
         return "--max-memory", self._owner.max_memory
 
@@ -175,6 +187,10 @@ def expert_bytes(uid: Uid, settings: HostingSettings) -> int:
         ConfigError, ModelError: it cannot be built.
     """
     return build_backend(uid, replace(settings, device="cpu")).size
+
+
+def _names(settings: HostingSettings) -> list[str]:
+    return [each.strip() for each in settings.device.split(",")]
 
 
 def _limit_allocator(device: torch.device, limit: int) -> None:

@@ -6,8 +6,9 @@ import torch
 import trio
 
 from p2pnode.config import MIB, HostingSettings, OwnerSettings
+from p2pnode.daemon.kinds import find_room
 from p2pnode.daemon.owner.limits import DeviceLimits, PacedCompute, expert_bytes
-from p2pnode.errors import MemoryLimitError
+from p2pnode.errors import ConfigError, MemoryLimitError
 from p2pnode.experts.backend import build_backend
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.wire.uids import Uid
@@ -175,6 +176,23 @@ async def test_what_could_not_be_done_is_not_charged():
         raise ZeroDivisionError
     with limits.resized(B, large, [A, B]):
         pass
+
+
+@pytest.mark.parametrize("device", ["gpu7", "", "cuda:x", "meta", "cpu,gpu7"])
+async def test_what_is_no_device_is_refused_in_a_sentence(device):
+    limits = DeviceLimits(OwnerSettings(max_memory=2**40, max_vram=2**40), HOSTING)
+    with pytest.raises(ConfigError, match="is not a device; use cpu, cuda"):
+        await limits.admit([A], replace(HOSTING, device=device), ())
+    with pytest.raises(ConfigError, match="is not a device; use cpu, cuda"):
+        await find_room(OwnerSettings(max_memory=1), device, 1)
+
+
+async def test_limits_of_processor_and_gpu_together_are_refused():
+    both = replace(HOSTING, device="cpu, cuda:0")
+    limits = DeviceLimits(OwnerSettings(max_memory=2**40), both)
+    with pytest.raises(ConfigError, match="not of both at once"):
+        await limits.admit([A], both, ())
+    await DeviceLimits(OwnerSettings(), both).admit([A], both, ())
 
 
 async def test_without_a_limit_an_expert_may_grow():
