@@ -17,6 +17,7 @@ A record names the time when its first holder got it from its owner. Copies that
 other carry that time on, and expire when the first one does.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
@@ -227,12 +228,13 @@ class KadCore:
         horizon = now - 2 * self._settings.liveness_interval
         size = self._settings.bucket_size
         contacts: list[Contact] = []
-        for peer, heard in self.table.by_distance(point(key)):
-            contact = contact_of(peer)
-            if contact.addresses and (heard >= horizon or contact.connected) and peer != sender:
-                contacts.append(contact)
-                if len(contacts) == size:
-                    break
+        for near in self.table.by_distance(point(key)):
+            for _, peer, heard in near:
+                contact = contact_of(peer)
+                if contact.addresses and (heard >= horizon or contact.connected) and peer != sender:
+                    contacts.append(contact)
+                    if len(contacts) == size:
+                        return contacts
         return contacts
 
     def _with_target(
@@ -263,6 +265,7 @@ def _time_of(text: str) -> float:
     return (told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp()
 
 
+@functools.lru_cache(maxsize=1024)  # what is asked for often is told often
 def time_text(wall: float) -> str:
     """Return a time of the wall clock as records tell it (RFC 3339)."""
     return datetime.fromtimestamp(wall, UTC).isoformat().replace("+00:00", "Z")

@@ -65,15 +65,15 @@ class Contact:
     addresses: tuple[Multiaddr, ...] = ()
     connected: bool = False
     # Made when it is first sent: a contact is sent many times.
-    _encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)
+    _prefixed: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
-    def encoded(self) -> bytes:
-        """The protobuf of it."""
-        if self._encoded is None:
-            object.__setattr__(self, "_encoded", _encode_contact(self))
-        assert self._encoded is not None
-        return self._encoded
+    def prefixed(self) -> bytes:
+        """The protobuf of it, behind its length."""
+        if self._prefixed is None:
+            object.__setattr__(self, "_prefixed", varint.prefixed(_encode_contact(self)))
+        assert self._prefixed is not None
+        return self._prefixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +107,9 @@ def encode(message: Message) -> bytes:
             raw.timeReceived = record.received
         _append(parts, b"\x1a", raw.SerializeToString(deterministic=True))
     for contact in message.closer:
-        _append(parts, b"\x42", contact.encoded)
+        parts += b"\x42", contact.prefixed
     for contact in message.providers:
-        _append(parts, b"\x4a", contact.encoded)
+        parts += b"\x4a", contact.prefixed
     return b"".join(parts)
 
 

@@ -132,16 +132,15 @@ class KadPeers:
 
     def receive_alive(self, peer: PeerId) -> None:
         """Note a sign of life of a peer that serves the protocol."""
-        table = self._core.table
-        if peer in table:
-            table.receive_alive(peer, trio.current_time())
+        table, now = self._core.table, trio.current_time()
+        if table.renew(peer, now):
             return
-        doubted = table.receive_alive(peer, trio.current_time(), self.group_of(peer))
+        doubted = table.receive_alive(peer, now, self.group_of(peer))
         if doubted is not None:
             self._doubted[doubted] = None
             self._changed()
         if peer in table:
-            self._check_at = min(self._check_at, trio.current_time() + self._interval(peer))
+            self._check_at = min(self._check_at, now + self._interval(peer))
             self._host.events.emit(DhtPeerAdded(peer_id=peer))
 
     def worth_asking(self, contacts: Iterable[Contact], now: float) -> list[Named]:

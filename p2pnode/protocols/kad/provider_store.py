@@ -93,7 +93,7 @@ class ProviderStore:
 
 def _cut(contact: Contact) -> Contact:
     """Leave out the addresses for which there is no room."""
-    if len(contact.encoded) <= MAX_CONTACT_BYTES:
+    if len(contact.prefixed) <= MAX_CONTACT_BYTES:
         return contact
     kept, size = [], len(contact.peer_id)
     for address in contact.addresses:

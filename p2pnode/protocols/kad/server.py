@@ -74,8 +74,7 @@ class KadServer:
                 answer = self._core.receive_request(
                     peer, request, self._peers.contact_of, now, wall_time()
                 )
-                if peer in self._core.table:
-                    self._peers.receive_alive(peer)
+                self._core.table.renew(peer, now)
                 if answer is not None:
                     scope.deadline = now + slow
                     await carrier.send(answer)

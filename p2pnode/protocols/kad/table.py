@@ -11,7 +11,6 @@ Rules:
 - A peer that fails is removed, and the freshest one in waiting takes its place.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
@@ -114,13 +113,23 @@ class RoutingTable:
 
     # --- inputs ---------------------------------------------------------------------------------
 
+    def renew(self, peer: PeerId, now: float) -> bool:
+        """Note a sign of life of a peer of the table; False when it is none."""
+        bucket = self._bucket_of(peer)
+        entry = bucket.seen.pop(peer, None) if bucket else None
+        if bucket is None or entry is None:
+            return False
+        entry.heard = max(entry.heard, now)
+        bucket.seen[peer] = entry
+        return True
+
     def receive_alive(self, peer: PeerId, now: float, group: bytes | None = None) -> PeerId | None:
         """Note a sign of life of a peer that serves the protocol; `group` is its network.
 
         Returns:
             The peer to ask for a sign of life, if `peer` wants its place.
         """
-        if peer == self._own_id:
+        if peer == self._own_id or self.renew(peer, now):
             return None
         where = point(peer)
         bits = common_prefix(self.own, where)
@@ -128,11 +137,6 @@ class RoutingTable:
         if bucket is None:
             bucket = self._buckets[bits] = _Bucket()
             self._order = sorted(self._buckets, reverse=True)
-        entry = bucket.seen.pop(peer, None)
-        if entry is not None:
-            entry.heard = max(entry.heard, now)
-            bucket.seen[peer] = entry
-            return None
         bucket.waiting.pop(peer, None)
         entry = _Entry(where, now, group)
         if self._admits(bucket, entry):
@@ -175,15 +179,21 @@ class RoutingTable:
 
     def closest(self, target: int, count: int) -> list[PeerId]:
         """List the `count` peers closest to `target`, a point, the closest first."""
-        return [peer for peer, _ in itertools.islice(self.by_distance(target), count)]
+        found: list[tuple[int, PeerId, float]] = []
+        for near in self.by_distance(target):
+            found += near
+            if len(found) >= count:
+                break
+        return [peer for _, peer, _ in found[:count]]
 
-    def by_distance(self, target: int) -> Iterator[tuple[PeerId, float]]:
-        """List all peers, the closest to `target` first; each with its last sign of life."""
+    def by_distance(self, target: int) -> Iterator[list[tuple[int, PeerId, float]]]:
+        """List all peers, range by range, the closest to `target` first.
+
+        Of each: its distance, who it is, and its last sign of life.
+        """
         for bucket in self._by_distance(target):
-            near = [(entry.point ^ target, peer, entry) for peer, entry in bucket.seen.items()]
-            near.sort()  # no two distances are alike
-            for _, peer, entry in near:
-                yield peer, entry.heard
+            seen = bucket.seen.items()
+            yield sorted([(entry.point ^ target, peer, entry.heard) for peer, entry in seen])
 
     def is_closest(self, target: int, without: Container[PeerId] = ()) -> bool:
         """Tell whether no peer of the table is closer to `target` than this node itself."""

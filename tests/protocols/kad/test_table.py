@@ -89,7 +89,9 @@ def test_all_peers_are_listed_by_distance_with_when_they_were_heard_of():
     for peer, now in heard.items():
         table.receive_alive(peer, now)
     expected = [(peer, heard[peer]) for peer in _by_distance(table.own, FAR[:10])]
-    assert list(table.by_distance(table.own)) == expected
+    listed = [each for near in table.by_distance(table.own) for each in near]
+    assert [(peer, now) for _, peer, now in listed] == expected
+    assert all(distance == point(peer) ^ table.own for distance, peer, _ in listed)
 
 
 def test_one_network_gets_no_more_places_than_it_may_have():
