@@ -63,6 +63,7 @@ class ReplayLog:
             self._remember(each, key)
         if size > self._max_bytes:
             return  # keeping it would push out all others, and then itself
+        self._drop_answer(uid, key)  # of a shorter span that the call went through before
         self._answers[uid, key] = (answer, size)
         self.bytes += size
         while self.bytes > self._max_bytes:

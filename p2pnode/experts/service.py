@@ -196,6 +196,11 @@ class ExpertHost(ServedExperts):
             await self._devices.wait_idle(hosted.uid for hosted in leaving)
             async with self._changing:
                 await self._keeper.save(leaving)
+                # A step that several hosts take together may come while the disk is slow.
+                while self._keeper.keeps and any(
+                    each.changed and not each.stopped for each in leaving
+                ):
+                    await self._keeper.save(leaving)
                 for hosted in leaving:
                     del self._experts[hosted.uid]
                     hosted.removed = True

@@ -51,6 +51,15 @@ def test_an_answer_too_large_to_keep_pushes_out_no_other():
     assert log.knows([A], key(2))
 
 
+def test_a_call_repeated_with_a_longer_span_is_counted_once():
+    log = ReplayLog(max_calls=2, max_bytes=100)
+    for number in range(30):
+        log.record([A], key(number), "short", 9)
+        log.record([A, B], key(number), "long", 10)
+        assert log.find([A, B], key(number)) == "long"
+    assert log.bytes == 20
+
+
 def test_ids_are_forgotten_in_order_with_their_answers():
     log = ReplayLog(max_calls=2, max_bytes=100)
     for number in range(3):

@@ -709,6 +709,24 @@ async def test_an_expert_is_removed_when_its_calls_are_answered_and_its_state_is
     assert rig.steps(B) == 2
 
 
+async def test_a_step_that_comes_while_an_expert_that_leaves_is_saved_is_saved_too(
+    settings, tmp_path, nursery, autojump_clock
+):
+    rig = Rig(settings, tmp_path)
+    rig.host._keeper._disk = Slow()
+    await rig.host.add([A])
+    await nursery.start(rig.host.run)
+    await rig.backward(call_id=numbered(1))
+    nursery.start_soon(rig.host.remove, [A])
+    await trio.sleep(0.5)
+    assert await rig.host.step_once(A, lambda expert: expert.backward([X], [G]), numbered(2))
+    await trio.sleep(60)
+    assert rig.host.uids == []
+    await rig.host.add([A])
+    assert rig.steps() == 2
+    assert rig.host.was_applied(A, numbered(2))
+
+
 async def test_an_expert_that_cannot_be_saved_is_not_removed(settings, tmp_path, autojump_clock):
     rig = Rig(settings, tmp_path)
     await rig.host.add([A])

@@ -172,8 +172,8 @@ class DeviceLimits:
         limits = self._owner.max_vram, self._owner.max_memory
         if len(set(on_gpu)) > 1 and any(limits):
             raise ConfigError(
-                "memory can be limited of GPUs or of the processor, not of both at once; start a node"
-                " with its own --data-dir for each"
+                "memory can be limited of GPUs or of the processor, not of both at once; start a"
+                " node with its own --data-dir for each"
             )
         if on_gpu[0]:
             return _VRAM, self._owner.max_vram * len(device)
