@@ -6,6 +6,7 @@ on any wire.
 """
 
 import ipaddress
+import itertools
 import socket
 import sys
 from collections import deque
@@ -18,13 +19,13 @@ import trio
 from p2pnode.config import NetworkSettings
 from p2pnode.errors import ConnectionClosedError
 from p2pnode.transport.quic.core import Address, QuicCore
+from p2pnode.transport.quic.datagrams import MAX_JOINED, DatagramSocket
 from p2pnode.transport.quic.endpoint import Datagram, QuicEndpoint
 from p2pnode.transport.quic.session import QuicSession
 from p2pnode.transport.reuse import Endpoint
 from p2pnode.transport.wakeup import Signal
 
 _BATCH: Final = 64  # datagrams taken between two turns of other tasks
-_MAX_DATAGRAM: Final = 65_535
 _TIMER_GRAIN: Final = 0.001  # seconds; what the system's own timers round up to
 # Linux, ip(7): never fragment, and leave the path's size to us (RFC 9000, section 14).
 _MTU_DISCOVER: Final = {socket.AF_INET: (0, 10), socket.AF_INET6: (41, 23)}
@@ -56,8 +57,8 @@ class Carrier:
         host, port = opened.getsockname()[:2]
         self.endpoint = Endpoint(ip_of(host), port)
         self._socket = opened
+        self._datagrams = DatagramSocket(opened)
         self._settings = settings
-        self._buffer = bytearray(_MAX_DATAGRAM)
         self._sessions: dict[QuicCore, QuicSession] = {}
         self._new: dict[QuicSession, None] = {}  # begun by others, and not yet established
         self._to_take: deque[QuicSession] = deque()
@@ -89,16 +90,20 @@ class Carrier:
             await trio.lowlevel.wait_readable(self._socket)
             touched: dict[QuicSession, None] = {}
             now = trio.current_time()
-            for _ in range(_BATCH):
+            taken = 0
+            while taken < _BATCH:
                 try:
-                    size, address = self._socket.recvfrom_into(self._buffer)
+                    datagrams, address = self._datagrams.receive()
                 except BlockingIOError:
                     break
                 except OSError:  # an earlier datagram could not be delivered, Windows tells us
+                    taken += 1
                     continue
-                session = self._receive(bytes(memoryview(self._buffer)[:size]), address, now)
-                if session is not None:
-                    touched[session] = None
+                taken += len(datagrams)
+                for data in datagrams:
+                    session = self._receive(data, address, now)
+                    if session is not None:
+                        touched[session] = None
             for session in touched:
                 self.transmit_now(session)
             for core in self.core.given_up():
@@ -124,8 +129,13 @@ class Carrier:
             while not self._queue:
                 await self._queued.wait()
             await trio.lowlevel.wait_writable(self._socket)
-            while self._queue and self._send_now(*self._queue[0]):
-                self._queue.popleft()
+            while self._queue:
+                first = tuple(itertools.islice(self._queue, MAX_JOINED))
+                taken = self._datagrams.send(first)
+                for _ in range(taken):
+                    self._queue.popleft()
+                if taken < len(first):
+                    break
 
     async def _keep_time(self) -> None:
         while True:
@@ -224,21 +234,11 @@ class Carrier:
 
     def send(self, datagrams: Sequence[Datagram]) -> None:
         """Send datagrams, as far as the socket and the queue take them."""
-        for data, address in datagrams:
-            if self._queue or not self._send_now(data, address):
-                if len(self._queue) < self._settings.quic_send_queue:
-                    self._queue.append((data, address))
-                self._queued.set()
-
-    def _send_now(self, data: bytes, address: Address) -> bool:
-        """Send one datagram; returns False when the socket is full."""
-        try:
-            self._socket.sendto(data, address)
-        except BlockingIOError:
-            return False
-        except OSError:  # no route, a firewall, or closed: lost, as it might be on any wire
-            pass
-        return True
+        taken = 0 if self._queue else self._datagrams.send(datagrams)
+        if taken < len(datagrams):
+            room = max(self._settings.quic_send_queue - len(self._queue), 0)
+            self._queue.extend(datagrams[taken : taken + room])
+            self._queued.set()
 
     def _end_if_unused(self) -> None:
         if not self._sessions and not self.core.is_listening:
