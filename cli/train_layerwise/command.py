@@ -183,6 +183,8 @@ def join(
     if given.get("node__experts") or given.get("node__layers"):
         raise click.UsageError("--position says what is hosted; name no --experts or --layers")
     flags = settings_from(given, assignments, config_file)
+    if not flags.node.run and not flags.node.invite:
+        raise click.UsageError("say which run to take part in: --invite TOKEN, or --run NAME")
     settings = settings_for(flags, place, agreed)
     found = part_of(Place.parse(part), data)
     run_join(settings, place, found, log_level=log_level, as_json=as_json)

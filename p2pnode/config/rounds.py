@@ -21,7 +21,7 @@ class RoundsSettings:
     samples: int = 100  # that each participant trains on in a round
     rounds: int = 100  # at most
     threshold: float = 1.0  # the score that ends the training
-    rounds_alone: int = 5  # that are trained on, at most, once all others have ended
+    last_rounds: int = 5  # at most, that who is done stays for others, or who is left goes on
     start_peers: int = 1  # others that are waited for before the first round, for one patience
     patience: float = 10.0  # for the others' announcements, and for one's own part of averaging
     transfer_timeout: float = 60.0  # for the weights of one claim

@@ -37,9 +37,12 @@ Rules:
 5. *Average*, in the modes that do, with those who have announced this round and go on. What comes
    of it is scored, too, and taken unless it is worse than one's own weights by more than
    `max_loss`. Who has no average, or does not take it, checks claims as in rule 4.
-6. *End* when one's own hold-out says that the threshold is reached, or after the last round. Who
-   is left, since all others have ended, trains `rounds_alone` rounds more at most: with nobody to
-   learn from, one's own examples alone may never come to the threshold.
+6. *End* when one's own hold-out says that the threshold is reached, or after the last round. In
+   the modes that average, who is there first stays for the others who have not been there yet, for
+   `last_rounds` rounds at most, and ends in the next one in which the threshold is reached: weights
+   that go on without a part of those they were averaged with get worse first. Who is left, since
+   all others have ended, trains `last_rounds` rounds more at most: with nobody to learn from, one's
+   own examples alone may never come to the threshold.
 
 Inputs are `receive_*`; `next_action` says what is to be done, and is asked again after each input.
 """
@@ -181,6 +184,8 @@ class RoundsCore:
         self._in_vain: frozenset[PeerId] = frozenset()
         self._has_seen_ends = False  # whether anybody has said that he has ended
         self._alone = 0  # rounds in which nobody else went on
+        self._reached: frozenset[PeerId] = frozenset()  # who says that he has been at the threshold
+        self._reached_in: int | None = None  # the round in which one has been there oneself
         self._refused: dict[PeerId, int] = {}  # the version of an announcement
         self._found: dict[bytes, float] = {}  # what others' weights have scored here
         self._end: End | None = None
@@ -205,6 +210,11 @@ class RoundsCore:
         self._present = len(present)
         self._starting = {each.peer_id for each in present if each.claim.round == 0}
         self._heard = {each.peer_id: each for each in present if each.claim.round > 0}
+        self._reached = frozenset(
+            peer_id
+            for peer_id, each in self._heard.items()
+            if peer_id in self._reached or self._is_at_threshold(each)
+        )
         self._has_seen_ends |= any(each.claim.is_final for each in self._heard.values())
         self._silent = frozenset(silent)
         self._gone = frozenset(gone)
@@ -405,9 +415,12 @@ class RoundsCore:
         self.tally.round, self.tally.score = self.round, self.score
         self.ended, self.tally = self.tally, Tally()
         self._alone = self._alone + 1 if self._has_seen_ends and not self._others_go_on() else 0
-        if self.score >= self._settings.threshold:
+        is_there = self.score >= self._settings.threshold
+        if is_there and self._reached_in is None:
+            self._reached_in = self.round
+        if is_there and not (self.round < self._settings.rounds and self._is_needed()):
             self._finish(End.THRESHOLD)
-        elif self._alone >= self._settings.rounds_alone:
+        elif self._alone >= self._settings.last_rounds:
             self._finish(End.ALONE)
         elif self.round >= self._settings.rounds:
             self._finish(End.ROUNDS)
@@ -416,8 +429,27 @@ class RoundsCore:
 
     def _others_go_on(self) -> bool:
         """Whether anybody trains, or is about to, who can be reached."""
-        going_on = {who for who, each in self._heard.items() if not each.claim.is_final}
-        return not (going_on | self._starting) <= self._gone
+        return bool(self._going_on() or self._starting - self._gone)
+
+    def _going_on(self) -> frozenset[PeerId]:
+        """Who trains, and can be reached."""
+        ended = {who for who, each in self._heard.items() if each.claim.is_final}
+        return frozenset(self._heard) - ended - self._gone
+
+    def _is_needed(self) -> bool:
+        """Whether to stay for those that average along, and have not been at the threshold."""
+        if self._settings.mode == "best" or self._reached_in is None:
+            return False
+        has_stayed = self.round - self._reached_in >= self._settings.last_rounds
+        behind = {who for who in self._going_on() - self._reached if self._keeps_up(who)}
+        return bool(behind) and not has_stayed
+
+    def _keeps_up(self, peer_id: PeerId) -> bool:
+        return self._heard[peer_id].claim.round >= self.round - 1
+
+    def _is_at_threshold(self, announcement: Announcement) -> bool:
+        score = announcement.claim.score
+        return score is not None and score >= self._settings.threshold
 
     def _finish(self, reason: End) -> None:
         self.phase = Phase.END

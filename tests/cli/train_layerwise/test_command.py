@@ -24,6 +24,12 @@ def test_position_says_what_is_hosted():
     assert "name no --experts" in found.output
 
 
+def test_who_names_no_run_is_told_how_to():
+    found = invoke("join", "--position", "1/2", "--part", "1/6")
+    assert found.exit_code == 2
+    assert "--invite TOKEN, or --run NAME" in found.output
+
+
 @pytest.mark.parametrize("position", ["3/2", "first"])
 def test_a_position_that_is_none_is_refused(position):
     assert isinstance(invoke("join", "--position", position).exception, ConfigError)

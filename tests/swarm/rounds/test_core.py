@@ -470,7 +470,7 @@ def rounds_until_the_end(core, others_in):
 
 
 def test_who_is_left_when_all_others_have_ended_trains_a_few_rounds_more_at_most():
-    core = core_of(rounds_alone=3)
+    core = core_of(last_rounds=3)
     core.receive_announcements([said(0, 1, 0.1)], [])
     assert core.next_action(math.inf) == Train(round=1)
 
@@ -502,14 +502,14 @@ def test_who_is_left_when_all_others_have_ended_trains_a_few_rounds_more_at_most
     ],
 )
 def test_who_is_not_left_by_all_others_trains_to_the_last_round(others_in):
-    core = core_of(rounds_alone=3)
+    core = core_of(last_rounds=3)
     core.receive_announcements([], [])
     assert core.next_action(math.inf) == Train(round=1)
     assert rounds_until_the_end(core, others_in) == (20, End.ROUNDS)
 
 
 def test_those_that_cannot_be_reached_when_others_have_ended_are_no_company():
-    core = core_of(rounds_alone=3)
+    core = core_of(last_rounds=3)
     core.receive_announcements([], [])
     assert core.next_action(math.inf) == Train(round=1)
     others = [said(0, 1, 0.4, is_final=True), said(1, 1, 0.4)]
@@ -517,7 +517,7 @@ def test_those_that_cannot_be_reached_when_others_have_ended_are_no_company():
 
 
 def test_ends_are_remembered_when_those_that_ended_have_left():
-    core = core_of(rounds_alone=3)
+    core = core_of(last_rounds=3)
     core.receive_announcements([], [])
     assert core.next_action(math.inf) == Train(round=1)
 
@@ -525,3 +525,78 @@ def test_ends_are_remembered_when_those_that_ended_have_left():
         return ([said(0, 1, 0.4, is_final=True)], []) if number == 1 else ([], [])
 
     assert rounds_until_the_end(core, others_in) == (3, End.ALONE)
+
+
+def after_averages(core, scores, others_in):
+    """Average in rounds, to these scores; tell how each one ends."""
+    ends = []
+    for number, score in enumerate(scores, core.round):
+        core.receive_announcements(others_in(number), [])
+        assert core.next_action(math.inf) == Train(round=number)
+        core.receive_trained(score, b"\xf0" * 32, 0.0)
+        assert isinstance(core.next_action(math.inf), Average)
+        core.receive_averaged(score, b"\xf1" * 32)
+        ends.append(core.next_action(math.inf))
+        if isinstance(ends[-1], Finish):
+            break
+    return ends
+
+
+def company(**scores_from):
+    """Return what two others say in a round: `one` and `other` give what they score from when."""
+
+    def said_in(number):
+        return [
+            said(n, number, max([score for at, score in says if at <= number]), mode="average")
+            for n, says in enumerate(scores_from.values())
+        ]
+
+    return said_in
+
+
+def averaging_core(**settings):
+    core = core_of(mode="average", threshold=0.9, **settings)
+    core.receive_announcements([], [])
+    assert core.next_action(math.inf) == Train(round=1)
+    return core
+
+
+def test_who_averages_stays_at_the_threshold_for_those_who_have_not_been_there():
+    others = company(one=[(1, 0.4), (2, 0.95)], other=[(1, 0.4), (4, 0.9)])
+    ends = after_averages(averaging_core(), [0.8, 0.92, 0.93, 0.94], others)
+    assert ends == [Train(round=2), Train(round=3), Train(round=4), Finish(reason=End.THRESHOLD)]
+
+
+def test_who_has_stayed_ends_when_the_threshold_is_reached_again():
+    others = company(one=[(1, 0.4), (3, 0.95)])
+    ends = after_averages(averaging_core(), [0.8, 0.92, 0.88, 0.89, 0.91], others)
+    assert ends[2:] == [Train(round=4), Train(round=5), Finish(reason=End.THRESHOLD)]
+
+
+def test_who_has_been_at_the_threshold_is_not_stayed_for_when_it_is_below_again():
+    others = company(one=[(1, 0.95)])
+    core = averaging_core()
+    core.receive_announcements(others(1), [])
+    below = company(one=[(1, 0.4)])
+    assert after_averages(core, [0.92], below) == [Finish(reason=End.THRESHOLD)]
+
+
+def test_nobody_stays_for_ever():
+    ends = after_averages(averaging_core(last_rounds=3), [0.92] * 9, company(one=[(1, 0.4)]))
+    assert ends[-1] == Finish(reason=End.THRESHOLD)
+    assert len(ends) == 4
+
+
+@pytest.mark.parametrize("left", ["ended", "gone", "behind"])
+def test_nobody_stays_for_those_who_have_left(left):
+    core, others = averaging_core(), company(one=[(1, 0.4)])
+    core.receive_announcements(others(1), [])
+    core.receive_trained(0.92, b"\xf0" * 32, 0.0)
+    assert isinstance(core.next_action(math.inf), Average)
+    core.receive_announcements(
+        [said(0, int(left != "behind"), 0.4, mode="average", is_final=left == "ended")],
+        [],
+        [PEERS[0]] if left == "gone" else [],
+    )
+    core.receive_averaged(0.92, b"\xf1" * 32)
+    assert core.next_action(math.inf) == Finish(reason=End.THRESHOLD)
