@@ -25,7 +25,7 @@ from p2pnode.config import DhtSettings
 from p2pnode.errors import InvalidKeyError, ProtocolError, ResourceLimitError
 from p2pnode.protocols.kad.bans import Bans
 from p2pnode.protocols.kad.keys import point
-from p2pnode.protocols.kad.messages import Contact, Message, MessageType, Record
+from p2pnode.protocols.kad.messages import MAX_PEERS, Contact, Message, MessageType, Record
 from p2pnode.protocols.kad.provider_store import ProviderStore
 from p2pnode.protocols.kad.records import RecordStore, StoredRecord
 from p2pnode.protocols.kad.table import RoutingTable
@@ -107,7 +107,7 @@ class KadCore:
             return Message(type=request.type, key=key, closer=tuple(closer))
         if request.type is MessageType.GET_PROVIDERS:
             self._check_provider_key(key)
-            found = tuple(self.providers.get(key, wall))
+            found = tuple(self.providers.get(key, wall)[:MAX_PEERS])
             return Message(type=request.type, key=key, providers=found, closer=tuple(closer))
         validator_of(key, self._validators)
         record = self.record(key, wall)

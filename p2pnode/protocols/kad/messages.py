@@ -29,9 +29,10 @@ MAX_KEY_BYTES: Final = 512  # the longest of ours is a prefix of an expert uid, 
 MAX_PEERS: Final = 256  # read from one message; answers name at most k, or the providers of a key
 MAX_ADDRESSES: Final = 16  # read of one peer
 MAX_TIME_CHARACTERS: Final = 64  # of a record's time; it is sent on with the value
-# Counted before decoding; honest answers name 20 peers with some ten addresses each.
+# Counted before decoding. Honest answers name 20 peers with some ten addresses each; but whoever
+# fills a key with providers must not make what honest servers tell of them too large to be read.
 MAX_FIELDS: Final = 2 * MAX_PEERS + 16
-MAX_ELEMENTS: Final = MAX_PEERS * (MAX_ADDRESSES + 3)  # fields of peers, all told
+MAX_ELEMENTS: Final = 2 * MAX_PEERS * (MAX_ADDRESSES + 3)  # fields of peers, all told
 UNCOUNTED_BYTES: Final = 4096  # a message so short cannot hold enough of them to matter
 _PEERS: Final = frozenset({8, 9})  # the fields closerPeers and providerPeers
 _TYPE_FIELD: Final = 1
@@ -165,7 +166,7 @@ def decode(data: bytes) -> Message:  # noqa: C901  # one loop; calls would slow 
 def _encode_contact(contact: Contact) -> bytes:
     parts: list[bytes] = []
     _append(parts, b"\x0a", contact.peer_id)
-    for address in contact.addresses:
+    for address in contact.addresses[:MAX_ADDRESSES]:
         _append(parts, b"\x12", address.to_bytes())
     parts.append(b"\x18\x01" if contact.connected else b"\x18\x00")
     return b"".join(parts)

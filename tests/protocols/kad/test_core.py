@@ -7,7 +7,15 @@ from p2pnode.config import DhtSettings
 from p2pnode.errors import ProtocolError, ResourceLimitError
 from p2pnode.protocols.kad.core import KadCore, time_text
 from p2pnode.protocols.kad.keys import point
-from p2pnode.protocols.kad.messages import Contact, Message, MessageType, Record
+from p2pnode.protocols.kad.messages import (
+    MAX_PEERS,
+    Contact,
+    Message,
+    MessageType,
+    Record,
+    decode,
+    encode,
+)
 from p2pnode.protocols.kad.validators import Validator
 from p2pnode.wire.peer_id import PeerId
 
@@ -74,6 +82,17 @@ def test_find_node_names_the_k_closest_without_the_one_who_asks(core):
     known = [peer for peer in core.table if peer not in {SENDER, _peer(7)}]
     assert [each.peer_id for each in answer.closer] == _by_distance(point(b"key"), known)[:4]
     assert (answer.type, answer.key) == (MessageType.FIND_NODE, b"key")
+
+
+def test_no_more_providers_are_told_of_than_others_read():
+    core = KadCore(OWN, DhtSettings(max_providers_per_key=2 * MAX_PEERS), {})
+    for number in range(1, 2 * MAX_PEERS):
+        provider = Contact(_peer(number), (ADDRESS,))
+        core.providers.add(b"multihash", provider, WALL + number)
+    answer = _ask(core, MessageType.GET_PROVIDERS, b"multihash")
+    assert len(answer.providers) == MAX_PEERS
+    assert answer.providers[0].peer_id == _peer(2 * MAX_PEERS - 1)  # the latest renewed first
+    assert decode(encode(answer)).providers == answer.providers
 
 
 def test_find_node_names_the_target_first_even_a_client(core):

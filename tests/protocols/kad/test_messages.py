@@ -153,6 +153,20 @@ def test_an_answer_as_large_as_we_read_is_decoded():
     assert decode(encode(message)).providers == peers
 
 
+def test_an_answer_with_as_many_providers_and_closer_peers_as_we_read_is_decoded():
+    """Whoever fills a key with providers must not make honest answers unreadable."""
+    addresses = [Multiaddr(f"/ip4/127.0.0.1/tcp/{port}") for port in range(1, MAX_ADDRESSES + 1)]
+    peers = tuple(Contact(PEER, tuple(addresses)) for _ in range(MAX_PEERS))
+    message = Message(type=MessageType.GET_PROVIDERS, key=b"k", providers=peers, closer=peers)
+    assert decode(encode(message)) == message
+
+
+def test_no_more_addresses_of_a_peer_are_told_than_are_read():
+    addresses = [Multiaddr(f"/ip4/127.0.0.1/tcp/{port}") for port in range(1, 2 * MAX_ADDRESSES)]
+    message = Message(type=MessageType.FIND_NODE, key=b"k", closer=(Contact(PEER, (*addresses,)),))
+    assert len(kad_pb2.Message.FromString(encode(message)).closerPeers[0].addrs) == MAX_ADDRESSES
+
+
 def test_a_time_that_is_too_long_to_be_one_is_left_out():
     """Values are sent on with their times: a long one would be multiplied."""
     text = "9" * (MAX_TIME_CHARACTERS + 1)
