@@ -83,6 +83,9 @@ class ExpertBackend:
         )
         self.weights = max(1, sum(each.numel() for each in module.parameters()))
         self.parameters = [each for each in module.parameters() if each.requires_grad]
+        held = (*module.parameters(), *module.buffers())
+        self._held_bytes = sum(each.nbytes for each in held)
+        self._learning_bytes = sum(each.nbytes for each in self.parameters)
         self._optimizer = build_optimizer(self.parameters, settings)
         self.broken = ""  # why, when an optimiser step was left half done
         self.outputs = outputs or self._infer_outputs()
@@ -94,9 +97,7 @@ class ExpertBackend:
 
     def size_with(self, settings: HostingSettings) -> int:
         """Return the bytes that it would use with other options of its optimiser."""
-        weights = sum(each.nbytes for each in (*self.module.parameters(), *self.module.buffers()))
-        learning = sum(each.nbytes for each in self.parameters)
-        return weights + learning * (1 + moments_of(settings))
+        return self._held_bytes + self._learning_bytes * (1 + moments_of(settings))
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run the module without autograd, see `forward_through`."""
@@ -183,6 +184,14 @@ class ExpertBackend:
                     for name, each in values.items()
                     if isinstance(each, torch.Tensor)
                 }
+
+    def release(self, reason: str) -> None:
+        """Give its memory back, as another one takes its place; it is broken from now on."""
+        self.broken = reason
+        self._optimizer = None
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            tensor.data = tensor.new_empty(0)
+        self.forget_gradients()
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Call the module on tensors of its device, with or without autograd as it is set.

@@ -442,6 +442,7 @@ class ExpertHost(ServedExperts):
 
     async def _restart(self, hosted: Hosted) -> None:
         def build() -> ExpertBackend:
+            broken.release(f"{uid.name} was given up")  # a full device has no room for both
             with failures([broken], "its restart"):
                 return self._build_backend(uid, settings, hosted.info.outputs, restored)
 

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import math
 
@@ -642,6 +643,35 @@ async def test_an_expert_that_is_being_restarted_learns_by_its_newest_options(
     await trio.sleep(60)
     await rig.backward()
     assert hosted.backend._optimizer.param_groups[0]["lr"] == 0.5
+
+
+async def test_an_expert_is_built_anew_when_the_one_at_fault_has_given_its_memory_back(
+    settings, tmp_path, monkeypatch
+):
+    rig = Rig(settings, tmp_path)
+    (status,) = await rig.host.add([A])
+    hosted = rig.host._experts[A]
+    broken, size, held = hosted.backend, hosted.backend.size, hosted.device.held
+
+    def look(*args, **options):
+        assert sum(each.nbytes for each in broken.module.parameters()) == 0
+        assert not broken._optimizer
+        if full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return build_backend(*args, **options)
+
+    monkeypatch.setattr("p2pnode.experts.service.build_backend", look)
+    for full in (True, False):
+        with pytest.raises(ExpertFailedError) if full else contextlib.nullcontext():
+            await rig.host._restart(hosted)
+        if full:
+            with pytest.raises(ExpertFailedError, match="was given up"):
+                broken.forward([X])
+            assert hosted.backend.size == size
+    assert rig.host.status() == [dataclasses.replace(status, restored=False)]
+    assert hosted.backend.forward([X])[0].shape == X.shape
+    await rig.host.remove([A])
+    assert (held, hosted.device.held) == (size, 0)
 
 
 async def test_options_for_which_a_device_has_no_room_change_nothing(settings, monkeypatch):
