@@ -108,11 +108,17 @@ class DcutrService:
         return connection
 
     async def _upgrade(self, peer_id: PeerId) -> None:
-        """Try from time to time, as long as the peer is relayed."""
+        """Try from time to time, as long as the peer is relayed.
+
+        A peer that did not know how to punch holes, and now says that it does, is tried at once:
+        go-libp2p says so only when enough others have told it where it is seen.
+        """
+        knew = True
         try:
             while (relayed := self._relayed(peer_id)) is not None:
                 now = trio.current_time()
-                pause = self._retries.remaining(peer_id, now)
+                has_learnt = not knew and self._knows(peer_id)
+                pause = 0.0 if has_learnt else self._retries.remaining(peer_id, now)
                 if not self._host.protocols_of(peer_id):  # it has not introduced itself
                     patience = relayed.opened_at + self._settings.identify_timeout - now
                     pause = max(pause, patience)
@@ -125,9 +131,14 @@ class DcutrService:
                     continue
                 self._tried.take(peer_id, now)
                 async with self._slots:
+                    knew = self._knows(peer_id)
                     await self._try(relayed)
         finally:
             del self._under_way[peer_id]
+
+    def _knows(self, peer_id: PeerId) -> bool:
+        """Whether a peer says that it punches holes."""
+        return PROTOCOL in self._host.protocols_of(peer_id)
 
     async def _try(self, relayed: NetworkConnection) -> None:
         """Dial the peer, and then punch, attempt after attempt."""
@@ -140,7 +151,7 @@ class DcutrService:
         opener = Opener(own, self._host.can_punch, self._settings)
         if not own:
             failure = HolePunchError("nobody has told this node yet where it can be dialled", {})
-        elif PROTOCOL not in self._host.protocols_of(peer_id):
+        elif not self._knows(peer_id):
             failure = HolePunchError(f"{peer_id} does not know how to punch holes", {})
         else:
             while opener.may_go_on:

@@ -12,6 +12,7 @@ from p2pnode.protocols.dcutr.core import (
     HolePunchFailed,
 )
 from p2pnode.protocols.dcutr.messages import HolePunch, MessageType, decode, encode
+from p2pnode.protocols.dcutr.service import DcutrService
 from p2pnode.testing.network import Nat
 from p2pnode.wire import varint
 from p2pnode.wire.addresses import parse_address
@@ -102,6 +103,20 @@ async def test_a_peer_that_does_not_punch_stays_relayed(meet, autojump_clock):
         assert failed.attempts == 0
         assert "does not know how" in failed.reason
         assert meeting.ends()[1].is_relayed
+
+
+async def test_a_peer_that_learns_to_punch_is_tried_at_once(meet, autojump_clock):
+    """go-libp2p takes part only when four others have told it where they see it."""
+    async with meet(HOME, HOME, services="b") as meeting:
+        await meeting.call()
+        await meeting.until(meeting.b, HolePunchFailed)
+        await trio.sleep(1)
+        learnt_at = trio.current_time()
+        await meeting.world.nursery.start(DcutrService(meeting.a, DcutrSettings()).run)
+        punched = await meeting.until(meeting.b, HolePunched)
+        assert punched.attempts == 1
+        assert trio.current_time() - learnt_at < 5
+        assert not meeting.ends()[1].is_relayed
 
 
 async def test_a_peer_without_a_nat_is_dialled_even_if_it_does_not_punch(meet, autojump_clock):
