@@ -128,7 +128,7 @@ class ExpertHost(ServedExperts):
                 await self._devices.exclusive(tuple(leaving), lambda: _move(moves))
 
     async def resume(self) -> None:
-        """Move the experts back to their device, and take calls again.
+        """Move the experts back to their device, and take calls again, unless it is cancelled.
 
         Raises:
             torch.OutOfMemoryError: the device has no room for all of them yet; nothing changes.
@@ -139,6 +139,8 @@ class ExpertHost(ServedExperts):
                 moves = [(self._experts[uid].backend, self._moved[uid]) for uid in back]
                 await self._devices.exclusive(back, lambda: _move(moves))
             self._moved.clear()
+        # What runs in a thread is not cancelled: the host may have been paused again meanwhile.
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._paused = False
 
     # --- experts and checkpoints ----------------------------------------------------------------

@@ -124,6 +124,38 @@ async def test_an_expert_that_is_restarted_in_a_pause_leaves_the_device_to_its_o
     assert built[1:] == [(A, "cuda:0")]
 
 
+async def test_an_owner_who_changes_his_mind_while_experts_come_back_is_obeyed(
+    autojump_clock, make_host, moves, nursery
+):
+    async def in_a_thread(work):
+        with trio.CancelScope(shield=True):
+            await trio.sleep(1)
+        return work()
+
+    host = await make_host(in_a_thread)
+    for hosted in host._experts.values():
+        hosted.backend.device = GPU
+    host.pause()
+    await host.free_device(patience=100)
+    with trio.CancelScope() as coming_back:
+        nursery.start_soon(pause_after, 0.5, host, coming_back)
+        await host.resume()
+    with pytest.raises(PausedError):
+        await forward(host)
+    await host.free_device(patience=100)
+    assert {hosted.backend.device for hosted in host._experts.values()} == {CPU}
+    await host.resume()
+    assert {hosted.backend.device for hosted in host._experts.values()} == {GPU}
+    host.check(A, caller=ALICE)
+
+
+async def pause_after(seconds, host, scope):
+    """Pause as the owner's service does it: at once, and what is under way is cancelled."""
+    await trio.sleep(seconds)
+    host.pause()
+    scope.cancel()
+
+
 async def test_a_device_without_room_keeps_the_host_paused(make_host, moves, monkeypatch):
     host = await make_host(compute_inline)
     for uid in (A, B):
