@@ -222,7 +222,7 @@ def _figures(report: Report, histories: dict[Run, History], variant: str) -> Non
     where = f"at {longest:g} ms, {variant}"
     report.figure(
         f"ahead of dense {where}",
-        mixtures[fewest] - of[DENSE, 0.0],
+        _points(mixtures[fewest], of[DENSE, 0.0]),
         "points",
         # Without delays nothing is stale, and that mixtures bear it better is all that is claimed.
         goal=at_least(0.0) if longest else None,
@@ -233,11 +233,15 @@ def _figures(report: Report, histories: dict[Run, History], variant: str) -> Non
         if rate > fewest:
             report.figure(
                 f"lost to {rate:.0%} failures {where}",
-                mixtures[fewest] - mixtures[rate],
+                _points(mixtures[fewest], mixtures[rate]),
                 "points",
                 goal=at_most(_MOST_LOST) if rate <= 0.1 else None,
                 detail=f"accuracy {mixtures[rate]:.1f} %",
             )
+
+
+def _points(one: float, other: float) -> float:
+    return round(one - other, 6)  # no more of it is known; 6e-15 would be told as a loss
 
 
 def _staleness(report: Report, histories: dict[Run, History]) -> None:

@@ -32,8 +32,7 @@ async def run(sim: Simulation) -> None:
     churn = Churn(sim, on_start=values.publish_soon)
     sim.nursery.start_soon(churn.run, nodes)
     rng = sim.rng_for("look-ups")
-    minutes: list[float] = []
-    up: list[float] = []
+    minutes, up = [0.0], [float(world.nodes_up)]
     begun = sim.now
     while sim.now < begun + parameters["duration"]:
         await values.look_up_some(parameters["look-ups"], rng, over=60.0, among=lambda: values.live)
