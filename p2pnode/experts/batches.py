@@ -94,13 +94,26 @@ def _compute_joined(
         answer = forward_through(chain, inputs, at_once=at_once)
     else:
         gradients = _join([call.gradients for call in calls])
-        answer = backward_through(chain, inputs, gradients, at_once=at_once, stepping=stepping)
+        answer = backward_through(
+            chain,
+            inputs,
+            gradients,
+            at_once=at_once,
+            stepping=stepping,
+            wants_gradients=any(call.wants_gradients for call in calls),
+        )
     if len(calls) == 1:
         return [answer]
+    if not answer:
+        return [[] for _ in calls]
     sizes = [call.rows for call in calls]
     # Own memory for each part: a part that is kept must not keep the whole batch.
     parts = [[part.clone() for part in torch.split(each, sizes)] for each in answer]
-    return [list(columns) for columns in zip(*parts, strict=True)]
+    columns = zip(*parts, strict=True)
+    return [
+        list(column) if call.wants_gradients else []
+        for call, column in zip(calls, columns, strict=True)
+    ]
 
 
 def _halves(calls: Sequence[Call]) -> list[Sequence[Call]]:

@@ -129,13 +129,21 @@ class ServedExperts(CallHandler):
         call_id: bytes,
         deadline: float,
         age: Age | None = None,
+        wants_gradients: bool = True,
     ) -> list[torch.Tensor]:
         """See `CallHandler`."""
         uids = uid.span(span)
         key = replay_key(caller, call_id)
         try:
             return await self._apply(
-                uids, inputs, gradients, key=key, caller=caller, deadline=deadline, age=age
+                uids,
+                inputs,
+                gradients,
+                key=key,
+                caller=caller,
+                deadline=deadline,
+                age=age,
+                wants_gradients=wants_gradients,
             )
         except UnknownExpertError:  # whoever serves it now knows what was applied
             raise
@@ -158,6 +166,7 @@ class ServedExperts(CallHandler):
         caller: PeerId,
         deadline: float,
         age: Age | None,
+        wants_gradients: bool,
     ) -> list[torch.Tensor]:
         uid, span = uids[0], len(uids)
         while True:
@@ -184,6 +193,7 @@ class ServedExperts(CallHandler):
                 gradients=gradients,
                 key=key,
                 age=age,
+                wants_gradients=wants_gradients,
             )
             runtime.submit(call)
             for hosted in found:
@@ -326,6 +336,7 @@ class ServedExperts(CallHandler):
         gradients: Sequence[torch.Tensor] = (),
         key: bytes = b"",
         age: Age | None = None,
+        wants_gradients: bool = True,
     ) -> WaitedCall:
         shapes = [tuple(each.shape) for each in inputs]
         return WaitedCall(
@@ -337,6 +348,7 @@ class ServedExperts(CallHandler):
             form=tuple(shape[1:] for shape in shapes),
             inputs=inputs,
             gradients=gradients,
+            wants_gradients=wants_gradients,
             key=key,
             age=age,
             size=sum(each.nbytes for each in (*inputs, *gradients)),

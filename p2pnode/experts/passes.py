@@ -47,6 +47,7 @@ def backward_through(
     *,
     at_once: int | None = None,
     stepping: Sequence["ExpertBackend"] | None = None,
+    wants_gradients: bool = True,
 ) -> list[torch.Tensor]:
     """Run experts again under autograd, step their optimisers, and give input gradients.
 
@@ -59,9 +60,11 @@ def backward_through(
         gradients: of the outputs of the last; the steps minimise their inner product with them.
         at_once: rows that are computed together, or None for all; there is one step in any case.
         stepping: those of the experts that step, in order; None for all.
+        wants_gradients: of the inputs; if not, they are not computed.
 
     Returns:
-        For each input a tensor of its shape and dtype; zeros where there is no gradient.
+        For each input a tensor of its shape and dtype, zeros where there is no gradient; nothing if
+        none are wanted.
 
     Raises:
         OutOfDeviceMemoryError: there is no room for so many rows.
@@ -70,7 +73,9 @@ def backward_through(
     """
     with torch.enable_grad(), failures(chain, "backward"):
         try:
-            answer = accumulate_through(chain, inputs, gradients, at_once=at_once)
+            answer = accumulate_through(
+                chain, inputs, gradients, at_once=at_once, wants_gradients=wants_gradients
+            )
             learning = chain if stepping is None else stepping
             for expert in learning:
                 expert.clip()
@@ -87,6 +92,7 @@ def accumulate_through(
     gradients: Sequence[torch.Tensor],
     *,
     at_once: int | None = None,
+    wants_gradients: bool = True,
 ) -> list[torch.Tensor]:
     """Add to the gradients of all experts' parameters, and give those of the inputs.
 
@@ -97,7 +103,7 @@ def accumulate_through(
     """
     answer = _rejoin(
         [
-            _accumulate(chain, *pieces)
+            _accumulate(chain, *pieces, wants_gradients=wants_gradients)
             for pieces in zip(_split(inputs, at_once), _split(gradients, at_once), strict=True)
         ]
     )
@@ -136,11 +142,13 @@ def _accumulate(
     chain: Sequence["ExpertBackend"],
     inputs: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
+    *,
+    wants_gradients: bool,
 ) -> list[torch.Tensor]:
-    """Add to the parameters' gradients, and give those of the inputs."""
+    """Add to the parameters' gradients, and give those of the inputs, if they are wanted."""
     leaves = [each.detach() for each in to_device(inputs, chain[0].device)]
     for leaf in leaves:
-        leaf.requires_grad_(leaf.is_floating_point())
+        leaf.requires_grad_(wants_gradients and leaf.is_floating_point())
     outputs = _run_through(chain, leaves)
     placed = to_device(gradients, chain[-1].device)
     wanted = [
@@ -150,6 +158,8 @@ def _accumulate(
     ]
     if wanted:
         torch.autograd.backward(_end(wanted))
+    if not wants_gradients:
+        return []
     return to_main_memory([torch.zeros_like(x) if x.grad is None else x.grad for x in leaves])
 
 

@@ -57,6 +57,7 @@ class Call:
     form: tuple[tuple[int, ...], ...] = ()  # its inputs' shapes behind the rows
     inputs: Sequence[Any]
     gradients: Sequence[Any] = ()
+    wants_gradients: bool = True  # of its inputs, in a backward call; forward has outputs anyway
     key: bytes = b""  # of a backward call, for replays
     age: Age | None = None  # told which weights compute it
     arrived: float

@@ -119,6 +119,7 @@ class CallHandler(ABC):
         call_id: bytes,
         deadline: float,
         age: Age | None = None,
+        wants_gradients: bool = True,
     ) -> list[torch.Tensor]:
         """Step an expert's optimiser, once per caller and `call_id`; cancelling gives up.
 
@@ -132,6 +133,7 @@ class CallHandler(ABC):
             deadline: on trio's clock; work that cannot start before is dropped.
             age: which weights the forward call met, and how many steps may lie between; told
                 which weights are stepped.
+            wants_gradients: of the inputs; if not, they are neither computed nor returned.
 
         Returns:
             The gradients of the inputs.
@@ -291,9 +293,10 @@ class TensorServer:
                 call_id=request.call_id,
                 deadline=call.patience.deadline,
                 age=age,
+                wants_gradients=request.wants_gradients,
             )
-        if not request.wants_gradients:
-            outputs = []
+            if not request.wants_gradients:  # a repeated call has the answer that it had before
+                outputs = []
         sent = tuple(travelling(meta, request.reply) for meta in metas_of(outputs))
         try:
             buffers = await self.transcoder.encode(outputs, sent)

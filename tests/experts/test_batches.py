@@ -154,3 +154,33 @@ def test_a_failure_keeps_no_tensor_alive(settings):
     backend = narrow(settings, 4, RuntimeError("bad shapes"))
     (outcome,) = compute_batch([backend], [call("forward", torch.ones(5, 8))], RowLimits(100))
     assert (outcome.__traceback__, outcome.__cause__, outcome.__context__) == (None, None, None)
+
+
+@pytest.mark.parametrize("wants", [(True, True), (True, False), (False, True), (False, False)])
+def test_who_wants_no_gradients_of_inputs_gets_none_and_the_step_is_the_same(settings, wants):
+    torch.manual_seed(2)
+    given = [(torch.randn(rows, 8), torch.randn(rows, 8)) for rows in (3, 5)]
+    calls = [call("backward", *each) for each in given]
+    for each, wanted in zip(calls, wants, strict=True):
+        each.wants_gradients = wanted
+    expert, other = narrow(settings, 100), narrow(settings, 100)
+    found = compute_batch([expert], calls, RowLimits(100))
+    expected = compute_batch([other], [call("backward", *each) for each in given], RowLimits(100))
+    for got, wanted, whole in zip(found, wants, expected, strict=True):
+        torch.testing.assert_close(got, whole if wanted else [])
+    for one, two in zip(expert.parameters, other.parameters, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("room", [100, 2])
+def test_gradients_of_inputs_that_nobody_wants_are_not_computed(settings, room):
+    expert = narrow(settings, room)
+    seen = []
+    expert.module.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    unwanted = call("backward", torch.ones(4, 8), torch.ones(4, 8))
+    unwanted.wants_gradients = False
+    assert compute_batch([expert], [unwanted], RowLimits(100)) == [[]]
+    assert expert.steps == 1
+    assert not any(each.requires_grad for each in seen)
+    compute_batch([expert], [call("backward", torch.ones(4, 8), torch.ones(4, 8))], RowLimits(100))
+    assert seen[-1].requires_grad

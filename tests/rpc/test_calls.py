@@ -99,7 +99,17 @@ class Doubler(CallHandler):
         return [2 * each for each in await self._work(inputs)]
 
     async def backward(
-        self, uid, inputs, gradients, *, span=1, caller, call_id, deadline, age=None
+        self,
+        uid,
+        inputs,
+        gradients,
+        *,
+        span=1,
+        caller,
+        call_id,
+        deadline,
+        age=None,
+        wants_gradients=True,
     ):
         self.seen.append(("backward", uid, caller, call_id))
         return [2 * each for each in await self._work(gradients)]

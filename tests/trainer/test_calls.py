@@ -51,7 +51,17 @@ class Scripted(CallHandler):
         return await self.script("forward", uid, answer)
 
     async def backward(
-        self, uid, inputs, gradients, *, span=1, caller, call_id, deadline, age=None
+        self,
+        uid,
+        inputs,
+        gradients,
+        *,
+        span=1,
+        caller,
+        call_id,
+        deadline,
+        age=None,
+        wants_gradients=True,
     ):
         self.calls.append(call_id)
         answer = await self.experts.backward(

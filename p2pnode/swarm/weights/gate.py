@@ -103,6 +103,7 @@ class Gate(CallHandler):
         call_id: bytes,
         deadline: float,
         age: Age | None = None,
+        wants_gradients: bool = True,
     ) -> list[torch.Tensor]:
         """See `CallHandler`."""
         uids = uid.span(span)
@@ -118,6 +119,7 @@ class Gate(CallHandler):
                 call_id=call_id,
                 deadline=deadline,
                 age=age,
+                wants_gradients=wants_gradients,
             )
         finally:
             self._end(uids)

@@ -152,7 +152,7 @@ class SwarmNetwork:
         """
         age = Age(since=visit.age.steps, bound=self._settings.max_staleness)
         if number == self.number:
-            (found,) = await self._experts.backward(
+            gradients_of_inputs = await self._experts.backward(
                 self.own,
                 [visit.inputs],
                 [gradients],
@@ -160,8 +160,9 @@ class SwarmNetwork:
                 call_id=self._caller.client.new_call_id(),
                 deadline=self._deadline(),
                 age=age,
+                wants_gradients=number > 0,
             )
-            return found, age
+            return _only(gradients_of_inputs) if number > 0 else None, age
         call = ExpertCall(
             name=self.uids[number].name,
             inputs=(visit.inputs,),

@@ -41,7 +41,17 @@ class Scripted(CallHandler):
         )
 
     async def backward(
-        self, uid, inputs, gradients, *, span=1, caller, call_id, deadline, age=None
+        self,
+        uid,
+        inputs,
+        gradients,
+        *,
+        span=1,
+        caller,
+        call_id,
+        deadline,
+        age=None,
+        wants_gradients=True,
     ):
         self.calls.append(("backward", uid.coordinate, span))
         await self.script("before backward", uid.coordinate)
