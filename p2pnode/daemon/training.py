@@ -13,7 +13,6 @@ import trio
 from p2pnode.daemon.node import Node
 from p2pnode.errors import ConfigError, PermissionDeniedError
 from p2pnode.events import Event
-from p2pnode.rpc.client import TensorClient
 from p2pnode.swarm.rounds.averaging import SwarmAveraging
 from p2pnode.swarm.rounds.events import RoundsEnded
 from p2pnode.swarm.rounds.service import Rounds
@@ -76,8 +75,7 @@ class LayerwiseTraining:
         caller = ExpertCaller(
             network.host,
             network.directory,
-            TensorClient(network.host, settings.rpc, {membership.name: membership}),
-            membership.run_id,
+            membership,
             settings=settings,
             rng=random.Random(),
         )

@@ -41,6 +41,7 @@ from p2pnode.errors import (
 from p2pnode.host import Host
 from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.schema import ExpertInfo
+from p2pnode.security.tokens import Membership
 from p2pnode.swarm.beam import Scores, beam_search, list_experts
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.trainer.hosts import HOST_FAILURES, HostBook
@@ -61,8 +62,7 @@ class ExpertCaller:
     Args:
         host: the network, asked which peers are connected.
         directory: says who hosts an expert.
-        client: makes one call to one host.
-        run_id: the run whose experts are called.
+        membership: of the run whose experts are called.
         settings: limits and intervals.
         rng: makes call ids, and orders hosts that seem equally fast.
     """
@@ -71,17 +71,22 @@ class ExpertCaller:
         self,
         host: Host,
         directory: ExpertDirectory,
-        client: TensorClient,
-        run_id: str,
+        membership: Membership,
         *,
         settings: Settings,
         rng: random.Random,
     ) -> None:
         self.book = HostBook(directory, settings, rng)
-        self.client = JudgedClient(client, self.book, run_id, settings=settings.trainer, rng=rng)
+        self.client = JudgedClient(
+            TensorClient(host, settings.rpc, {membership.name: membership}),
+            self.book,
+            membership.run_id,
+            settings=settings.trainer,
+            rng=rng,
+        )
         self._host = host
         self._directory = directory
-        self._run_id = run_id
+        self._run_id = membership.run_id
         self._settings = settings.trainer
         self._vacant_since: OrderedDict[Uid, float] = OrderedDict()
 

@@ -14,12 +14,9 @@ from p2pnode.config import Settings
 from p2pnode.config.experts import Codec
 from p2pnode.errors import ConfigError, PermissionDeniedError, TokenExpiredError
 from p2pnode.models.building import Model
-from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.codecs.names import find_codec
-from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.network import Network
-from p2pnode.swarm.splitting.client import SplitClient
 from p2pnode.trainer.call_log import log_calls
 from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.expert import RemoteExpert
@@ -362,13 +359,11 @@ async def _serve(
         caller = ExpertCaller(
             network.host,
             network.directory,
-            TensorClient(network.host, settings.rpc, {membership.name: membership}),
-            membership.run_id,
+            membership,
             settings=settings,
             rng=rng,
         )
-        client = SplitClient(caller.client.client.access, settings.rpc, Transcoder(settings.rpc))
-        swarms = SplitCaller(caller.client, client, settings=settings)
+        swarms = SplitCaller(caller.client, settings=settings)
         await nursery.start(swarms.run)
         task_status.started(Callers(caller, swarms))
 

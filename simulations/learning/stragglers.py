@@ -18,7 +18,6 @@ from p2pnode.errors import ConfigError, NoLiveExpertError
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.authority import Authority
-from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.server import TensorServer
 from p2pnode.security.tokens import Membership
 from p2pnode.trainer.calls import ExpertCaller
@@ -301,8 +300,7 @@ async def _connect(sim: Simulation) -> ExpertCaller:
     return ExpertCaller(
         node.host,
         node.directory,
-        TensorClient(node.host, settings.rpc, {_RUN.name: _RUN}),
-        _RUN.run_id,
+        _RUN,
         settings=settings,
         rng=node.rng,
     )

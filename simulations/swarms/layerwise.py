@@ -20,7 +20,6 @@ from p2pnode.config import Settings
 from p2pnode.errors import ConfigError
 from p2pnode.experts.backend import build_backend
 from p2pnode.rpc.authority import Authority
-from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.server import TensorServer
 from p2pnode.swarm.rounds.events import RoundEnded, RoundsEnded
 from p2pnode.trainer.calls import ExpertCaller
@@ -146,8 +145,7 @@ class _Swarms:
         caller = ExpertCaller(
             node.host,
             node.directory,
-            TensorClient(node.host, settings.rpc, {RUN.name: RUN}),
-            RUN.run_id,
+            RUN,
             settings=settings,
             rng=node.rng,
         )

@@ -22,7 +22,6 @@ from p2pnode.experts.layers import register_layer
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.authority import Authority
-from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.server import TensorServer
 from p2pnode.security.tokens import Membership
 from p2pnode.trainer.calls import ExpertCaller
@@ -122,15 +121,7 @@ class _Pipeline:
         self._hosts.append(experts)
 
     async def _chain(self, node: Node) -> Chain:
-        client = TensorClient(node.host, node.settings.rpc, {_RUN.name: _RUN})
-        caller = ExpertCaller(
-            node.host,
-            node.directory,
-            client,
-            _RUN.run_id,
-            settings=node.settings,
-            rng=node.rng,
-        )
+        caller = ExpertCaller(node.host, node.directory, _RUN, settings=node.settings, rng=node.rng)
         with trio.fail_after(_FOUND_WITHIN):
             for number in range(self._stages):
                 while not await caller.book.candidates(Uid(_RUN.run_id, f"blocks.{number}")):  # noqa: ASYNC110  # the DHT tells nobody of news

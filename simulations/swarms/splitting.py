@@ -17,11 +17,8 @@ from torch.nn import functional
 
 from p2pnode.config import HostingSettings, Settings
 from p2pnode.errors import ConfigError, RemoteError
-from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.codecs.names import find_codec
-from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.rpc.server import TensorServer
-from p2pnode.swarm.splitting.client import SplitClient
 from p2pnode.swarm.splitting.service import SplitServer
 from p2pnode.swarm.splitting.weights import TransferredWeights
 from p2pnode.testing.network import GRADES
@@ -74,18 +71,9 @@ class _Network:
     """The layers as their swarms compute them, and the node that calls them."""
 
     def __init__(self, sim: Simulation, node: Node) -> None:
-        client = TensorClient(node.host, node.settings.rpc, {RUN.name: RUN})
-        caller = ExpertCaller(
-            node.host,
-            node.directory,
-            client,
-            RUN.run_id,
-            settings=node.settings,
-            rng=node.rng,
-        )
-        splitter = SplitClient(client.access, node.settings.rpc, Transcoder(node.settings.rpc))
+        caller = ExpertCaller(node.host, node.directory, RUN, settings=node.settings, rng=node.rng)
         self._book = caller.book
-        self._caller = SplitCaller(caller.client, splitter, settings=node.settings)
+        self._caller = SplitCaller(caller.client, settings=node.settings)
         node.start_soon(self._caller.run)
         self._policy = CallPolicy(timeout=_PATIENCE, codec=find_codec(sim.parameters["codec"]))
 

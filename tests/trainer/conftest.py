@@ -16,7 +16,6 @@ from p2pnode.experts.service import ExpertHost
 from p2pnode.experts.sessions.service import SessionServer
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.rpc.authority import Authority
-from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.server import TensorServer
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.announce import Announcer
@@ -75,8 +74,7 @@ class LightSwarm:
         return ExpertCaller(
             host,
             ExpertDirectory(host, dht, index, settings.swarm),
-            TensorClient(host, settings.rpc, {"test": RUN}),
-            RUN.run_id,
+            RUN,
             settings=settings,
             rng=rng,
         )

@@ -1,7 +1,7 @@
 """One side of a Yamux session, as a pure state machine.
 
 Methods that begin with `receive_` or `handle_` are inputs and return events; plain verbs are
-commands; `next_frames` and `next_deadline` are outputs. Rules:
+commands; `outbox.next_frames` and `next_deadline` are outputs. Rules:
 
 - Each stream starts with a window of 256 KiB in each direction. Only data counts against it. A
   receiver grants more as its reader takes data, and lets the window grow (`transport.windows`).

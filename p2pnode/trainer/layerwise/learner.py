@@ -35,7 +35,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class LayerwiseLearner:
-    """Trains and scores one layer on this participant's data; see `p2pnode.swarm.rounds.Learner`.
+    """Trains and scores one layer on this participant's data; see `p2pnode.swarm.rounds.learner`.
 
     Args:
         network: the layers.

@@ -28,6 +28,7 @@ import trio
 
 from p2pnode.config import Settings
 from p2pnode.errors import DeadlineExceededError, P2PNodeError, StepLostError, StepUnderWayError
+from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.swarm.splitting.client import SplitClient
 from p2pnode.trainer.judged import JudgedClient
 from p2pnode.trainer.sources import Answer, CallPolicy
@@ -46,12 +47,12 @@ class SplitCaller:
 
     Args:
         judged: chooses peers, and judges them by how their calls end.
-        client: makes split calls.
         settings: limits.
     """
 
-    def __init__(self, judged: JudgedClient, client: SplitClient, *, settings: Settings) -> None:
+    def __init__(self, judged: JudgedClient, *, settings: Settings) -> None:
         splitting = settings.splitting
+        client = SplitClient(judged.client.access, settings.rpc, Transcoder(settings.rpc))
         peers = PeerCalls(judged, client, splitting.question_timeout)
         self._run_id = judged.run_id
         self._parts = Parts(judged, peers, splitting)

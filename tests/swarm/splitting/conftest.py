@@ -18,8 +18,6 @@ from p2pnode.experts.service import ExpertHost
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
-from p2pnode.rpc.client import TensorClient
-from p2pnode.rpc.codecs.worker import Transcoder
 from p2pnode.rpc.server import TensorServer
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.announce import Announcer
@@ -27,7 +25,6 @@ from p2pnode.swarm.averaging.service import AllReduce
 from p2pnode.swarm.index import IndexValidator
 from p2pnode.swarm.lookup import ExpertDirectory
 from p2pnode.swarm.places import NAMESPACE
-from p2pnode.swarm.splitting.client import SplitClient
 from p2pnode.swarm.splitting.service import SplitServer
 from p2pnode.swarm.splitting.weights import TransferredWeights
 from p2pnode.swarm.weights.gate import Gate
@@ -203,17 +200,14 @@ class Swarm:
         )
         await self._nursery.start(dht.run)
         await dht.bootstrap(self._bootstrap)
-        client = TensorClient(host, settings.rpc, {"test": RUN})
         caller = ExpertCaller(
             host,
             ExpertDirectory(host, dht, index, settings.swarm),
-            client,
-            RUN.run_id,
+            RUN,
             settings=settings,
             rng=rng,
         )
-        splitter = SplitClient(client.access, settings.rpc, Transcoder(settings.rpc))
-        trainer = Trainer(SplitCaller(caller.client, splitter, settings=settings))
+        trainer = Trainer(SplitCaller(caller.client, settings=settings))
         await self._nursery.start(trainer.caller.run)
         trainer.host = host
         return trainer

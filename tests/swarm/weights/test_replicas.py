@@ -16,7 +16,6 @@ from p2pnode.experts.service import ExpertHost
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.rpc.access import Access
 from p2pnode.rpc.authority import Authority
-from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.server import TensorServer
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.announce import Announcer
@@ -164,19 +163,14 @@ class Net:
         await self.nursery.start(dht.run)
         await dht.bootstrap(self.bootstrap())
         directory = ExpertDirectory(host, dht, index, settings.swarm)
-        client = TensorClient(host, settings.rpc, {"test": RUN})
-        return Trainer(
-            host,
-            ExpertCaller(host, directory, client, RUN.run_id, settings=settings, rng=rng),
-            client,
-        )
+        return Trainer(host, ExpertCaller(host, directory, RUN, settings=settings, rng=rng))
 
 
 class Trainer:
-    def __init__(self, host, caller, client):
+    def __init__(self, host, caller):
         self.host = host
         self.caller = caller
-        self.client = client
+        self.client = caller.client.client
         self.rows = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
         self.applied = 0
         self.by = []

@@ -14,7 +14,6 @@ from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
 from p2pnode.protocols.kad.service import KadDht
 from p2pnode.rpc.authority import Authority
-from p2pnode.rpc.client import TensorClient
 from p2pnode.rpc.server import TensorServer
 from p2pnode.security.tokens import Membership
 from p2pnode.swarm.announce import Announcer
@@ -79,8 +78,7 @@ class Participant:
         TensorServer(host, settings.rpc, self.experts, Authority({RUN.name: RUN}, 16))
         self.announcer = Announcer(host, self.dht, host.key, settings.hosting)
         directory = ExpertDirectory(host, self.dht, index, settings.swarm)
-        client = TensorClient(host, settings.rpc, {RUN.name: RUN})
-        self.caller = ExpertCaller(host, directory, client, RUN.run_id, settings=settings, rng=rng)
+        self.caller = ExpertCaller(host, directory, RUN, settings=settings, rng=rng)
         self.network = SwarmNetwork(
             self.caller,
             self.experts,
