@@ -197,9 +197,14 @@ class Hosting:
         self._memberships[membership.run_id] = membership
         by_id = [uid.in_run(membership.run_id) for uid in uids]
         self._announcer.check(by_id)
+        # All are settled before any is added: what the owner says of one may not fit here.
+        settled = [
+            (members, agreed(settings, description, block))
+            for block, members in by_block(by_id).items()
+        ]
         added = []
-        for block, members in by_block(by_id).items():
-            added += await self._add(members, agreed(settings, description, block), settings)
+        for members, each in settled:
+            added += await self._add(members, each, settings)
         return [status.uid.in_run(membership.name) for status in added]
 
     async def _add(

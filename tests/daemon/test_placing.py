@@ -240,6 +240,22 @@ async def test_options_that_need_more_memory_than_allowed_wait_until_there_is_ro
         assert [type(each) for each in told[2:]] == [DescriptionTaken]
 
 
+async def test_where_one_block_does_not_fit_here_none_of_those_asked_for_is_hosted(tmp_path):
+    async with volunteers(tmp_path) as crowd:
+        await crowd.start()
+        await crowd.describe("blocks.0", "wide.0", layer="nop", **{"wide:layer": "theirs:Wide"})
+        node = await crowd.start()
+        what = {"node": {"run": "lm", "experts": ["blocks.0", "wide.0"]}}
+        with pytest.raises(ConfigError, match="--layer wide="):
+            await crowd.ask(2, "host", **what)
+        assert node.hosted() == []
+        await crowd.ask(2, "host", **what, hosting={"layer": "wide=torch.nn:Identity"})
+        assert {each["uid"]: each["layer"] for each in node.hosted()} == {
+            "lm/blocks.0": "nop",
+            "lm/wide.0": "Identity",
+        }
+
+
 async def test_layers_that_are_not_alike_are_placed_by_their_size_and_cost(tmp_path):
     async with volunteers(tmp_path) as crowd:
         await crowd.start()
