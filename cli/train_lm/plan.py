@@ -47,15 +47,15 @@ class Options:
         return self.steps // 2 if self.demo else None
 
 
-def host_settings(number: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Return the settings of one of a demo's hosts."""
+def host_settings(number: int, seed: int, micro_batches: int = 1) -> dict[str, dict[str, Any]]:
+    """Return the settings of one of a demo's hosts, for batches in so many parts."""
     stands_by = number == len(SERVED)
     return {
         "node": {"layers": [REPLICAS if stands_by else SERVED[number]]},
         "hosting": {
             "model": MODEL,
             "optimizer": "adamw",
-            "learning_rate": LEARNING_RATE,
+            "learning_rate": LEARNING_RATE / micro_batches,  # each of them is a step there
             "seed": seed,
             "threads": 1,  # four processes share this machine
             "update_period": 1.0,

@@ -239,7 +239,8 @@ def _make_host(
     name = f"host-{number}"
     config = logs / f"{name}.toml"
     lines = []
-    for section, values in plan.host_settings(number, options.seed).items():
+    settings = plan.host_settings(number, options.seed, options.micro_batches)
+    for section, values in settings.items():
         lines += [
             f"[{section}]",
             *(f"{field} = {json.dumps(value)}" for field, value in values.items()),

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cli.main import main
+from cli.train_lm.plan import host_settings
 from cli.train_lm.text import Batches, Text, read
 from cli.train_lm.training import evaluate, load_ends, save_ends, train
 from p2pnode.errors import (
@@ -22,6 +23,11 @@ from p2pnode.models.building import Model
 from p2pnode.trainer.sequential.language import RemoteLanguageModel
 
 DATA = bytes(range(200)) * 5
+
+
+def test_the_blocks_of_a_demo_learn_slower_for_each_part_of_a_batch():
+    whole, parts = (host_settings(0, 1, count)["hosting"]["learning_rate"] for count in (1, 4))
+    assert parts == whole / 4
 
 
 class Blocks(nn.Module):
