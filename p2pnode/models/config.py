@@ -114,15 +114,6 @@ class ModelConfig:
             raise ModelError(f"the dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
 
     @property
-    def block_parameters(self) -> int:
-        """How many parameters one block has."""
-        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
-        count = 2 * self.hidden_size * (queries + keys) + 2 * self.hidden_size
-        count += 3 * self.hidden_size * self.intermediate_size
-        count += (queries + 2 * keys) * self.qkv_bias + self.hidden_size * self.output_bias
-        return count
-
-    @property
     def block_fingerprint(self) -> str:
         """Return 8 hex digits that two models share when their blocks compute alike."""
         fields = asdict(self)

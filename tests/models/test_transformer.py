@@ -83,12 +83,11 @@ def test_the_size_of_a_cache_is_known_beforehand(config):
     assert cache_bytes(config, 3, 10) == held
 
 
-def test_all_parameters_of_a_block_get_gradients_and_are_counted(config, block):
+def test_all_parameters_of_a_block_get_gradients(config, block):
     hidden = hidden_states(config).requires_grad_()
     block(hidden).square().mean().backward()
     assert hidden.grad.abs().sum() > 0
     assert all(each.grad.abs().sum() > 0 for each in block.parameters())
-    assert sum(each.numel() for each in block.parameters()) == config.block_parameters
 
 
 def test_bfloat16_comes_close_to_float32():

@@ -1,7 +1,7 @@
 """What a run's units cost, and the room they take: which fit, and what no placement exceeds."""
 
 from collections.abc import Iterable, Sequence
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,6 @@ class Units:
         self.costs = np.asarray(costs, dtype=np.float64)
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self._ends = np.concatenate([[0], np.cumsum(self.sizes)])
-
-    @classmethod
-    def alike(cls, count: int) -> Self:
-        """Return so many units that cost 1 and take 1."""
-        return cls([1.0] * count, [1] * count)
 
     def __len__(self) -> int:
         return len(self.costs)

@@ -15,8 +15,12 @@ from p2pnode.swarm.placement.units import Units, bound
 GAIN = 1.2
 
 
+def _alike(count):
+    return Units([1.0] * count, [1] * count)
+
+
 def _offer(units, capacity, *, is_pipeline=True, min_gain=GAIN, **more):
-    units = Units.alike(units) if isinstance(units, int) else units
+    units = _alike(units) if isinstance(units, int) else units
     return Offer(units=units, room=capacity, is_pipeline=is_pipeline, min_gain=min_gain, **more)
 
 
@@ -24,7 +28,7 @@ class _Swarm:
     """Servers that decide one after the other, each seeing what the others host now."""
 
     def __init__(self, units, capacities, speeds, *, seed=0, is_pipeline=True, min_gain=GAIN):
-        self.units = Units.alike(units) if isinstance(units, int) else units
+        self.units = _alike(units) if isinstance(units, int) else units
         self.seen = self.units  # what servers take the units for
         self.is_pipeline = is_pipeline
         self.min_gain = min_gain
@@ -205,7 +209,7 @@ def test_a_layer_left_alone_is_taken_over_by_a_server_that_is_not_needed():
     decision = decide(_offer(4, 2), others, Server("me", (0, 1), 2.0), 0.0)
     assert decision.moves
     assert 3 in decision.units
-    rates = rates_of(Units.alike(4), [*others, Server("me", decision.units, 2.0)])
+    rates = rates_of(_alike(4), [*others, Server("me", decision.units, 2.0)])
     assert (rates > 0).all()
 
 
