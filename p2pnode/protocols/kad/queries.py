@@ -196,20 +196,20 @@ class _Walk:
     async def run(self) -> None:
         """Walk until the look-up has finished; call it once."""
         try:
-            while True:
-                now = trio.current_time()
-                self._start(self._proceed(now))
-                if self._is_over:
-                    return
+            self._start(self._proceed(trio.current_time()))
+            while not self._ended.is_set():
                 # Only slow requests make anything happen by themselves.
-                due = min(self._lookup.next_deadline(now), self._until)
+                due = min(self._lookup.next_deadline(trio.current_time()), self._until)
                 with trio.CancelScope(deadline=due) as self._scope:
                     await self._ended.wait()
+                self._start(self._proceed(trio.current_time()))
         finally:
             self._is_over = True
 
     def _proceed(self, now: float) -> Sequence[PeerId]:
         """Name the peers to ask now, or end the look-up."""
+        if self._is_over:
+            return ()
         if now >= self._until or self._lookup.is_finished(now):
             self._end()
             return ()
