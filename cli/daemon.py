@@ -128,7 +128,7 @@ def print_ready(node: Node, *, as_json: bool) -> None:
         print_note(f"  {word} {address}")
     if experts:
         restored = sum(each["restored"] for each in experts)
-        print_note(f"  hosting {len(experts)} experts, {restored} restored from checkpoints")
+        print_note(f"  hosting {count(len(experts), 'expert')}, {restored} restored from checkpoints")
     for run in node.open_runs():
         print_note(f"  WARNING: the run {run} is open: anyone may train and change these experts")
     if addresses:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from cli.options import data_dir_of, json_option, node_options, settings_from
-from cli.output import print_event, print_note
+from cli.output import count, print_event, print_note
 from p2pnode.config import HostingSettings, Settings
 from p2pnode.config.experts import ALL_BLOCKS, layers_by_block
 from p2pnode.daemon.control.client import call_daemon
@@ -61,7 +61,7 @@ def host(
         print_event("hosting", experts=added)
     else:
         restored = sum(expert["restored"] for expert in added)
-        print_note(f"the running daemon hosts {len(added)} more experts, {restored} restored")
+        print_note(f"the running daemon hosts {count(len(added), 'more expert')}, {restored} restored")
 
 
 def absolute(hosting: HostingSettings) -> dict[str, Any]:
