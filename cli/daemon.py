@@ -9,7 +9,7 @@ import trio
 
 from cli.event_log import EventLog
 from cli.open_files import RESERVE, raise_open_files
-from cli.output import print_event, print_line, print_note
+from cli.output import count, print_event, print_line, print_note
 from p2pnode.config import Settings
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.daemon.node import Node
@@ -128,7 +128,8 @@ def print_ready(node: Node, *, as_json: bool) -> None:
         print_note(f"  {word} {address}")
     if experts:
         restored = sum(each["restored"] for each in experts)
-        print_note(f"  hosting {count(len(experts), 'expert')}, {restored} restored from checkpoints")
+        told = count(len(experts), "expert")
+        print_note(f"  hosting {told}, {restored} restored from checkpoints")
     for run in node.open_runs():
         print_note(f"  WARNING: the run {run} is open: anyone may train and change these experts")
     if addresses:

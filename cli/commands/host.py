@@ -61,7 +61,8 @@ def host(
         print_event("hosting", experts=added)
     else:
         restored = sum(expert["restored"] for expert in added)
-        print_note(f"the running daemon hosts {count(len(added), 'more expert')}, {restored} restored")
+        more = count(len(added), "more expert")
+        print_note(f"the running daemon hosts {more}, {restored} restored")
 
 
 def absolute(hosting: HostingSettings) -> dict[str, Any]:
