@@ -13,22 +13,14 @@ import pytest
 from p2pnode.daemon.control.client import call_daemon
 from p2pnode.daemon.data_dir import DataDir
 from p2pnode.testing.nat_lab import Lab
+from p2pnode.testing.nat_lab.punching import DIRECT, FAILED, LISTEN, can_be_punched, punch_all
 from p2pnode.testing.network import Nat
 
 pytestmark = pytest.mark.real
 
 ONE_WAY = 0.0125  # from each machine to the middle of the internet: 50 ms for a round trip
-LOOKS_AT_PORTS = {Nat.PORT_RESTRICTED, Nat.SYMMETRIC}
 COMMON = ["portmap.mode=off", "dcutr.attempt_timeout=2"]
 RELAY = ["relay.server=always", "relay.circuit_bytes=0", "relay.circuit_seconds=0"]
-
-
-def can_be_punched(one, other):
-    """Whether either side knows from where the other's packets come, or need not know."""
-    return not (
-        (one is Nat.SYMMETRIC and other in LOOKS_AT_PORTS)
-        or (other is Nat.SYMMETRIC and one in LOOKS_AT_PORTS)
-    )
 
 
 def ask(daemon, method, **params):
@@ -49,7 +41,6 @@ def has_failed(one, other):
     return connection["way"] == "relayed" and "no hole could be punched" in connection["note"]
 
 
-LISTEN = {"tcp": "/ip4/0.0.0.0/tcp/4001", "quic": "/ip4/0.0.0.0/udp/4001/quic-v1"}
 FEW = [Nat.PORT_RESTRICTED, Nat.SYMMETRIC]  # the strictest
 IS_FULL = os.environ.get("NAT_MATRIX") == "full"
 NATS = {"tcp": list(Nat), "quic": list(Nat) if IS_FULL else FEW}
@@ -107,3 +98,14 @@ def test_holes_are_punched_where_they_can_be(nodes, eventually, ping, nat_a, nat
         eventually(lambda: has_failed(theirs, ours))
     # A ping may be on its way over a spare connection when the other side closes that.
     assert eventually(lambda: ping(ours, theirs))
+
+
+@pytest.mark.usefixtures("if_full")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("transport", LISTEN)
+def test_nearly_all_holes_are_punched_at_the_first_attempt(tmp_path, transport):
+    taken = punch_all(tmp_path, transport, loss=0.0, seed=7)
+    assert len(taken) == 22
+    punched = [attempts for attempts in taken.values() if attempts != DIRECT]
+    assert FAILED not in punched
+    assert punched.count(1) >= 0.9 * len(punched)
