@@ -68,8 +68,7 @@ class Attempt:
         self._answers = Pace(
             len(self._missing - {current.own}),
             trio.current_time(),
-            least=2
-            * self._settings.patience,  # one to wait for somebody, one for a chunk
+            least=2 * self._settings.patience,  # one to wait for somebody, one for a chunk
             most=self._settings.answer_patience,
         )
         self._waiting: dict[PeerId, trio.CancelScope] = {}  # for answers

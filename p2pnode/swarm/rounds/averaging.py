@@ -223,12 +223,10 @@ class SwarmAveraging:
         """Take the outer step; its momentum counts, whatever becomes of the result."""
         if self._outer is None or self._outer.anchor.keys() != aggregate.keys():
             raise AveragingError("the round has not begun here; wait for the next one")
-        anchor = self._outer.anchor
-        gradients = [anchor[name].float() - aggregate[name].float() for name in sorted(anchor)]
         settings = OuterSettings(
             learning_rate=self._settings.outer_rate, momentum=self._settings.outer_momentum
         )
-        self._outer = outer_step(self._outer, gradients, settings)
+        self._outer = outer_step(self._outer, aggregate, settings)
         return dict(self._outer.anchor)
 
 
