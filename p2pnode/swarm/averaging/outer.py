@@ -1,9 +1,9 @@
 """DiLoCo's outer step: what a round makes of many local steps of each member.
 
 Members train apart for H steps, from the same weights, the *anchor*. What each has moved by, the
-anchor minus the weights it has come to, is its *pseudo-gradient*. The average of these is the anchor
-minus the average of the weights. It is the gradient of one step of the outer optimiser, SGD with
-Nesterov momentum, from the anchor:
+anchor minus the weights it has come to, is its *pseudo-gradient*. The average of these is what the
+average of the weights lacks to the anchor. It is the gradient of one step of the outer optimiser,
+SGD with Nesterov momentum, from the anchor:
 
     momentum = mu momentum + gradient
     weights = anchor - rate (gradient + mu momentum)
