@@ -20,7 +20,7 @@ from p2pnode.wire.uids import Uid
 _WHY: Final = {
     End.THRESHOLD: "as you asked for",
     End.ROUNDS: "when all rounds were over",
-    End.ALONE: "when all others had long ended",
+    End.LEFT: "when most others had long ended",
 }
 
 

@@ -116,8 +116,11 @@ def _watch(record: Record, display: Display, peers: Sequence[DemoDaemon]) -> Non
             if not running:
                 raise LocalError(f"{peer.name} has ended; see its log in {record.options.report}")
         victim = record.told[-1]
-        if record.options.kill and not victim.killed and victim.samples:
-            peers[-1].kill()  # also when it has ended meanwhile: those who still train call it
+        # Also when it has ended: those who still train call it. Who comes last may have nothing to
+        # train, if the others' weights are good enough.
+        is_due = victim.samples > 0 or victim.ended is not None
+        if record.options.kill and not victim.killed and is_due:
+            peers[-1].kill()
             victim.killed = True
             display.note(f"killed {victim.name} after {victim.samples} examples")
 

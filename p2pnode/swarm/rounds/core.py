@@ -37,12 +37,13 @@ Rules:
 5. *Average*, in the modes that do, with those who have announced this round and go on. What comes
    of it is scored, too, and taken unless it is worse than one's own weights by more than
    `max_loss`. Who has no average, or does not take it, checks claims as in rule 4.
-6. *End* when one's own hold-out says that the threshold is reached, or after the last round. In
-   the modes that average, who is there first stays for the others who have not been there yet, for
-   `last_rounds` rounds at most, and ends in the next one in which the threshold is reached: weights
-   that go on without a part of those they were averaged with get worse first. Who is left, since
-   all others have ended, trains `last_rounds` rounds more at most: with nobody to learn from, one's
-   own examples alone may never come to the threshold.
+6. *End* when one's own hold-out says that the threshold is reached, or after the last round. Who
+   is there first stays for the others who have not been there yet, for `last_rounds` rounds at
+   most, and ends in the next one in which the threshold is reached: weights that go on without a
+   part of those they were averaged with get worse first. That is not needed where the winner's
+   weights bring the others there, too: in the mode `best`, if weights keep their score. Who is
+   left, since as many have ended as go on, or all, trains `last_rounds` rounds more at most: their
+   own examples alone may never bring so few to the threshold.
 
 Inputs are `receive_*`; `next_action` says what is to be done, and is asked again after each input.
 """
@@ -183,7 +184,7 @@ class RoundsCore:
         self._gone: frozenset[PeerId] = frozenset()
         self._in_vain: frozenset[PeerId] = frozenset()
         self._has_seen_ends = False  # whether anybody has said that he has ended
-        self._alone = 0  # rounds in which nobody else went on
+        self._left = 0  # rounds since as many have ended as go on
         self._reached: frozenset[PeerId] = frozenset()  # who says that he has been at the threshold
         self._reached_in: int | None = None  # the round in which one has been there oneself
         self._refused: dict[PeerId, int] = {}  # the version of an announcement
@@ -414,22 +415,24 @@ class RoundsCore:
             self._found.clear()
         self.tally.round, self.tally.score = self.round, self.score
         self.ended, self.tally = self.tally, Tally()
-        self._alone = self._alone + 1 if self._has_seen_ends and not self._others_go_on() else 0
+        self._left = self._left + 1 if self._is_left() else 0
         is_there = self.score >= self._settings.threshold
         if is_there and self._reached_in is None:
             self._reached_in = self.round
         if is_there and not (self.round < self._settings.rounds and self._is_needed()):
             self._finish(End.THRESHOLD)
-        elif self._alone >= self._settings.last_rounds:
-            self._finish(End.ALONE)
+        elif self._left >= self._settings.last_rounds:
+            self._finish(End.LEFT)
         elif self.round >= self._settings.rounds:
             self._finish(End.ROUNDS)
         else:
             self.round += 1
 
-    def _others_go_on(self) -> bool:
-        """Whether anybody trains, or is about to, who can be reached."""
-        return bool(self._going_on() or self._starting - self._gone)
+    def _is_left(self) -> bool:
+        """Whether as many others have ended as go on, or are about to begin, oneself included."""
+        ended = sum(each.claim.is_final for each in self._heard.values())
+        others = len(self._going_on() | self._starting - self._gone)
+        return self._has_seen_ends and (not others or 1 + others <= ended)
 
     def _going_on(self) -> frozenset[PeerId]:
         """Who trains, and can be reached."""
@@ -437,8 +440,8 @@ class RoundsCore:
         return frozenset(self._heard) - ended - self._gone
 
     def _is_needed(self) -> bool:
-        """Whether to stay for those that average along, and have not been at the threshold."""
-        if self._settings.mode == "best" or self._reached_in is None:
+        """Whether to stay for those that go on, and have not been at the threshold."""
+        if self._reached_in is None or (self._settings.mode == "best" and self._lasting):
             return False
         has_stayed = self.round - self._reached_in >= self._settings.last_rounds
         behind = {who for who in self._going_on() - self._reached if self._keeps_up(who)}

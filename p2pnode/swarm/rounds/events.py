@@ -13,7 +13,7 @@ class End(StrEnum):
 
     THRESHOLD = "threshold"  # the score that the user chose is reached on one's own hold-out
     ROUNDS = "rounds"  # as many as the run has
-    ALONE = "alone"  # all others have long ended, and nobody is left to learn from
+    LEFT = "left"  # half of the others have long ended, or all; few are left to learn from
 
 
 class Verdict(StrEnum):

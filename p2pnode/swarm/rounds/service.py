@@ -14,10 +14,12 @@ import trio
 from p2pnode.config import RoundsSettings
 from p2pnode.errors import (
     CheckpointError,
+    NotAMemberError,
     P2PNodeError,
     RemoteError,
     TokenExpiredError,
     TransferError,
+    UnknownExpertError,
 )
 from p2pnode.events import EventBus
 from p2pnode.experts.states import all_finite
@@ -149,7 +151,7 @@ class Rounds:
             UnknownExpertError: the layer is not hosted here.
             P2PNodeError: the layer cannot be scored or published before training.
         """
-        claim = await self._claim(0)
+        claim = await self._first_claim()
         core = RoundsCore(
             self._settings,
             held_out=self._learner.held_out,
@@ -205,6 +207,20 @@ class Rounds:
         assert self._swarm.own is not None, "what is in use has been announced"
         with contextlib.suppress(TokenExpiredError):  # then nobody would listen
             await self._announce(core, replace(self._swarm.own.claim, is_final=True))
+
+    async def _first_claim(self) -> Claim:
+        """Score what there is; others that a score takes may fail for a while."""
+        until = trio.current_time() + self._settings.patience
+        while True:
+            try:
+                return await self._claim(0)
+            except (NotAMemberError, UnknownExpertError):
+                raise
+            except RemoteError as error:
+                if trio.current_time() >= until:
+                    raise
+                self._events.emit(TrainingFailed(uid=self.uid, round=0, reason=str(error)))
+                await trio.sleep(self._settings.retry_pause)
 
     async def _claim(self, round_number: int, known: float | None = None) -> Claim:
         """Publish the layer's weights as they are now, and score what others will get.

@@ -18,6 +18,7 @@ from p2pnode.errors import ConfigError, NoPeersError, SchemaError
 from p2pnode.experts.service import ExpertHost
 from p2pnode.rpc.age import Age
 from p2pnode.rpc.codecs.names import find_codec
+from p2pnode.rpc.tensors import metas_of
 from p2pnode.trainer.calls import ExpertCaller
 from p2pnode.trainer.layerwise.lanes import partners
 from p2pnode.trainer.sources import CallPolicy, ExpertCall
@@ -87,6 +88,7 @@ class SwarmNetwork:
         self._experts = experts
         self._peer_id = peer_id
         self._settings = settings
+        self._unfit: set[PeerId] = set()  # hosts whose outputs our layer does not take
         self._policy = CallPolicy(timeout=settings.call_timeout, codec=find_codec(settings.codec))
 
     async def missing(self) -> list[Uid]:
@@ -107,6 +109,8 @@ class SwarmNetwork:
             [entry.peer_id for entry in await self._caller.book.candidates(uid)]
             for uid in self.uids
         ]
+        self._unfit &= {peer_id for swarm in swarms for peer_id in swarm}
+        swarms = [[each for each in swarm if each not in self._unfit] for swarm in swarms]
         mates = swarms[self.number]
         lane = {n: partners(self._peer_id, mates, hosts) for n, hosts in enumerate(swarms)}
         return Lane({**lane, self.number: (self._peer_id,)})
@@ -122,6 +126,8 @@ class SwarmNetwork:
             first: which host is asked before others, as `Lane.host` says.
 
         Raises:
+            SchemaError: what a host has answered is nothing that our layer takes; it is in no lane
+                any more.
             P2PNodeError: nobody could.
         """
         age = Age()
@@ -137,7 +143,10 @@ class SwarmNetwork:
             age=age,
         )
         answer = await self._caller.forward(call, self._policy)
-        return _only(answer.tensors), Visit(inputs, age, answer.by)
+        outputs = _only(answer.tensors)
+        if number + 1 == self.number:
+            self._check_fits(outputs, answer.by)
+        return outputs, Visit(inputs, age, answer.by)
 
     async def backward(
         self, number: int, visit: Visit, gradients: torch.Tensor
@@ -173,6 +182,16 @@ class SwarmNetwork:
         )
         answer = await self._caller.backward(call, self._policy)
         return _only(answer.tensors) if number > 0 else None, age
+
+    def _check_fits(self, outputs: torch.Tensor, by: PeerId) -> None:
+        """Refuse what our layer would fail on, and leave its host alone."""
+        try:
+            self._experts.info(self.own).check_forward(metas_of([outputs]))
+        except SchemaError as error:
+            self._unfit.add(by)
+            raise SchemaError(
+                f"{by} hosts a layer of another kind before {self.own.name}: {error}"
+            ) from error
 
     def _deadline(self) -> float:
         return trio.current_time() + self._settings.call_timeout

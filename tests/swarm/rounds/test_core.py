@@ -477,7 +477,7 @@ def test_who_is_left_when_all_others_have_ended_trains_a_few_rounds_more_at_most
     def others_in(number):
         return [said(n, min(number, 4), 0.4, is_final=number >= 4) for n in range(2)], []
 
-    assert rounds_until_the_end(core, others_in) == (6, End.ALONE)
+    assert rounds_until_the_end(core, others_in) == (6, End.LEFT)
 
 
 @pytest.mark.parametrize(
@@ -501,11 +501,22 @@ def test_who_is_left_when_all_others_have_ended_trains_a_few_rounds_more_at_most
         ),
     ],
 )
-def test_who_is_not_left_by_all_others_trains_to_the_last_round(others_in):
+def test_who_is_not_left_by_half_of_the_others_trains_to_the_last_round(others_in):
     core = core_of(last_rounds=3)
     core.receive_announcements([], [])
     assert core.next_action(math.inf) == Train(round=1)
     assert rounds_until_the_end(core, others_in) == (20, End.ROUNDS)
+
+
+def test_two_of_four_that_are_left_train_a_few_rounds_more_at_most():
+    core = core_of(rounds=20, last_rounds=3)
+    core.receive_announcements([], [])
+    assert core.next_action(math.inf) == Train(round=1)
+
+    def others_in(number):
+        return [said(n, number, 0.4, is_final=n > 0 and number >= 5) for n in range(3)], []
+
+    assert rounds_until_the_end(core, others_in) == (7, End.LEFT)
 
 
 def test_those_that_cannot_be_reached_when_others_have_ended_are_no_company():
@@ -513,7 +524,7 @@ def test_those_that_cannot_be_reached_when_others_have_ended_are_no_company():
     core.receive_announcements([], [])
     assert core.next_action(math.inf) == Train(round=1)
     others = [said(0, 1, 0.4, is_final=True), said(1, 1, 0.4)]
-    assert rounds_until_the_end(core, lambda _number: (others, [], [PEERS[1]])) == (3, End.ALONE)
+    assert rounds_until_the_end(core, lambda _number: (others, [], [PEERS[1]])) == (3, End.LEFT)
 
 
 def test_ends_are_remembered_when_those_that_ended_have_left():
@@ -524,7 +535,7 @@ def test_ends_are_remembered_when_those_that_ended_have_left():
     def others_in(number):
         return ([said(0, 1, 0.4, is_final=True)], []) if number == 1 else ([], [])
 
-    assert rounds_until_the_end(core, others_in) == (3, End.ALONE)
+    assert rounds_until_the_end(core, others_in) == (3, End.LEFT)
 
 
 def after_averages(core, scores, others_in):
@@ -600,3 +611,9 @@ def test_nobody_stays_for_those_who_have_left(left):
     )
     core.receive_averaged(0.92, b"\xf1" * 32)
     assert core.next_action(math.inf) == Finish(reason=End.THRESHOLD)
+
+
+@pytest.mark.parametrize(("lasting", "end"), [(True, Finish(reason=End.THRESHOLD)), (False, None)])
+def test_the_best_stay_for_others_only_where_their_weights_need_not_be_as_good_there(lasting, end):
+    core = in_round(3, 0.92, [said(0, 3, 0.4)], threshold=0.9, lasting=lasting)
+    assert core.next_action(math.inf) == (end or Train(round=4))

@@ -95,7 +95,7 @@ def test_rounds_go_on_within_their_bounds_and_lies_are_not_adopted(data, mode, t
                 else:
                     assert core.score == before
             case Finish(reason=reason):
-                assert reason is End.ALONE or (
+                assert reason is End.LEFT or (
                     core.round == chosen.rounds or core.score >= chosen.threshold
                 )
                 return

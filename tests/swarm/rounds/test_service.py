@@ -6,7 +6,13 @@ import math
 import pytest
 import trio
 
-from p2pnode.errors import CheckpointError, DialError, StorageError, TransferError
+from p2pnode.errors import (
+    CheckpointError,
+    DialError,
+    StorageError,
+    TransferError,
+    UnknownExpertError,
+)
 from p2pnode.swarm.gossip.reputation import Offence
 from p2pnode.swarm.rounds.events import (
     Averaged,
@@ -294,3 +300,38 @@ async def test_without_a_good_average_the_best_claim_is_taken(
 def test_a_mode_that_averages_needs_something_that_does(add):
     with pytest.raises(ValueError, match="averages"):
         add(0.5, mode="average")
+
+
+async def test_a_first_score_that_takes_others_is_tried_again_for_a_while(
+    autojump_clock, add, run_all
+):
+    one = add(0.5)
+    one.weights.failures["publish"] = TransferError("a host of another layer is gone")
+
+    async def mend():
+        await trio.sleep(3.5)
+        one.weights.failures.clear()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mend)
+        nursery.start_soon(run_all)
+    assert one.ended.score == 0.5
+    assert {each.round for each in one.saw(TrainingFailed)} == {0}
+    assert 3 <= len(one.saw(TrainingFailed)) <= 4
+
+
+@pytest.mark.parametrize(
+    ("failure", "after"),
+    [
+        (DialError("nobody answers"), 10.0),
+        (StorageError("the disk is full"), 0.0),
+        (UnknownExpertError("not hosted"), 0.0),
+    ],
+)
+async def test_training_does_not_begin_without_a_score(autojump_clock, add, failure, after):
+    one = add(0.5)
+    one.weights.failures["publish"] = failure
+    began = trio.current_time()
+    with pytest.raises(type(failure)):
+        await one.run()
+    assert trio.current_time() - began == pytest.approx(after, abs=0.1)

@@ -128,9 +128,9 @@ class Swarms:
         self.settings = settings
         self.everybody = []
 
-    async def add(self, number, *, compute=compute_inline, **layerwise):
+    async def add(self, number, *, compute=compute_inline, hidden_dim=16, **layerwise):
         """Start a participant of a layer."""
-        settings = self.settings.replace(layerwise=layerwise)
+        settings = self.settings.replace(layerwise=layerwise, hosting={"hidden_dim": hidden_dim})
         host = await self.world.add_host()
         made = Participant(host, number, len(self.everybody), settings, compute)
         bootstrap = [(each.host.peer_id, each.host.addresses[0]) for each in self.everybody[:1]]

@@ -7,6 +7,7 @@ from torch import nn
 
 from p2pnode.errors import CheckpointError, ConfigError, NoLiveExpertError
 from p2pnode.experts.backend import build_backend
+from p2pnode.experts.events import ExpertFailed
 from p2pnode.trainer.layerwise.data import Batches
 from p2pnode.trainer.layerwise.network import SwarmNetwork
 from p2pnode.trainer.layerwise.tally import SamplesTrained
@@ -127,6 +128,25 @@ async def test_a_host_that_dies_costs_no_example(autojump_clock, swarms):
         assert told.rerouted > 0
         await trio.sleep(4)  # until the index has forgotten it
         assert victim.host.peer_id not in (await me.network.lane()).hosts[1]
+
+
+async def test_a_host_whose_outputs_do_not_fit_fails_no_layer_and_is_left_alone(
+    autojump_clock, swarms
+):
+    async with swarms() as world:
+        me = await world.add(1, in_flight=1)
+        honest, other = await world.add(0), await world.add(0, hidden_dim=8)
+        await trio.sleep(3)
+        assert set((await me.network.lane()).hosts[0]) == {honest.host.peer_id, other.host.peer_id}
+        await me.learner.train(64)
+        assert (await me.network.lane()).hosts[0] == (honest.host.peer_id,)
+        assert 0 <= await me.learner.score(None) <= 1
+        await me.learner.train(64)
+        first, then = me.of(SamplesTrained)
+        assert first.samples + first.lost == 64
+        assert first.lost > 0
+        assert (then.samples, then.lost) == (64, 0)
+        assert me.of(ExpertFailed) == []
 
 
 async def test_training_fails_when_a_layer_has_no_host(autojump_clock, swarms):
