@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from p2pnode.host.reachability import Evidence
-from p2pnode.host.votes import Finding
+from p2pnode.host.reachability.core import Evidence
+from p2pnode.host.reachability.votes import Finding
 from p2pnode.protocols.autonat.service import ReachabilityInfo
 
 

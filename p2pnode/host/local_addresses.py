@@ -7,8 +7,8 @@ from multiaddr import Multiaddr
 from p2pnode.config import NetworkSettings
 from p2pnode.events import Event
 from p2pnode.host.interfaces import Connection, LocalPeerChanged
-from p2pnode.host.nat_behaviour import Sighting
-from p2pnode.host.observed import (
+from p2pnode.host.reachability.nat_behaviour import Sighting
+from p2pnode.host.reachability.observed import (
     ObservedAddressBelieved,
     ObservedAddressDropped,
     ObservedAddresses,

@@ -40,8 +40,8 @@ from p2pnode.host.interfaces import (
     StreamHandler,
 )
 from p2pnode.host.local_addresses import LocalAddresses
-from p2pnode.host.nat_behaviour import Sighting
-from p2pnode.host.observed import Place
+from p2pnode.host.reachability.nat_behaviour import Sighting
+from p2pnode.host.reachability.observed import Place
 from p2pnode.host.outbound import Outbound
 from p2pnode.host.pacing import Bandwidth
 from p2pnode.host.peerstore import Peerstore

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from p2pnode.config import ReachabilitySettings
-from p2pnode.host.reachability import Probe, Result
-from p2pnode.host.votes import network_of
+from p2pnode.host.reachability.core import Probe, Result
+from p2pnode.host.reachability.votes import network_of
 from p2pnode.protocols.autonat.client import AutonatClient
 from p2pnode.protocols.autonat.messages import DIAL_REQUEST
 from p2pnode.protocols.autonat.server import AutonatServer

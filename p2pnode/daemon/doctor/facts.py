@@ -7,7 +7,7 @@ from typing import Any
 
 from p2pnode.host import Reachability
 from p2pnode.host.connections import Way
-from p2pnode.host.nat_behaviour import Mapping
+from p2pnode.host.reachability.nat_behaviour import Mapping
 from p2pnode.protocols.clock.core import Offset
 
 

@@ -1,6 +1,6 @@
 """Finds out whether others can dial this node, and tells the rest of it.
 
-`p2pnode.host.reachability` says what to ask whom and when; this shell asks, and turns verdicts
+`p2pnode.host.reachability.core` says what to ask whom and when; this shell asks, and turns verdicts
 into `ReachabilityChanged` and into what the host tells others about its addresses.
 """
 
@@ -23,7 +23,7 @@ from p2pnode.host import (
     ReachabilityChanged,
 )
 from p2pnode.host.budgets.rates import plain_ip
-from p2pnode.host.reachability import (
+from p2pnode.host.reachability.core import (
     FAMILIES,
     Evidence,
     Probe,
@@ -31,7 +31,7 @@ from p2pnode.host.reachability import (
     Result,
     is_probeable,
 )
-from p2pnode.host.votes import Finding
+from p2pnode.host.reachability.votes import Finding
 from p2pnode.protocols.autonat.client import Answer, AutonatClient
 from p2pnode.protocols.autonat.messages import DIAL_REQUEST, PROTOCOL_V1
 from p2pnode.protocols.autonat.server import AutonatServer

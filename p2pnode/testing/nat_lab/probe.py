@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any, Final
 
-from p2pnode.host.nat_behaviour import (
+from p2pnode.host.reachability.nat_behaviour import (
     Endpoint,
     Sighting,
     Stranger,

@@ -19,7 +19,7 @@ from p2pnode.daemon.doctor.facts import (
 from p2pnode.daemon.doctor.findings import Finding, Level, worst
 from p2pnode.host import Reachability
 from p2pnode.host.connections import Way
-from p2pnode.host.nat_behaviour import Mapping
+from p2pnode.host.reachability.nat_behaviour import Mapping
 from p2pnode.protocols.clock.core import Offset
 
 HEALTHY = Facts(

@@ -5,7 +5,7 @@ import trio
 
 from p2pnode.config import NetworkSettings
 from p2pnode.host.node import NetworkHost
-from p2pnode.host.observed import ObservedAddressBelieved, ObservedAddressDropped
+from p2pnode.host.reachability.observed import ObservedAddressBelieved, ObservedAddressDropped
 from p2pnode.protocols.identify.core import PUSH_PROTOCOL, Introduction, encode
 from p2pnode.testing.hosts import full_hosts
 from p2pnode.wire.addresses import tcp_address

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.host.nat_behaviour import (
+from p2pnode.host.reachability.nat_behaviour import (
     Endpoint,
     Filtering,
     Mapping,

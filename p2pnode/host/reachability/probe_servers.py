@@ -1,6 +1,6 @@
 """Whom to ask whether others can reach this node: the peers that serve AutoNAT. Pure.
 
-`p2pnode.host.reachability` says what is asked, and what the answers count for.
+`p2pnode.host.reachability.core` says what is asked, and what the answers count for.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiaddr import Multiaddr
 
 from p2pnode.config import ReachabilitySettings
-from p2pnode.host.votes import Network, network_of
+from p2pnode.host.reachability.votes import Network, network_of
 from p2pnode.wire.addresses import IpAddress
 from p2pnode.wire.peer_id import PeerId
 

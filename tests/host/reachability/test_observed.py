@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.config import NetworkSettings
-from p2pnode.host.observed import ObservedAddresses, group_of
+from p2pnode.host.reachability.observed import ObservedAddresses, group_of
 from p2pnode.wire.addresses import parse_address, tcp_address
 
 RELAY = "/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN/p2p-circuit"
