@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from p2pnode.host.reachability.core import Evidence
+from p2pnode.host.reachability.verdicts import Evidence
 from p2pnode.host.reachability.votes import Finding
 from p2pnode.protocols.autonat.service import ReachabilityInfo
 

@@ -7,6 +7,7 @@ from multiaddr import Multiaddr
 from p2pnode.config import NetworkSettings
 from p2pnode.events import Event
 from p2pnode.host.interfaces import Connection, LocalPeerChanged
+from p2pnode.host.ranking import ips_of, is_relayed
 from p2pnode.host.reachability.nat_behaviour import Sighting
 from p2pnode.host.reachability.observed import (
     ObservedAddressBelieved,
@@ -14,7 +15,6 @@ from p2pnode.host.reachability.observed import (
     ObservedAddresses,
     Place,
 )
-from p2pnode.host.ranking import ips_of, is_relayed
 from p2pnode.transport.base import Listener
 from p2pnode.wire.addresses import IpAddress, ip_of
 

@@ -40,12 +40,12 @@ from p2pnode.host.interfaces import (
     StreamHandler,
 )
 from p2pnode.host.local_addresses import LocalAddresses
-from p2pnode.host.reachability.nat_behaviour import Sighting
-from p2pnode.host.reachability.observed import Place
 from p2pnode.host.outbound import Outbound
 from p2pnode.host.pacing import Bandwidth
 from p2pnode.host.peerstore import Peerstore
 from p2pnode.host.ranking import is_relayed
+from p2pnode.host.reachability.nat_behaviour import Sighting
+from p2pnode.host.reachability.observed import Place
 from p2pnode.host.saved_peers import SavedPeers
 from p2pnode.host.strangers import StrangerDials
 from p2pnode.host.upgrader import Upgraded, Upgrader

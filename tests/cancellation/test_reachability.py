@@ -5,7 +5,7 @@ import random
 import pytest
 
 from p2pnode.config import ReachabilitySettings
-from p2pnode.host.reachability.core import Probe, Result
+from p2pnode.host.reachability.verdicts import Probe, Result
 from p2pnode.host.reachability.votes import network_of
 from p2pnode.protocols.autonat.client import AutonatClient
 from p2pnode.protocols.autonat.messages import DIAL_REQUEST

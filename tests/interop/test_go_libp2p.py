@@ -13,7 +13,7 @@ import trio
 
 from p2pnode.config import ReachabilitySettings
 from p2pnode.host import PeerIdentified
-from p2pnode.host.reachability.core import Probe, Result
+from p2pnode.host.reachability.verdicts import Probe, Result
 from p2pnode.host.reachability.votes import network_of
 from p2pnode.protocols.autonat.client import AutonatClient
 from p2pnode.protocols.autonat.messages import PROTOCOL_V1

@@ -14,7 +14,7 @@ import trio
 from p2pnode.config import ReachabilitySettings
 from p2pnode.host import Reachability, ReachabilityChanged
 from p2pnode.host.node import NetworkHost
-from p2pnode.host.reachability.core import Result
+from p2pnode.host.reachability.verdicts import Result
 from p2pnode.protocols.autonat.messages import DialStatus, V1Status
 from p2pnode.protocols.autonat.service import ReachabilityProbed, ReachabilityService
 from p2pnode.protocols.identify.service import IdentifyService

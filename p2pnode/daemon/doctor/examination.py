@@ -25,8 +25,8 @@ from p2pnode.daemon.doctor.facts import (
     WayFacts,
 )
 from p2pnode.errors import P2PNodeError
-from p2pnode.host.reachability.nat_behaviour import Sighting, classify_mapping
 from p2pnode.host.portmap.service import PortMappingService
+from p2pnode.host.reachability.nat_behaviour import Sighting, classify_mapping
 from p2pnode.protocols.autonat.service import ReachabilityInfo
 from p2pnode.protocols.clock.core import PROTOCOL as CLOCK
 from p2pnode.protocols.clock.core import Offset, agreed

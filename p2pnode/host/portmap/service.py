@@ -24,12 +24,12 @@ from p2pnode.errors import PortMappingError
 from p2pnode.events import Event
 from p2pnode.host.interfaces import LocalPeerChanged
 from p2pnode.host.node import NetworkHost
-from p2pnode.host.reachability.observed import Place, tails_by_place
 from p2pnode.host.portmap.core import Leases
 from p2pnode.host.portmap.datagrams import NatPmpMapper, PcpMapper, hear_announcements
 from p2pnode.host.portmap.interfaces import Kind, Mapping, Port, PortMapper
 from p2pnode.host.portmap.route import Gateway, find_gateway
 from p2pnode.host.portmap.upnp import UpnpMapper
+from p2pnode.host.reachability.observed import Place, tails_by_place
 
 _KINDS: Final[dict[str, Kind]] = {"tcp": "tcp", "udp": "udp"}
 _SECRET: Final = b"p2pnode: nonces of port mappings"

@@ -1,1 +1,1 @@
-"""What a node finds out about itself: whether and where others reach it, and how its NAT behaves."""
+"""What a node finds out about itself: who can reach it, and how its NAT behaves."""

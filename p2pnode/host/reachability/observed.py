@@ -31,8 +31,8 @@ from multiaddr import Multiaddr
 
 from p2pnode.config import NetworkSettings
 from p2pnode.events import Event
-from p2pnode.host.reachability.nat_behaviour import Endpoint, Sighting
 from p2pnode.host.ranking import is_relayed
+from p2pnode.host.reachability.nat_behaviour import Endpoint, Sighting
 from p2pnode.wire.addresses import IpAddress, ip_of
 
 _IP6_GROUP_BITS: Final = 56

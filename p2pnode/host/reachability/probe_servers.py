@@ -1,6 +1,6 @@
 """Whom to ask whether others can reach this node: the peers that serve AutoNAT. Pure.
 
-`p2pnode.host.reachability.core` says what is asked, and what the answers count for.
+`p2pnode.host.reachability.verdicts` says what is asked, and what the answers count for.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Votes of networks on whether an address, or a family, can be reached, and their verdict. Pure.
 
-`p2pnode.host.reachability.core` says what the rules are for.
+`p2pnode.host.reachability.verdicts` says what the rules are for.
 """
 
 import ipaddress

@@ -18,7 +18,7 @@ from p2pnode.config import ReachabilitySettings
 from p2pnode.errors import ProtocolError, StreamResetError
 from p2pnode.host import Connection, ConnectionOpened, Host, Stream, finishing
 from p2pnode.host.budgets.rates import plain_ip
-from p2pnode.host.reachability.core import Probe, Result
+from p2pnode.host.reachability.verdicts import Probe, Result
 from p2pnode.protocols.autonat.core import dial_data_pieces
 from p2pnode.protocols.autonat.messages import (
     DIAL_BACK,

@@ -20,7 +20,7 @@ from p2pnode.config import ReachabilitySettings
 from p2pnode.errors import ProtocolError
 from p2pnode.host.budgets.rates import Rates, plain_ip
 from p2pnode.host.ranking import is_relayed
-from p2pnode.host.reachability.core import is_probeable
+from p2pnode.host.reachability.verdicts import is_probeable
 from p2pnode.host.reachability.votes import network_of
 from p2pnode.protocols.autonat.messages import MAX_DATA_PIECE, Addresses, DialData
 from p2pnode.wire.addresses import IpAddress

@@ -1,6 +1,6 @@
 """Finds out whether others can dial this node, and tells the rest of it.
 
-`p2pnode.host.reachability.core` says what to ask whom and when; this shell asks, and turns verdicts
+`p2pnode.host.reachability.verdicts` says what to ask whom and when; this shell asks, and turns verdicts
 into `ReachabilityChanged` and into what the host tells others about its addresses.
 """
 
@@ -23,7 +23,7 @@ from p2pnode.host import (
     ReachabilityChanged,
 )
 from p2pnode.host.budgets.rates import plain_ip
-from p2pnode.host.reachability.core import (
+from p2pnode.host.reachability.verdicts import (
     FAMILIES,
     Evidence,
     Probe,

@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from p2pnode.config import ReachabilitySettings
-from p2pnode.host.reachability.core import Result
+from p2pnode.host.reachability.verdicts import Result
 from p2pnode.protocols.autonat import server
 from p2pnode.protocols.autonat.messages import DIAL_REQUEST, DialStatus, V1Answer, V1Status
 from p2pnode.protocols.autonat.service import ReachabilityProbed

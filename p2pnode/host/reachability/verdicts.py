@@ -43,8 +43,8 @@ from multiaddr import Multiaddr
 from p2pnode.config import ReachabilitySettings
 from p2pnode.host.budgets.rates import plain_ip
 from p2pnode.host.interfaces import Reachability
-from p2pnode.host.reachability.probe_servers import ProbeServer, ProbeServers
 from p2pnode.host.ranking import is_relayed
+from p2pnode.host.reachability.probe_servers import ProbeServer, ProbeServers
 from p2pnode.host.reachability.votes import Finding, Network, Subject
 from p2pnode.wire.addresses import IpAddress
 from p2pnode.wire.peer_id import PeerId

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from p2pnode.config import ReachabilitySettings
 from p2pnode.host import Reachability
-from p2pnode.host.reachability.core import ReachabilityTracker, Result, is_probeable
+from p2pnode.host.reachability.verdicts import ReachabilityTracker, Result, is_probeable
 from p2pnode.host.reachability.votes import network_of
 from p2pnode.wire.addresses import parse_address
 from p2pnode.wire.keys import PrivateKey
