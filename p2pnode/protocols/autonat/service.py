@@ -1,7 +1,7 @@
 """Finds out whether others can dial this node, and tells the rest of it.
 
-`p2pnode.host.reachability.verdicts` says what to ask whom and when; this shell asks, and turns verdicts
-into `ReachabilityChanged` and into what the host tells others about its addresses.
+`p2pnode.host.reachability.verdicts` says what to ask whom and when; this shell asks, and turns
+verdicts into `ReachabilityChanged` and into what the host tells others about its addresses.
 """
 
 import random
