@@ -47,11 +47,10 @@ NATS = {"tcp": list(Nat), "quic": list(Nat) if IS_FULL else FEW}
 PAIRS = {kind: list(itertools.product(nats, nats)) for kind, nats in NATS.items()}
 
 
-@pytest.fixture(scope="module", params=LISTEN)
-def nodes(request, tmp_path_factory, eventually):
+@contextlib.contextmanager
+def nodes_over(transport, folder, eventually):
     """Two daemons behind each NAT; those in `callers` have called all those in `called`."""
-    folder = tmp_path_factory.mktemp("nodes")
-    listen, nats = LISTEN[request.param], NATS[request.param]
+    listen, nats = LISTEN[transport], NATS[transport]
     with Lab() as lab, contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
 
         def start(name, machine, *assignments):
@@ -73,21 +72,41 @@ def nodes(request, tmp_path_factory, eventually):
         daemons = list(pool.map(start_private, machines, names))
         callers = dict(zip(nats, daemons[: len(nats)], strict=True))
         called = dict(zip(nats, daemons[len(nats) :], strict=True))
-        list(pool.map(lambda pair: call(callers[pair[0]], called[pair[1]]), PAIRS[request.param]))
+        list(pool.map(lambda pair: call(callers[pair[0]], called[pair[1]]), PAIRS[transport]))
         yield callers, called
 
 
-@pytest.mark.parametrize(
-    ("nodes", "nat_a", "nat_b"),
-    [
-        pytest.param(kind, one, other, id=f"{kind}-{one.value}_x_{other.value}")
-        for kind, pairs in PAIRS.items()
-        for one, other in pairs
-    ],
-    indirect=["nodes"],
-    scope="module",
-)
-def test_holes_are_punched_where_they_can_be(nodes, eventually, ping, nat_a, nat_b):
+@pytest.fixture(scope="module")
+def over_tcp(tmp_path_factory, eventually):
+    with nodes_over("tcp", tmp_path_factory.mktemp("tcp"), eventually) as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def over_quic(tmp_path_factory, eventually):
+    with nodes_over("quic", tmp_path_factory.mktemp("quic"), eventually) as nodes:
+        yield nodes
+
+
+def each_pair(transport):
+    """Run a test for each pair of NATs, named by it."""
+    pairs = PAIRS[transport]
+    names = [f"{one.value}_x_{other.value}" for one, other in pairs]
+    return pytest.mark.parametrize(("nat_a", "nat_b"), pairs, ids=names)
+
+
+@each_pair("tcp")
+def test_holes_are_punched_over_tcp_where_they_can_be(over_tcp, eventually, ping, nat_a, nat_b):
+    check(over_tcp, eventually, ping, nat_a, nat_b)
+
+
+@each_pair("quic")
+def test_holes_are_punched_over_quic_where_they_can_be(over_quic, eventually, ping, nat_a, nat_b):
+    check(over_quic, eventually, ping, nat_a, nat_b)
+
+
+def check(nodes, eventually, ping, nat_a, nat_b):
+    """Nodes behind these two NATs come together, directly where that is possible."""
     callers, called = nodes
     ours, theirs = callers[nat_a], called[nat_b]
     if can_be_punched(nat_a, nat_b):
