@@ -54,6 +54,7 @@ class _Replica:
     look_at: float = -math.inf  # when somebody looks who serves the expert
     is_busy: bool = False  # somebody is looking
     has_followed: bool = False  # what is here came from the hosts, and nothing is its own
+    is_late: bool = False  # it is to be served as soon as it has a state
 
 
 class Following:
@@ -85,8 +86,14 @@ class Following:
         """Whether an expert was a replica, and is served now for a host that may come back."""
         return uid in self._stand_ins
 
-    def add(self, uid: Uid, *, has_state: bool) -> None:
-        """Let a hosted expert stand by; `has_state` says whether it could serve as it is."""
+    def add(self, uid: Uid, *, has_state: bool, is_late: bool = False) -> None:
+        """Let a hosted expert stand by.
+
+        Args:
+            uid: the expert.
+            has_state: whether it could serve as it is.
+            is_late: whether it is to serve beside its hosts as soon as it has a state of theirs.
+        """
         self._local.stand_aside([uid])
         self._stand_ins.discard(uid)
         standby = Standby(
@@ -96,7 +103,7 @@ class Following:
             lifetime=self._local.announcer.lifetime,
             has_state=has_state,
         )
-        self._replicas[uid] = _Replica(standby)
+        self._replicas[uid] = _Replica(standby, is_late=is_late)
         self._changed.set()
 
     async def promote(self, uid: Uid) -> None:
@@ -207,6 +214,9 @@ class Following:
                 keep_own=not replica.has_followed,
             )
             standby.has_state = replica.has_followed = True
+            if replica.is_late and self._is_current(replica):
+                del self._replicas[standby.uid]
+                await self._local.serve(standby.uid)
         except (RemoteError, LocalError) as error:
             self._tell(replica, error)
 

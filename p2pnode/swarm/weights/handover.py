@@ -23,9 +23,11 @@ from p2pnode.errors import (
     HostLostError,
     LocalError,
     OverloadedError,
+    P2PNodeError,
     PermissionDeniedError,
     ProtocolError,
     RemoteError,
+    StorageError,
     TransferError,
     UnknownExpertError,
 )
@@ -217,18 +219,25 @@ class Handovers:
 
     # --- taking ---------------------------------------------------------------------------------
 
-    async def catch_up(self, uids: Iterable[Uid]) -> None:
+    async def catch_up(self, uids: Iterable[Uid]) -> list[Uid]:
         """Before some experts are served: take over what others have learnt meanwhile.
 
         From replicas that stand in they are taken; of other hosts the newest state is adopted, in
         the codec that is declared for the swarm.
-        Where that fails, an event says so, and the experts are to be served as they are.
+        Where that fails, an event says so, and the experts are to be served as they are, but for
+        those that have learnt nothing here while this node's disk takes no state of others. What
+        others say alone keeps nobody from serving.
+
+        Returns:
+            The experts that had better not be served before they have a state.
         """
+        without_room: list[Uid] = []
 
         async def catch_up(uid: Uid) -> None:
             async with self._limiter:
                 with trio.move_on_after(self._settings.handover_timeout) as scope:
-                    await self._catch_up(uid)
+                    if not await self._catch_up(uid):
+                        without_room.append(uid)
                 if scope.cancelled_caught:
                     self._tell_behind(uid, "it took too long")
 
@@ -241,29 +250,34 @@ class Handovers:
         async with trio.open_nursery() as nursery:
             for uid in uids:
                 nursery.start_soon(catch_up, uid)
+        return without_room
 
-    async def _catch_up(self, uid: Uid) -> None:
+    async def _catch_up(self, uid: Uid) -> bool:
+        """Take over an expert's state; False if it lacks one only for want of room on the disk."""
         kept: dict[PeerId, int] = {}
-        failures: list[str] = []
+        failures: list[P2PNodeError] = []
         for peer_id in await self._local.hosts(uid):
             try:
                 steps = await self._claim(uid, peer_id)
             except (RemoteError, LocalError) as error:
-                failures.append(str(error))
+                failures.append(error)
                 continue
             if steps is None:
-                return
+                return True
             kept[peer_id] = steps
-        best = max(kept, key=lambda peer_id: kept[peer_id], default=None)
-        try:
-            if best is not None and kept[best] > self._local.experts.steps(uid):
-                codec = self._local.codec(uid)
-                head = await self._local.client.head(best, uid, codec=codec)
-                await self._local.adopt(uid, head.name, head.steps, [best], keep_own=True)
-        except (RemoteError, LocalError) as error:
-            failures.append(str(error))
+        for peer_id in sorted(kept, key=lambda each: -kept[each]):
+            if kept[peer_id] <= self._local.experts.steps(uid):
+                break
+            try:
+                head = await self._local.client.head(peer_id, uid, codec=self._local.codec(uid))
+                await self._local.adopt(uid, head.name, head.steps, [peer_id], keep_own=True)
+                break
+            except (RemoteError, LocalError) as error:
+                failures.append(error)
         if failures:
-            self._tell_behind(uid, "; ".join(failures))
+            self._tell_behind(uid, "; ".join(map(str, failures)))
+        has_room = not any(isinstance(each, StorageError) for each in failures)
+        return has_room or self._local.experts.steps(uid) > 0
 
     async def _claim(self, uid: Uid, peer_id: PeerId) -> int | None:
         """Take an expert from a replica that stands in; another host says how many steps it has."""

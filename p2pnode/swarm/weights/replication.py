@@ -118,11 +118,17 @@ class Replication:
         self._following.add(uid, has_state=has_state)
 
     async def serve(self, uids: Iterable[Uid]) -> None:
-        """Serve experts, after those have been asked who serve them already."""
-        uids = list(uids)
-        await self._handovers.catch_up(uids)
-        self.local.gate.open(uids)
-        self.local.announcer.add(uids)
+        """Serve experts, after those have been asked who serve them already.
+
+        Those for whose newer state the disk has no room, and that have learnt nothing here, stand
+        by until it has: they would begin with fresh weights.
+        """
+        late = await self._handovers.catch_up(uids := list(uids))
+        for uid in late:
+            self._following.add(uid, has_state=False, is_late=True)
+        ready = [uid for uid in uids if uid not in late]
+        self.local.gate.open(ready)
+        self.local.announcer.add(ready)
 
     async def leave(self, uids: Iterable[Uid]) -> list[Uid]:
         """Hand over what is served here, or withdraw what nobody takes; see `Handovers.leave`."""

@@ -9,7 +9,7 @@ import trio
 
 from p2pnode.clock import bind_wall_time_to_trio
 from p2pnode.config import Settings
-from p2pnode.errors import CheckpointError, UnknownExpertError
+from p2pnode.errors import CheckpointError, StorageError, TransferError, UnknownExpertError
 from p2pnode.experts.events import VersionSetAside
 from p2pnode.experts.runtime import compute_inline
 from p2pnode.experts.service import ExpertHost
@@ -25,6 +25,7 @@ from p2pnode.swarm.places import NAMESPACE
 from p2pnode.swarm.weights.following import ReplicaFailed, ReplicaTookOver
 from p2pnode.swarm.weights.gate import Gate
 from p2pnode.swarm.weights.handover import CatchUpFailed, ExpertHandedOver, HandoverFailed
+from p2pnode.swarm.weights.local import LocalExperts
 from p2pnode.swarm.weights.replication import Replication
 from p2pnode.swarm.weights.standby import distance
 from p2pnode.testing.light import light_hosts
@@ -350,6 +351,58 @@ async def test_a_second_host_starts_with_what_the_first_one_has_learnt(net, auto
             await trainer.step()
         await second.serve()
         assert (first.is_serving, second.is_serving) == (True, True)
+        assert equal(await second.state(), await first.state())
+
+
+async def test_a_host_whose_disk_is_full_serves_no_fresh_weights_until_there_is_room(
+    net, monkeypatch, autojump_clock
+):
+    async with net() as here:
+        await here.add()
+        first, second = await here.add(), await here.add()
+        await first.serve()
+        trainer = await here.trainer()
+        await trainer.step()
+        adopt = LocalExperts.adopt
+
+        async def fail(_self, _uid, *_state, **_options):
+            await trio.lowlevel.checkpoint()
+            raise StorageError("no space left")
+
+        monkeypatch.setattr(LocalExperts, "adopt", fail)
+        with second.host.events.subscribe(CatchUpFailed) as failures:
+            await second.serve()
+            assert "no space left" in (await failures.get()).reason
+        await trio.sleep(60)
+        assert (second.steps, second.is_serving) == (0, False)
+        monkeypatch.setattr(LocalExperts, "adopt", adopt)
+        await until(lambda: second.is_serving, within=20)
+        assert first.is_serving
+        assert equal(await second.state(), await first.state())
+        assert not second.replication._following.stands_in(UID)  # it is a host like others
+
+
+async def test_a_peer_that_boasts_keeps_no_host_from_the_state_of_another_one(
+    net, monkeypatch, autojump_clock
+):
+    async with net() as here:
+        await here.add()
+        first, boaster, second = [await here.add() for _ in range(3)]
+        await first.serve()
+        trainer = await here.trainer()
+        await trainer.step()
+        await boaster.serve()
+        monkeypatch.setattr(boaster.replication.local.experts, "steps", lambda _uid: 10**6)
+        adopt = LocalExperts.adopt
+
+        async def distrust(self, uid, name, steps, holders, **options):
+            if holders == [boaster.peer_id]:
+                raise TransferError("what it gave is not what it said")
+            return await adopt(self, uid, name, steps, holders, **options)
+
+        monkeypatch.setattr(LocalExperts, "adopt", distrust)
+        await second.serve()
+        assert (second.steps, second.is_serving) == (1, True)
         assert equal(await second.state(), await first.state())
 
 
